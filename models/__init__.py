@@ -1,0 +1,1 @@
+"""Training, evaluation and prediction of lesion segmentation networks with spatially covariant heads."""
