@@ -1,0 +1,23 @@
+"""Spatially covariant segmentation heads that cost nothing.
+
+``FusedSCP`` replaces a segmentation network's last 1×1 convolution by the spatially covariant pixel-aligned classifier
+(SCP) of "Spatially Covariant Lesion Segmentation" (IJCAI 2023), without its per-pixel weights ever being materialized.
+"""
+
+# The package of backends is imported first, so that the function of the same name is what `scp_kernels.backends` means.
+import scp_kernels.backends  # noqa: F401
+from scp_kernels.dispatch import BackendStatus, BackendUnavailable, backends
+from scp_kernels.functional import scp
+from scp_kernels.module import FusedSCP
+from scp_kernels.reference import scp_reference
+from scp_kernels.version import __version__
+
+__all__ = [
+    "BackendStatus",
+    "BackendUnavailable",
+    "FusedSCP",
+    "__version__",
+    "backends",
+    "scp",
+    "scp_reference",
+]

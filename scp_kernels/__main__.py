@@ -1,0 +1,53 @@
+"""``python -m scp_kernels``: versions, what was built at install and what was not, and why each backend can or cannot run."""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+from typing import Any
+
+import torch
+
+from scp_kernels import __version__, backends
+from scp_kernels.backends.library import build_record
+
+
+def report() -> dict[str, Any]:
+    """All that a bug report should say about an installation, as plain data."""
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = None
+    return {
+        "scp_kernels": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "triton": triton,
+        "build": build_record(),
+        "backends": {name: {"usable": s.usable, "reason": s.reason} for name, s in backends().items()},
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m scp_kernels", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    found = report()
+    if parser.parse_args().json:
+        print(json.dumps(found, indent=2))
+        return 0
+    print(f"scp_kernels {found['scp_kernels']}, Python {found['python']}, {found['platform']}")
+    print(f"torch {found['torch']} (CUDA {found['torch_cuda'] or 'none'}), triton {found['triton'] or 'not installed'}")
+    print("\nBuilt at install:")
+    for name, state in found["build"].items():
+        print(f"  {name:<10}{state}")
+    print('\nBackends, in the order in which "auto" tries them:')
+    for name, state in found["backends"].items():
+        print(f"  {name:<10}{'usable' if state['usable'] else 'not usable: ' + state['reason']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Argument checks: every error names the argument, what was expected and what came, before anything runs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scp_kernels.problem import POSITIONS, identity_affine, position_dtype
+
+PHI_NAMES = ("w1", "b1", "w2", "b2", "w3", "b3")
+
+ArrayLike = Tensor | Sequence[Any]
+
+
+def check_tensors(
+    features: Tensor, phi: Sequence[Tensor], residual: Tensor | None, bias: Tensor | None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Check X and the parameters; return Φ and w_r with their weights as matrices."""
+    _check_floating("features", features)
+    if features.ndim not in (4, 5):
+        raise ValueError(f"features: expected [B, C, H, W] or [B, C, D, H, W], got shape {_shape(features)}")
+    dims, channels = features.ndim - 2, features.shape[1]
+    if channels == 0:
+        raise ValueError("features: expected at least one channel, got none")
+    if not isinstance(phi, Sequence) or len(phi) != 6:
+        raise ValueError(f"phi: expected the six tensors (w1, b1, w2, b2, w3, b3), got {_describe(phi)}")
+    named = dict(zip(PHI_NAMES, phi, strict=True))
+    for name, tensor in named.items():
+        _check_floating(name, tensor)
+    if residual is not None:
+        named["residual"] = residual
+        _check_floating("residual", residual)
+    if bias is not None:
+        named["bias"] = bias
+        _check_floating("bias", bias)
+    dtype = named["w1"].dtype
+    for name, tensor in named.items():
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype} as w1 has (all parameters share a dtype), got {tensor.dtype}")
+        if tensor.device != features.device:
+            raise ValueError(f"{name}: expected on {features.device} as features are, got on {tensor.device}")
+    for name in ("w1", "w2", "w3", "residual"):
+        if name in named:
+            named[name] = _as_matrix(name, named[name])
+
+    h1, h2, outputs = (named[name].shape[0] for name in ("w1", "w2", "w3"))
+    if outputs == 0 or outputs % channels:
+        raise ValueError(
+            f"w3: expected N·C rows for features of C = {channels} channels (N = number of classes), got {outputs}"
+        )
+    num_classes = outputs // channels
+    if residual is None:
+        named["residual"] = features.new_zeros((num_classes, channels), dtype=dtype)
+    expected = {
+        "w1": (h1, 2 * dims), "b1": (h1,), "w2": (h2, h1), "b2": (h2,), "w3": (outputs, h2), "b3": (outputs,),
+        "residual": (num_classes, channels), "bias": (num_classes,),
+    }  # fmt: skip
+    for name, tensor in named.items():
+        if tuple(tensor.shape) != expected[name]:
+            raise ValueError(
+                f"{name}: expected shape {list(expected[name])} for features {_shape(features)}, got {_shape(tensor)}"
+            )
+    return tuple(named[name] for name in PHI_NAMES), named["residual"]
+
+
+def check_position(
+    features: Tensor, origin: Any, affine: Any, extent: Any, position: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """Check the position map; return affine and extent as float64 tensors on the features' device, None if default."""
+    if position not in POSITIONS:
+        raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
+    if origin is not None and affine is not None:
+        raise ValueError("origin, affine: expected at most one of the two (origin is the shorthand for a plain crop)")
+    dims = features.ndim - 2
+    if origin is not None:
+        offset = _as_position_tensor("origin", origin, features, (dims,))
+        affine = identity_affine(dims, features.device).expand(*offset.shape[:-1], dims, dims + 1).clone()
+        affine[..., -1] = offset
+    elif affine is not None:
+        affine = _as_position_tensor("affine", affine, features, (dims, dims + 1))
+    if extent is not None:
+        # Sizes given as numbers are checked; a tensor's are not read, which on a GPU would wait for it.
+        if not isinstance(extent, Tensor) and not all(size > 0 for size in _flat(extent)):
+            raise ValueError(f"extent: expected positive sizes in pixels, got {extent}")
+        extent = _as_position_tensor("extent", extent, features, (dims,))
+    return affine, extent
+
+
+def _as_position_tensor(name: str, value: Any, features: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``value`` as a tensor of ``shape``, or of ``[B, *shape]``: one a sample."""
+    device = features.device
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise ValueError(f"{name}: positions are not differentiable, got a tensor that requires grad")
+        if value.dtype.is_complex or value.dtype == torch.bool:
+            raise TypeError(f"{name}: expected real numbers, got {value.dtype}")
+        tensor = value.to(device=device, dtype=position_dtype(device))
+    else:
+        try:
+            tensor = torch.tensor(value, device=device, dtype=position_dtype(device))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name}: expected numbers of shape {list(shape)}, got {value!r}") from error
+    if tuple(tensor.shape) not in (shape, (features.shape[0], *shape)):
+        raise ValueError(
+            f"{name}: expected shape {list(shape)}, or {[features.shape[0], *shape]} for one a sample, "
+            f"got {_shape(tensor)}"
+        )
+    return tensor
+
+
+def _check_floating(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {tensor.dtype}")
+
+
+def _as_matrix(name: str, weight: Tensor) -> Tensor:
+    """A linear layer's weight as it is; a 1×1 convolution's without its trailing axes."""
+    if weight.ndim < 2 or any(size != 1 for size in weight.shape[2:]):
+        raise ValueError(
+            f"{name}: expected the weight of a linear layer or of a 1×1 convolution, got shape {_shape(weight)}"
+        )
+    return weight.flatten(1) if weight.ndim > 2 else weight
+
+
+def _flat(values: Any) -> list[Any]:
+    return [v for value in values for v in _flat(value)] if isinstance(values, Sequence) else [values]
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def _describe(value: Any) -> str:
+    return f"{len(value)} of them" if isinstance(value, Sequence) else type(value).__name__

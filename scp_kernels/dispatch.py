@@ -1,0 +1,133 @@
+"""Which backend runs a call: one ordered list, and a reason for each that cannot."""
+
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from scp_kernels.problem import Problem
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend asked for by name cannot run the call; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can be used on this machine, and if not, why not."""
+
+    usable: bool
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return "usable" if self.usable else f"not usable: {self.reason}"
+
+
+class Backend(Protocol):
+    """The few functions that every compiled backend offers. Reasons are sentences; None means "yes"."""
+
+    name: str
+
+    def unusable(self) -> str | None:
+        """Why this machine cannot run the backend at all (not built, no driver …)."""
+
+    def cannot_run(self, problem: Problem) -> str | None:
+        """Why a usable backend does not take this call (device, dtype …)."""
+
+    def forward(
+        self,
+        features: Tensor,
+        phi: tuple[Tensor, ...],
+        residual: Tensor,
+        bias: Tensor | None,
+        coefficients: Tensor,
+        problem: Problem,
+    ) -> Tensor:
+        """Logits ``[B, N, *spatial]``, contiguous, in the features' dtype.
+
+        ``phi`` is ``(w2, b2, w3, b3)``; it, ``residual`` ``[N, C]`` and ``bias`` ``[N]`` are contiguous and in
+        ``problem.compute_dtype``. ``coefficients`` ``[G, h₁, d + 1]`` (float64) stand for the first layer: see
+        :func:`scp_kernels.problem.first_layer_coefficients`. Never called for an empty problem.
+        """
+
+    def backward(
+        self,
+        grad_logits: Tensor,
+        features: Tensor,
+        phi: tuple[Tensor, ...],
+        residual: Tensor,
+        coefficients: Tensor,
+        problem: Problem,
+        needs_features: bool,
+        needs_parameters: bool,
+    ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+        """Gradient of the features (in their dtype and strides), and those of ``(coefficients, w2, b2, w3, b3)``.
+
+        The coefficients' gradient is ``[G, h₁, d + 1]`` in float64; the others are in ``compute_dtype``. The gradient
+        of ``residual`` is that of ``b3``, and β's is a plain sum of ``grad_logits``: neither is the backend's work.
+        """
+
+
+class NotBuilt:
+    """A backend that this version, or this installation, does not have."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self._reason = reason
+
+    def unusable(self) -> str:
+        return self._reason
+
+    def cannot_run(self, problem: Problem) -> str:
+        return self._reason
+
+    def forward(self, *args: object) -> Tensor:
+        raise BackendUnavailable(self._reason)
+
+    def backward(self, *args: object) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+        raise BackendUnavailable(self._reason)
+
+
+# In the order in which "auto" tries them; "reference", plain PyTorch, always runs and comes last.
+BACKENDS: dict[str, Backend] = {
+    "triton": NotBuilt("triton", "not built: this version has no Triton kernels"),
+    "cuda": NotBuilt("cuda", "not built: this version has no CUDA kernels"),
+    "cpu": NotBuilt("cpu", "not built: this version has no CPU kernels"),
+}
+NAMES = (*BACKENDS, "reference")
+ENVIRONMENT_VARIABLE = "SCP_BACKEND"
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Every backend, in the order in which ``backend="auto"`` tries them: usable or not, and why not."""
+    reasons = {name: backend.unusable() for name, backend in BACKENDS.items()}
+    status = {name: BackendStatus(usable=reason is None, reason=reason) for name, reason in reasons.items()}
+    return {**status, "reference": BackendStatus(usable=True)}
+
+
+def select(problem: Problem, backend: str) -> str:
+    """Name of the backend that runs the call.
+
+    ``"auto"`` (or what the environment variable ``SCP_BACKEND`` puts in its place) is the first of the list that can;
+    a name is that backend or an error.
+
+    Raises:
+        ValueError: no backend has this name.
+        BackendUnavailable: the backend named cannot run here, or not this call.
+    """
+    source = "backend"
+    if backend == "auto" and (override := os.environ.get(ENVIRONMENT_VARIABLE)):
+        backend, source = override, ENVIRONMENT_VARIABLE
+    if backend == "auto":
+        return next((name for name in BACKENDS if _reason(name, problem) is None), "reference")
+    if backend not in NAMES:
+        raise ValueError(f"{source}: expected 'auto' or one of {NAMES}, got {backend!r}")
+    if backend != "reference" and (reason := _reason(backend, problem)) is not None:
+        raise BackendUnavailable(f"{source}={backend!r}: {reason}")
+    return backend
+
+
+def _reason(name: str, problem: Problem) -> str | None:
+    backend = BACKENDS[name]
+    return backend.unusable() or backend.cannot_run(problem)

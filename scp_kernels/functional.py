@@ -1,0 +1,80 @@
+"""``scp()``: argument checks, then the chosen backend."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scp_kernels import dispatch, ops
+from scp_kernels.checks import ArrayLike, check_position, check_tensors
+from scp_kernels.problem import Problem, identity_affine, position_matrix
+from scp_kernels.reference import scp_reference
+
+
+def scp(
+    features: Tensor,
+    phi: Sequence[Tensor],
+    residual: Tensor | None,
+    bias: Tensor | None = None,
+    *,
+    origin: ArrayLike | None = None,
+    affine: ArrayLike | None = None,
+    extent: ArrayLike | None = None,
+    position: str = "pixels",
+    backend: str = "auto",
+) -> Tensor:
+    """Logits of the spatially covariant pixel-aligned classifier (paper, eqs. 5, 12, 13).
+
+    ``Y[b,n,i,j] = Σ_c (Φ(S_ij)[n,c] + w_r[n,c])·X[b,c,i,j] (+ β[n])`` with ``S_ij = (i, j, H − i, W − j)``.
+
+    Args:
+        features: X, ``[B, C, H, W]`` or ``[B, C, D, H, W]``; float64, float32, float16 or bfloat16, any strides.
+        phi: the six tensors ``(w1, b1, w2, b2, w3, b3)`` of Φ, shapes ``[h₁, 2d] [h₁] [h₂, h₁] [h₂] [N·C, h₂] [N·C]``;
+            weights may carry the trailing axes of 1×1 convolutions. Output ``n·C + c`` of Φ is ``W[n, c]``.
+        residual: w_r, ``[N, C]`` (or a 1×1 convolution's weight); None: no residual, and N follows from ``w3``.
+        bias: β, ``[N]``; None is the paper's form.
+        origin: ``[d]`` or ``[B, d]``: index in the full image of the map's first pixel, for a plain crop.
+        affine: ``[d, d + 1]`` or ``[B, d, d + 1]``: maps an index ``(i, j, 1)`` of the feature map to its index in the
+            full image, for crops, flips, rotations and scalings. Not differentiable. Excludes ``origin``.
+        extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size.
+        position: ``"pixels"`` (eq. 5 as printed) or ``"centered"`` (``2·S/extent − 1``, better conditioned to train).
+        backend: ``"auto"`` (the fastest that can run), or ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
+
+    Returns:
+        Logits ``[B, N, *spatial]`` in the features' dtype; positions, Φ and accumulation are at least float32.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the message; raised before
+            anything runs.
+        scp_kernels.BackendUnavailable: a backend asked for by name cannot run this call; the message says why.
+    """
+    phi, residual = check_tensors(features, phi, residual, bias)
+    affine, extent = check_position(features, origin, affine, extent, position)
+    dtype = torch.promote_types(torch.promote_types(features.dtype, phi[0].dtype), torch.float32)
+    per_sample = (affine is not None and affine.ndim == 3) or (extent is not None and extent.ndim == 2)
+    problem = Problem(
+        batch=features.shape[0],
+        channels=features.shape[1],
+        num_classes=residual.shape[0],
+        hidden=(phi[0].shape[0], phi[2].shape[0]),
+        spatial_shape=tuple(features.shape[2:]),
+        groups=features.shape[0] if per_sample else 1,
+        dtype=features.dtype,
+        compute_dtype=dtype,
+        device=features.device,
+    )
+    chosen = dispatch.select(problem, backend)
+    if chosen == "reference":
+        return scp_reference(features, phi, residual, bias, affine=affine, extent=extent, position=position)
+    matrix = position_matrix(*_complete(affine, extent, problem), position)
+    return ops.scp_forward(features, *phi, residual, bias, matrix, chosen)
+
+
+def _complete(affine: Tensor | None, extent: Tensor | None, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Both halves of the position map, with the defaults (identity, the map's own size) filled in."""
+    if affine is None:
+        affine = identity_affine(problem.spatial_dims, problem.device)
+    if extent is None:
+        sizes = [torch.full((), s, dtype=affine.dtype, device=affine.device) for s in problem.spatial_shape]
+        extent = torch.stack(sizes)
+    return affine, extent

@@ -1,0 +1,276 @@
+"""``FusedSCP``: parameters, initialisation, state_dict."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scp_kernels import reference
+from scp_kernels.checks import ArrayLike, check_position, check_tensors
+from scp_kernels.functional import scp
+from scp_kernels.problem import POSITIONS
+
+
+class FusedSCP(nn.Module):
+    """Spatially covariant pixel-aligned classifier: a segmentation head with its own weights at every pixel.
+
+    In the place of a last 1×1 convolution: ``Y_ij = (Φ(S_ij) + w_r)ᵀ X_ij (+ β)`` (paper, eqs. 5, 12, 13), where
+    ``S_ij = (i, j, H − i, W − j)`` is the pixel's distance to the borders and Φ a small ReLU network.
+
+    The defaults are the paper's plain form. For training, ``position="centered", zero_init=True, bias=True`` is
+    recommended: the head then starts as the plain 1×1 classifier ``w_r`` on well-scaled positions.
+
+    Args:
+        in_channels: C, channels of the features.
+        num_classes: N, channels of the logits.
+        hidden_channels: widths of Φ's hidden layers, one number or ``(h₁, h₂)``; None: ``8·C``.
+        spatial_dims: 2 for ``[B, C, H, W]``, 3 for ``[B, C, D, H, W]``.
+        position: ``"pixels"`` (eq. 5) or ``"centered"`` (``2·S/extent − 1``).
+        zero_init: zero Φ's last layer, so that W starts at 0 and the head as the plain classifier.
+        bias: add β ``[N]`` to the logits.
+        bias_init: β's initial value, one number or one a class; the log-odds of a rare class keep it from flooding.
+        backend: ``"auto"`` or a name of :func:`scp_kernels.backends`.
+        device, dtype: of the parameters.
+
+    Attributes:
+        phi: ``nn.Sequential(Linear, ReLU, Linear, ReLU, Linear)``; output ``n·C + c`` is ``W[n, c]``.
+        residual: w_r, ``nn.Linear(C, N, bias=False)``, or None where :meth:`from_layers` was given none.
+        bias: β, a parameter ``[N]``, or None.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int = 1,
+        hidden_channels: int | tuple[int, int] | None = None,
+        *,
+        spatial_dims: int = 2,
+        position: str = "pixels",
+        zero_init: bool = False,
+        bias: bool = False,
+        bias_init: float | Sequence[float] = 0.0,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if hidden_channels is None:
+            hidden_channels = 8 * in_channels
+        h1, h2 = (hidden_channels, hidden_channels) if isinstance(hidden_channels, int) else hidden_channels
+        for name, value in {
+            "in_channels": in_channels,
+            "num_classes": num_classes,
+            "hidden_channels": min(h1, h2),
+        }.items():
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims}")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        phi = nn.Sequential(
+            nn.Linear(2 * spatial_dims, h1, **factory),
+            nn.ReLU(),
+            nn.Linear(h1, h2, **factory),
+            nn.ReLU(),
+            nn.Linear(h2, num_classes * in_channels, **factory),
+        )
+        residual = nn.Linear(in_channels, num_classes, bias=False, **factory)
+        beta = nn.Parameter(torch.empty(num_classes, **factory)) if bias else None
+        self._adopt(phi, residual, beta, in_channels, num_classes, position, backend)
+        self.zero_init = zero_init
+        self.bias_init = bias_init
+        self._initialise_last_layer_and_bias()
+
+    def _adopt(
+        self,
+        phi: nn.Sequential,
+        residual: nn.Module | None,
+        bias: nn.Parameter | None,
+        in_channels: int,
+        num_classes: int,
+        position: str,
+        backend: str,
+    ) -> None:
+        self.phi = phi
+        self.residual = residual
+        self.register_parameter("bias", bias)
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.hidden_channels = (phi[0].weight.shape[0], phi[2].weight.shape[0])
+        self.spatial_dims = phi[0].weight.shape[1] // 2
+        self.position = position
+        self.backend = backend
+        self.zero_init = False
+        self.bias_init: float | Sequence[float] = 0.0
+        self.register_load_state_dict_pre_hook(_match_linear_and_convolution)
+        # Wrong names are told at construction, not at the first batch.
+        if position not in POSITIONS:
+            raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
+
+    @classmethod
+    def from_layers(
+        cls,
+        phi: nn.Sequential,
+        residual: nn.Module | None = None,
+        *,
+        in_channels: int | None = None,
+        position: str = "pixels",
+        backend: str = "auto",
+    ) -> "FusedSCP":
+        """A head that shares the weights of ordinary layers, the way the paper's Φ is usually written.
+
+        Args:
+            phi: ``Sequential(layer, ReLU, layer, ReLU, layer)`` of ``nn.Linear`` or 1×1 convolutions with biases, from
+                the 4 (2-D) or 6 (3-D) position channels to N·C. The module itself becomes ``head.phi``.
+            residual: ``nn.Linear`` or 1×1 convolution from C to N without bias, or None for no residual. The module
+                itself becomes ``head.residual``.
+            in_channels: C; needed only where ``residual`` is None and N > 1 (None then means N = 1).
+            position, backend: as in the constructor.
+
+        Raises:
+            ValueError: a structure other than this, naming what was found.
+        """
+        _check_layers(phi)
+        outputs = phi[4].weight.shape[0]
+        if residual is not None:
+            _check_layer("residual", residual)
+            if getattr(residual, "bias", None) is not None:
+                raise ValueError(
+                    "residual: expected no bias (β is a parameter of FusedSCP itself), got a layer with one"
+                )
+            num_classes, channels = residual.weight.shape[:2]
+            if in_channels not in (None, channels):
+                raise ValueError(f"in_channels: expected {channels} as residual has, got {in_channels}")
+        else:
+            channels = outputs if in_channels is None else in_channels
+            num_classes = outputs // channels
+        if num_classes * channels != outputs:
+            raise ValueError(f"phi: expected N·C = {num_classes}·{channels} outputs of its last layer, got {outputs}")
+        head = cls.__new__(cls)
+        nn.Module.__init__(head)
+        head._adopt(phi, residual, None, channels, num_classes, position, backend)
+        return head
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters again, as the constructor does."""
+        for layer in (self.phi[0], self.phi[2], self.phi[4], self.residual):
+            if layer is not None:
+                layer.reset_parameters()
+        self._initialise_last_layer_and_bias()
+
+    @torch.no_grad()
+    def _initialise_last_layer_and_bias(self) -> None:
+        if self.zero_init:
+            self.phi[4].weight.zero_()
+            self.phi[4].bias.zero_()
+        if self.bias is not None:
+            values = torch.as_tensor(self.bias_init, dtype=self.bias.dtype, device=self.bias.device)
+            if values.shape not in ((), self.bias.shape):
+                raise ValueError(f"bias_init: expected a number or {self.num_classes} of them, got {self.bias_init}")
+            self.bias.copy_(values.expand_as(self.bias))
+
+    def _phi_tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for k in (0, 2, 4) for tensor in (self.phi[k].weight, self.phi[k].bias))
+
+    def _residual_tensor(self) -> Tensor | None:
+        return None if self.residual is None else self.residual.weight
+
+    def forward(
+        self,
+        features: Tensor,
+        *,
+        origin: ArrayLike | None = None,
+        affine: ArrayLike | None = None,
+        extent: ArrayLike | None = None,
+    ) -> Tensor:
+        """Logits ``[B, N, *spatial]`` of features ``[B, C, *spatial]``; arguments and errors as in :func:`scp`."""
+        if features.ndim - 2 != self.spatial_dims:
+            raise ValueError(
+                f"features: expected {self.spatial_dims + 2} axes for spatial_dims={self.spatial_dims}, "
+                f"got shape {list(features.shape)}"
+            )
+        if features.shape[1] != self.in_channels:
+            raise ValueError(f"features: expected {self.in_channels} channels, got shape {list(features.shape)}")
+        return scp(
+            features,
+            self._phi_tensors(),
+            self._residual_tensor(),
+            self.bias,
+            origin=origin,
+            affine=affine,
+            extent=extent,
+            position=self.position,
+            backend=self.backend,
+        )
+
+    def weight_field(
+        self,
+        spatial_shape: Iterable[int],
+        *,
+        origin: ArrayLike | None = None,
+        affine: ArrayLike | None = None,
+        extent: ArrayLike | None = None,
+    ) -> Tensor:
+        """``W + w_r`` at every pixel, ``[N, C, *spatial_shape]``: for plots, and differentiable.
+
+        This is the tensor that the operator never makes; its memory is N·C·H·W numbers. Position arguments as in
+        :func:`scp`, shared ones only.
+        """
+        shape = tuple(spatial_shape)
+        phi = self._phi_tensors()
+        features = phi[0].new_empty((1, self.in_channels, *shape))
+        if len(shape) != self.spatial_dims:
+            raise ValueError(f"spatial_shape: expected {self.spatial_dims} sizes, got {shape}")
+        phi, residual = check_tensors(features, phi, self._residual_tensor(), self.bias)
+        affine, extent = check_position(features, origin, affine, extent, self.position)
+        s = reference.positions(shape, affine=affine, extent=extent, position=self.position, device=features.device)
+        return reference.weight_field(s.to(phi[0].dtype), phi, residual)[0].unflatten(-1, shape)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.num_classes}, hidden_channels={self.hidden_channels}, "
+            f"spatial_dims={self.spatial_dims}, position={self.position!r}, bias={self.bias is not None}, "
+            f"backend={self.backend!r}"
+        )
+
+
+def _check_layers(phi: nn.Module) -> None:
+    """Check that ``phi`` is (layer, ReLU, layer, ReLU, layer) with fitting widths."""
+    found = [type(layer).__name__ for layer in phi] if isinstance(phi, nn.Sequential) else type(phi).__name__
+    if not isinstance(phi, nn.Sequential) or len(phi) != 5 or not all(isinstance(phi[k], nn.ReLU) for k in (1, 3)):
+        raise ValueError(f"phi: expected Sequential(layer, ReLU, layer, ReLU, layer), got {found}")
+    for k in (0, 2, 4):
+        _check_layer(f"phi[{k}]", phi[k])
+        if phi[k].bias is None:
+            raise ValueError(f"phi[{k}]: expected a layer with a bias, got {phi[k]}")
+    if phi[0].weight.shape[1] not in (4, 6):
+        raise ValueError(f"phi[0]: expected 4 (2-D) or 6 (3-D) position channels, got {phi[0].weight.shape[1]}")
+    for k in (2, 4):
+        if phi[k].weight.shape[1] != phi[k - 2].weight.shape[0]:
+            raise ValueError(f"phi[{k}]: expected {phi[k - 2].weight.shape[0]} inputs, got {phi[k]}")
+
+
+def _check_layer(name: str, layer: nn.Module) -> None:
+    """Check that a layer applies one matrix to each pixel's channels."""
+    pointwise = isinstance(layer, nn.Linear) or (
+        isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        and set(layer.kernel_size) == {1}
+        and set(layer.stride) == {1}
+        and layer.groups == 1
+        and (layer.padding == "valid" or layer.padding == "same" or set(layer.padding) == {0})
+    )
+    if not pointwise:
+        raise ValueError(f"{name}: expected nn.Linear or a 1×1 convolution, got {layer}")
+
+
+def _match_linear_and_convolution(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Let a checkpoint of 1×1 convolutions load into linear layers, and the other way round."""
+    own: Mapping[str, Tensor] = dict(module.named_parameters())
+    for name in ("phi.0.weight", "phi.2.weight", "phi.4.weight", "residual.weight"):
+        key = prefix + name
+        given, wanted = state_dict.get(key), own.get(name)
+        if given is None or wanted is None or given.ndim == wanted.ndim or given.ndim < 2:
+            continue
+        if given.shape[:2] == wanted.shape[:2] and given.numel() == wanted.numel():
+            state_dict[key] = given.reshape(wanted.shape)

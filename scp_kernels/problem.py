@@ -1,0 +1,117 @@
+"""The frozen description of one call of the operator: sizes, widths, dtypes, and the position map.
+
+Everything that a caller can say about positions (``origin``, ``affine``, ``extent``, ``position``) ends up in one
+matrix P with ``S(i, j) = P · (i, j, 1)``. The first layer of Φ is therefore itself affine in the pixel index, with the
+coefficients ``W₁·P + (0, b₁)``: this is all that a kernel has to know about positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+POSITIONS = ("pixels", "centered")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a backend needs to know to decide whether, and how, it runs a call."""
+
+    batch: int
+    channels: int
+    num_classes: int
+    hidden: tuple[int, int]
+    spatial_shape: tuple[int, ...]
+    groups: int
+    """Number of position maps: 1 (shared by the batch) or ``batch`` (one a sample)."""
+    dtype: torch.dtype
+    """Dtype of the features, and of the logits."""
+    compute_dtype: torch.dtype
+    """Dtype of positions, Φ and accumulation: never below float32."""
+    device: torch.device
+
+    @property
+    def spatial_dims(self) -> int:
+        return len(self.spatial_shape)
+
+    @property
+    def pixels(self) -> int:
+        count = 1
+        for size in self.spatial_shape:
+            count *= size
+        return count
+
+    @property
+    def is_empty(self) -> bool:
+        return self.batch == 0 or self.pixels == 0
+
+    @property
+    def phi_macs(self) -> int:
+        """Nominal multiply-adds of Φ, evaluated once for each pixel and position map."""
+        h1, h2 = self.hidden
+        a_pixel = 2 * self.spatial_dims * h1 + h1 * h2 + h2 * self.num_classes * self.channels
+        return self.groups * self.pixels * a_pixel
+
+    @property
+    def product_macs(self) -> int:
+        """Multiply-adds of the per-pixel product with the features."""
+        return self.batch * self.pixels * self.num_classes * self.channels
+
+
+def position_dtype(device: torch.device) -> torch.dtype:
+    """Positions are float64, except on devices that have none (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def position_matrix(affine: Tensor, extent: Tensor, position: str) -> Tensor:
+    """P with ``S = P · (index, 1)``: eq. 5 of the paper at ``p = affine · (index, 1)``.
+
+    Args:
+        affine: ``[..., d, d + 1]``, maps an index of the feature map to its index in the full image.
+        extent: ``[..., d]``, size of the full image in pixels.
+        position: ``"pixels"`` (S as printed) or ``"centered"`` (``2·S/extent − 1``).
+
+    Returns:
+        ``[..., 2d, d + 1]``: the distances to the leading borders, then to the trailing ones.
+    """
+    batch_shape = torch.broadcast_shapes(affine.shape[:-2], extent.shape[:-1])
+    affine = affine.expand(*batch_shape, *affine.shape[-2:])
+    extent = extent.expand(*batch_shape, extent.shape[-1])
+    constant = torch.zeros_like(affine)
+    constant[..., -1] = extent
+    matrix = torch.cat([affine, constant - affine], dim=-2)
+    if position == "centered":
+        matrix = matrix * (2 / torch.cat([extent, extent], dim=-1).unsqueeze(-1))
+        matrix = torch.cat([matrix[..., :-1], matrix[..., -1:] - 1], dim=-1)
+    return matrix
+
+
+def identity_affine(spatial_dims: int, device: torch.device) -> Tensor:
+    """``[d, d + 1]``: the map of a feature map that is the full image."""
+    return torch.eye(spatial_dims, spatial_dims + 1, dtype=position_dtype(device), device=device)
+
+
+def first_layer_coefficients(weight: Tensor, bias: Tensor, matrix: Tensor) -> Tensor:
+    """Coefficients ``[G, h₁, d + 1]`` (float64) of the first layer as an affine function of the pixel index.
+
+    The pre-activation of unit u at (i, j) is ``c[u, 0]·i + c[u, 1]·j + c[u, 2]``.
+
+    Args:
+        weight, bias: first layer of Φ, ``[h₁, 2d]`` and ``[h₁]``.
+        matrix: P from :func:`position_matrix`, ``[2d, d + 1]`` or ``[G, 2d, d + 1]``.
+    """
+    coefficients = weight.to(matrix.dtype) @ matrix  # [(G,) h₁, d + 1]
+    coefficients = coefficients.reshape(-1, *coefficients.shape[-2:])
+    coefficients[..., -1] += bias.to(matrix.dtype)
+    return coefficients
+
+
+def first_layer_gradients(gradient: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Adjoint of :func:`first_layer_coefficients`: gradients ``[h₁, 2d]`` and ``[h₁]`` of weight and bias.
+
+    Args:
+        gradient: ``[G, h₁, d + 1]``, the moments Σ g·(i, j, 1) of the pre-activations' gradients g.
+        matrix: P, ``[2d, d + 1]`` or ``[G, 2d, d + 1]``.
+    """
+    weight = (gradient @ matrix.transpose(-1, -2)).sum(0)
+    return weight, gradient[..., -1].sum(0)

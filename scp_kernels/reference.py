@@ -1,0 +1,108 @@
+"""The operator in plain PyTorch, line by line the mathematics of the paper: the truth that every backend is held to.
+
+Spatially covariant pixel-aligned classifier, eqs. 5, 12 and 13 of "Spatially Covariant Lesion Segmentation"::
+
+    S_ij = (i, j, H − i, W − j)
+    W_ij = Φ(S_ij)                    Φ: linear, ReLU, linear, ReLU, linear
+    Y_ij = (W_ij + w_r)ᵀ X_ij         (+ β)
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu
+
+
+def positions(
+    spatial_shape: Sequence[int],
+    *,
+    affine: Tensor | None = None,
+    extent: Tensor | None = None,
+    position: str = "pixels",
+    device: torch.device | None = None,
+) -> Tensor:
+    """Position S of every pixel (eq. 5), ``[G, 2d, P]`` in float64, with P the number of pixels in row-major order.
+
+    G is 1, or the number of samples when ``affine`` or ``extent`` is given for each sample. Arguments as in
+    :func:`scp_reference`, already tensors.
+    """
+    dtype = torch.float32 if device is not None and device.type == "mps" else torch.float64
+    axes = [torch.arange(size, dtype=dtype, device=device) for size in spatial_shape]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)[None]  # [1, d, P]
+    if affine is None:
+        p = index
+    else:
+        affine = affine.to(device=device, dtype=dtype).reshape(-1, *affine.shape[-2:])
+        p = affine[:, :, :-1] @ index + affine[:, :, -1:]  # [G, d, P]
+    if extent is None:
+        size = torch.stack([torch.full((), s, dtype=dtype, device=device) for s in spatial_shape])[None, :, None]
+    else:
+        size = extent.to(device=device, dtype=dtype).reshape(-1, extent.shape[-1], 1)  # [G, d, 1]
+    trailing = size - p
+    leading = p.expand_as(trailing)
+    s = torch.cat([leading, trailing], dim=1)
+    if position == "centered":
+        s = 2 * s / torch.cat([size, size], dim=1) - 1
+    return s
+
+
+def weight_field(s: Tensor, phi: Sequence[Tensor], residual: Tensor) -> Tensor:
+    """``W + w_r`` of eqs. 12 and 13, ``[G, N, C, P]``, at the positions ``s`` ``[G, 2d, P]``."""
+    w1, b1, w2, b2, w3, b3 = phi
+    hidden = relu(w1 @ s + b1[:, None])  # [G, h₁, P]
+    hidden = relu(w2 @ hidden + b2[:, None])  # [G, h₂, P]
+    weight = w3 @ hidden + b3[:, None]  # [G, N·C, P]
+    return weight.unflatten(1, residual.shape) + residual[:, :, None]
+
+
+def scp_reference(
+    features: Tensor,
+    phi: Sequence[Tensor],
+    residual: Tensor,
+    bias: Tensor | None = None,
+    *,
+    origin: Sequence[float] | Tensor | None = None,
+    affine: Tensor | None = None,
+    extent: Sequence[float] | Tensor | None = None,
+    position: str = "pixels",
+) -> Tensor:
+    """Logits of the spatially covariant classifier (eqs. 5, 12, 13), in plain differentiable PyTorch.
+
+    Φ is evaluated once for each pixel and serves the whole batch; autograd keeps its activations and W.
+
+    Args:
+        features: X, ``[B, C, *spatial]`` with 2 or 3 spatial axes; float64, float32, float16 or bfloat16.
+        phi: the six tensors ``(w1, b1, w2, b2, w3, b3)`` of Φ, shapes ``[h₁, 2d] [h₁] [h₂, h₁] [h₂] [N·C, h₂] [N·C]``;
+            output ``n·C + c`` of Φ is ``W[n, c]``.
+        residual: w_r, ``[N, C]``.
+        bias: β, ``[N]``, added to the logits; None is the paper's form.
+        origin: ``[d]`` or ``[B, d]``, index in the full image of the map's first pixel: shorthand for a plain crop.
+        affine: ``[d, d + 1]`` or ``[B, d, d + 1]``, index in the feature map to index in the full image; None: identity.
+        extent: ``[d]`` or ``[B, d]``, size of the full image in pixels; None: the feature map's own.
+        position: ``"pixels"`` (eq. 5) or ``"centered"`` (``2·S/extent − 1``).
+
+    Returns:
+        Logits ``[B, N, *spatial]`` in the features' dtype, computed in at least float32.
+
+    The arguments are taken as they are: :func:`scp_kernels.scp` is the checked form.
+    """
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    for tensor in phi:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    if origin is not None:
+        origin = torch.as_tensor(origin, dtype=torch.float64)
+        identity = torch.eye(origin.shape[-1], dtype=origin.dtype, device=origin.device)
+        affine = torch.cat([identity.expand(*origin.shape[:-1], -1, -1), origin.unsqueeze(-1)], dim=-1)
+    if extent is not None:
+        extent = torch.as_tensor(extent, dtype=torch.float64)
+    with torch.autocast(features.device.type, enabled=False):
+        s = positions(features.shape[2:], affine=affine, extent=extent, position=position, device=features.device).to(
+            dtype
+        )
+        weight = weight_field(s, [t.to(dtype) for t in phi], residual.to(dtype))  # [G, N, C, P]
+        x = features.to(dtype).flatten(2)  # [B, C, P]
+        logits = torch.stack([(w * x).sum(1) for w in weight.unbind(1)], dim=1)  # [B, N, P]
+        if bias is not None:
+            logits = logits + bias.to(dtype)[:, None]
+        return logits.to(features.dtype).unflatten(2, features.shape[2:])
