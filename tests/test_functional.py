@@ -1,0 +1,147 @@
+"""``scp()``: what it refuses, and how it says so; what it accepts beyond the plain case."""
+
+import pytest
+import torch
+from problems import evaluate, make_inputs
+from tolerances import relative_error
+
+from scp_kernels import BackendUnavailable, scp
+
+
+def call(**changes):
+    inputs = make_inputs((5, 6), batch=2, channels=3, classes=2, hidden=(8, 7), bias=True)
+    names = ("w1", "b1", "w2", "b2", "w3", "b3")
+    phi = [changes.pop(name, tensor) for name, tensor in zip(names, inputs.phi, strict=True)]
+    arguments = {"features": inputs.features, "phi": phi, "residual": inputs.residual, "bias": inputs.bias, **changes}
+    return scp(**arguments)
+
+
+ones = torch.ones
+BAD = [
+    ({"features": [1.0]}, TypeError, r"features: expected a tensor, got list"),
+    ({"features": ones(2, 3, 5, 6, dtype=torch.int64)}, TypeError, r"features: expected float64.* got torch.int64"),
+    ({"features": ones(2, 3, 5, 6, dtype=torch.complex64)}, TypeError, r"features: .* got torch.complex64"),
+    ({"features": ones(3, 5, 6)}, ValueError, r"features: expected \[B, C, H, W\].* got shape \[3, 5, 6\]"),
+    ({"features": ones(2, 4, 5, 6)}, ValueError, r"w3: expected N·C rows .* C = 4 .* got 6"),
+    ({"features": ones(2, 0, 5, 6)}, ValueError, r"features: expected at least one channel"),
+    ({"features": ones(2, 3, 4, 5, 6)}, ValueError, r"w1: expected shape \[8, 6\].* got \[8, 4\]"),
+    ({"phi": [ones(8, 4)]}, ValueError, r"phi: expected the six tensors .* got 1 of them"),
+    ({"w1": ones(8, 5)}, ValueError, r"w1: expected shape \[8, 4\].* got \[8, 5\]"),
+    ({"w1": ones(8, 4, 3, 3)}, ValueError, r"w1: expected the weight of a linear layer or of a 1×1 convolution"),
+    ({"b1": ones(7)}, ValueError, r"b1: expected shape \[8\].* got \[7\]"),
+    ({"w2": ones(7, 9)}, ValueError, r"w2: expected shape \[7, 8\].* got \[7, 9\]"),
+    ({"b2": ones(8)}, ValueError, r"b2: expected shape \[7\]"),
+    ({"w3": ones(6, 8)}, ValueError, r"w3: expected shape \[6, 7\]"),
+    ({"b3": ones(5)}, ValueError, r"b3: expected shape \[6\]"),
+    ({"b3": None}, TypeError, r"b3: expected a tensor, got NoneType"),
+    ({"residual": ones(3, 2)}, ValueError, r"residual: expected shape \[2, 3\].* got \[3, 2\]"),
+    ({"bias": ones(3)}, ValueError, r"bias: expected shape \[2\].* got \[3\]"),
+    ({"w2": ones(7, 8).double()}, TypeError, r"w2: expected torch.float32 as w1 has .* got torch.float64"),
+    ({"residual": ones(2, 3, device="meta")}, ValueError, r"residual: expected on cpu as features are, got on meta"),
+    ({"position": "corners"}, ValueError, r"position: expected one of .* got 'corners'"),
+    ({"origin": (0, 0), "affine": torch.eye(2, 3)}, ValueError, r"origin, affine: expected at most one"),
+    ({"origin": (1, 2, 3)}, ValueError, r"origin: expected shape \[2\], or \[2, 2\] .* got \[3\]"),
+    ({"affine": torch.eye(3)}, ValueError, r"affine: expected shape \[2, 3\], or \[2, 2, 3\] .* got \[3, 3\]"),
+    ({"affine": torch.eye(2, 3).expand(3, 2, 3)}, ValueError, r"affine: .* got \[3, 2, 3\]"),
+    ({"affine": torch.eye(2, 3).requires_grad_()}, ValueError, r"affine: positions are not differentiable"),
+    ({"affine": "identity"}, TypeError, r"affine: expected numbers of shape \[2, 3\], got 'identity'"),
+    ({"extent": (5, 6, 7)}, ValueError, r"extent: expected shape \[2\]"),
+    ({"extent": (5, 0)}, ValueError, r"extent: expected positive sizes in pixels, got \(5, 0\)"),
+    ({"extent": ones(2, dtype=torch.complex64)}, TypeError, r"extent: expected real numbers"),
+    ({"backend": "tpu"}, ValueError, r"backend: expected 'auto' or one of .* got 'tpu'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), BAD, ids=[f"{next(iter(b[0]))}-{k}" for k, b in enumerate(BAD)])
+def test_refusals_name_the_argument(changes, error, message):
+    with pytest.raises(error, match=message):
+        call(**changes)
+
+
+def test_a_backend_asked_for_by_name_never_falls_back():
+    from scp_kernels import backends
+
+    for name, status in backends().items():
+        if not status.usable:
+            with pytest.raises(BackendUnavailable, match=name):
+                call(backend=name)
+
+
+def test_weights_of_convolutions_are_taken_as_they_are():
+    inputs = make_inputs((5, 6))
+    w1, b1, w2, b2, w3, b3 = inputs.phi
+    expected = scp(inputs.features, inputs.phi, inputs.residual)
+    phi = (w1[..., None, None], b1, w2[..., None, None], b2, w3[..., None, None], b3)
+    assert torch.equal(scp(inputs.features, phi, inputs.residual[..., None, None]), expected)
+
+
+def test_no_residual_is_a_residual_of_zeros():
+    inputs = make_inputs((5, 6), classes=2)
+    expected = scp(inputs.features, inputs.phi, torch.zeros_like(inputs.residual))
+    assert torch.equal(scp(inputs.features, inputs.phi, None), expected)
+
+
+@pytest.mark.parametrize("size", [(0, 3, 5, 6), (2, 3, 0, 6), (2, 3, 5, 0)], ids=str)
+def test_empty_inputs_have_gradients(size):
+    inputs = make_inputs((5, 6), channels=3)
+    leaves = [torch.zeros(size, requires_grad=True), *(t.clone().requires_grad_() for t in inputs.phi)]
+    logits = scp(leaves[0], leaves[1:], inputs.residual, position="centered")
+    assert logits.shape == (size[0], 1, *size[2:])
+    logits.sum().backward()
+    for leaf in leaves:
+        assert leaf.grad is not None and leaf.grad.shape == leaf.shape
+        assert not leaf.grad.any()
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.stack([x, x], -1)[..., 1],
+        lambda x: torch.cat([x, x], 1)[:, x.shape[1] :],
+        lambda x: x[:1].expand(3, -1, -1, -1),
+    ],
+    ids=["channels-last", "transposed", "strided", "channel slice", "expanded batch"],
+)
+def test_strides_do_not_matter(view):
+    inputs = make_inputs((5, 6), channels=4)
+    features = view(inputs.features)
+    assert relative_error(
+        scp(features, inputs.phi, inputs.residual), scp(features.contiguous(), inputs.phi, inputs.residual)
+    ) <= 1e-6  # fmt: skip
+
+
+def test_positions_outside_the_extent_are_legal():
+    inputs = make_inputs((4, 4), dtype=torch.float64)
+    padded = scp(inputs.features, inputs.phi, inputs.residual, origin=(-2, -2), extent=(3, 3))
+    assert torch.isfinite(padded).all()
+
+
+def test_parameters_in_half_precision_are_computed_in_float32():
+    inputs = make_inputs((6, 7), channels=8, hidden=(16, 16), dtype=torch.bfloat16)
+    half = [t.bfloat16() for t in inputs.phi]
+    logits = scp(inputs.features, half, inputs.residual.bfloat16())
+    expected = scp(inputs.features, [t.float() for t in half], inputs.residual.bfloat16().float())
+    assert logits.dtype == torch.bfloat16
+    assert torch.equal(logits, expected)
+
+
+def test_double_backward_through_the_reference():
+    inputs = make_inputs((3, 4), hidden=(5, 4), dtype=torch.float64)
+
+    def function(x, residual, w2):
+        phi = (*inputs.phi[:2], w2, *inputs.phi[3:])
+        return scp(x, phi, residual, backend="reference")
+
+    leaves = [t.clone().requires_grad_() for t in (inputs.features, inputs.residual, inputs.phi[2])]
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+def test_functorch_transforms():
+    inputs = make_inputs((4, 5), batch=3)
+    one_by_one = torch.func.vmap(lambda x: scp(x[None], inputs.phi, inputs.residual)[0])(inputs.features)
+    assert relative_error(one_by_one, scp(inputs.features, inputs.phi, inputs.residual)) <= 1e-6
+    gradient = torch.func.grad(lambda r: scp(inputs.features, inputs.phi, r).pow(2).sum())(inputs.residual)
+    inputs.grad_logits = 2 * scp(inputs.features, inputs.phi, inputs.residual)
+    assert relative_error(gradient, evaluate(scp, inputs)[1]["residual"]) <= 1e-5
