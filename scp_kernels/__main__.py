@@ -1,4 +1,4 @@
-"""``python -m scp_kernels``: versions, what was built at install and what was not, and why each backend can or cannot run."""
+"""``python -m scp_kernels``: versions, what was built at install, and why each backend can or cannot run."""
 
 import argparse
 import importlib.metadata

@@ -58,11 +58,8 @@ class FusedSCP(nn.Module):
         if hidden_channels is None:
             hidden_channels = 8 * in_channels
         h1, h2 = (hidden_channels, hidden_channels) if isinstance(hidden_channels, int) else hidden_channels
-        for name, value in {
-            "in_channels": in_channels,
-            "num_classes": num_classes,
-            "hidden_channels": min(h1, h2),
-        }.items():
+        sizes = {"in_channels": in_channels, "num_classes": num_classes, "hidden_channels": min(h1, h2)}
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if spatial_dims not in (2, 3):
@@ -137,7 +134,7 @@ class FusedSCP(nn.Module):
             _check_layer("residual", residual)
             if getattr(residual, "bias", None) is not None:
                 raise ValueError(
-                    "residual: expected no bias (β is a parameter of FusedSCP itself), got a layer with one"
+                    "residual: expected no bias (β is FusedSCP's own parameter), got a layer with one"
                 )
             num_classes, channels = residual.weight.shape[:2]
             if in_channels not in (None, channels):

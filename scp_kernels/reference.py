@@ -47,12 +47,17 @@ def positions(
     return s
 
 
+def _linear(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """``weight @ x + bias`` in each column of ``x`` ``[G, in, P]`` (one fused call: memory passes dominate here)."""
+    return torch.baddbmm(bias[:, None], weight.expand(x.shape[0], *weight.shape), x)
+
+
 def weight_field(s: Tensor, phi: Sequence[Tensor], residual: Tensor) -> Tensor:
     """``W + w_r`` of eqs. 12 and 13, ``[G, N, C, P]``, at the positions ``s`` ``[G, 2d, P]``."""
     w1, b1, w2, b2, w3, b3 = phi
-    hidden = relu(w1 @ s + b1[:, None])  # [G, h₁, P]
-    hidden = relu(w2 @ hidden + b2[:, None])  # [G, h₂, P]
-    weight = w3 @ hidden + b3[:, None]  # [G, N·C, P]
+    hidden = relu(_linear(w1, b1, s))  # [G, h₁, P]
+    hidden = relu(_linear(w2, b2, hidden))  # [G, h₂, P]
+    weight = _linear(w3, b3, hidden)  # [G, N·C, P]
     return weight.unflatten(1, residual.shape) + residual[:, :, None]
 
 
@@ -78,7 +83,7 @@ def scp_reference(
         residual: w_r, ``[N, C]``.
         bias: β, ``[N]``, added to the logits; None is the paper's form.
         origin: ``[d]`` or ``[B, d]``, index in the full image of the map's first pixel: shorthand for a plain crop.
-        affine: ``[d, d + 1]`` or ``[B, d, d + 1]``, index in the feature map to index in the full image; None: identity.
+        affine: ``[d, d + 1]`` or ``[B, d, d + 1]``, index in the map to index in the full image; None: identity.
         extent: ``[d]`` or ``[B, d]``, size of the full image in pixels; None: the feature map's own.
         position: ``"pixels"`` (eq. 5) or ``"centered"`` (``2·S/extent − 1``).
 

@@ -143,7 +143,10 @@ def test_the_operators_agree_with_the_reference(spy, dtype, options):
 
 
 def _tensors(options):
-    return {k: torch.tensor(v, dtype=torch.float64) if k == "affine" and isinstance(v, list) else v for k, v in options.items()}
+    return {
+        k: torch.tensor(v, dtype=torch.float64) if k == "affine" and isinstance(v, list) else v
+        for k, v in options.items()
+    }
 
 
 def test_only_what_is_needed(spy):

@@ -52,7 +52,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), BAD, ids=[f"{next(iter(b[0]))}-{k}" for k, b in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("changes", "error", "message"), BAD, ids=[f"{next(iter(b[0]))}-{k}" for k, b in enumerate(BAD)]
+)
 def test_refusals_name_the_argument(changes, error, message):
     with pytest.raises(error, match=message):
         call(**changes)

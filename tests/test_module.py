@@ -19,7 +19,11 @@ def plain_layers(dims=2, convolutions=True, channels=3, classes=2, hidden=(8, 6)
         return conv(inputs, outputs, 1, bias=bias) if convolutions else nn.Linear(inputs, outputs, bias=bias)
 
     phi = nn.Sequential(
-        layer(2 * dims, hidden[0]), nn.ReLU(inplace=True), layer(*hidden), nn.ReLU(), layer(hidden[1], classes * channels)
+        layer(2 * dims, hidden[0]),
+        nn.ReLU(inplace=True),
+        layer(*hidden),
+        nn.ReLU(),
+        layer(hidden[1], classes * channels),
     )
     return phi, layer(channels, classes, bias=False)
 
@@ -137,7 +141,10 @@ def test_from_layers_without_a_residual():
         (lambda: FusedSCP.from_layers(nn.Linear(4, 4)), "phi: expected Sequential.* got Linear"),
         (lambda: FusedSCP.from_layers(nn.Sequential(nn.Linear(4, 4))), "phi: expected Sequential"),
         (lambda: FusedSCP.from_layers(plain_layers()[0], nn.Linear(3, 2)), "residual: expected no bias"),
-        (lambda: FusedSCP.from_layers(plain_layers()[0], nn.Conv2d(3, 2, 3, bias=False)), "residual: expected nn.Linear"),
+        (
+            lambda: FusedSCP.from_layers(plain_layers()[0], nn.Conv2d(3, 2, 3, bias=False)),
+            "residual: expected nn.Linear",
+        ),
         (lambda: FusedSCP.from_layers(plain_layers()[0], nn.Linear(5, 2, bias=False)), "phi: expected N·C = 2·5"),
         (lambda: FusedSCP.from_layers(plain_layers()[0], in_channels=4), "phi: expected N·C = 1·4 outputs"),
     ],
