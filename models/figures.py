@@ -256,7 +256,7 @@ def score_comparison(
             fontsize=_LABEL_SIZE + 1, color=TEXT_COLOUR,
         )  # fmt: skip
     axis.set_xlim(-0.5, len(names) - 0.3)
-    axis.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
+    axis.set_xticks(range(len(names)), [name.replace(" (", "\n(") for name in names])
     axis.set_ylabel(metric, fontsize=_LABEL_SIZE, color=TEXT_COLOUR)
     _plain(axis)
     return figure
