@@ -12,7 +12,6 @@ import jinja2
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
-
 from scp_models.files import atomic_path
 from scp_models.statistics import PairedTest, paired_comparison
 

@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-
 from scp_models import figures, report
 from scp_models.errors import UserError
 from scp_models.report import METRICS, ModelResult, Picture, Report
