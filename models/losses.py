@@ -1,48 +1,71 @@
-"""The loss of all compared networks: binary cross-entropy plus soft Dice, with ignored voxels left out of both."""
+"""The training loss: binary cross-entropy and soft Dice, blind where the label says so. The paper prints none."""
 
 import torch
+from monai.losses import MaskedDiceLoss
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
-
-TARGET, IGNORED = 1, 2
+from torch.nn import functional as F
 
 
 class SegmentationLoss(nn.Module):
-    """Binary cross-entropy + (1 − soft Dice), both over the voxels whose label is not 2.
+    """``bce_weight · BCE + dice_weight · (1 − soft Dice)`` of logits against a label map.
 
-    The paper prints no loss; this is the common one. Dice is taken over the whole batch: slices without a lesion, most of
-    them, have no Dice of their own. MONAI's Dice losses weight by a mask but keep masked voxels in the denominator,
-    hence these few lines.
+    Each class has its own sigmoid: class n of N is the label n + 1 against everything else. Pixels that carry
+    ``ignore_label`` enter neither term nor any gradient.
+
+    Dice is taken over the whole batch at once, not per sample: most slices hold no lesion, and the Dice of an empty
+    slice rewards nothing but emptiness, with as much weight as a slice that has lesions. Its smoothing is one pixel in
+    numerator and denominator, so that a batch without lesions has a small, finite gradient towards emptiness.
 
     Args:
-        smooth: added to Dice's numerator and denominator, in voxels: defines it for batches without a lesion.
+        num_classes: N.
+        ignore_label: the label that is masked; None: nothing is.
+        bce_weight, dice_weight: of the two terms.
+
+    Raises:
+        ValueError: ``ignore_label`` is the background or one of the classes.
     """
 
-    def __init__(self, smooth: float = 1.0) -> None:
+    def __init__(
+        self,
+        num_classes: int = 1,
+        *,
+        ignore_label: int | None = 2,
+        bce_weight: float = 1.0,
+        dice_weight: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.smooth = smooth
+        if ignore_label is not None and 0 <= ignore_label <= num_classes:
+            raise ValueError(
+                f"ignore_label: expected a label that is neither background nor one of the {num_classes} classes, "
+                f"got {ignore_label}"
+            )
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.bce_weight = bce_weight
+        self.dice_weight = dice_weight
+        self.dice = MaskedDiceLoss(sigmoid=True, batch=True, smooth_nr=1.0, smooth_dr=1.0)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss, a float32 scalar.
+        """The loss, a scalar in float32 (float64 for float64 logits).
 
         Args:
-            logits: ``[B, N, H, W]``, one sigmoid for each class.
-            labels: ``[B, N, H, W]``, integer: 0 background, 1 the class, 2 ignored.
+            logits: ``[B, N, *spatial]``, any floating dtype; half precision is raised to float32 first.
+            labels: ``[B, 1, *spatial]``, integers.
 
         Raises:
-            ValueError: the shapes differ.
+            ValueError: shapes that do not belong together.
         """
-        if logits.shape != labels.shape:
-            raise ValueError(f"labels: expected shape {list(logits.shape)} as logits have, got {list(labels.shape)}")
-        # Half precision has no room for sums over a batch of images.
-        logits = logits.float()
-        target = (labels == TARGET).float()
-        counted = (labels != IGNORED).float()
-        entropy = binary_cross_entropy_with_logits(logits, target, weight=counted, reduction="sum")
-        entropy = entropy / counted.sum().clamp(min=1)
-        # Where nothing is counted the loss is zero, and so is its gradient.
-        p = torch.sigmoid(logits) * counted
-        axes = (0, 2, 3)
-        overlap = (p * target).sum(axes)
-        dice = (2 * overlap + self.smooth) / (p.sum(axes) + target.sum(axes) + self.smooth)
-        return entropy + (1 - dice).mean()
+        if logits.shape[1] != self.num_classes or labels.shape != (len(logits), 1, *logits.shape[2:]):
+            raise ValueError(
+                f"labels: expected [B, 1, *spatial] beside logits [B, {self.num_classes}, *spatial], "
+                f"got {list(labels.shape)} beside {list(logits.shape)}"
+            )
+        classes = torch.arange(1, self.num_classes + 1, device=labels.device, dtype=labels.dtype)
+        target = labels == classes.view(1, -1, *[1] * (labels.ndim - 2))
+        mask = torch.ones_like(labels, dtype=torch.bool) if self.ignore_label is None else labels != self.ignore_label
+        # Replaced, not multiplied by 0: an overflown logit under the mask would otherwise make the gradient NaN.
+        logits = torch.where(mask, logits.to(torch.promote_types(logits.dtype, torch.float32)), 0.0)
+        target, weight = target.to(logits.dtype), mask.to(logits.dtype)
+        bce = F.binary_cross_entropy_with_logits(logits, target, weight=weight.expand_as(logits), reduction="sum")
+        bce = bce / (self.num_classes * weight.sum()).clamp(min=1.0)
+        return self.bce_weight * bce + self.dice_weight * self.dice(logits, target, weight)

@@ -1,6 +1,6 @@
 """The paper's networks, and a way to give any network a spatially covariant head."""
 
-from scp_models.networks.attach import attach
+from scp_models.networks.attach import attach, positioned
 from scp_models.networks.segmentation import (
     PRESETS,
     VARIANTS,
@@ -9,4 +9,4 @@ from scp_models.networks.segmentation import (
     build_network,
 )
 
-__all__ = ["PRESETS", "VARIANTS", "Preset", "SegmentationNetwork", "attach", "build_network"]
+__all__ = ["PRESETS", "VARIANTS", "Preset", "SegmentationNetwork", "attach", "build_network", "positioned"]

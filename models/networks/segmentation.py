@@ -6,14 +6,16 @@ Down is a 3×3 convolution of stride 2, width kept; up is a 1×1 convolution to 
 upsampling to that level's size; the skip is a concatenation. One more layer at full resolution leads to the head.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from scp_models.networks.positions import PositionLike, constant_affine, position_channels
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from scp_kernels import FusedSCP
 
+POSITION_CHANNELS = 4
 VARIANTS = ("base", "base_f", "base_b", "scp")
 
 
@@ -58,42 +60,6 @@ class Level(nn.Sequential):
         super().__init__(Layer(inputs, width), Layer(width, width))
 
 
-class PositionChannels(nn.Module):
-    """The four position channels of Base F and Base B (CoordConv), by the same map that the SCP head uses.
-
-    An SCP head whose Φ is the identity would give them; a plain evaluation of eq. 5 is enough here.
-    """
-
-    def __init__(self, position: str) -> None:
-        super().__init__()
-        self.position = position
-
-    def forward(self, like: Tensor, origin: Tensor | None, affine: Tensor | None, extent: Tensor | None) -> Tensor:
-        """``[B, 4, H, W]`` in the dtype of ``like`` ``[B, C, H, W]``; position arguments as in ``scp_kernels.scp``."""
-        height, width = like.shape[2:]
-        index = torch.stack(
-            torch.meshgrid(
-                torch.arange(height, dtype=torch.float64, device=like.device),
-                torch.arange(width, dtype=torch.float64, device=like.device),
-                indexing="ij",
-            )
-        )  # [2, H, W]
-        if affine is not None:
-            a = torch.as_tensor(affine, dtype=torch.float64, device=like.device)
-            p = torch.einsum("...pd,dhw->...phw", a[..., :2], index) + a[..., 2, None, None]
-        elif origin is not None:
-            p = index + torch.as_tensor(origin, dtype=torch.float64, device=like.device)[..., None, None]
-        else:
-            p = index
-        size = torch.as_tensor((height, width) if extent is None else extent, dtype=torch.float64, device=like.device)
-        size = size[..., None, None]
-        trailing = size - p
-        s = torch.cat([p.expand_as(trailing), trailing], dim=-3)
-        if self.position == "centered":
-            s = 2 * s / torch.cat([size, size], dim=-3) - 1
-        return s.to(like.dtype).expand(like.shape[0], -1, -1, -1)
-
-
 class SegmentationNetwork(nn.Module):
     """The encoder-decoder with one of the four heads; made by :func:`build_network`, which documents the arguments."""
 
@@ -107,18 +73,18 @@ class SegmentationNetwork(nn.Module):
         levels: int,
         hidden_channels: int | tuple[int, int] | None,
         preset: Preset,
-        position: str,
-        logit_bias: float,
+        logit_bias: float | None,
         constant_position: bool,
         backend: str,
     ) -> None:
         super().__init__()
         widths = [capacity // 16 * 2**level for level in range(levels)]
         self.variant = variant
+        self.in_channels = in_channels
+        self.position = preset.position
         self.constant_position = constant_position
-        self.front = PositionChannels(position) if variant == "base_f" else None
-        self.back = PositionChannels(position) if variant == "base_b" else None
-        inputs = in_channels + (4 if self.front else 0)
+        has_bias = preset.logit_bias and logit_bias is not None
+        inputs = in_channels + POSITION_CHANNELS * (variant == "base_f")
         self.encoder = nn.ModuleList(Level(i, o) for i, o in zip([inputs, *widths], widths, strict=False))
         self.down = nn.ModuleList(nn.Conv2d(w, w, 3, stride=2, padding=1, bias=False) for w in widths[:-1])
         self.up = nn.ModuleList(
@@ -126,36 +92,39 @@ class SegmentationNetwork(nn.Module):
         )  # each from the level below it, twice as wide
         self.decoder = nn.ModuleList(Level(2 * w, w) for w in widths[:-1])
         width = widths[0]
-        self.last = Layer(width + (4 if self.back else 0), width, relu=preset.last_relu)
+        self.last = Layer(width + POSITION_CHANNELS * (variant == "base_b"), width, relu=preset.last_relu)
         self.head: nn.Conv2d | FusedSCP
         if variant == "scp":
             self.head = FusedSCP(
                 width,
                 num_classes,
                 hidden_channels if hidden_channels is not None else capacity // 2,
-                position=position,
+                position=preset.position,
                 zero_init=preset.zero_init,
-                bias=preset.logit_bias,
-                bias_init=logit_bias,
+                bias=has_bias,
+                bias_init=logit_bias or 0.0,
                 backend=backend,
             )
         else:
-            self.head = nn.Conv2d(width, num_classes, 1, bias=preset.logit_bias)
+            self.head = nn.Conv2d(width, num_classes, 1, bias=has_bias)
             if self.head.bias is not None:
-                nn.init.constant_(self.head.bias, logit_bias)
+                nn.init.constant_(self.head.bias, logit_bias or 0.0)
 
     def features(
         self,
         image: Tensor,
         *,
-        origin: Tensor | None = None,
-        affine: Tensor | None = None,
-        extent: Tensor | None = None,
+        origin: PositionLike | None = None,
+        affine: PositionLike | None = None,
+        extent: PositionLike | None = None,
     ) -> Tensor:
-        """What the head sees, ``[B, Nc/16, H, W]``."""
+        """What the head sees, ``[B, Nc/16, H, W]``; arguments as in :meth:`forward`."""
+        if image.ndim != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(f"image: expected [B, {self.in_channels}, H, W], got shape {list(image.shape)}")
+        origin, affine = self._placement(image, origin, affine, extent)
         x = image
-        if self.front is not None:
-            x = torch.cat([x, self.front(image, origin, affine, extent)], dim=1)
+        if self.variant == "base_f":
+            x = self._with_positions(x, origin, affine, extent)
         skips = []
         for level, encode in enumerate(self.encoder):
             x = encode(x)
@@ -166,26 +135,43 @@ class SegmentationNetwork(nn.Module):
             # Upsampling to the skip's own size serves heights and widths that 2^(levels − 1) does not divide.
             x = interpolate(self.up[level](x), size=skips[level].shape[2:], mode="nearest")
             x = self.decoder[level](torch.cat([skips[level], x], dim=1))
-        if self.back is not None:
-            x = torch.cat([x, self.back(x, origin, affine, extent)], dim=1)
+        if self.variant == "base_b":
+            x = self._with_positions(x, origin, affine, extent)
         return self.last(x)
 
     def forward(
         self,
         image: Tensor,
         *,
-        origin: Tensor | None = None,
-        affine: Tensor | None = None,
-        extent: Tensor | None = None,
+        origin: PositionLike | None = None,
+        affine: PositionLike | None = None,
+        extent: PositionLike | None = None,
     ) -> Tensor:
-        """Logits ``[B, N, H, W]`` of images ``[B, in_channels, H, W]``; position arguments as in ``scp_kernels.scp``."""
+        """Logits ``[B, N, H, W]`` of images ``[B, in_channels, H, W]``, of any height and width.
+
+        Where ``image`` is a crop or a mirrored or rotated view of a larger one, the position arguments say so: they are
+        those of ``scp_kernels.scp``, and serve the position channels of Base F and Base B alike. Base has no positions and
+        ignores them.
+
+        Raises:
+            ValueError: an image of another shape, or a position argument of a wrong one.
+        """
         x = self.features(image, origin=origin, affine=affine, extent=extent)
         if not isinstance(self.head, FusedSCP):
             return self.head(x)
-        if self.constant_position:
-            height, width = image.shape[2:] if extent is None else extent
-            affine, origin = torch.tensor([[0.0, 0.0, height / 2], [0.0, 0.0, width / 2]], device=x.device), None
+        origin, affine = self._placement(image, origin, affine, extent)
         return self.head(x, origin=origin, affine=affine, extent=extent)
+
+    def _placement(
+        self, image: Tensor, origin: PositionLike | None, affine: PositionLike | None, extent: PositionLike | None
+    ) -> tuple[PositionLike | None, PositionLike | None]:
+        return (None, constant_affine(image, extent)) if self.constant_position else (origin, affine)
+
+    def _with_positions(
+        self, x: Tensor, origin: PositionLike | None, affine: PositionLike | None, extent: PositionLike | None
+    ) -> Tensor:
+        channels = position_channels(x, position=self.position, origin=origin, affine=affine, extent=extent)
+        return torch.cat([x, channels], dim=1)
 
 
 def build_network(
@@ -198,7 +184,8 @@ def build_network(
     hidden_channels: int | tuple[int, int] | None = None,
     preset: str = "recommended",
     position: str | None = None,
-    logit_bias: float = -3.0,
+    last_relu: bool | None = None,
+    logit_bias: float | None = -3.0,
     constant_position: bool = False,
     backend: str = "auto",
 ) -> SegmentationNetwork:
@@ -214,9 +201,11 @@ def build_network(
         hidden_channels: widths of Φ, ``Nc/2`` if None.
         preset: ``"recommended"`` or ``"paper"``: see :data:`PRESETS` and its warning.
         position: overrides the preset's scale of positions, ``"pixels"`` or ``"centered"``.
-        logit_bias: initial value of the logit bias where the preset has one: the class's log-odds.
-        constant_position: the control of a comparison: an SCP head that sees the image's centre at every pixel, so that
-            it has Φ's reparameterisation but no location.
+        last_relu: overrides whether the layer before the head has its ReLU.
+        logit_bias: initial value of the logit bias where the preset has one, the class's log-odds (−3: one pixel in
+            twenty); None: no bias. The preset ``"paper"`` has none whatever this says.
+        constant_position: the control of a comparison: every pixel is told the position of the image's centre, so that
+            an SCP head has Φ's reparameterisation but no location.
         backend: of the SCP head.
 
     Raises:
@@ -231,8 +220,11 @@ def build_network(
     for name, value in {"in_channels": in_channels, "num_classes": num_classes, "levels": levels}.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    if constant_position and variant != "scp":
-        raise ValueError(f"constant_position: expected variant 'scp', got {variant!r}")
+    if position not in (None, "pixels", "centered"):
+        raise ValueError(f"position: expected 'pixels' or 'centered', got {position!r}")
+    if constant_position and variant == "base":
+        raise ValueError("constant_position: expected a variant with positions to hold constant, got 'base'")
+    options = PRESETS[preset]
     return SegmentationNetwork(
         variant,
         in_channels=in_channels,
@@ -240,8 +232,11 @@ def build_network(
         capacity=capacity,
         levels=levels,
         hidden_channels=hidden_channels,
-        preset=PRESETS[preset],
-        position=position or PRESETS[preset].position,
+        preset=replace(
+            options,
+            position=options.position if position is None else position,
+            last_relu=options.last_relu if last_relu is None else last_relu,
+        ),
         logit_bias=logit_bias,
         constant_position=constant_position,
         backend=backend,
