@@ -9,6 +9,8 @@ are the network's ``[H, W]``. Two tasks are known, with the paper's preprocessin
 all else.
 """
 
+import gzip
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -249,11 +251,18 @@ class Source:
 def open_nifti(path: Path) -> Any:
     """A NIfTI image whose voxels are read on demand.
 
+    A compressed file is decompressed whole: slices would decompress it anew each time, and only at its end does gzip's
+    checksum tell whether it is intact.
+
     Raises:
         UserError: not a NIfTI file, or unreadable.
     """
     try:
-        return nib.load(path)
+        if path.suffix != ".gz":
+            return nib.load(path)
+        content = gzip.decompress(path.read_bytes())
+        nifti2 = content[:4] in (struct.pack("<i", 540), struct.pack(">i", 540))
+        return (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(content)
     except FileNotFoundError as error:
         raise UserError(f"{path}: expected a NIfTI file, there is none") from error
     except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
@@ -261,25 +270,23 @@ def open_nifti(path: Path) -> Any:
 
 
 def _file_chunks(source: Source) -> Iterator[NDArray[Any]]:
-    """Slices in the order of the file. Compressed files are read whole: seeking in them decompresses anew each time."""
+    """Slices in the order of the file."""
     depth = source.image.shape[2]
-    whole = source.read((slice(None),) * 3) if str(source.path).endswith(".gz") else None
     for start in range(0, depth, CHUNK):
         index = (slice(None), slice(None), slice(start, min(start + CHUNK, depth)))
-        yield source.read(index) if whole is None else whole[index]
+        yield source.read(index)
 
 
 def _canonical_chunks(source: Source, grid: Grid) -> Iterator[NDArray[Any]]:
     """Canonical slices ``[X, Y, K]``, from the lowest on."""
-    axis, direction = int(np.flatnonzero(grid.to_canonical[:, 0] == 2)[0]), 1
+    axis = int(np.flatnonzero(grid.to_canonical[:, 0] == 2)[0])
     direction = int(grid.to_canonical[axis, 1])
     depth = grid.shape[axis]
-    whole = source.read((slice(None),) * 3) if str(source.path).endswith(".gz") else None
     for start in range(0, depth, CHUNK):
         stop = min(start + CHUNK, depth)
         part = slice(start, stop) if direction > 0 else slice(depth - stop, depth - start)
         index = tuple(part if a == axis else slice(None) for a in range(3))
-        yield apply_orientation(source.read(index) if whole is None else whole[index], grid.to_canonical)
+        yield apply_orientation(source.read(index), grid.to_canonical)
 
 
 def _mapped(stored: NDArray[Any], task: Task) -> NDArray[np.uint8]:
