@@ -248,6 +248,9 @@ class Source:
             ) from error
 
 
+_NIFTI_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError)
+
+
 def open_nifti(path: Path) -> Any:
     """A NIfTI image whose voxels are read on demand.
 
@@ -265,7 +268,7 @@ def open_nifti(path: Path) -> Any:
         return (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(content)
     except FileNotFoundError as error:
         raise UserError(f"{path}: expected a NIfTI file, there is none") from error
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (*_NIFTI_ERRORS, OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: expected a NIfTI file, it cannot be read ({error})") from error
 
 
