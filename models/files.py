@@ -21,7 +21,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".partial-", suffix=f"-{target.name}", dir=target.parent, delete=False) as f:
+        with tempfile.NamedTemporaryFile(
+            prefix=".partial-", suffix=f"-{target.name}", dir=target.parent, delete=False
+        ) as f:
             temporary = Path(f.name)
     except OSError as error:
         raise UserError(f"{target}: cannot write there ({error.strerror or error})") from error

@@ -101,18 +101,21 @@ class Grid:
         out[target] = slices[source]
         return out
 
-    def restore(self, values: NDArray[Any]) -> NDArray[Any]:
+    def restore(self, values: NDArray[Any], threshold: float | None = None) -> NDArray[Any]:
         """Undo :meth:`fit` and the reorientation: ``[H, W, Z]`` in the grid of the file; zero outside the crop.
 
-        Meant for probabilities: resizing interpolates linearly, and a mask is taken at the file's own resolution.
+        Resizing interpolates linearly. With a ``threshold`` the result is the uint8 mask of what exceeds it at the
+        file's own
+        resolution, made a few slices at a time.
         """
         shape = self.canonical_shape
-        if self.task.resize:
-            canonical = _resize(values, shape[:2])
-        else:
-            source, target = _centre_windows(shape[:2], self.task.roi_size)
-            canonical = np.zeros(shape, values.dtype)
-            canonical[source] = values[target]
+        canonical = np.zeros(shape, values.dtype if threshold is None else np.uint8)
+        source, target = _centre_windows(shape[:2], self.task.roi_size)
+        for start in range(0, shape[2], CHUNK):
+            part = slice(start, start + CHUNK)
+            fitted = _resize(values[..., part], shape[:2]) if self.task.resize else values[..., part][target]
+            window = slice(None) if self.task.resize else source
+            canonical[..., part][window] = fitted if threshold is None else fitted > threshold
         canonical_axes = np.stack([np.arange(3), np.ones(3)], axis=1)
         return apply_orientation(canonical, ornt_transform(canonical_axes, self.to_canonical))
 
