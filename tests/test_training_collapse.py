@@ -1,9 +1,9 @@
 """No training of the recommended networks collapses, on a problem where the paper's plain form can.
 
-Every slice has equal discs; those in the left half are lesions, so that position decides. With these settings the preset
-"paper" collapsed in one of its three SCP runs (seed 0): Dice 0.00 at p > 0.5, and 0.92 on the same logits at -0.01.
-Which run does is chance and differs by machine, so it is told here and not tested; that the collapsed solution exists,
-contents the loss and scores nothing, is tested.
+Every slice has equal discs; those in the left half are lesions, so that position decides. With these settings the
+preset "paper" collapsed in one of its three SCP runs (seed 0): Dice 0.00 at p > 0.5, and 0.92 on the same logits at
+-0.01. Which run does is chance and differs by machine, so it is told here and not tested; that the collapsed solution
+exists, contents the loss and scores nothing, is tested.
 """
 
 import pytest

@@ -88,9 +88,8 @@ class SegmentationNetwork(nn.Module):
         inputs = in_channels + POSITION_CHANNELS * (variant == "base_f")
         self.encoder = nn.ModuleList(Level(i, o) for i, o in zip([inputs, *widths], widths, strict=False))
         self.down = nn.ModuleList(nn.Conv2d(w, w, 3, stride=2, padding=1, bias=False) for w in widths[:-1])
-        self.up = nn.ModuleList(
-            nn.Conv2d(2 * w, w, 1, bias=False) for w in widths[:-1]
-        )  # each from the level below it, twice as wide
+        # From the level below, which is twice as wide.
+        self.up = nn.ModuleList(nn.Conv2d(2 * w, w, 1, bias=False) for w in widths[:-1])
         self.decoder = nn.ModuleList(Level(2 * w, w) for w in widths[:-1])
         width = widths[0]
         self.last = Layer(width + POSITION_CHANNELS * (variant == "base_b"), width, relu=preset.last_relu)
