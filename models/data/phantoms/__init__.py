@@ -7,6 +7,7 @@ by the same rule as lesions, which disease does not obey. Scores on phantoms say
 would do on patients.
 """
 
+from scp_models.data.phantoms.lits import generate_lits
 from scp_models.data.phantoms.wmh import generate_wmh
 
-__all__ = ["generate_wmh"]
+__all__ = ["generate_lits", "generate_wmh"]

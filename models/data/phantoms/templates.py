@@ -102,7 +102,7 @@ def load_brain_template() -> BrainTemplate:
     fine_brain = ndi.binary_fill_holes(ndi.binary_closing(t1 > 0.2, iterations=2))
     fluid = np.clip(fine_brain - grey - white, 0, 1).astype(np.float32)
 
-    grown = _distance_to(brain) < 10
+    grown = np.less(_distance_to(brain), 10)
     hull = _distance_to(_distance_to(~grown) > 10)
     face = (x / 62) ** 2 + ((y - 48) / 52) ** 2 + ((z + 62) / 62) ** 2 < 1
     neck = ((x / 62) ** 2 + ((y + 28) / 66) ** 2 < 1) & (z < -40)

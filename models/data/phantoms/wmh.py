@@ -30,7 +30,7 @@ _SLAB_CENTER = (0.0, -18.0, 12.0)
 
 @dataclass(frozen=True)
 class Scanner:
-    """``shape``, ``spacing`` and ``center`` (mm) are RAS; ``stored``: the axes on disk, by turns; gains of FLAIR, T1."""
+    """``shape``, ``spacing`` and ``center`` (mm) are RAS; ``stored``: axes on disk, by turns; gains of FLAIR and T1."""
 
     folder: str
     first_id: int
@@ -93,8 +93,8 @@ def generate_wmh(
     """Write ``subjects`` brain phantoms below ``out``; returns their folders, in order.
 
     Each is ``training/<scanner>/<id>`` with ``orig/`` and ``pre/`` (``FLAIR``, ``T1``, ``3DT1``; bias field in
-    ``orig/`` alone) and ``wmh.nii.gz`` (float32, exactly 0 background, 1 lesion, 2 other pathology). A seed fixes every byte,
-    whatever the number of subjects and threads.
+    ``orig/`` alone) and ``wmh.nii.gz`` (float32, exactly 0 background, 1 lesion, 2 other pathology). A seed fixes
+    every byte, whatever the number of subjects and threads.
 
     Args:
         size: ``"full"``, ``"small"`` or a shape (X, Y, Z); see ``grid_of``.
@@ -130,7 +130,7 @@ def _write_subject(
         write_image(folder / kind / "FLAIR.nii.gz", oriented(flair_image, codes))
         write_image(folder / kind / "T1.nii.gz", oriented(t1_image, codes))
         isotropic = resample_to_output(t1_image, 2.0, order=1)
-        values = np.asarray(isotropic.dataobj).astype(dtype)
+        values = (np.rint(np.asarray(isotropic.dataobj) / step) * step).astype(dtype)
         write_image(folder / kind / "3DT1.nii.gz", oriented(make_image(values, isotropic.affine), "PSR"))
     # The label is last: a folder that has it is complete.
     label = make_image(brain.label.astype(np.float32), grid.affine)
