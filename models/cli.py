@@ -205,3 +205,7 @@ def main() -> None:
     except UserError as error:
         typer.echo("error: " + " ".join(str(error).split()), err=True)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from scp_models.data import DataWaitMonitor, SegmentationDataModule
+from scp_models.files import ensure_writable
 from scp_models.training import SegmentationModule
 
 
@@ -24,7 +25,6 @@ class FitCLI(LightningCLI):
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val_dice",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
             }
         )
@@ -36,11 +36,17 @@ class FitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with both loggers unless the configuration names its own, and the monitor of data waits."""
         config = self.config[self.subcommand] if self.subcommand else self.config
+        ensure_writable(config["out"])
         if config["trainer"].get("logger") in (None, True):
             out = config["out"]
             kwargs["logger"] = [CSVLogger(out, name="logs"), TensorBoardLogger(out, name="tensorboard")]
         trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.callbacks.append(DataWaitMonitor())
+        # The best checkpoint is written when there is a better one; to resume, the newest is needed after every epoch.
+        folder = Path(config["out"]) / "checkpoints"
+        trainer.callbacks.append(
+            ModelCheckpoint(folder, filename="newest", save_last=True, enable_version_counter=False)
+        )
         return trainer
 
 
