@@ -16,7 +16,7 @@ _LOW, _HIGH = (-240.0, -240.0, -180.0), (240.0, 240.0, 200.0)
 
 @dataclass(frozen=True)
 class Tumour:
-    """A hypodense ball: ``center`` and ``radius`` in mm (scanner coordinates); ``core``: has a darker necrotic middle."""
+    """A hypodense ball: ``center``, ``radius`` in mm (scanner); ``core``: darker in the middle; ``rim``: enhancing."""
 
     center: np.ndarray
     radius: float
@@ -117,7 +117,7 @@ def _paint_balls(
     """Paint balls inside the liver; where ``label`` is given, mark them 2."""
     for ball in balls:
         reach = 1.5 * ball.radius
-        window = canvas.window(ball.center - reach, ball.center + reach, margin=canvas.edge)
+        window = canvas.window(ball.center - reach, ball.center + reach, margin=float(canvas.edge))
         if window is None:
             continue
         axes = [axis[s] for axis, s in zip(canvas.axes, window, strict=True)]

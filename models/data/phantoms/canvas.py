@@ -1,6 +1,7 @@
 """A few neighbouring CT slices and soft shapes to paint on them, in the patient's own (deformed) millimetres."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -8,6 +9,7 @@ import numpy as np
 _DEFORMATION = 26.0
 
 Window = tuple[slice, slice, slice]
+Corner = Sequence[float] | np.ndarray
 
 
 def smooth_union(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
@@ -37,7 +39,7 @@ class Canvas:
     def everything(self) -> Window:
         return (slice(None), slice(None), slice(None))
 
-    def window(self, low: Sequence[float], high: Sequence[float], margin: float = _DEFORMATION) -> Window | None:
+    def window(self, low: Corner, high: Corner, margin: float = _DEFORMATION) -> Window | None:
         """The voxels that a shape between two corners (mm) can touch; None if there are none."""
         slices = []
         for axis, a, b in zip(self.axes, low, high, strict=True):
@@ -47,25 +49,23 @@ class Canvas:
             slices.append(slice(int(start), int(stop)))
         return slices[0], slices[1], slices[2]
 
-    def ellipsoid(self, window: Window, center: Sequence[float], radii: Sequence[float]) -> np.ndarray:
+    def ellipsoid(self, window: Window, center: Corner, radii: Corner) -> np.ndarray:
         """Signed distance in mm (positive inside, approximate) to an ellipsoid; an infinite radius makes a cylinder."""
         x, y, z = (self.deformed[k][window] for k in range(3))
         ratio = np.square((x - np.float32(center[0])) * np.float32(1 / radii[0]))
         ratio += np.square((y - np.float32(center[1])) * np.float32(1 / radii[1]))
         if np.isfinite(radii[2]):
             ratio += np.square((z - np.float32(center[2])) * np.float32(1 / radii[2]))
-        return (1 - np.sqrt(ratio)) * np.float32(min(radii))
+        return (1 - np.sqrt(ratio)) * np.float32(np.min(radii))
 
-    def tube(
-        self, points: np.ndarray, radius: float, low: np.ndarray, high: np.ndarray
-    ) -> tuple[Window, np.ndarray] | None:
+    def tube(self, points: np.ndarray, radius: float) -> tuple[Window, np.ndarray] | None:
         """Signed distance in mm to the union of capsules along ``points`` ``[N, 3]``, inside the window it spans."""
-        window = self.window(low - radius, high + radius)
+        window = self.window(points.min(axis=0) - radius, points.max(axis=0) + radius)
         if window is None:
             return None
         position = [self.deformed[k][window] for k in range(3)]
         nearest = np.full(position[0].shape, np.inf, np.float32)
-        for a, b in zip(points[:-1], points[1:], strict=True):
+        for a, b in pairwise(points):
             along = (b - a).astype(np.float32)
             length = np.float32(max(float(along @ along), 1e-6))
             offset = [position[k] - np.float32(a[k]) for k in range(3)]

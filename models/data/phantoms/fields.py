@@ -20,7 +20,13 @@ class SmoothField:
         scale: knot distance in mm. Structures are about twice as large.
     """
 
-    def __init__(self, rng: np.random.Generator, low: Sequence[float], high: Sequence[float], scale: float) -> None:
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        low: Sequence[float] | np.ndarray,
+        high: Sequence[float] | np.ndarray,
+        scale: float,
+    ) -> None:
         self.low = np.asarray(low, np.float64)
         self.scale = scale
         cells = np.maximum(1, np.ceil((np.asarray(high) - self.low) / scale).astype(int))

@@ -68,9 +68,9 @@ def generate_lits(
     """Write ``subjects`` abdominal phantoms below ``out``; returns the paths of their volumes, in order.
 
     Scan N is ``Training Batch 1/volume-N.nii`` (Batch 2 from 28 on) in int16 HU and ``segmentation-N.nii`` in uint8
-    (0 background, 1 liver, 2 tumour). As in the real set, in-plane orientation is mixed, some one in ten has no tumour,
-    28 to 47 carry an identity affine and 1 mm, and the affine of segmentation 53 is not its volume's. A seed fixes every
-    byte, whatever the number of subjects and threads.
+    (0 background, 1 liver, 2 tumour). As in the real set, in-plane orientation is mixed, about one in ten has no
+    tumour, 28 to 47 carry an identity affine and 1 mm, and the affine of segmentation 53 is not its volume's. A seed
+    fixes every byte, whatever the number of subjects and threads.
 
     Args:
         size: ``"full"`` (512 × 512, 41 to 128 slices of 2 to 5 mm), ``"small"`` (128 × 128 × 24) or a shape (X, Y, Z).

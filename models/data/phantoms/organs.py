@@ -1,10 +1,10 @@
-"""The organs: where they lie (mm; right, anterior, superior of the upper abdomen's middle) and how dense they are (HU)."""
+"""The organs: where they lie (mm to the right, front and top of the upper abdomen's middle) and their density (HU)."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from scp_models.data.phantoms.canvas import Canvas, Window, smooth_union
-from scp_models.data.phantoms.fields import SmoothField
+from scp_models.data.phantoms.fields import Corner, SmoothField
 
 _FOREVER = float("inf")
 
@@ -103,7 +103,7 @@ def cavity_distance(canvas: Canvas, window: Window, body: Body) -> np.ndarray:
 def paint_body(canvas: Canvas, body: Body) -> None:
     """Table, skin, fat, the muscular wall with its ribs, the cavity's fat, back muscles and spine."""
     everything = canvas.everything
-    x, y, z = canvas.deformed
+    _, y, z = canvas.deformed
     back = canvas.axes[1][None, :, None] + body.depth * 1.04 + body.table - (canvas.axes[0] ** 2 / 1400)[:, None, None]
     canvas.paint(everything, canvas.cover((2.5 - np.abs(back)).astype(np.float32)), -40.0)
 
@@ -172,7 +172,7 @@ def _paint_spine(canvas: Canvas, body: Body) -> None:
     canvas.paint(window, canvas.cover(canvas.ellipsoid(window, (0, -72, 0), (12, 9, _FOREVER))), 25.0)
 
 
-def _solid(canvas: Canvas, center: Sequence[float], radii: Sequence[float], value: float, inside: np.ndarray) -> None:
+def _solid(canvas: Canvas, center: Corner, radii: Corner, value: float, inside: np.ndarray) -> None:
     """An ellipsoid of one density, cut off at the cavity's wall."""
     window = canvas.window(np.subtract(center, radii), np.add(center, radii))
     if window:
@@ -181,7 +181,7 @@ def _solid(canvas: Canvas, center: Sequence[float], radii: Sequence[float], valu
 
 
 def _pipe(canvas: Canvas, points: np.ndarray, radius: float, value: float | np.ndarray) -> None:
-    found = canvas.tube(points, radius, points.min(axis=0), points.max(axis=0))
+    found = canvas.tube(points, radius)
     if found:
         canvas.paint(found[0], canvas.cover(found[1]), value)
 
@@ -190,13 +190,13 @@ def paint_organs(canvas: Canvas, body: Body) -> None:
     """Everything in the cavity except the liver: lungs, heart, great vessels, kidneys, spleen, stomach, bowel."""
     inside = cavity_distance(canvas, canvas.everything, body)
     _paint_bowel(canvas, body, inside)
-    for center in KIDNEYS:
-        _paint_kidney(canvas, body, center)
+    for kidney in KIDNEYS:
+        _paint_kidney(canvas, body, kidney)
     _solid(canvas, (-93, -36, 40), (30, 40, 50), body.spleen_hu, inside)
     for center, radius in body.cysts:
         _solid(canvas, center, (radius,) * 3, 6.0, inside)
     pancreas = np.array([(34, 10, -12), (14, 20, 2), (-22, 14, 14), (-68, -12, 30)], float)
-    found = canvas.tube(pancreas, 10.5, pancreas.min(axis=0), pancreas.max(axis=0))
+    found = canvas.tube(pancreas, 10.5)
     if found:
         lobules = body.texture(*(a[s] for a, s in zip(canvas.axes, found[0], strict=True)))
         canvas.paint(found[0], canvas.cover(found[1] + 1.8 * lobules), body.liver_hu - 18 + 12 * lobules)
@@ -233,7 +233,7 @@ def _paint_kidney(canvas: Canvas, body: Body, center: tuple[float, float, float]
 
 
 def _paint_bowel(canvas: Canvas, body: Body, inside: np.ndarray) -> None:
-    found = [(canvas.tube(p, r, p.min(axis=0), p.max(axis=0)), r, content) for p, r, content in body.bowel]
+    found = [(canvas.tube(p, r), r, content) for p, r, content in body.bowel]
     for tube, _, content in found:
         if tube:
             window, distance = tube
@@ -241,7 +241,7 @@ def _paint_bowel(canvas: Canvas, body: Body, inside: np.ndarray) -> None:
             canvas.paint(window, canvas.cover(distance), 85.0)
             canvas.paint(window, canvas.cover(distance - 2.6), content)
     for points in body.colon:
-        tube = canvas.tube(points, 21.0, points.min(axis=0), points.max(axis=0))
+        tube = canvas.tube(points, 21.0)
         if tube:
             window, distance = tube
             axes = [a[s] for a, s in zip(canvas.axes, window, strict=True)]
@@ -292,7 +292,7 @@ def _paint_thorax(canvas: Canvas, body: Body, inside: np.ndarray) -> None:
 
 def liver_distance(canvas: Canvas, window: Window, body: Body) -> np.ndarray:
     """Signed distance to the liver: two lobes under the diaphragm, cut by the neighbours below."""
-    x, y, z = (c[window] for c in canvas.deformed)
+    x, z = canvas.deformed[0][window], canvas.deformed[2][window]
     right = canvas.ellipsoid(window, (63, -6, 22), (71, 81, 82))
     left = canvas.ellipsoid(window, (4, 40, 42), (68, 36, 38))
     shape = smooth_union(right, left, 22)
@@ -319,7 +319,7 @@ def paint_liver(canvas: Canvas, body: Body) -> np.ndarray:
         axes = [a[s] for a, s in zip(canvas.axes, window, strict=True)]
         canvas.paint(window, share, body.liver_hu + 2.5 * body.coarse_texture(*axes))
     for points, radius in (*body.portal, *body.hepatic):
-        found = canvas.tube(points, radius, points.min(axis=0), points.max(axis=0))
+        found = canvas.tube(points, radius)
         if found:
             canvas.paint(found[0], canvas.cover(found[1]) * liver[found[0]], body.vessel_hu)
     low, high = (

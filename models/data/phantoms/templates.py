@@ -95,8 +95,8 @@ def load_brain_template() -> BrainTemplate:
         ndi.map_coordinates(a, points, order=1, mode="constant", prefilter=False) for a in (t1, grey + white)
     )
     brain = ndi.binary_fill_holes(ndi.binary_closing(coarse_t1 > 0.2, _ball(4)))
-    central = brain & (coarse_tissue < 0.5) & (abs(x) < 36) & (y > -50) & (y < 40) & (z > -8) & (z < 36)
-    parts, _ = ndi.label(central)
+    central = brain & (coarse_tissue < 0.5) & (np.abs(x) < 36) & (y > -50) & (y < 40) & (z > -8) & (z < 36)
+    parts = np.asarray(ndi.label(central)[0])
     ventricles = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
 
     fine_brain = ndi.binary_fill_holes(ndi.binary_closing(t1 > 0.2, iterations=2))
