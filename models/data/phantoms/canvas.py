@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+from scp_models.data.phantoms.fields import Corner
 
 # Windows are cut in scanner coordinates, shapes live in deformed ones; the two differ by less than this (mm).
 _DEFORMATION = 26.0
 
 Window = tuple[slice, slice, slice]
-Corner = Sequence[float] | np.ndarray
 
 
 def smooth_union(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:

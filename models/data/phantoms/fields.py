@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Corner = Sequence[float] | np.ndarray
+
 # Mean over a cell of the sum of squared cubic B-spline weights, to the power of three axes: the field's variance.
 _UNIT_VARIANCE = 0.479365**3
 
@@ -20,13 +22,7 @@ class SmoothField:
         scale: knot distance in mm. Structures are about twice as large.
     """
 
-    def __init__(
-        self,
-        rng: np.random.Generator,
-        low: Sequence[float] | np.ndarray,
-        high: Sequence[float] | np.ndarray,
-        scale: float,
-    ) -> None:
+    def __init__(self, rng: np.random.Generator, low: Corner, high: Corner, scale: float) -> None:
         self.low = np.asarray(low, np.float64)
         self.scale = scale
         cells = np.maximum(1, np.ceil((np.asarray(high) - self.low) / scale).astype(int))
