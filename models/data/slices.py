@@ -97,7 +97,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         k = index - int(self.offsets[subject])
         marks = torch.from_numpy(np.array(label[k]))[None]
         return {
-            "image": torch.from_numpy(image[k].astype(np.float32)),
+            "image": torch.from_numpy(np.array(image[k])).float(),
             "label": torch.full_like(marks, 2) if padding else marks,
             "subject": torch.tensor(subject),
         }
