@@ -29,21 +29,32 @@ SCP_INLINE BlockVectors<T> vectors_in(const Rows<T, 2>& rows, const Block<T, 2>&
   return vectors;
 }
 
-// The leaf's rows of X are on their way while the basis is evaluated.
+// Where the rows of X of the block that comes next begin. They are fetched one by one between the products of this one:
+// asked for all at once, they would wait for each other.
 template <class T>
-SCP_INLINE void prefetch(const Rows<T, 2>& X, const BlockVectors<T>& at, int C) {
-  for (int c = 0; c < C; ++c)
-    for (int v = 0; v < kBlockVectors<T>; ++v)
-      if (at.lanes[v] > 0) __builtin_prefetch(X.in_place(at.offset[v] + c * X.tensor.stride_channel));
+struct NextRows {
+  const T* row[kBlockVectors<T>];
+  int64_t stride_channel;
+
+  SCP_INLINE void fetch(int c, int v) const { __builtin_prefetch(row[v] + c * stride_channel); }
+};
+
+template <class T>
+SCP_INLINE NextRows<T> next_rows(const Rows<T, 2>& X, const Block<T, 2>& next, int64_t b) {
+  const BlockVectors<T> at = vectors_in(X, next, b);
+  NextRows<T> rows;
+  for (int v = 0; v < kBlockVectors<T>; ++v) rows.row[v] = X.in_place(at.offset[v]);
+  rows.stride_channel = X.tensor.stride_channel;
+  return rows;
 }
 
 // Y[n] = sum_c W[n, c] X[c] (+ bias[n]) on a block.
 template <class T>
 SCP_INLINE void apply_direct(const Network<T>& net, const Node<T, 2>& node, const Block<T, 2>& block,
-                             const Panel<T, 2>& panel, const Rows<T, 2>& X, const Rows<T, 2>& Y, const T* bias,
-                             int64_t b, int N, int C) {
+                             const Block<T, 2>& next, const Panel<T, 2>& panel, const Rows<T, 2>& X,
+                             const Rows<T, 2>& Y, const T* bias, int64_t b, int N, int C) {
   const BlockVectors<T> x_at = vectors_in(X, block, b), y_at = vectors_in(Y, block, b);
-  prefetch(X, x_at, C);
+  const NextRows<T> coming = next_rows(X, next, b);
   evaluate_basis(node, block, panel);
   const bool whole = block.valid[0] == block_extent<T, 2>(0) && block.valid[1] == block_extent<T, 2>(1);
   for (int n = 0; n < N; ++n) {
@@ -51,6 +62,7 @@ SCP_INLINE void apply_direct(const Network<T>& net, const Node<T, 2>& node, cons
     for (int v = 0; v < kBlockVectors<T>; ++v) y[v] = splat(bias == nullptr ? T(0) : bias[n]);
     if (whole) {
       evaluate_weights(net, node, panel, n * C, C, [&](int c, int v, Vector<T> w) SCP_LAMBDA_INLINE {
+        coming.fetch(c, v);
         y[v] = fma(w, load(X.in_place(x_at.offset[v] + c * X.tensor.stride_channel)), y[v]);
       });
       for (int v = 0; v < kBlockVectors<T>; ++v)
@@ -68,14 +80,15 @@ SCP_INLINE void apply_direct(const Network<T>& net, const Node<T, 2>& node, cons
 // gX[c] = sum_n gY[n] W[n, c] on a block where wanted; gW[n, c] = gY[n] X[c] into a panel [ncp, 64], 0 in the padding.
 template <class T>
 SCP_INLINE void meet_direct(const Network<T>& net, const Node<T, 2>& node, const Block<T, 2>& block,
-                            const Panel<T, 2>& panel, const Rows<T, 2>& X, const Rows<T, 2>& gY, const Rows<T, 2>* gX,
-                            int64_t b, int N, int C, T* weights, T* gW) {
+                            const Block<T, 2>& next, const Panel<T, 2>& panel, const Rows<T, 2>& X,
+                            const Rows<T, 2>& gY, const Rows<T, 2>* gX, int64_t b, int N, int C, T* weights, T* gW) {
   constexpr int L = kLanes<T>, P = kBlockPixels;
   const BlockVectors<T> x_at = vectors_in(X, block, b), gy_at = vectors_in(gY, block, b);
-  prefetch(X, x_at, C);
+  const NextRows<T> coming = next_rows(X, next, b);
   evaluate_basis(node, block, panel);
   if (gX != nullptr) {
-    evaluate_weights(net, node, panel, 0, net.nc, [=](int n, int v, Vector<T> w) SCP_LAMBDA_INLINE {
+    evaluate_weights(net, node, panel, 0, net.nc, [&](int n, int v, Vector<T> w) SCP_LAMBDA_INLINE {
+      if (n < C) coming.fetch(n, v);
       store(weights + n * P + v * L, w);
     });
   }

@@ -48,11 +48,11 @@ SCP_INLINE void fold_columns(const Node<T, D>& parent, int column, const OnRow<T
     for (int v = 0; v < V; ++v) {
       const Vector<T> weight = load(mixed[q].row + column + v * L);
       for (int a = 0; a < A; ++a) z[a][v] = fma(weight, splat(mixed[q].line[a]), z[a][v]);
-      radius[v] = fma(abs(weight), splat(mixed[q].slack), radius[v]);
+      radius[v] = fma(magnitude(weight), splat(mixed[q].slack), radius[v]);
     }
   }
   for (int v = 0; v < V; ++v) {
-    for (int a = 1; a < A; ++a) radius[v] = fma(abs(z[a][v]), splat(T(half_extent[a - 1])), radius[v]);
+    for (int a = 1; a < A; ++a) radius[v] = fma(magnitude(z[a][v]), splat(T(half_extent[a - 1])), radius[v]);
     radius[v] = radius[v] * splat(T(kBoundWidening));
     bits_on[v] = positive(z[0][v] - radius[v]);
     bits_off[v] = not_positive(z[0][v] + radius[v]);
@@ -85,49 +85,63 @@ void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& b
   }
 
   // 1. Layer 1: off, on or mixed.
+  using Doubles = Vector<double>;
+  constexpr int U = kLanes<double>;
   const int candidates = parent.m1;
-  int* unit1 = take<int>(scratch, candidates);
-  int* row1 = take<int>(scratch, candidates);
-  int* on1_row = take<int>(scratch, candidates);
-  auto* line1 = take<Affine<D>>(scratch, candidates);
-  T* on1_line = take<T>(scratch, candidates * A);
-  auto* on = take<OnRow<T, D>>(scratch, candidates);
-  auto* mixed = take<ChordRow<T, D>>(scratch, candidates);
+  const int room = padded<double>(candidates);
+  int* unit1 = take<int>(scratch, room);
+  int* row1 = take<int>(scratch, room);
+  int* on1_row = take<int>(scratch, room);
+  T* on1_line = take<T>(scratch, room * A);
+  auto* on = take<OnRow<T, D>>(scratch, room);
+  auto* mixed = take<ChordRow<T, D>>(scratch, room);
+  double* line1 = take<double>(scratch, room * A);
   int m1 = 0, on1 = 0;
-  for (int q = 0; q < candidates; ++q) {
-    const Affine<D> line = parent.line1[q].recentred(child.shift);
-    const double radius = line.radius(half_extent);
-    const double lowest = line.value - radius, highest = line.value + radius;
-    const State is = state(lowest, highest);
-    if (is == State::off) continue;
-    const T* row = parent.A2 + (A + q) * stride;
-    if (is == State::on) {
+  for (int q0 = 0; q0 < candidates; q0 += U) {
+    const Affine<Doubles, D> line = parent.template lines<Doubles>(q0).recentred(child.shift);
+    const Doubles radius = line.radius(half_extent);
+    const Doubles lowest = line.value - radius, highest = line.value + radius;
+    const unsigned all = candidates - q0 >= U ? (1u << U) - 1 : (1u << (candidates - q0)) - 1;
+    unsigned is_on = positive(lowest) & all;
+    unsigned is_mixed = all & ~is_on & ~not_positive(highest);
+    if ((is_on | is_mixed) == 0) continue;
+    const Chord<Doubles> bound = chord(lowest, highest);
+    double lines[A][U], chords[A + 1][U];
+    store(lines[0], line.value);
+    store(chords[0], bound.scale * line.value + bound.slack);
+    for (int axis = 0; axis < D; ++axis) {
+      store(lines[1 + axis], line.slope[axis]);
+      store(chords[1 + axis], bound.scale * line.slope[axis]);
+    }
+    store(chords[A], bound.slack);
+    for (; is_on; is_on &= is_on - 1) {
+      const int lane = __builtin_ctz(is_on);
       T* to = on1_line + on1 * A;
-      to[0] = T(line.value);
-      for (int axis = 0; axis < D; ++axis) to[1 + axis] = T(line.slope[axis]);
-      on[on1] = {row, to};
-      on1_row[on1++] = q;
-    } else {
-      const Chord bound = chord(lowest, highest);
-      mixed[m1].row = row;
-      mixed[m1].line[0] = T(bound.scale * line.value + bound.slack);
-      for (int axis = 0; axis < D; ++axis) mixed[m1].line[1 + axis] = T(bound.scale * line.slope[axis]);
-      mixed[m1].slack = T(bound.slack);
-      unit1[m1] = parent.unit1[q];
-      line1[m1] = line;
-      row1[m1++] = q;
+      for (int a = 0; a < A; ++a) to[a] = T(lines[a][lane]);
+      on[on1] = {parent.A2 + (A + q0 + lane) * stride, to};
+      on1_row[on1++] = q0 + lane;
+    }
+    for (; is_mixed; is_mixed &= is_mixed - 1) {
+      const int lane = __builtin_ctz(is_mixed);
+      ChordRow<T, D>& to = mixed[m1];
+      to.row = parent.A2 + (A + q0 + lane) * stride;
+      for (int a = 0; a < A; ++a) to.line[a] = T(chords[a][lane]);
+      to.slack = T(chords[A][lane]);
+      for (int a = 0; a < A; ++a) line1[a * room + m1] = lines[a][lane];
+      unit1[m1] = parent.unit1[q0 + lane];
+      row1[m1++] = q0 + lane;
     }
   }
-  child.m1 = m1, child.unit1 = unit1, child.line1 = line1, child.row1 = row1;
+  child.m1 = m1, child.unit1 = unit1, child.line1 = line1, child.m1p = room, child.row1 = row1;
   child.on1 = on1, child.on1_row = on1_row, child.on1_line = on1_line;
 
   // 2 and 3. Layer 2: affine rows, then off, on or mixed.
   const int words = int(stride) / L;
   T* x = take<T>(scratch, A * stride);
   uint16_t* kept = take<uint16_t>(scratch, words);
-  int* unit2 = take<int>(scratch, parent.m2);
-  int* on2_column = take<int>(scratch, parent.m2);
-  int* on2_unit = take<int>(scratch, parent.m2);
+  int* unit2 = take<int>(scratch, stride + L);  // lists are packed a vector at a time, so they need room for one more
+  int* on2_column = take<int>(scratch, stride + L);
+  int* on2_unit = take<int>(scratch, stride + L);
   int m2 = 0, on2 = 0;
   for (int w = 0; w < words;) {
     unsigned bits_on[2], bits_off[2];
@@ -142,14 +156,13 @@ void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& b
       const int column = w * L;
       const int valid = parent.m2 - column;
       const unsigned all = valid >= L ? (1u << L) - 1 : (1u << valid) - 1;
-      unsigned is_on = bits_on[v] & all, is_mixed = all & ~bits_on[v] & ~bits_off[v];
+      unsigned is_on = bits_on[v] & all;
+      const unsigned is_mixed = all & ~bits_on[v] & ~bits_off[v];
       kept[w] = uint16_t(is_mixed);
-      for (; is_mixed; is_mixed &= is_mixed - 1) unit2[m2++] = parent.unit2[column + __builtin_ctz(is_mixed)];
-      for (; is_on; is_on &= is_on - 1) {
-        const int k = column + __builtin_ctz(is_on);
-        on2_unit[on2] = parent.unit2[k];
-        on2_column[on2++] = k;
-      }
+      compress_integers<T>(parent.unit2 + column, is_mixed, unit2 + m2);
+      m2 += __builtin_popcount(is_mixed);
+      compress_integers<T>(parent.unit2 + column, is_on, on2_unit + on2);
+      for (; is_on; is_on &= is_on - 1) on2_column[on2++] = column + __builtin_ctz(is_on);
     }
   }
   child.m2 = m2, child.m2p = padded<T>(m2), child.unit2 = unit2, child.x = x, child.kept = kept;

@@ -107,6 +107,7 @@ template <class T, int D>
 SCP_INLINE Vector<T> affine_on_block(const T* coordinates, const T* c, int64_t stride, int v) {
   // Every vector of a block covers the same part of the last axis when it holds whole runs.
   const int last = kLanes<T> >= kRun<T, D> ? 0 : v;
+  coordinates = kept_in_memory(coordinates);
   Vector<T> value = fma(splat(c[D * stride]), load(coordinates + D * kBlockPixels + last * kLanes<T>), splat(c[0]));
   for (int a = 1; a < D; ++a)
     value = fma(splat(c[a * stride]), load(coordinates + a * kBlockPixels + v * kLanes<T>), value);
@@ -130,8 +131,8 @@ SCP_INLINE void evaluate_basis(const Node<T, D>& node, const Block<T, D>& block,
   }
   T* const phi = panel.phi();
   for (int q = 0; q < node.m1; ++q) {
-    T c[A] = {T(node.line1[q].value)};
-    for (int axis = 0; axis < D; ++axis) c[1 + axis] = T(node.line1[q].slope[axis]);
+    T c[A];
+    for (int a = 0; a < A; ++a) c[a] = T(node.line1[a * node.m1p + q]);
     for (int v = 0; v < kBlockVectors<T>; ++v)
       store(phi + q * kBlockPixels + v * L, relu(affine_on_block<T, D>(coordinates, c, 1, v)));
   }

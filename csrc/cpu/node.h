@@ -3,6 +3,7 @@
 #define SCP_CPU_NODE_H
 
 #include <cstdint>
+#include <cstring>
 
 #include "../shared/bound.h"
 #include "../shared/geometry.h"
@@ -43,9 +44,10 @@ struct Node {
 
   int m1;                  // mixed units of layer 1 ...
   const int* unit1;        // ... their numbers, [m1] ...
-  const Affine<D>* line1;  // ... and pre-activations about the centre, [m1]
+  const double* line1;     // ... and pre-activations about the centre: values, then slopes on each axis, [D + 1, m1p]
+  int m1p;                 // distance between them: whole vectors of doubles
   int m2;                  // mixed units of layer 2 ...
-  const int* unit2;        // ... and their numbers, [m2]
+  const int* unit2;        // ... and their numbers, [m2], room for whole vectors
   int m2p;                 // m2 padded to whole vectors: the distance between rows of A2
   const T* A2;             // [kAffineRows + m1, m2p], columns in the order of unit2, padding 0
   const T* cf;             // [kAffineRows + m1, ncp]
@@ -64,6 +66,14 @@ struct Node {
   const int* on2_unit;      // [on2]
   const T* x;               // [kAffineRows, p.m2p]: p's affine rows recentred, newly-on units of layer 1 added
   const uint16_t* kept;     // [p.m2p / lanes]: one bit for each of p's columns kept
+
+  template <class V>
+  SCP_INLINE Affine<V, D> lines(int q) const {
+    Affine<V, D> found;
+    std::memcpy(&found.value, line1 + q, sizeof(V));
+    for (int axis = 0; axis < D; ++axis) std::memcpy(&found.slope[axis], line1 + (1 + axis) * m1p + q, sizeof(V));
+    return found;
+  }
 
   int basis() const { return kAffineRows<D> + m1; }
 };

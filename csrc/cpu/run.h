@@ -43,10 +43,10 @@ int cut_into_tasks(const Job<T, D>& job, const Box<D>& map, Box<D> (&tasks)[kMos
 }
 
 template <class T, int D>
-Node<T, D> make_root(const Network<T>& net, const Box<D>& map, const Affine<D>* line1, const int* numbers) {
+Node<T, D> make_root(const Network<T>& net, const Box<D>& map, const double* line1, const int* numbers) {
   Node<T, D> root{};
   root.box = map;
-  root.m1 = net.h1, root.unit1 = numbers, root.line1 = line1;
+  root.m1 = net.h1, root.m1p = padded<double>(net.h1), root.unit1 = numbers, root.line1 = line1;
   root.m2 = net.h2, root.unit2 = numbers, root.m2p = net.h2p;
   root.A2 = net.A2, root.cf = net.cf;
   return root;
@@ -82,9 +82,10 @@ class Run {
   }
 
   void operator()() {
-    const bool finite = prepare<T, D>(call_, scratch_, job_.net) && lines_from_coefficients();
+    const bool finite_parameters = prepare<T, D>(call_, scratch_, job_.net);
+    const bool finite_lines = lines_from_coefficients();
     for (int axis = 0; axis < D; ++axis) map_.lower[axis] = 0, map_.upper[axis] = int(call_.size[axis]);
-    job_.dense = call_.method == SCP_METHOD_DENSE || !finite ||
+    job_.dense = call_.method == SCP_METHOD_DENSE || !finite_parameters || !finite_lines ||
                  (call_.method == SCP_METHOD_AUTO && map_.pixels() <= kDensePixels);
     attempt();
     // A NaN or an infinity in X or gY reaches, in PyTorch, gradients of units that are off where it occurs (0 times
@@ -97,18 +98,26 @@ class Run {
   }
 
  private:
+  // The first layer of every position map as the nodes hold it: [groups, D + 1, h1 padded], values before slopes.
   bool lines_from_coefficients() {
-    const int64_t count = call_.groups * call_.hidden1;
-    lines_ = take<Affine<D>>(scratch_, count);
+    constexpr int A = kAffineRows<D>;
+    line_stride_ = padded<double>(job_.net.h1);
+    lines_ = take<double>(scratch_, call_.groups * A * line_stride_);
     double finite = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const double* c = call_.coefficients + i * (D + 1);
-      for (int axis = 0; axis < D; ++axis) lines_[i].slope[axis] = c[axis], finite += c[axis] * 0;
-      lines_[i].value = c[D], finite += c[D] * 0;
+    for (int64_t g = 0; g < call_.groups; ++g) {
+      double* const to = lines_ + g * A * line_stride_;
+      const double* const from = call_.coefficients + g * call_.hidden1 * A;
+      for (int u = 0; u < line_stride_; ++u) {
+        for (int a = 0; a < A; ++a) {
+          const double c = u < job_.net.h1 ? from[u * A + (a == 0 ? D : a - 1)] : 0;
+          to[a * line_stride_ + u] = c;
+          finite += c * 0;
+        }
+      }
     }
     const int most = job_.net.h1 > job_.net.h2 ? job_.net.h1 : job_.net.h2;
-    int* numbers = take<int>(scratch_, most);
-    for (int u = 0; u < most; ++u) numbers[u] = u;
+    int* numbers = take<int>(scratch_, padded<T>(most));
+    for (int u = 0; u < padded<T>(most); ++u) numbers[u] = u;
     numbers_ = numbers;
     return finite == 0;
   }
@@ -143,7 +152,7 @@ class Run {
     const int64_t all_tasks = tasks_ * call_.groups;
     for (int64_t task = all_tasks * slot / slots_; task < all_tasks * (slot + 1) / slots_; ++task) {
       const int64_t group = task / tasks_;
-      Node<T, D> root = make_root<T, D>(job_.net, map_, lines_ + group * call_.hidden1, numbers_);
+      Node<T, D> root = make_root<T, D>(job_.net, map_, lines_ + group * kAffineRows<D> * line_stride_, numbers_);
       GradientSums<T> sums{};
       if (job_.needs_parameters) {
         root.g_A2 = sums_[slot].A2;
@@ -152,7 +161,7 @@ class Run {
         sums.moments = moments_ + task * moment_size_;
       }
       Walk<T, D> walk(job_, group, group + samples_, sums, scratch, counters_[slot]);
-      walk.visit(root, boxes_[task % tasks_]);
+      walk.run(root, boxes_[task % tasks_]);
     }
     if (job_.needs_parameters && sequential_ && slot > 0) add_sums(sums_[slot], sums_[0]);
     scratch.release(mark);
@@ -196,7 +205,8 @@ class Run {
   Job<T, D> job_{};
   Box<D> map_;
   int64_t samples_;
-  Affine<D>* lines_ = nullptr;
+  double* lines_ = nullptr;
+  int line_stride_ = 0;
   const int* numbers_ = nullptr;
   Box<D> boxes_[kMostTasks];
   int tasks_ = 0, slots_ = 0;

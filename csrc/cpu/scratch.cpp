@@ -6,64 +6,46 @@
 namespace scp {
 
 namespace {
-constexpr size_t kAlignment = 64;
 constexpr size_t kFirstChunk = size_t(1) << 20;
-
-size_t rounded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+constexpr size_t kLargestChunk = size_t(1) << 22;
 }  // namespace
 
 ScratchStack::~ScratchStack() {
-  for (int i = 0; i < chunks_used_; ++i) std::free(chunks_[i]);
+  for (int i = 0; i < chunks_; ++i) std::free(data_[i]);
 }
 
-void* ScratchStack::allocate(size_t bytes) {
-  bytes = rounded(bytes + 1);
-  while (chunk_ < 0 || used_ + bytes > sizes_[chunk_]) {
-    ++chunk_;
-    used_ = 0;
-    if (chunk_ < chunks_used_) continue;
-    if (chunk_ == kMaxChunks) {
-      step_back();
-      throw std::bad_alloc();
-    }
-    size_t size = chunk_ == 0 ? kFirstChunk : sizes_[chunk_ - 1] * 2;
-    if (chunk_ > 0 && size > kFirstChunk * 4) size = kFirstChunk * 4;
+void ScratchStack::grow(size_t bytes) {
+  int next = chunk_ + 1;
+  while (next < chunks_ && size_[next] < bytes) ++next;
+  if (next == chunks_) {
+    if (chunks_ == kMaxChunks) throw std::bad_alloc();
+    size_t size = chunks_ == 0 ? kFirstChunk : size_[chunks_ - 1] * 2;
+    if (size > kLargestChunk) size = kLargestChunk;
     if (size < bytes) size = bytes;
-    chunks_[chunk_] = static_cast<char*>(std::aligned_alloc(kAlignment, rounded(size)));
-    if (chunks_[chunk_] == nullptr) {
-      step_back();
-      throw std::bad_alloc();
-    }
-    sizes_[chunk_] = rounded(size);
-    ++chunks_used_;
+    data_[next] = static_cast<char*>(std::aligned_alloc(kAlignment, size));
+    if (data_[next] == nullptr) throw std::bad_alloc();
+    size_[next] = size;
+    ++chunks_;
   }
-  void* block = chunks_[chunk_] + used_;
-  used_ += bytes;
-  return block;
+  return_to(next);
+  top_ = data_[next];
 }
 
-void ScratchStack::step_back() {
-  --chunk_;
-  used_ = chunk_ >= 0 ? sizes_[chunk_] : 0;
-}
-
-ScratchStack::Mark ScratchStack::mark() const { return {chunk_, used_}; }
-
-void ScratchStack::release(Mark mark) {
-  chunk_ = mark.chunk;
-  used_ = mark.used;
+void ScratchStack::return_to(int chunk) {
+  chunk_ = chunk;
+  end_ = chunk < 0 ? nullptr : data_[chunk] + size_[chunk];
 }
 
 void ScratchStack::trim(size_t bytes_kept) {
   size_t kept = 0;
   int first = 0;
-  while (first < chunks_used_ && (first <= chunk_ || kept + sizes_[first] <= bytes_kept)) kept += sizes_[first++];
-  for (int i = first; i < chunks_used_; ++i) {
-    std::free(chunks_[i]);
-    chunks_[i] = nullptr;
-    sizes_[i] = 0;
+  while (first < chunks_ && (first <= chunk_ || kept + size_[first] <= bytes_kept)) kept += size_[first++];
+  for (int i = first; i < chunks_; ++i) {
+    std::free(data_[i]);
+    data_[i] = nullptr;
+    size_[i] = 0;
   }
-  chunks_used_ = first;
+  chunks_ = first;
 }
 
 ScratchStack& thread_scratch() {

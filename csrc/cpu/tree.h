@@ -62,7 +62,14 @@ class Walk {
        Counters& counters)
       : job_(job), b_first_(b_first), b_end_(b_end), sums_(sums), scratch_(scratch), counters_(counters) {}
 
-  // Does the whole task: `parent` is the root, with its gradients where parameters need them.
+  // Does the whole task: `root` carries its gradients where parameters need them.
+  void run(const Node<T, D>& root, const Box<D>& box) {
+    map_ = root.box;
+    next_ = corner(box);
+    visit(root, box);
+  }
+
+ private:
   void visit(const Node<T, D>& parent, const Box<D>& box) {
     const ScratchStack::Mark mark = scratch_.mark();
     const bool gradients = job_.needs_parameters && !filling_;
@@ -81,7 +88,16 @@ class Walk {
     scratch_.release(mark);
   }
 
- private:
+  // First pixel of the box that the walk comes to after the present one.
+  struct Corner {
+    int index[D];
+  };
+  static Corner corner(const Box<D>& box) {
+    Corner at;
+    for (int axis = 0; axis < D; ++axis) at.index[axis] = box.lower[axis];
+    return at;
+  }
+
   T* zeros(int64_t count) {
     T* values = take<T>(scratch_, count);
     std::memset(values, 0, size_t(count) * sizeof(T));
@@ -96,8 +112,9 @@ class Walk {
       node.centre[axis] = box.centre(axis);
       node.shift[axis] = node.centre[axis] - root.centre[axis];
     }
-    auto* line1 = take<Affine<D>>(scratch_, root.m1);
-    for (int q = 0; q < root.m1; ++q) line1[q] = root.line1[q].recentred(node.shift);
+    double* line1 = take<double>(scratch_, int64_t(root.m1p) * kAffineRows<D>);
+    std::memcpy(line1, root.line1, sizeof(double) * size_t(root.m1p) * kAffineRows<D>);
+    for (int q = 0; q < root.m1; ++q) line1[q] = root.template lines<double>(q).recentred(node.shift).value;
     node.line1 = line1;
   }
 
@@ -109,7 +126,10 @@ class Walk {
     if (axis < 0 || (node.m1 + node.m2 == 0 && !job_.dense && !without_field)) return leaf(node);
     Box<D> first, second;
     cut_box<T, D>(node.box, axis, first, second);
+    const Corner after = next_;
+    next_ = corner(second);
     visit(node, first);
+    next_ = after;
     visit(node, second);
   }
 
@@ -159,8 +179,8 @@ class Walk {
         read_field(*field_, block, net.nc, gW);
       } else if constexpr (D == 2) {
         if (!job_.backward)
-          return apply_direct(net, node, block, panel, job_.X, job_.Y, job_.bias, b_first_, job_.N, job_.C);
-        meet_direct(net, node, block, panel, job_.X, job_.Y, job_.needs_features ? &job_.gX : nullptr, b_first_, job_.N,
+          return apply_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y, job_.bias, b_first_, job_.N, job_.C);
+        meet_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y, job_.needs_features ? &job_.gX : nullptr, b_first_, job_.N,
                     job_.C, weights, gW);
       }
       if (job_.needs_parameters) leaf_backward(net, node, panel, gW, sums_, scratch_);
@@ -186,6 +206,8 @@ class Walk {
   ScratchStack& scratch_;
   Counters& counters_;
   const Grain<T, D> grain_;
+  Box<D> map_;
+  Corner next_;
   const Field<T, D>* field_ = nullptr;
   bool filling_ = false;
 };

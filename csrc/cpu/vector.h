@@ -66,6 +66,14 @@ SCP_INLINE Vector<T> zero() {
   return Vector<T>{};
 }
 
+// The same pointer, but the compiler does not know it: loads through it stay inside the loop where they are written.
+// Hoisted operands would push a product's sums out of the registers.
+template <class P>
+SCP_INLINE P* kept_in_memory(P* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
 // Lane numbers 0, 1, 2 ...
 template <class T>
 SCP_INLINE Vector<T> iota() {
@@ -81,8 +89,8 @@ SCP_INLINE Vector<double> fma(Vector<double> a, Vector<double> b, Vector<double>
 // max(0, x) with x as the second operand: NaN passes, as in PyTorch.
 SCP_INLINE Vector<float> relu(Vector<float> x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
 SCP_INLINE Vector<double> relu(Vector<double> x) { return _mm512_max_pd(_mm512_setzero_pd(), x); }
-SCP_INLINE Vector<float> abs(Vector<float> x) { return _mm512_abs_ps(x); }
-SCP_INLINE Vector<double> abs(Vector<double> x) { return _mm512_abs_pd(x); }
+SCP_INLINE Vector<float> magnitude(Vector<float> x) { return _mm512_abs_ps(x); }
+SCP_INLINE Vector<double> magnitude(Vector<double> x) { return _mm512_abs_pd(x); }
 // x where gate > 0, else 0.
 SCP_INLINE Vector<float> where_positive(Vector<float> gate, Vector<float> x) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(gate, _mm512_setzero_ps(), _CMP_GT_OQ), x);
@@ -117,6 +125,17 @@ SCP_INLINE Vector<double> compress(Vector<double> v, unsigned bits) {
 }
 SCP_INLINE Vector<float> expand(Vector<float> v, unsigned bits) { return _mm512_maskz_expand_ps(__mmask16(bits), v); }
 SCP_INLINE Vector<double> expand(Vector<double> v, unsigned bits) { return _mm512_maskz_expand_pd(__mmask8(bits), v); }
+// The same for as many integers as T has lanes, in memory; may write them all.
+template <class T>
+SCP_INLINE void compress_integers(const int* from, unsigned bits, int* to) {
+  if constexpr (kLanes<T> == 16) {
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(bits), _mm512_loadu_si512(from)));
+  } else {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                        _mm256_maskz_compress_epi32(
+                            __mmask8(bits), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+  }
+}
 SCP_INLINE float sum(Vector<float> v) { return _mm512_reduce_add_ps(v); }
 SCP_INLINE double sum(Vector<double> v) { return _mm512_reduce_add_pd(v); }
 
@@ -130,8 +149,8 @@ SCP_INLINE V fma(V a, V b, V c) {
 #if defined(SCP_AVX2)
 SCP_INLINE Vector<float> relu(Vector<float> x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
 SCP_INLINE Vector<double> relu(Vector<double> x) { return _mm256_max_pd(_mm256_setzero_pd(), x); }
-SCP_INLINE Vector<float> abs(Vector<float> x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
-SCP_INLINE Vector<double> abs(Vector<double> x) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), x); }
+SCP_INLINE Vector<float> magnitude(Vector<float> x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+SCP_INLINE Vector<double> magnitude(Vector<double> x) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), x); }
 SCP_INLINE unsigned positive(Vector<float> a) {
   return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_GT_OQ)));
 }
@@ -149,10 +168,6 @@ SCP_INLINE unsigned not_positive(Vector<double> a) {
 template <class V>
 SCP_INLINE V relu(V x) {
   return V{} > x ? V{} : x;
-}
-template <class V>
-SCP_INLINE V abs(V x) {
-  return x < V{} ? -x : x;
 }
 // One bit a lane: a > 0, a <= 0 (both false for NaN).
 template <class V>
@@ -193,6 +208,11 @@ SCP_INLINE V compress(V v, unsigned bits) {
   V packed{};
   for (int to = 0; bits; bits &= bits - 1) packed[to++] = v[__builtin_ctz(bits)];
   return packed;
+}
+// The same for as many integers as T has lanes, in memory; may write them all.
+template <class T>
+SCP_INLINE void compress_integers(const int* from, unsigned bits, int* to) {
+  for (; bits; bits &= bits - 1) *to++ = from[__builtin_ctz(bits)];
 }
 template <class V>
 SCP_INLINE V expand(V v, unsigned bits) {

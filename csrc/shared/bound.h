@@ -8,50 +8,45 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// Off: <= 0 on the whole box. On: > 0 on the whole box. Both strictly so, that ReLU'(0) = 0 holds for kinks on pixels.
-// The comparisons are written so that a NaN bound makes a unit mixed.
-enum class State { off, on, mixed };
-
-template <class T>
-SCP_HD inline State state(T lowest, T highest) {
-  if (highest <= T(0)) return State::off;
-  if (lowest > T(0)) return State::on;
-  return State::mixed;
-}
+// A unit with pre-activation in [lowest, highest] on a box is off if highest <= 0, on if lowest > 0, else mixed: strictly
+// so, that ReLU'(0) = 0 holds for kinks on pixels, and written so that a NaN bound makes it mixed.
+//
+// V is double, or a vector of doubles: the same formulas for one unit or several.
 
 // Affine function of the pixel index: value + sum over axes of slope[axis] * (index[axis] - centre[axis]).
 // Values are float64: exact enough at any image size, where float32 on absolute coordinates is not.
-template <int D>
+template <class V, int D>
 struct Affine {
-  double value;
-  double slope[D];
+  V value;
+  V slope[D];
 
   // The same function about a centre shifted by `shift`.
   SCP_HD Affine recentred(const double (&shift)[D]) const {
     Affine moved = *this;
-    for (int axis = 0; axis < D; ++axis) moved.value += slope[axis] * shift[axis];
+    for (int axis = 0; axis < D; ++axis) moved.value = moved.value + slope[axis] * shift[axis];
     return moved;
   }
 
   // Largest deviation from `value` on a box of these half-extents.
-  SCP_HD double radius(const double (&half_extent)[D]) const {
-    double sum = 0;
-    for (int axis = 0; axis < D; ++axis) sum += (slope[axis] < 0 ? -slope[axis] : slope[axis]) * half_extent[axis];
+  SCP_HD V radius(const double (&half_extent)[D]) const {
+    V sum = magnitude(slope[0]) * half_extent[0];
+    for (int axis = 1; axis < D; ++axis) sum = sum + magnitude(slope[axis]) * half_extent[axis];
     return sum;
   }
 };
 
-// relu(l) for l in [lowest, highest], lowest <= 0 < highest, lies within `slack` of scale * l + slack:
-// the chord from (lowest, 0) to (highest, highest), lowered by half the largest gap.
+// relu(l) of a mixed unit, l in [lowest, highest], lies within `slack` of scale * l + slack: the chord from (lowest, 0)
+// to (highest, highest), lowered by half the largest gap.
+template <class V>
 struct Chord {
-  double scale;
-  double slack;
+  V scale;
+  V slack;
 };
 
-SCP_HD inline Chord chord(double lowest, double highest) {
-  if (highest == lowest) return {0, 0};
-  const double scale = highest / (highest - lowest);
-  return {scale, -0.5 * scale * lowest};
+template <class V>
+SCP_HD inline Chord<V> chord(V lowest, V highest) {
+  const V scale = highest / (highest - lowest);
+  return {scale, scale * lowest * -0.5};
 }
 
 // Rounding of the bound itself must not turn a unit that touches zero into an on-unit.

@@ -16,4 +16,16 @@
 #define SCP_NAMESPACE common
 #endif
 
+namespace scp {
+namespace SCP_NAMESPACE {
+
+// |x| of a number, or of each lane of a vector.
+template <class V>
+SCP_HD inline V magnitude(V x) {
+  return x < V{} ? -x : x;
+}
+
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
 #endif
