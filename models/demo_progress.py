@@ -1,9 +1,11 @@
 """One progress display over a demo's stages, and silence from everything else."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 
 import lightning as L
@@ -60,6 +62,23 @@ class Stage:
         description = f"  {self._title}, {detail}" if detail else f"  {self._title}"
         self._progress.update(self._task, advance=1, description=description)
 
+    @contextmanager
+    def counting(self, folder: Path, name: str) -> Iterator[None]:
+        """While inside, the steps done are the files called ``name`` below ``folder``."""
+        done = threading.Event()
+
+        def count() -> None:
+            while not done.wait(0.5):
+                self._progress.update(self._task, completed=sum(1 for _ in folder.rglob(name)))
+
+        counter = threading.Thread(target=count, daemon=True)
+        counter.start()
+        try:
+            yield
+        finally:
+            done.set()
+            counter.join()
+
 
 class EpochProgress(L.Callback):
     """Advances a stage by one step a training batch."""
@@ -69,6 +88,18 @@ class EpochProgress(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         self._stage.advance(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+
+class LossHistory(L.Callback):
+    """Keeps each epoch's losses: rows of ``epoch`` (from 1), ``training`` and ``validation``."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        row = {"training": float(metrics["train_loss_epoch"]), "validation": float(metrics["val_loss"])}
+        self.rows.append({"epoch": trainer.current_epoch + 1, **row})
 
 
 @contextmanager
