@@ -262,4 +262,4 @@ def _costs(
     networks = [load_module(first[model.name]).network for model in models]
     image = batch["image"].to(device).contiguous(memory_format=torch.channels_last)
     measured = measure_costs(networks, image, batch["label"].to(device), advance=advance)
-    return dict(zip(first, measured, strict=True))
+    return {model.name: cost for model, cost in zip(models, measured, strict=True)}
