@@ -7,6 +7,7 @@ Nothing here touches pyplot or any other global state, so figures can be made fr
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ REFERENCE_COLOUR = "#E69F00"
 PREDICTION_COLOUR = "#56B4E9"
 IGNORED_COLOUR = "#CC79A7"
 LINE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-LINE_STYLES = ("-", "--", "-.", ":")
+LINE_STYLES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 TEXT_COLOUR = "#222222"
 STATISTICS = ("maximum", "mean", "minimum", "L2 norm", "standard deviation")
 
@@ -256,7 +257,7 @@ def score_comparison(
             fontsize=_LABEL_SIZE + 1, color=TEXT_COLOUR,
         )  # fmt: skip
     axis.set_xlim(-0.5, len(names) - 0.3)
-    axis.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
+    axis.set_xticks(range(len(names)), [name.replace(" (", "\n(") for name in names])
     axis.set_ylabel(metric, fontsize=_LABEL_SIZE, color=TEXT_COLOUR)
     _plain(axis)
     return figure
@@ -297,7 +298,7 @@ def show_slice(
 
 def _outline(axis: Axes, mask: NDArray[np.bool_], spacing: tuple[float, float], colour: str, width: float) -> None:
     axis.add_collection(
-        LineCollection(mask_edges(mask, spacing), colors=colour, linewidths=width, capstyle="projecting")
+        LineCollection(list(mask_edges(mask, spacing)), colors=colour, linewidths=width, capstyle="projecting")
     )
 
 

@@ -1,7 +1,7 @@
 """``FusedSCP``: parameters, initialisation, state_dict."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from scp_kernels import reference
 from scp_kernels.checks import ArrayLike, check_position, check_tensors
 from scp_kernels.functional import scp
 from scp_kernels.problem import POSITIONS
+
+PointwiseLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+"""What applies one matrix to each pixel's channels: a linear layer, or a convolution that is found to be 1×1."""
 
 
 class FusedSCP(nn.Module):
@@ -79,10 +82,15 @@ class FusedSCP(nn.Module):
         self.bias_init = bias_init
         self._initialise_last_layer_and_bias()
 
+    phi: nn.Sequential
+    residual: PointwiseLayer | None
+    bias: nn.Parameter | None
+    bias_init: float | Sequence[float]
+
     def _adopt(
         self,
         phi: nn.Sequential,
-        residual: nn.Module | None,
+        residual: PointwiseLayer | None,
         bias: nn.Parameter | None,
         in_channels: int,
         num_classes: int,
@@ -94,12 +102,13 @@ class FusedSCP(nn.Module):
         self.register_parameter("bias", bias)
         self.in_channels = in_channels
         self.num_classes = num_classes
-        self.hidden_channels = (phi[0].weight.shape[0], phi[2].weight.shape[0])
-        self.spatial_dims = phi[0].weight.shape[1] // 2
+        first, second, _ = _pointwise_layers(phi)
+        self.hidden_channels = (first.weight.shape[0], second.weight.shape[0])
+        self.spatial_dims = first.weight.shape[1] // 2
         self.position = position
         self.backend = backend
         self.zero_init = False
-        self.bias_init: float | Sequence[float] = 0.0
+        self.bias_init = 0.0
         self.register_load_state_dict_pre_hook(_match_linear_and_convolution)
         # Wrong names are told at construction, not at the first batch.
         if position not in POSITIONS:
@@ -109,7 +118,7 @@ class FusedSCP(nn.Module):
     def from_layers(
         cls,
         phi: nn.Sequential,
-        residual: nn.Module | None = None,
+        residual: PointwiseLayer | None = None,
         *,
         in_channels: int | None = None,
         position: str = "pixels",
@@ -129,13 +138,11 @@ class FusedSCP(nn.Module):
             ValueError: a structure other than this, naming what was found.
         """
         _check_layers(phi)
-        outputs = phi[4].weight.shape[0]
+        outputs = _pointwise_layers(phi)[2].weight.shape[0]
         if residual is not None:
             _check_layer("residual", residual)
             if getattr(residual, "bias", None) is not None:
-                raise ValueError(
-                    "residual: expected no bias (β is FusedSCP's own parameter), got a layer with one"
-                )
+                raise ValueError("residual: expected no bias (β is FusedSCP's own parameter), got a layer with one")
             num_classes, channels = residual.weight.shape[:2]
             if in_channels not in (None, channels):
                 raise ValueError(f"in_channels: expected {channels} as residual has, got {in_channels}")
@@ -151,7 +158,7 @@ class FusedSCP(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise all parameters again, as the constructor does."""
-        for layer in (self.phi[0], self.phi[2], self.phi[4], self.residual):
+        for layer in (*_pointwise_layers(self.phi), self.residual):
             if layer is not None:
                 layer.reset_parameters()
         self._initialise_last_layer_and_bias()
@@ -159,8 +166,8 @@ class FusedSCP(nn.Module):
     @torch.no_grad()
     def _initialise_last_layer_and_bias(self) -> None:
         if self.zero_init:
-            self.phi[4].weight.zero_()
-            self.phi[4].bias.zero_()
+            for parameter in self.phi[4].parameters():
+                parameter.zero_()
         if self.bias is not None:
             values = torch.as_tensor(self.bias_init, dtype=self.bias.dtype, device=self.bias.device)
             if values.shape not in ((), self.bias.shape):
@@ -168,7 +175,8 @@ class FusedSCP(nn.Module):
             self.bias.copy_(values.expand_as(self.bias))
 
     def _phi_tensors(self) -> tuple[Tensor, ...]:
-        return tuple(tensor for k in (0, 2, 4) for tensor in (self.phi[k].weight, self.phi[k].bias))
+        # Biases are checked to be there; the type of a layer's bias does not say so.
+        return tuple(cast(Tensor, t) for layer in _pointwise_layers(self.phi) for t in (layer.weight, layer.bias))
 
     def _residual_tensor(self) -> Tensor | None:
         return None if self.residual is None else self.residual.weight
@@ -232,31 +240,34 @@ class FusedSCP(nn.Module):
         )
 
 
+def _pointwise_layers(phi: nn.Sequential) -> tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]:
+    """Φ's three layers, without the ReLUs between them."""
+    return cast("tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]", (phi[0], phi[2], phi[4]))
+
+
 def _check_layers(phi: nn.Module) -> None:
     """Check that ``phi`` is (layer, ReLU, layer, ReLU, layer) with fitting widths."""
     found = [type(layer).__name__ for layer in phi] if isinstance(phi, nn.Sequential) else type(phi).__name__
     if not isinstance(phi, nn.Sequential) or len(phi) != 5 or not all(isinstance(phi[k], nn.ReLU) for k in (1, 3)):
         raise ValueError(f"phi: expected Sequential(layer, ReLU, layer, ReLU, layer), got {found}")
-    for k in (0, 2, 4):
-        _check_layer(f"phi[{k}]", phi[k])
-        if phi[k].bias is None:
-            raise ValueError(f"phi[{k}]: expected a layer with a bias, got {phi[k]}")
-    if phi[0].weight.shape[1] not in (4, 6):
-        raise ValueError(f"phi[0]: expected 4 (2-D) or 6 (3-D) position channels, got {phi[0].weight.shape[1]}")
-    for k in (2, 4):
-        if phi[k].weight.shape[1] != phi[k - 2].weight.shape[0]:
-            raise ValueError(f"phi[{k}]: expected {phi[k - 2].weight.shape[0]} inputs, got {phi[k]}")
+    inputs = None
+    for k, layer in zip((0, 2, 4), _pointwise_layers(phi), strict=True):
+        _check_layer(f"phi[{k}]", layer)
+        if layer.bias is None:
+            raise ValueError(f"phi[{k}]: expected a layer with a bias, got {layer}")
+        if inputs is None and layer.weight.shape[1] not in (4, 6):
+            raise ValueError(f"phi[0]: expected 4 (2-D) or 6 (3-D) position channels, got {layer}")
+        if inputs not in (None, layer.weight.shape[1]):
+            raise ValueError(f"phi[{k}]: expected {inputs} inputs, got {layer}")
+        inputs = layer.weight.shape[0]
 
 
 def _check_layer(name: str, layer: nn.Module) -> None:
     """Check that a layer applies one matrix to each pixel's channels."""
-    pointwise = isinstance(layer, nn.Linear) or (
-        isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        and set(layer.kernel_size) == {1}
-        and set(layer.stride) == {1}
-        and layer.groups == 1
-        and (layer.padding == "valid" or layer.padding == "same" or set(layer.padding) == {0})
-    )
+    pointwise = isinstance(layer, nn.Linear)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        padded = not isinstance(layer.padding, str) and any(layer.padding)
+        pointwise = {*layer.kernel_size, *layer.stride, layer.groups} == {1} and not padded
     if not pointwise:
         raise ValueError(f"{name}: expected nn.Linear or a 1×1 convolution, got {layer}")
 

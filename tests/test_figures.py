@@ -7,7 +7,6 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
-
 from scp_models import figures
 from scp_models.figures import LossCurve, OutlinedSlice
 

@@ -1,0 +1,71 @@
+"""The training loss: binary cross-entropy and soft Dice, blind where the label says so. The paper prints none."""
+
+import torch
+from monai.losses import MaskedDiceLoss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SegmentationLoss(nn.Module):
+    """``bce_weight · BCE + dice_weight · (1 − soft Dice)`` of logits against a label map.
+
+    Each class has its own sigmoid: class n of N is the label n + 1 against everything else. Pixels that carry
+    ``ignore_label`` enter neither term nor any gradient.
+
+    Dice is taken over the whole batch at once, not per sample: most slices hold no lesion, and the Dice of an empty
+    slice rewards nothing but emptiness, with as much weight as a slice that has lesions. Its smoothing is one pixel in
+    numerator and denominator, so that a batch without lesions has a small, finite gradient towards emptiness.
+
+    Args:
+        num_classes: N.
+        ignore_label: the label that is masked; None: nothing is.
+        bce_weight, dice_weight: of the two terms.
+
+    Raises:
+        ValueError: ``ignore_label`` is the background or one of the classes.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1,
+        *,
+        ignore_label: int | None = 2,
+        bce_weight: float = 1.0,
+        dice_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if ignore_label is not None and 0 <= ignore_label <= num_classes:
+            raise ValueError(
+                f"ignore_label: expected a label that is neither background nor one of the {num_classes} classes, "
+                f"got {ignore_label}"
+            )
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.bce_weight = bce_weight
+        self.dice_weight = dice_weight
+        self.dice = MaskedDiceLoss(sigmoid=True, batch=True, smooth_nr=1.0, smooth_dr=1.0)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss, a scalar in float32 (float64 for float64 logits).
+
+        Args:
+            logits: ``[B, N, *spatial]``, any floating dtype; half precision is raised to float32 first.
+            labels: ``[B, 1, *spatial]``, integers.
+
+        Raises:
+            ValueError: shapes that do not belong together.
+        """
+        if logits.shape[1] != self.num_classes or labels.shape != (len(logits), 1, *logits.shape[2:]):
+            raise ValueError(
+                f"labels: expected [B, 1, *spatial] beside logits [B, {self.num_classes}, *spatial], "
+                f"got {list(labels.shape)} beside {list(logits.shape)}"
+            )
+        classes = torch.arange(1, self.num_classes + 1, device=labels.device, dtype=labels.dtype)
+        target = labels == classes.view(1, -1, *[1] * (labels.ndim - 2))
+        mask = torch.ones_like(labels, dtype=torch.bool) if self.ignore_label is None else labels != self.ignore_label
+        # Replaced, not multiplied by 0: an overflown logit under the mask would otherwise make the gradient NaN.
+        logits = torch.where(mask, logits.to(torch.promote_types(logits.dtype, torch.float32)), 0.0)
+        target, weight = target.to(logits.dtype), mask.to(logits.dtype)
+        bce = F.binary_cross_entropy_with_logits(logits, target, weight=weight.expand_as(logits), reduction="sum")
+        bce = bce / (self.num_classes * weight.sum()).clamp(min=1.0)
+        return self.bce_weight * bce + self.dice_weight * self.dice(logits, target, weight)
