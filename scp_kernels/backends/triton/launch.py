@@ -26,12 +26,11 @@ class Launch:
     kernel: Any
     grid: tuple[int, int, int]
     arguments: dict[str, Any]
-    num_warps: int
-    num_stages: int
+    options: dict[str, Any]
 
     def run(self) -> None:
         """Launch on the current stream of the current device."""
-        self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
+        self.kernel[self.grid](**self.arguments, **self.options)
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def forward(
             "ACCUMULATE": start > 0,
         }
         launches.append(
-            Launch(scp_forward_kernel, grid, arguments | own, configuration.num_warps, configuration.num_stages)
+Launch(scp_forward_kernel, grid, arguments | own, configuration.options)
         )
     return Plan(tuple(launches), lambda: logits.to(problem.dtype))
 
@@ -211,8 +210,7 @@ def backward_features(
             scp_backward_features_kernel,
             grid,
             arguments | {"class_start": start, "ACCUMULATE": start > 0},
-            configuration.num_warps,
-            configuration.num_stages,
+            configuration.options,
         )
         for start in starts
     ]
@@ -290,8 +288,7 @@ def backward_parameters(
         scp_backward_parameters_kernel,
         (slabs.count, blocks, 1),
         arguments,
-        configuration.num_warps,
-        configuration.num_stages,
+        configuration.options,
     )
 
     def finish() -> tuple[Tensor, ...]:

@@ -32,7 +32,8 @@ class Configuration:
     block_outputs: int
     """Most pairs of class and channel in registers at once."""
     num_warps: int
-    num_stages: int = 1
+    max_registers: int | None = None
+    """Registers a thread may take; None leaves it to the assembler, which spills a little to fit one block more."""
 
     def __post_init__(self) -> None:
         powers = (*self.tile, self.block_h1, self.block_h2, self.block_outputs, self.num_warps)
@@ -42,6 +43,12 @@ class Configuration:
             raise ValueError(f"block_h1: expected at most 32, got {self.block_h1}")
         if min(self.tile[0] * self.tile[1], self.block_h2, self.block_outputs) < 16:
             raise ValueError(f"pixels, block_h2 and block_outputs must be 16 or more (tl.dot), got {self}")
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler is told. No loop of ours feeds tensor cores from memory, so nothing is pipelined."""
+        options = {"num_warps": self.num_warps, "num_stages": 1}
+        return options if self.max_registers is None else options | {"maxnreg": self.max_registers}
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,11 @@ class Line:
 
 
 TABLE = (
-    Line(FORWARD, Configuration((4, 16), 32, 32, 64, 4)),
-    Line(FEATURES, Configuration((4, 16), 32, 32, 64, 4)),
-    Line(PARAMETERS, Configuration((4, 16), 32, 32, 32, 4)),
+    Line(FORWARD, Configuration((4, 16), 16, 64, 32, 8, max_registers=128), outputs=(1, 32)),
+    Line(FORWARD, Configuration((4, 16), 16, 32, 64, 8, max_registers=128)),
+    Line(FEATURES, Configuration((4, 16), 16, 64, 32, 8, max_registers=128), outputs=(1, 32)),
+    Line(FEATURES, Configuration((4, 16), 16, 32, 64, 8, max_registers=128)),
+    Line(PARAMETERS, Configuration((4, 8), 32, 32, 16, 8, max_registers=255)),
 )
 
 
