@@ -212,9 +212,9 @@ def scp_backward_parameters_kernel(
     q = tl.arange(0, BLOCK_N * BLOCK_C)
     first_group = slab // slabs_per_group * groups_per_slab
     first_tile = slab % slabs_per_group * tiles_per_slab
-    for group_step in range(0, tl.minimum(groups_per_slab, groups - first_group)):
+    for group_step in tl.range(0, tl.minimum(groups_per_slab, groups - first_group), disable_licm=True):
         group = (first_group + group_step).to(tl.int64)
-        for step in range(0, tl.minimum(tiles_per_slab, tiles - first_tile)):
+        for step in tl.range(0, tl.minimum(tiles_per_slab, tiles - first_tile), disable_licm=True):
             depth_index, first_row, first_column, i, j = tile_pixels(
                 first_tile + step, tiles_h, tiles_w, TILE_H, TILE_W
             )

@@ -61,6 +61,8 @@ class Line:
     """Compute capabilities ``first, last`` (as 90), both included."""
     hidden: tuple[int, int] = (0, 10**9)
     """Widths max(h₁, h₂), both ends included."""
+    hidden_multiple: int = 1
+    """Both h₁ and h₂ are multiples of this: widths that allow vector loads need fewer registers for addresses."""
     outputs: tuple[int, int] = (0, 10**9)
     """N·C, both ends included."""
     itemsize: int = 4
@@ -72,7 +74,8 @@ TABLE = (
     Line(FORWARD, Configuration((4, 16), 16, 32, 64, 8, max_registers=128)),
     Line(FEATURES, Configuration((4, 16), 16, 64, 32, 8, max_registers=128), outputs=(1, 32)),
     Line(FEATURES, Configuration((4, 16), 16, 32, 64, 8, max_registers=128)),
-    Line(PARAMETERS, Configuration((4, 8), 32, 32, 16, 8, max_registers=255)),
+    Line(PARAMETERS, Configuration((4, 16), 16, 64, 16, 8, max_registers=255), hidden_multiple=16),
+    Line(PARAMETERS, Configuration((4, 16), 16, 32, 16, 8, max_registers=255)),
 )
 
 
@@ -89,6 +92,7 @@ def find(kernel: str, capability: int, hidden: tuple[int, int], outputs: int, it
             and line.itemsize == itemsize
             and line.capability[0] <= capability <= line.capability[1]
             and line.hidden[0] <= width <= line.hidden[1]
+            and all(h % line.hidden_multiple == 0 for h in hidden)
             and line.outputs[0] <= outputs <= line.outputs[1]
         ):
             return line.configuration
