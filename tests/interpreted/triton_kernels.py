@@ -78,7 +78,7 @@ def test_positions(option):
     check(make_inputs((6, 17), batch=3, classes=2, hidden=(18, 12)), **OPTIONS[option])
 
 
-def test_float64_parameters_are_refused_by_name_and_passed_by_automatically():
+def test_float64_is_refused_with_a_reason():
     inputs = make_inputs((4, 5), dtype=torch.float64)
     with pytest.raises(dispatch.BackendUnavailable, match="float64 is not among"):
         scp(inputs.features, inputs.phi, inputs.residual, backend="triton")
@@ -112,6 +112,15 @@ def test_classes_in_several_launches(small_blocks, dtype):
     check(make_inputs((3, 7), channels=2, classes=35, hidden=(6, 7), bias=True, dtype=dtype), dtype)
 
 
+def test_sums_over_launches_are_rounded_once(small_blocks):
+    """Half precision is float32's result, rounded: bit for bit, so nothing was rounded on the way."""
+    inputs = make_inputs((3, 7), channels=35, classes=35, hidden=(6, 7), dtype=torch.bfloat16)
+    single = replace(inputs, features=inputs.features.float(), grad_logits=inputs.grad_logits.float())
+    half = gradient_of_features(inputs.features, inputs, inputs.grad_logits)
+    for out, exact in zip(half, gradient_of_features(single.features, single, single.grad_logits), strict=True):
+        assert torch.equal(out, exact.bfloat16())
+
+
 @pytest.mark.parametrize("most_slabs", [1, 2, 3, 7])
 def test_any_number_of_slabs_gives_the_same_sums(small_blocks, monkeypatch, most_slabs):
     """Slabs of several groups (three), parts of one group, and a last slab with less to do than the others."""
@@ -138,8 +147,7 @@ def test_strides_are_addressed_not_copied(dims):
         logits, gradient = gradient_of_features(features, inputs, inputs.grad_logits.contiguous(memory_format=form))
         assert torch.equal(logits, expected) and torch.equal(gradient, expected_gradient)
         assert gradient.stride() == torch.empty_like(features).stride()
-    ones, _ = torch.ones(1), None
-    _, gradient = gradient_of_features(inputs.features, inputs, ones.expand_as(inputs.grad_logits))
+    _, gradient = gradient_of_features(inputs.features, inputs, torch.ones(1).expand_as(inputs.grad_logits))
     _, same = gradient_of_features(inputs.features, inputs, torch.ones_like(inputs.grad_logits))
     assert torch.equal(gradient, same)
 
@@ -190,15 +198,20 @@ def test_kinks_on_pixels():
     check(inputs)
 
 
-def test_position_far_from_the_origin():
-    """Kinks keep their places 3000 pixels out, where float32 coordinates would move them by whole weights."""
-    inputs = make_inputs((4, 9), hidden=(24, 8))
-    origin = torch.tensor([2040.0, 3060.0])
+def test_kinks_keep_their_places_far_out(monkeypatch):
+    """Every unit bends within the last pixels of a long row; float32 coordinates would lose their last digits there."""
+    table = [replace(line, configuration=replace(line.configuration, tile=(1, 128))) for line in tables.TABLE]
+    monkeypatch.setattr(tables, "TABLE", table)
+    width = 3072
+    inputs = make_inputs((1, width), batch=1, channels=2, hidden=(24, 8))
     w1, _, *rest = inputs.phi
-    s = torch.tensor([2042.0, 3064.0, 2048 - 2042.0, 3072 - 3064.0])
-    b1 = -(w1.double() @ s.double()).float()  # every unit bends in the middle of the patch
-    inputs = replace(inputs, phi=(w1, b1, *rest))
-    check(inputs, origin=origin, extent=torch.tensor([2048.0, 3072.0]))
+    bends = width - 3 - 10 * torch.rand(24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    s = torch.stack([torch.zeros_like(bends), bends, torch.ones_like(bends), width - bends])  # [4, h₁]
+    inputs = replace(inputs, phi=(w1, -(w1.double().T * s).sum(0).float(), *rest))
+    truth = scp_reference(inputs.features.double(), [t.double() for t in inputs.phi], inputs.residual.double())
+    logits = scp(inputs.features, inputs.phi, inputs.residual, backend="triton")
+    assert relative_error(logits[..., -16:], truth[..., -16:]) <= LOGITS[torch.float32]
+    assert relative_error(logits, truth) <= LOGITS[torch.float32]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -106,18 +106,6 @@ def weight_field_gradient(
 
 
 @triton.jit
-def transposed_product(left, right, dtype: tl.constexpr, PRECISION: tl.constexpr):
-    """``leftᵀ @ right`` for ``[P, Q]`` and ``[P, K]``.
-
-    In exact float32 a product keeps whole columns of its operands in registers: 16 pixels at a time spares them.
-    """
-    PARTS: tl.constexpr = left.shape[0] // 16
-    left = tl.permute(tl.reshape(left, [PARTS, 16, left.shape[1]]), [0, 2, 1])
-    right = tl.reshape(right, [PARTS, 16, right.shape[1]])
-    return tl.sum(tl.dot(left, right, input_precision=PRECISION, out_dtype=dtype), 0)
-
-
-@triton.jit
 def add_to(pointer, value, mask):
     """Adds to memory that only this program writes; at most once between barriers at any one place."""
     tl.store(pointer, tl.load(pointer, mask=mask, other=0.0) + value, mask=mask)
@@ -245,7 +233,8 @@ def scp_backward_parameters_kernel(
                     mask = valid[:, None] & k_ok[None, :]
                     w = tl.load(w3 + offset, mask=mask, other=0.0)
                     g_hidden = tl.dot(g_weight, w, g_hidden, input_precision=PRECISION, out_dtype=dtype)
-                    add_to(grad_w3 + offset, transposed_product(g_weight, hidden, dtype, PRECISION), mask)
+                    g_w3 = tl.dot(tl.trans(g_weight), hidden, input_precision=PRECISION, out_dtype=dtype)
+                    add_to(grad_w3 + offset, g_w3, mask)
                     if block == 0:
                         add_to(grad_b3 + output, tl.sum(g_weight, 0), valid)
 

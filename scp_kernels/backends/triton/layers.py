@@ -82,9 +82,9 @@ def second_layer(
             coefficients, u, h1, depth_index, first_row, first_column, dtype, DIMS, TILE_H, TILE_W
         )
         w = tl.load(w2t + u[:, None] * h2 + k[None, :], mask=on[:, None] & (k < h2)[None, :], other=0.0)
-        on_c += c[:, None] * w
-        on_a += a[:, None] * w
-        on_b += b[:, None] * w
+        on_c += tl.where(on, c, 0.0)[:, None] * w
+        on_a += tl.where(on, a, 0.0)[:, None] * w
+        on_b += tl.where(on, b, 0.0)[:, None] * w
         bits = tl.sum(tl.where(mixed, 1 << lane, 0))
         while bits != 0:
             lowest = bits & -bits
