@@ -181,9 +181,9 @@ def scp_backward_parameters_kernel(
     """Sums over each slab's tiles of the gradients of w₂ᵀ, b₂, w₃, b₃ and the coefficients.
 
     Grid: (slabs, blocks of layer 2). A slab is a part of one group's tiles, or all tiles of several groups.
-    ``partials`` is ``[slabs, h₁·h₂ + h₂ + N·C·h₂ + N·C]``, of which a program writes the columns of its units k (and the
-    first of a slab those of b₃); ``moments`` is float64 ``[slabs, blocks, groups_per_slab, h₁, d + 1]``. Both come
-    zeroed.
+    ``partials`` is ``[slabs, h₁·h₂ + h₂ + N·C·h₂ + N·C]``, of which a program writes the columns of its units k (and
+    the first of a slab those of b₃); ``moments`` is float64 ``[slabs, blocks, groups_per_slab, h₁, d + 1]``. Both
+    come zeroed.
     """
     dtype: tl.constexpr = w2t.dtype.element_ty
     slab = tl.program_id(0)

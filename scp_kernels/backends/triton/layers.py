@@ -6,8 +6,8 @@ pre-activation of unit u about the tile's centre, the pre-activations of layer 2
 
     z = b₂ + Σ_{u on} w₂[:, u]·l_u + Σ_{u mixed} w₂[:, u]·relu(l_u)
 
-The first sum is affine in the pixel: three vectors of length h₂ for the whole tile. The second costs one rank-one update
-of z for each mixed unit. Units that are off are never touched.
+The first sum is affine in the pixel: three vectors of length h₂ for the whole tile. The second costs one rank-one
+update of z for each mixed unit. Units that are off are never touched.
 """
 
 import triton
