@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
+# Another torch than the constraints', with the Triton that goes with it: make env TORCH=torch==2.11.0
+TORCH ?=
 DEMO_OUT ?= demo
 PYTEST_ARGS ?=
 
@@ -11,21 +13,26 @@ SOURCES := $(shell find csrc scp_kernels models -type f ! -path '*__pycache__*' 
 # Two test processes of one thread each beat one of two; in one process torch's threads would wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: help env demo test lint format bench build clean
+.PHONY: help env demo test lint types format bench build clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-8s%s\n", $$1, $$2}'
 
-$(VENV)/bin/python:
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Dependencies once, the package again whenever a source changes: the tests see what a user gets from `pip install .`.
-$(VENV)/.dependencies: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --progress-bar on -c $(CONSTRAINTS) ".[train,test,dev]"
+# Dependencies once. They come with the package itself, which is compiled in the next step, not here too.
+$(VENV)/.dependencies: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing the dependencies into $(VENV): some minutes the first time"
+	@{ grep -v '$(if $(TORCH),^torch==\|^triton==,^$$)' $(CONSTRAINTS); echo '$(TORCH)'; } > $(VENV)/constraints.txt
+	SCP_BUILD_CPU=0 SCP_BUILD_CUDA=0 $(BIN)/python -m pip install -c $(VENV)/constraints.txt ".[train,test,dev]"
 	@touch $@
 
-$(STAMP): $(VENV)/.dependencies setup.py $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
+# A plain install, not an editable one: tests and demo run what `pip install .` gives a user, packaged data included.
+# Again whenever a source changes; objects stay in build/, so only what changed is compiled.
+$(STAMP): $(VENV)/.dependencies setup.py MANIFEST.in $(SOURCES)
+	@echo "Building and installing scp_kernels"
+	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
 	@touch $@
 
 env: $(STAMP)  ## the environment in $(VENV), with everything installed
@@ -34,23 +41,29 @@ env: $(STAMP)  ## the environment in $(VENV), with everything installed
 demo: $(STAMP)  ## train and evaluate SCP and its comparisons on phantoms; prints the report's path
 	$(BIN)/scp-models demo --out $(DEMO_OUT)
 
+# `pytest`, not `python -m pytest`, which would put the checkout before the installed packages.
 test: $(STAMP)  ## the test suite
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(ONE_THREAD) $(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
-lint: $(VENV)/.dependencies  ## ruff and mypy
+lint: $(VENV)/.dependencies types  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy scp_kernels models
+
+# mypy has to know models/ by the name under which it is imported.
+types: $(VENV)/.dependencies
+	@mkdir -p build/types && ln -sfn $(CURDIR)/models build/types/scp_models
+	MYPYPATH=build/types $(BIN)/mypy -p scp_kernels -p scp_models
 
 format: $(VENV)/.dependencies  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## the benchmarks, each beside its peers
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds
 
-build: $(VENV)/.dependencies  ## compile csrc/ again, incrementally, and install
-	$(BIN)/python -m pip install --no-build-isolation --no-deps --force-reinstall .
+build: $(VENV)/.dependencies  ## compile what changed in csrc/ and install, with the compiler's messages
+	$(BIN)/python -m pip install --verbose --no-build-isolation --no-deps --force-reinstall .
+	@touch $(STAMP)
 
 clean:  ## everything but the environment
 	rm -rf build dist demo .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks *.egg-info csrc/*.so csrc/build.json

@@ -9,6 +9,20 @@ from pathlib import Path
 from scp_models.errors import UserError
 
 
+def ensure_writable(folder: str | os.PathLike[str]) -> None:
+    """Make the folder and find out at once, not after an hour, whether files can be written there.
+
+    Raises:
+        UserError: they cannot.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there ({error.strerror or error})") from error
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` to write to; rename it to ``path`` on success, remove it on failure.
@@ -21,7 +35,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".partial-", suffix=f"-{target.name}", dir=target.parent, delete=False) as f:
+        with tempfile.NamedTemporaryFile(
+            prefix=".partial-", suffix=f"-{target.name}", dir=target.parent, delete=False
+        ) as f:
             temporary = Path(f.name)
     except OSError as error:
         raise UserError(f"{target}: cannot write there ({error.strerror or error})") from error

@@ -59,7 +59,7 @@ def subject_scores(
       the reference / PL; ``challenge_f1``: their harmonic mean.
     - The challenge's ``avd``: volume difference in percent of the reference's volume. Its ``hd95_mm``:
       :func:`hausdorff_95`.
-    - ``reference_lesions`` (GL), ``predicted_lesions`` (PL); ``reference_ml``, ``predicted_ml``: volumes in millilitres.
+    - ``reference_lesions`` (GL), ``predicted_lesions`` (PL); ``reference_ml``, ``predicted_ml``: volumes in ml.
 
     Nothing to find and nothing found is perfect: a ratio without a denominator is 1 (recall with nothing to find,
     precision with nothing found), ``avd`` and ``hd95_mm`` of two empty masks are 0. A harmonic mean of zeros is 0.
@@ -82,7 +82,7 @@ def subject_scores(
     if connectivity not in get_args(Connectivity):
         raise ValueError(f"connectivity: expected one of {get_args(Connectivity)}, got {connectivity}")
 
-    reference_voxels, predicted_voxels = np.count_nonzero(target), np.count_nonzero(predicted)
+    reference_voxels, predicted_voxels = int(target.sum()), int(predicted.sum())
     reference_lesions, found = count_lesions(target, predicted, connectivity)
     predicted_lesions, hits = count_lesions(predicted, target, connectivity)
     tpr = _ratio(found, reference_lesions)
@@ -90,7 +90,7 @@ def subject_scores(
     precision = _ratio(hits, predicted_lesions)
     millilitres = math.prod(float(size) for size in spacing) / 1000
     return {
-        "dice": _ratio(2 * np.count_nonzero(predicted & target), reference_voxels + predicted_voxels),
+        "dice": _ratio(2 * int((predicted & target).sum()), reference_voxels + predicted_voxels),
         "lesion_dice": _ratio(2 * found, reference_lesions + predicted_lesions),
         "lesion_f1": harmonic_mean(tpr, ppv),
         "lesion_tpr": tpr,

@@ -29,8 +29,8 @@ class PairedTest:
 def paired_comparison(a: Sequence[float], b: Sequence[float]) -> PairedTest:
     """Paired two-tailed t-test between the scores of two models, subject by subject.
 
-    Where all differences are the same, t is undefined: p is 1 if they are zero and 0 if they are not (and t and the effect size
-    infinite), which is the limit.
+    Where all differences are the same, t is undefined: p is 1 if they are zero and 0 if they are not (and t and the
+    effect size infinite), which is the limit.
 
     Raises:
         ValueError: different numbers of subjects, fewer than two, or scores that are not finite.

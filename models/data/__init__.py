@@ -1,0 +1,21 @@
+"""Reading studies from disk: layouts, preprocessing, splits, slices for training, and phantoms."""
+
+from scp_models.data.find import LAYOUTS, find_subjects
+from scp_models.data.module import SegmentationDataModule
+from scp_models.data.preprocessing import TASKS, Grid, Task, Volume, VolumeReader, get_task
+from scp_models.data.subjects import Subject
+from scp_models.data.timing import DataWaitMonitor
+
+__all__ = [
+    "LAYOUTS",
+    "TASKS",
+    "DataWaitMonitor",
+    "Grid",
+    "SegmentationDataModule",
+    "Subject",
+    "Task",
+    "Volume",
+    "VolumeReader",
+    "find_subjects",
+    "get_task",
+]

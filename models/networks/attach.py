@@ -25,10 +25,10 @@ def attach(
 ) -> Network:
     """Replace the 1×1 convolution at ``layer`` by :class:`scp_kernels.FusedSCP`, in place; return the network.
 
-    The convolution's weight becomes w_r and its bias β. With ``zero_init`` (the default) the network's outputs are at first
-    what they were. A MONAI ``Convolution`` block that holds nothing but the convolution may be named itself. The head
-    keeps the convolution's device, dtype and ``requires_grad``; Φ is trainable. Its parameters are new ones, so build
-    the optimizer afterwards.
+    The convolution's weight becomes w_r and its bias β. With ``zero_init`` (the default) the network's outputs are at
+    first what they were. A MONAI ``Convolution`` block that holds nothing but the convolution may be named itself. The
+    head keeps the convolution's device, dtype and ``requires_grad``; Φ is trainable. Its parameters are new ones, so
+    build the optimizer afterwards.
 
     A ReLU in front of a head with a logit bias can die in training, with every logit at the bias; a last layer that is
     a normalisation without activation is the safe ground (see :data:`scp_models.networks.PRESETS`).
@@ -40,7 +40,8 @@ def attach(
         hidden_channels, position, zero_init, backend: see :class:`scp_kernels.FusedSCP`.
 
     Raises:
-        ValueError: there is no such layer, or it is not a 1×1 convolution of stride 1; the message names those there are.
+        ValueError: there is no such layer, or it is not a 1×1 convolution of stride 1; the message names what was found
+            and those that would do.
     """
     convolution = _find_convolution(network, layer)
     weight = convolution.weight

@@ -1,9 +1,10 @@
 """Base, Base F, Base B and SCP: the encoder-decoder whose FLOPs and parameters are those of the paper's Table 1.
 
-The paper prints no list of layers. With capacity ``Nc`` the network has ``levels`` levels of widths ``Nc/16 · 2^level``;
-each is two layers (3×3 convolution without bias, batch norm, ReLU) going down and, but for the deepest, two going up.
-Down is a 3×3 convolution of stride 2, width kept; up is a 1×1 convolution to the upper level's width, then nearest-neighbour
-upsampling to that level's size; the skip is a concatenation. One more layer at full resolution leads to the head.
+The paper prints no list of layers. With capacity ``Nc`` the network has ``levels`` levels of widths
+``Nc/16 · 2^level``; each is two layers (3×3 convolution without bias, batch norm, ReLU) going down and, but for the
+deepest, two going up. Down is a 3×3 convolution of stride 2, width kept; up is a 1×1 convolution to the upper level's
+width, then nearest-neighbour upsampling to that level's size; the skip is a concatenation. One more layer at full
+resolution leads to the head.
 """
 
 from dataclasses import dataclass, replace
@@ -39,9 +40,9 @@ PRESETS = {
 }
 """``recommended``: never seen to collapse. ``paper``: the printed form.
 
-The paper's form can collapse in training: with non-negative features and no logit bias, the network may drive a lesion's
-features to zero, so that its logit is exactly 0 (p = 0.5) while the background goes to −40. The loss looks content and the
-threshold p > 0.5 finds nothing, where a threshold just below (logit > −0.01) finds the lesions.
+The paper's form can collapse in training, SCP and Base alike: with non-negative features and no logit bias, the network
+may drive a lesion's features to zero, so that its logit is exactly 0 (p = 0.5) while the background goes to −40. The
+loss looks content and the threshold p > 0.5 finds nothing, where one just below (logit > −0.01) finds the lesions.
 """
 
 
@@ -87,9 +88,8 @@ class SegmentationNetwork(nn.Module):
         inputs = in_channels + POSITION_CHANNELS * (variant == "base_f")
         self.encoder = nn.ModuleList(Level(i, o) for i, o in zip([inputs, *widths], widths, strict=False))
         self.down = nn.ModuleList(nn.Conv2d(w, w, 3, stride=2, padding=1, bias=False) for w in widths[:-1])
-        self.up = nn.ModuleList(
-            nn.Conv2d(2 * w, w, 1, bias=False) for w in widths[:-1]
-        )  # each from the level below it, twice as wide
+        # From the level below, which is twice as wide.
+        self.up = nn.ModuleList(nn.Conv2d(2 * w, w, 1, bias=False) for w in widths[:-1])
         self.decoder = nn.ModuleList(Level(2 * w, w) for w in widths[:-1])
         width = widths[0]
         self.last = Layer(width + POSITION_CHANNELS * (variant == "base_b"), width, relu=preset.last_relu)
@@ -150,8 +150,8 @@ class SegmentationNetwork(nn.Module):
         """Logits ``[B, N, H, W]`` of images ``[B, in_channels, H, W]``, of any height and width.
 
         Where ``image`` is a crop or a mirrored or rotated view of a larger one, the position arguments say so: they are
-        those of ``scp_kernels.scp``, and serve the position channels of Base F and Base B alike. Base has no positions and
-        ignores them.
+        those of ``scp_kernels.scp``, and serve the position channels of Base F and Base B alike. Base has no positions
+        and ignores them.
 
         Raises:
             ValueError: an image of another shape, or a position argument of a wrong one.
@@ -192,8 +192,8 @@ def build_network(
     """One of the paper's networks.
 
     Args:
-        variant: ``"base"`` (1×1 head), ``"base_f"`` (position channels beside the image), ``"base_b"`` (position channels in
-            front of the last 3×3 layer), ``"scp"`` (spatially covariant head).
+        variant: ``"base"`` (1×1 head), ``"base_f"`` (position channels beside the image), ``"base_b"`` (position
+            channels in front of the last 3×3 layer), ``"scp"`` (spatially covariant head).
         in_channels: channels of the image: 2 (T1, FLAIR) for WMH, 1 (CT) for LiTS, 3 in Table 1.
         num_classes: N, logits for each pixel; each is a sigmoid of its own.
         capacity: Nc, any positive multiple of 16; the head sees Nc/16 channels.

@@ -22,7 +22,10 @@ class LibraryUnavailable(Exception):
 
 @functools.cache
 def build_record() -> dict[str, dict[str, Any]]:
-    """What the installation built: for ``"cpu"`` and ``"cuda"``, ``built`` and either compiler and flags or a ``reason``."""
+    """What the installation built: for ``"cpu"`` and ``"cuda"``, ``version``, ``built``, and why not or how.
+
+    That is ``reason``, a sentence, or ``compiler``, ``flags`` and ``variants`` (vector levels or compute capabilities).
+    """
     for folder in _folders():
         path = folder / "build.json"
         if path.is_file():

@@ -1,0 +1,211 @@
+"""The command ``scp-models``. Bad input ends in one line on stderr and exit code 2."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from scp_models.errors import UserError
+
+app = typer.Typer(
+    name="scp-models",
+    help="Lesion segmentation with spatially covariant heads: data, training, evaluation, prediction, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Split = Literal["training", "validation", "test", "all"]
+Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint written by `scp-models fit`.")]
+Layout = Annotated[str, typer.Option(help="Layout of the data: auto, wmh, lits, datalist or nnunet.")]
+Threshold = Annotated[float | None, typer.Option(help="Of probabilities; by default the checkpoint's.", min=0, max=1)]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"scp-models {version('scp_kernels')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Train a network: `--config wmh` or `lits`, then any of Lightning's flags (`--help` lists them).",
+)
+def fit(context: typer.Context) -> None:
+    from scp_models.fitting import fit as run
+
+    run(context.args)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint; none if --predictions is given.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Data set with references.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("scores"),
+    split: Annotated[Split, typer.Option(help="Subjects to score, by the split that training made.")] = "test",
+    split_file: Annotated[Path | None, typer.Option(help="JSON of three lists of names, as in training.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split, as in training.")] = 0,
+    layout: Layout = "auto",
+    threshold: Threshold = None,
+    connectivity: Annotated[int, typer.Option(help="Of lesions: 6, 18 or 26 neighbours.")] = 26,
+    predictions: Annotated[Path | None, typer.Option(help="Score these NIfTI masks instead of a checkpoint's.")] = None,
+    task: Annotated[str, typer.Option(help="wmh or lits; with --predictions only.")] = "wmh",
+) -> None:
+    """Score every subject of a split, with all metrics, on the grid of its files."""
+    from rich.progress import track
+    from scp_models.checkpoints import load_module
+    from scp_models.data import SegmentationDataModule, find_subjects, get_task
+    from scp_models.evaluation import score, score_files, write_scores
+    from scp_models.metrics import Connectivity
+    from scp_models.prediction import Predictor
+
+    if data is None:
+        raise UserError("--data: expected a data set with references, none was given")
+    if (checkpoint is None) == (predictions is None):
+        raise UserError("evaluate: expected a checkpoint or --predictions, one of the two")
+    if connectivity not in (6, 18, 26):
+        raise UserError(f"--connectivity: expected 6, 18 or 26, got {connectivity}")
+    neighbours: Connectivity = connectivity  # type: ignore[assignment]
+    module = None if checkpoint is None else load_module(checkpoint)
+    if module is not None:
+        task = module.task.name
+    if split == "all":
+        subjects = [s for s in find_subjects(data, get_task(task), layout) if s.label is not None]
+    else:
+        file = None if split_file is None else str(split_file)
+        subjects = SegmentationDataModule(str(data), task, layout, split_file=file, seed=seed).divide()[split]
+    if not subjects:
+        raise UserError(f"{data}: expected subjects with a reference, found none")
+    if module is None:
+        assert predictions is not None
+        rows = score_files(predictions, track(subjects, "Scoring", transient=True), get_task(task), neighbours)
+    else:
+        predictor = Predictor(module, threshold=threshold)
+        rows = [
+            score(predictor.segment(subject), predictor.reader, neighbours)
+            for subject in track(subjects, "Evaluating", transient=True)
+        ]
+    about = {"of": str(checkpoint or predictions), "data": str(data), "split": split, "connectivity": connectivity}
+    summary = write_scores(rows, out, about)
+    typer.echo(f"{len(rows)} subjects: Dice {summary['dice']['mean']:.4f}, L-Dice {summary['lesion_dice']['mean']:.4f}")
+    typer.echo(out / "summary.json")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="scores.csv of one model.")],
+    b: Annotated[Path, typer.Argument(help="scores.csv of another, on the same subjects.")],
+    metric: Annotated[list[str], typer.Option(help="Scores to compare.")] = ["dice", "lesion_dice"],  # noqa: B006
+) -> None:
+    """Paired two-tailed t-tests between two models, subject by subject."""
+    from scp_models.evaluation import read_scores
+    from scp_models.metrics import METRICS
+    from scp_models.statistics import paired_comparison
+
+    first, second = read_scores(a), read_scores(b)
+    if set(first) != set(second):
+        raise UserError(f"{b}: expected the subjects of {a}, got others")
+    for name in metric:
+        if name not in METRICS:
+            raise UserError(f"--metric: expected one of {', '.join(METRICS)}, got {name!r}")
+        common = [s for s in sorted(first) if name in first[s] and name in second[s]]
+        if len(common) < 2:
+            raise UserError(f"{a}: expected at least two subjects for whom {name} is defined, found {len(common)}")
+        test = paired_comparison([first[s][name] for s in common], [second[s][name] for s in common])
+        typer.echo(
+            f"{name}: difference {test.mean_difference:+.4f}, p = {test.p_value:.3g} ({test.stars}), "
+            f"d_z = {test.cohen_dz:.2f}, {test.n} subjects"
+        )
+
+
+@app.command()
+def predict(
+    checkpoint: Checkpoint,
+    inputs: Annotated[list[Path], typer.Argument(help="Subjects' folders, volumes, data sets, datalist JSONs.")],
+    out: Annotated[Path, typer.Option(help="Folder for <subject>.nii.gz.")] = Path("predictions"),
+    probabilities: Annotated[bool, typer.Option(help="Write probabilities too.")] = False,
+    threshold: Threshold = None,
+    layout: Layout = "auto",
+) -> None:
+    """Segment studies: NIfTI in, NIfTI out in the source's grid and affine."""
+    from rich.progress import track
+    from scp_models.checkpoints import load_module
+    from scp_models.data import find_subjects
+    from scp_models.prediction import Predictor, write_segmentation
+
+    predictor = Predictor(load_module(checkpoint), threshold=threshold)
+    subjects = [s for path in inputs for s in find_subjects(path, predictor.module.task, layout)]
+    names = [s.name for s in subjects]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{inputs[-1]}: expected every subject's name once, got {doubled[0]!r} from several inputs")
+    written = [
+        path
+        for subject in track(subjects, "Predicting", transient=True)
+        for path in write_segmentation(predictor.segment(subject), out, probabilities)
+    ]
+    for path in written:
+        typer.echo(path)
+
+
+@app.command()
+def complexity(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Parameters and multiply-adds of the paper's twelve networks, beside its Table 1."""
+    from scp_models.complexity import main as run
+
+    run(as_json=as_json)
+
+
+@app.command()
+def phantom(
+    task: Annotated[Literal["wmh", "lits"], typer.Argument(help="What to imitate.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    subjects: Annotated[int, typer.Option(help="How many.")] = 12,
+    seed: Annotated[int, typer.Option(help="Fixes every voxel.")] = 0,
+    size: Annotated[Literal["full", "small"], typer.Option(help="The challenge's sizes, or small ones.")] = "full",
+    location_decided: Annotated[
+        bool, typer.Option(help="WMH: identical blobs everywhere, lesions only inside a central ellipse.")
+    ] = False,
+) -> None:
+    """Write synthetic subjects in the layout of the WMH or LiTS challenge."""
+    from scp_models.data.phantoms import generate_lits, generate_wmh
+
+    if task == "wmh":
+        generate_wmh(out, subjects, seed, size=size, location_decided=location_decided)
+    elif location_decided:
+        raise UserError("--location-decided: expected with wmh only")
+    else:
+        generate_lits(out, subjects, seed, size=size)
+    typer.echo(out)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for all that is made, and the report.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Of phantoms and training.")] = 0,
+) -> None:
+    """Phantoms, training, evaluation, prediction and a report with pictures, in a few minutes."""
+    from scp_models.demo import run
+
+    run(out, seed=seed)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo("error: " + " ".join(str(error).split()), err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""One subject: its image files and its reference segmentation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a reader finds of one subject on disk; nothing is opened before it is needed."""
+
+    name: str
+    """Unique in its data set; also the stem of the subject's prediction."""
+    images: tuple[Path, ...]
+    """One file a modality, in the task's order; or one file that holds all modalities along its fourth axis."""
+    label: Path | None
+    """Reference segmentation; None where the data set publishes none."""
+    site: str | None = None
+    """Scanner or centre, where the layout tells."""
+    partition: str | None = None
+    """``training``, ``validation`` or ``test``, where the data set itself divides its subjects."""

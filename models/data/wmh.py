@@ -1,0 +1,58 @@
+"""The WMH segmentation challenge on disk: the older zips and the current release.
+
+Older: ``<Utrecht|Singapore|GE3T>/<id>/{orig,pre}/…`` with ``<id>/wmh.nii.gz``. Current: the same below ``training/``
+and ``test/``, with
+the Amsterdam scanners one folder deeper (one name has a space and a trailing dot), and a second rater's
+``additional_annotations/``,
+which are nobody's images. A subject is any other folder with ``pre/`` or ``orig/`` in it.
+"""
+
+from pathlib import Path
+
+from scp_models.data.subjects import Subject
+from scp_models.errors import UserError
+
+LABEL_FILE = "wmh.nii.gz"
+_PARTITIONS = ("training", "validation", "test")
+
+
+def is_subject(folder: Path) -> bool:
+    return (folder / "pre").is_dir() or (folder / "orig").is_dir()
+
+
+def find_subjects(root: Path, modalities: tuple[str, ...] = ("T1", "FLAIR"), source: str = "pre") -> list[Subject]:
+    """All subjects below ``root`` (or ``root`` itself, if it is one), sorted by name.
+
+    Args:
+        root: the data set, a part of it, or one subject's folder.
+        modalities: file names without ``.nii.gz``, in the order of the network's input channels.
+        source: ``"pre"`` (bias-corrected) or ``"orig"``.
+
+    Raises:
+        UserError: a subject lacks one of the modalities.
+    """
+    folders = (
+        [root] if is_subject(root) else sorted({p.parent for s in ("pre", "orig") for p in root.rglob(s) if p.is_dir()})
+    )
+    folders = [folder for folder in folders if "additional_annotations" not in folder.parts]
+    return [_subject(root, folder, modalities, source) for folder in folders]
+
+
+def _subject(root: Path, folder: Path, modalities: tuple[str, ...], source: str) -> Subject:
+    images = tuple(folder / source / f"{modality}.nii.gz" for modality in modalities)
+    for image in images:
+        if not image.is_file():
+            raise UserError(
+                f"{image}: expected the modalities {', '.join(modalities)} in {source}/, this one is missing"
+            )
+    parts = folder.relative_to(root).parts if folder != root else (folder.name,)
+    partition = parts[0] if parts[0] in _PARTITIONS and len(parts) > 1 else None
+    place = parts[1:] if partition else parts
+    label = folder / LABEL_FILE
+    return Subject(
+        name="_".join(parts).replace(" ", "_").replace(".", ""),
+        images=images,
+        label=label if label.is_file() else None,
+        site="/".join(place[:-1]) or None,
+        partition=partition,
+    )

@@ -1,0 +1,190 @@
+"""``scp-models`` as a user meets it: what it writes, and how it refuses bad input."""
+
+import json
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from commands import fit_arguments
+from scp_models import cli
+from scp_models.training import SegmentationModule
+from tiny_data import save, write_lits, write_wmh
+from typer.testing import CliRunner
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run the command in this process: exit code, stdout, stderr."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["scp-models", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_wmh(tmp_path / "wmh", 6)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    module = SegmentationModule(roi_size=(16, 24), capacity=32, levels=2)
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, path)
+    return path
+
+
+def refused(result, *words):
+    """The contract of bad input: exit code 2, and one line on stderr that has all the words."""
+    code, _, err = result
+    assert code == 2, err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in err, err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def nothing_left(folder):
+    return not folder.exists() or not [p for p in folder.rglob("*") if p.is_file()]
+
+
+def test_help_names_every_command():
+    result = CliRunner().invoke(cli.app, ["--help"])
+    assert result.exit_code == 0
+    for name in ("fit", "evaluate", "compare", "predict", "complexity", "phantom", "demo"):
+        assert name in result.output
+
+
+def test_complexity_json(run):
+    code, out, _ = run("complexity", "--json")
+    rows = json.loads(out)
+    assert code == 0 and len(rows) == 12
+    keys = {"model", "nc", "parameters", "macs", "parameters_ratio", "macs_ratio"}
+    assert all(keys <= set(row) for row in rows)
+    code, out, _ = run("complexity")
+    assert code == 0 and "Base F" in out and "21.76" in out
+
+
+def test_evaluate_compare_predict(run, root, checkpoint, tmp_path):
+    code, out, err = run("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "a")
+    assert code == 0, err
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["subjects"] == 6
+    assert out.splitlines()[-1] == str(tmp_path / "a" / "summary.json")
+    code, out, err = run("predict", checkpoint, root / "training" / "Utrecht", "--out", tmp_path / "p")
+    assert code == 0, err
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["0.nii.gz", "3.nii.gz"]
+    source = nib.load(root / "training" / "Utrecht" / "0" / "pre" / "T1.nii.gz")
+    assert np.array_equal(nib.load(tmp_path / "p" / "0.nii.gz").affine, source.affine)
+    run("predict", checkpoint, root, "--out", tmp_path / "all", "--threshold", 0.05)
+    code, _, err = run(
+        "evaluate", "--predictions", tmp_path / "all", "--data", root, "--split", "all", "--out", tmp_path / "b"
+    )
+    assert code == 0, err
+    code, out, err = run("compare", tmp_path / "a" / "scores.csv", tmp_path / "b" / "scores.csv")
+    assert code == 0 and "dice: difference" in out and "6 subjects" in out, err
+
+
+def test_phantom(run, tmp_path):
+    code, _, err = run("phantom", "wmh", tmp_path / "p", "--subjects", 1, "--seed", 3, "--size", "small")
+    assert code == 0, err
+    assert len(list((tmp_path / "p").rglob("wmh.nii.gz"))) == 1
+    refused(run("phantom", "wmh", tmp_path / "q", "--subjects", 0, "--size", "small"), "subjects")
+    assert nothing_left(tmp_path / "q")
+
+
+def test_missing_modality(run, root, checkpoint, tmp_path):
+    (root / "training" / "Singapore" / "1" / "pre" / "FLAIR.nii.gz").unlink()
+    refused(run("predict", checkpoint, root, "--out", tmp_path / "out"), "FLAIR.nii.gz", "expected the modalities")
+    assert nothing_left(tmp_path / "out")
+
+
+def test_wrong_shape(run, root, checkpoint, tmp_path):
+    path = root / "training" / "Utrecht" / "0" / "pre" / "FLAIR.nii.gz"
+    save(path, np.zeros((5, 5, 5), np.float32), np.eye(4))
+    refused(run("predict", checkpoint, path.parent.parent, "--out", tmp_path / "out"), str(path), "expected shape")
+    assert nothing_left(tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None], ids=["empty", "text", "truncated"])
+def test_corrupt_image(run, root, checkpoint, tmp_path, content):
+    path = root / "training" / "Utrecht" / "0" / "pre" / "T1.nii.gz"
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    refused(
+        run("predict", checkpoint, path.parent.parent, "--out", tmp_path / "out"), str(path), "expected a NIfTI file"
+    )
+    assert nothing_left(tmp_path / "out")
+
+
+def test_labels_outside_0_1_2(run, root, checkpoint, tmp_path):
+    path = root / "training" / "Utrecht" / "0" / "wmh.nii.gz"
+    save(path, np.full((20, 24, 6), 7, np.float32), np.eye(4))
+    result = run("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "out")
+    refused(result, str(path), "got also [7.0]")
+    assert nothing_left(tmp_path / "out")
+
+
+def test_empty_split(run, checkpoint, tmp_path):
+    root = write_wmh(tmp_path / "two", 2)
+    refused(run("evaluate", checkpoint, "--data", root, "--out", tmp_path / "out"), str(root), "expected at least 3")
+    refused(run(*fit_arguments(root, tmp_path / "run", 1)), str(root), "expected at least 3")
+    assert nothing_left(tmp_path / "run" / "checkpoints")
+
+
+def test_checkpoint_of_another_configuration(run, root, checkpoint, tmp_path):
+    lits = write_lits(tmp_path / "lits")
+    refused(run("predict", checkpoint, lits, "--out", tmp_path / "out"), str(lits), "'wmh'")
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["capacity"] = 64
+    torch.save(content, checkpoint)
+    refused(run("predict", checkpoint, root, "--out", tmp_path / "out"), str(checkpoint), "does not fit")
+    checkpoint.write_bytes(b"PK")
+    refused(run("predict", checkpoint, root, "--out", tmp_path / "out"), str(checkpoint), "cannot be read")
+    assert nothing_left(tmp_path / "out")
+
+
+def test_unwritable_output(run, root, checkpoint, tmp_path):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out"
+    refused(run("predict", checkpoint, root, "--out", out), str(out), "cannot write there")
+    refused(run("evaluate", checkpoint, "--data", root, "--out", out), str(out), "cannot write there")
+    refused(run("phantom", "lits", out, "--subjects", 1, "--size", "small"), str(out))
+    refused(run(*fit_arguments(root, out, 1)), str(out))
+
+
+def test_other_refusals(run, root, checkpoint, tmp_path):
+    refused(run("evaluate", checkpoint), "--data")
+    refused(run("evaluate", "--data", root), "expected a checkpoint or --predictions")
+    refused(run("evaluate", checkpoint, "--data", root, "--connectivity", 8), "--connectivity")
+    refused(run("predict", checkpoint, root, root, "--out", tmp_path / "out"), "expected every subject's name once")
+    refused(run("compare", tmp_path / "a.csv", tmp_path / "b.csv"), str(tmp_path / "a.csv"))
+    refused(run("predict", checkpoint, tmp_path / "nowhere"), "there is nothing")
+    code, _, err = run("fit", "--config", "wmh", "--data.rooot", "x")
+    assert code == 2 and "Traceback" not in err
+    code, _, err = run("predict", checkpoint)
+    assert code == 2 and "Traceback" not in err
+
+
+def test_help_imports_no_training_library():
+    code = (
+        "import sys; sys.argv = ['scp-models', '--help']; from scp_models.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'lightning', 'monai', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

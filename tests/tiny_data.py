@@ -1,0 +1,74 @@
+"""Small data sets in the layouts of the real ones, made for the tests."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+AXIS_CODES = [("R", "A", "S"), ("L", "P", "S"), ("L", "A", "S"), ("P", "R", "S"), ("A", "S", "R"), ("I", "L", "P")]
+
+
+def affine_for(codes, zooms=(1.0, 1.0, 3.0)) -> np.ndarray:
+    """An affine whose axes point as ``codes`` say."""
+    orientation = nib.orientations.axcodes2ornt(codes)
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (world, direction) in enumerate(orientation):
+        affine[int(world), axis] = direction * zooms[axis]
+    affine[:3, 3] = (-7.0, 11.0, 5.0)
+    return affine
+
+
+def save(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data, affine), path)
+
+
+def blobs(shape, seed: int, count: int = 3) -> np.ndarray:
+    """A mask of a few boxes."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(shape, bool)
+    for _ in range(count):
+        low = [int(rng.integers(n // 4, max(n // 4 + 1, 3 * n // 4))) for n in shape]
+        mask[tuple(slice(i, i + 3) for i in low)] = True
+    return mask
+
+
+def write_wmh_subject(folder: Path, seed: int, shape=(20, 24, 6), codes=("R", "A", "S"), other: bool = False) -> None:
+    """T1 and FLAIR with bright lesions, ``wmh.nii.gz`` in float; label 2 in a corner if ``other``."""
+    rng = np.random.default_rng(seed)
+    affine = affine_for(codes)
+    mask = blobs(shape, seed)
+    label = mask.astype(np.float32)
+    if other:
+        label[:3, :3, :2] = 2
+    for source in ("pre", "orig"):
+        flair = 100 + 5 * rng.standard_normal(shape) + 60 * mask
+        t1 = 200 + 5 * rng.standard_normal(shape) - 40 * mask
+        save(folder / source / "FLAIR.nii.gz", flair.astype(np.float32), affine)
+        save(folder / source / "T1.nii.gz", t1.astype(np.float32), affine)
+    save(folder / "wmh.nii.gz", label, affine)
+
+
+def write_wmh(root: Path, subjects: int = 6, **options) -> Path:
+    """The current release's layout, with three scanners."""
+    sites = ("Utrecht", "Singapore", "Amsterdam/GE3T")
+    for k in range(subjects):
+        write_wmh_subject(root / "training" / sites[k % 3] / str(k), seed=k, **options)
+    return root
+
+
+def write_lits(root: Path, numbers=(0, 1, 28, 29), shape=(24, 20, 5)) -> Path:
+    """Volumes with the published faults: mixed orientations, identity affines from 28 on, a tumour-free scan (0)."""
+    for number in numbers:
+        rng = np.random.default_rng(number)
+        batch = "Training Batch 1" if number < 28 else "Training Batch 2"
+        affine = np.eye(4) if 28 <= number < 48 else affine_for(AXIS_CODES[number % 3], (0.7, 0.7, 2.5))
+        label = np.zeros(shape, np.uint8)
+        label[6:20, 4:16] = 1
+        if number != 0:
+            label[blobs(shape, number)] = 2
+        hu = (-300 + 350 * (label > 0) - 60 * (label == 2) + 20 * rng.standard_normal(shape)).astype(np.int16)
+        save(root / batch / f"volume-{number}.nii", hu, affine)
+        save(root / batch / f"segmentation-{number}.nii", label, affine)
+    return root
