@@ -168,9 +168,7 @@ def forward(
             "HAS_BIAS": has_bias,
             "ACCUMULATE": start > 0,
         }
-        launches.append(
-Launch(scp_forward_kernel, grid, arguments | own, configuration.options)
-        )
+        launches.append(Launch(scp_forward_kernel, grid, arguments | own, configuration.options))
     return Plan(tuple(launches), lambda: logits.to(problem.dtype))
 
 
