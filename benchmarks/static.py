@@ -58,6 +58,8 @@ CASES = {
     "h256-128-channels": Case(256, 128),
     "3d": Case(128, 16, spatial_shape=(32, 96, 96)),
     "odd": Case(100, 13, classes=3, spatial_shape=(37, 151)),
+    "odd-map": Case(256, 32, spatial_shape=(37, 151)),
+    "odd-3d-bf16": Case(150, 33, classes=2, spatial_shape=(9, 21, 33), dtype=torch.bfloat16),
 }
 
 
