@@ -148,9 +148,10 @@ def test_configurations_that_no_kernel_can_have_are_refused(bad):
 @pytest.mark.parametrize("hidden", [(1, 1), (64, 64), (100, 37), (256, 256), (1024, 512)])
 def test_the_table_has_a_line_for_every_call(capability, kernel, hidden):
     for outputs in (1, 16, 1000):
-        tables.find(kernel, capability, hidden, outputs, itemsize=4)
+        for precision in ("ieee", "tf32"):
+            tables.find(kernel, capability, hidden, outputs, 4, precision)
     with pytest.raises(LookupError, match="no configuration for"):
-        tables.find(kernel, capability, hidden, 16, itemsize=8)
+        tables.find(kernel, capability, hidden, 16, 8, "ieee")
 
 
 REASONS = [

@@ -97,7 +97,8 @@ class _Tiling:
 
 def _configuration(kernel: str, problem: Problem, capability: int) -> Configuration:
     outputs = problem.num_classes * problem.channels
-    return tables.find(kernel, capability, problem.hidden, outputs, problem.compute_dtype.itemsize)
+    itemsize = problem.compute_dtype.itemsize
+    return tables.find(kernel, capability, problem.hidden, outputs, itemsize, precision(problem, capability))
 
 
 def _shared(problem: Problem, configuration: Configuration, tiling: _Tiling, phi: tuple[Tensor, ...]) -> dict[str, Any]:

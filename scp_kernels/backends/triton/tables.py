@@ -67,6 +67,8 @@ class Line:
     """N·C, both ends included."""
     itemsize: int = 4
     """Bytes of the compute dtype."""
+    precision: tuple[str, ...] = ("ieee", "tf32")
+    """Arithmetic of the products with w₃."""
 
 
 TABLE = (
@@ -74,12 +76,16 @@ TABLE = (
     Line(FORWARD, Configuration((4, 16), 16, 32, 64, 8, max_registers=128)),
     Line(FEATURES, Configuration((4, 16), 16, 64, 32, 8, max_registers=128), outputs=(1, 32)),
     Line(FEATURES, Configuration((4, 16), 16, 32, 64, 8, max_registers=128)),
+    # Triton 3.6 on Ampere and Ada spills a few words with 64 units.
+    Line(PARAMETERS, Configuration((4, 16), 16, 32, 16, 8, max_registers=255), (80, 89), precision=("tf32",)),
     Line(PARAMETERS, Configuration((4, 16), 16, 64, 16, 8, max_registers=255), hidden_multiple=16),
     Line(PARAMETERS, Configuration((4, 16), 16, 32, 16, 8, max_registers=255)),
 )
 
 
-def find(kernel: str, capability: int, hidden: tuple[int, int], outputs: int, itemsize: int) -> Configuration:
+def find(
+    kernel: str, capability: int, hidden: tuple[int, int], outputs: int, itemsize: int, precision: str
+) -> Configuration:
     """The first line of the table that matches.
 
     Raises:
@@ -90,6 +96,7 @@ def find(kernel: str, capability: int, hidden: tuple[int, int], outputs: int, it
         if (
             line.kernel == kernel
             and line.itemsize == itemsize
+            and precision in line.precision
             and line.capability[0] <= capability <= line.capability[1]
             and line.hidden[0] <= width <= line.hidden[1]
             and all(h % line.hidden_multiple == 0 for h in hidden)
