@@ -98,7 +98,7 @@ class SegmentationModule(L.LightningModule):
             backend=backend,
         )
         if channels_last:
-            self.network = self.network.to(memory_format=torch.channels_last)
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.loss = SegmentationLoss()
         self.learning_rate = learning_rate

@@ -31,6 +31,13 @@ def report() -> dict[str, Any]:
     }
 
 
+def _sentence(library: dict[str, Any]) -> str:
+    """One library of the build record, in words."""
+    if not library["built"]:
+        return f"not built: {library['reason']}"
+    return f"built by {library['compiler']} for {', '.join(library['variants'])}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scp_kernels", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -41,8 +48,8 @@ def main() -> int:
     print(f"scp_kernels {found['scp_kernels']}, Python {found['python']}, {found['platform']}")
     print(f"torch {found['torch']} (CUDA {found['torch_cuda'] or 'none'}), triton {found['triton'] or 'not installed'}")
     print("\nBuilt at install:")
-    for name, state in found["build"].items():
-        print(f"  {name:<10}{state}")
+    for name, library in found["build"].items():
+        print(f"  {name:<10}{_sentence(library)}")
     print('\nBackends, in the order in which "auto" tries them:')
     for name, state in found["backends"].items():
         print(f"  {name:<10}{'usable' if state['usable'] else 'not usable: ' + state['reason']}")

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from scp_kernels.backends.native import NativeCPU
 from scp_kernels.backends.triton import TritonBackend
 from scp_kernels.problem import Problem
 
@@ -97,7 +98,7 @@ class NotBuilt:
 BACKENDS: dict[str, Backend] = {
     "triton": TritonBackend(),
     "cuda": NotBuilt("cuda", "not built: this version has no CUDA kernels"),
-    "cpu": NotBuilt("cpu", "not built: this version has no CPU kernels"),
+    "cpu": NativeCPU(),
 }
 NAMES = (*BACKENDS, "reference")
 ENVIRONMENT_VARIABLE = "SCP_BACKEND"

@@ -38,7 +38,8 @@ def scp(
             full image, for crops, flips, rotations and scalings. Not differentiable. Excludes ``origin``.
         extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size.
         position: ``"pixels"`` (eq. 5 as printed) or ``"centered"`` (``2·S/extent − 1``, better conditioned to train).
-        backend: ``"auto"`` (the fastest that can run), or ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
+        backend: ``"auto"`` (the fastest that can run; inside ``torch.func`` transforms the reference), or
+        ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
 
     Returns:
         Logits ``[B, N, *spatial]`` in the features' dtype; positions, Φ and accumulation are at least float32.
@@ -63,6 +64,8 @@ def scp(
         compute_dtype=dtype,
         device=features.device,
     )
+    if backend == "auto" and not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        backend = "reference"  # plain PyTorch has the rules of vmap, grad and jvp; compiled backends have none
     chosen = dispatch.select(problem, backend)
     if chosen == "reference":
         return scp_reference(features, phi, residual, bias, affine=affine, extent=extent, position=position)

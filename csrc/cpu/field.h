@@ -1,0 +1,265 @@
+// The weight field W of a box held in scratch, and its meeting with the features of many samples.
+//
+// Leaves fill W once; X is then streamed past it in long contiguous rows, whatever its dtype and strides.
+#ifndef SCP_CPU_FIELD_H
+#define SCP_CPU_FIELD_H
+
+#include "leaf.h"
+#include "rows.h"
+
+namespace scp {
+namespace SCP_NAMESPACE {
+
+// W (or its gradient) on a box: output n at values + n * plane. Rows along the last axis are padded to whole runs.
+template <class T, int D>
+struct Field {
+  T* values;
+  int64_t plane;
+  int64_t stride[D];  // of an index inside the box; the last is 1
+  Box<D> box;
+
+  int64_t offset(const int (&index)[D]) const {
+    int64_t at = 0;
+    for (int axis = 0; axis < D; ++axis) at += (index[axis] - box.lower[axis]) * stride[axis];
+    return at;
+  }
+};
+
+template <class T, int D>
+Field<T, D> make_field(const Box<D>& box, int outputs, ScratchStack& scratch) {
+  Field<T, D> field;
+  constexpr int run = kRun<T, D>;
+  field.box = box;
+  field.stride[D - 1] = 1;
+  int64_t size = (box.extent(D - 1) + run - 1) / run * run;
+  for (int axis = D - 2; axis >= 0; --axis) {
+    field.stride[axis] = size;
+    size *= box.extent(axis);
+  }
+  field.plane = padded<T>(int(size));
+  field.values = take<T>(scratch, field.plane * outputs + 2 * kLanes<T>);
+  return field;
+}
+
+// Offsets in the field of a block's runs; -1 for those outside.
+template <class T, int D>
+SCP_INLINE void run_offsets(const Field<T, D>& field, const Block<T, D>& block, int64_t (&offset)[kRuns<T, D>]) {
+  for (int run = 0; run < kRuns<T, D>; ++run)
+    offset[run] = block.run_valid[run] ? field.offset(block.run_index[run]) : -1;
+}
+
+// Leaf: W on a block, into the field.
+template <class T, int D>
+SCP_INLINE void fill_field(const Network<T>& net, const Node<T, D>& node, const Block<T, D>& block,
+                           const Panel<T, D>& panel, const Field<T, D>& field) {
+  constexpr int L = kLanes<T>, run = kRun<T, D>;
+  int64_t offset[kRuns<T, D>];
+  run_offsets(field, block, offset);
+  evaluate_weights(net, node, panel, 0, net.nc, [&](int n, int v, Vector<T> w) SCP_LAMBDA_INLINE {
+    T* const to = field.values + n * field.plane;
+    if constexpr (L <= run) {
+      const int64_t at = offset[v * L / run];
+      if (at >= 0) store(to + at + v * L % run, w);
+    } else {
+      alignas(64) T lanes[L];
+      store(lanes, w);
+      for (int part = 0; part < L / run; ++part) {
+        const int64_t at = offset[v * (L / run) + part];
+        if (at >= 0) std::memcpy(to + at, lanes + part * run, run * sizeof(T));
+      }
+    }
+  });
+}
+
+// Leaf: a block of the field, as rows of 64 pixels; 0 outside the box.
+template <class T, int D>
+SCP_INLINE void read_field(const Field<T, D>& field, const Block<T, D>& block, int outputs, T* panel) {
+  constexpr int run = kRun<T, D>;
+  int64_t offset[kRuns<T, D>];
+  run_offsets(field, block, offset);
+  for (int n = 0; n < outputs; ++n) {
+    const T* const from = field.values + n * field.plane;
+    T* const to = panel + int64_t(n) * kBlockPixels;
+    for (int r = 0; r < kRuns<T, D>; ++r) {
+      if (offset[r] >= 0) {
+        std::memcpy(to + r * run, from + offset[r], run * sizeof(T));
+      } else {
+        std::memset(to + r * run, 0, run * sizeof(T));
+      }
+    }
+  }
+}
+
+// Calls body(index, count, at) for every stretch of pixels that lie next to each other in the field and in all tensors:
+// rows, or whole planes where `merged` says that nothing lies between the rows.
+template <class T, int D, class Body>
+SCP_INLINE void for_each_stretch(const Field<T, D>& field, bool merged, int longest, Body body) {
+  int index[D];
+  for (int axis = 0; axis < D; ++axis) index[axis] = field.box.lower[axis];
+  const int width = field.box.extent(D - 1), height = field.box.extent(D - 2);
+  const int outer = D == 3 ? field.box.extent(0) : 1;
+  for (int i = 0; i < outer; ++i) {
+    if (D == 3) index[0] = field.box.lower[0] + i;
+    for (int j = 0; j < (merged ? 1 : height); ++j) {
+      index[D - 2] = field.box.lower[D - 2] + j;
+      const int count = merged ? width * height : width;
+      for (int p = 0; p < count; p += longest) body(index, p, count - p < longest ? count - p : longest);
+    }
+  }
+}
+
+template <class T, int D>
+bool rows_touch(const Rows<T, D>& rows, const Field<T, D>& field) {
+  return rows.direct() && rows.tensor.stride_spatial[D - 2] == field.box.extent(D - 1);
+}
+
+template <class T, int D>
+bool field_rows_touch(const Field<T, D>& field) {
+  return field.stride[D - 2] == field.box.extent(D - 1);
+}
+
+namespace detail {
+// y (+)= sum over N channels of w x, on `count` pixels.
+template <class T, int N>
+SCP_INLINE void add_channels(T* y, const T* const* w, const T* const* x, int count, bool first, T bias) {
+  constexpr int L = kLanes<T>;
+  int p = 0;
+  for (; p + L <= count; p += L) {
+    Vector<T> sum = first ? splat(bias) : load(y + p);
+    for (int c = 0; c < N; ++c) sum = fma(load(w[c] + p), load(x[c] + p), sum);
+    store(y + p, sum);
+  }
+  if (p < count) {
+    Vector<T> sum = first ? splat(bias) : load_first(y + p, count - p);
+    for (int c = 0; c < N; ++c) sum = fma(load_first(w[c] + p, count - p), load_first(x[c] + p, count - p), sum);
+    store_first(y + p, sum, count - p);
+  }
+}
+}  // namespace detail
+
+// Y[b, n] = sum_c W[n, c] X[b, c] (+ bias[n]) on the field's box.
+template <class T, int D>
+void stream_forward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T, D>& Y, const T* bias, int64_t b_first,
+                    int64_t b_end, int N, int C, ScratchStack& scratch) {
+  constexpr int kChannels = 4;
+  const ScratchStack::Mark mark = scratch.mark();
+  const int longest = N <= 8 ? 1024 : (N <= 64 ? 128 : 64);
+  const bool merged = field_rows_touch(field) && rows_touch(X, field) && rows_touch(Y, field);
+  T* x_buffer = take<T>(scratch, kChannels * longest);
+  T* y_buffer = take<T>(scratch, int64_t(N) * longest);
+  for (int64_t b = b_first; b < b_end; ++b) {
+    for_each_stretch(field, merged, longest, [&](const int(&index)[D], int skip, int count) SCP_LAMBDA_INLINE {
+      const int64_t at = field.offset(index) + skip;
+      const int64_t x_at = X.offset(b, 0, index) + skip * X.tensor.stride_spatial[D - 1];
+      const int64_t y_at = Y.offset(b, 0, index) + skip * Y.tensor.stride_spatial[D - 1];
+      for (int c = 0; c < C; c += kChannels) {
+        const int channels = C - c < kChannels ? C - c : kChannels;
+        const T *x[kChannels], *w[kChannels];
+        for (int i = 0; i < channels; ++i)
+          x[i] = X.read(x_at + (c + i) * X.tensor.stride_channel, count, x_buffer + i * longest);
+        for (int n = 0; n < N; ++n) {
+          T* y = Y.target(y_at + n * Y.tensor.stride_channel, y_buffer + int64_t(n) * longest);
+          for (int i = 0; i < channels; ++i) w[i] = field.values + (int64_t(n) * C + c + i) * field.plane + at;
+          const T start = bias == nullptr ? T(0) : bias[n];
+          switch (channels) {
+            case 4: detail::add_channels<T, 4>(y, w, x, count, c == 0, start); break;
+            case 3: detail::add_channels<T, 3>(y, w, x, count, c == 0, start); break;
+            case 2: detail::add_channels<T, 2>(y, w, x, count, c == 0, start); break;
+            default: detail::add_channels<T, 1>(y, w, x, count, c == 0, start);
+          }
+        }
+      }
+      for (int n = 0; n < N; ++n)
+        Y.finish(y_buffer + int64_t(n) * longest, y_at + n * Y.tensor.stride_channel, count);
+    });
+  }
+  scratch.release(mark);
+}
+
+namespace detail {
+// One class, one channel, one sample: gx (+)= gy w where wanted, and gw (+)= gy x where wanted.
+template <class T, bool kFeatures, bool kWeights>
+SCP_INLINE void meet_gradient(const T* gy, const T* w, const T* x, T* gx, T* gw, int count, bool first_class,
+                              bool first_sample) {
+  constexpr int L = kLanes<T>;
+  int p = 0;
+  for (; p + L <= count; p += L) {
+    const Vector<T> g = load(gy + p);
+    if (kFeatures) store(gx + p, first_class ? g * load(w + p) : fma(g, load(w + p), load(gx + p)));
+    if (kWeights) store(gw + p, first_sample ? g * load(x + p) : fma(g, load(x + p), load(gw + p)));
+  }
+  if (p < count) {
+    const int n = count - p;
+    const Vector<T> g = load_first(gy + p, n);
+    if (kFeatures) {
+      const Vector<T> old = first_class ? zero<T>() : load_first(gx + p, n);
+      store_first(gx + p, fma(g, load_first(w + p, n), old), n);
+    }
+    if (kWeights) {
+      const Vector<T> old = first_sample ? zero<T>() : load(gw + p);
+      store(gw + p, fma(g, load_first(x + p, n), old));
+    }
+  }
+}
+}  // namespace detail
+
+// gX[b, c] = sum_n gY[b, n] W[n, c], and the field becomes gW[n, c] = sum_b gY[b, n] X[b, c]; either only where wanted.
+template <class T, int D, bool kFeatures, bool kWeights>
+void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T, D>& gY, const Rows<T, D>& gX,
+                     int64_t b_first, int64_t b_end, int N, int C, ScratchStack& scratch) {
+  constexpr int kChannels = 4;
+  const ScratchStack::Mark mark = scratch.mark();
+  const int longest = N <= 4 ? 512 : (N <= 32 ? 128 : 64);
+  const bool merged = field_rows_touch(field) && rows_touch(gY, field) && (!kWeights || rows_touch(X, field)) &&
+                      (!kFeatures || rows_touch(gX, field));
+  T* x_buffer = take<T>(scratch, longest);
+  T* gx_buffer = take<T>(scratch, longest);
+  T* gy_buffer = take<T>(scratch, int64_t(N) * longest);
+  const T** gy = take<const T*>(scratch, N);
+  T* gw = take<T>(scratch, int64_t(kChannels) * N * longest);
+  const int row_end = int(field.stride[D - 2]);
+  for_each_stretch(field, merged, longest, [&](const int(&index)[D], int skip, int count) SCP_LAMBDA_INLINE {
+    const int64_t at = field.offset(index) + skip;
+    for (int c0 = 0; c0 < C; c0 += kChannels) {
+      const int channels = C - c0 < kChannels ? C - c0 : kChannels;
+      for (int64_t b = b_first; b < b_end; ++b) {
+        const int64_t gy_at = gY.offset(b, 0, index) + skip * gY.tensor.stride_spatial[D - 1];
+        for (int n = 0; n < N; ++n)
+          gy[n] = gY.read(gy_at + n * gY.tensor.stride_channel, count, gy_buffer + int64_t(n) * longest);
+        for (int i = 0; i < channels; ++i) {
+          const T* x = nullptr;
+          T* gx = nullptr;
+          int64_t gx_at = 0;
+          if (kWeights)
+            x = X.read(X.offset(b, c0 + i, index) + skip * X.tensor.stride_spatial[D - 1], count, x_buffer);
+          if (kFeatures) {
+            gx_at = gX.offset(b, c0 + i, index) + skip * gX.tensor.stride_spatial[D - 1];
+            gx = gX.target(gx_at, gx_buffer);
+          }
+          for (int n = 0; n < N; ++n) {
+            const T* w = field.values + (int64_t(n) * C + c0 + i) * field.plane + at;
+            detail::meet_gradient<T, kFeatures, kWeights>(gy[n], w, x, gx, gw + (int64_t(i) * N + n) * longest, count,
+                                                          n == 0, b == b_first);
+          }
+          if (kFeatures) gX.finish(gx, gx_at, count);
+        }
+      }
+      if (!kWeights) continue;
+      for (int i = 0; i < channels; ++i) {
+        for (int n = 0; n < N; ++n) {
+          T* to = field.values + (int64_t(n) * C + c0 + i) * field.plane + at;
+          std::memcpy(to, gw + (int64_t(i) * N + n) * longest, count * sizeof(T));
+          // Pixels in a row's padding are nobody's.
+          if (!merged && skip + count == field.box.extent(D - 1))
+            for (int p = skip + count; p < row_end; ++p) to[p - skip] = T(0);
+        }
+      }
+    }
+  });
+  scratch.release(mark);
+}
+
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
+#endif

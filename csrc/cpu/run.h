@@ -1,0 +1,223 @@
+// A whole call: the root's network, the fixed partition into tasks, and the sums over tasks in a fixed order.
+#ifndef SCP_CPU_RUN_H
+#define SCP_CPU_RUN_H
+
+#include "parallel.h"
+#include "parameters.h"
+#include "tree.h"
+
+namespace scp {
+namespace SCP_NAMESPACE {
+
+// Maps of at most this many pixels are evaluated densely: a tree of a few leaves costs more than it saves (measured).
+constexpr int64_t kDensePixels = 256;
+// A task has about this many pixels, and a call at most this many tasks a position map: building the tree from the root
+// for each costs less than 2 % then, and the partition does not depend on the number of threads.
+constexpr int64_t kTaskPixels = 8192;
+constexpr int kMostTasks = 16;
+// Sums of gradients are kept for at most this many groups of tasks.
+constexpr int kMostSlots = 16;
+
+// Boxes that the map is cut into, the same for every number of threads.
+template <class T, int D>
+int cut_into_tasks(const Job<T, D>& job, const Box<D>& map, Box<D> (&tasks)[kMostTasks]) {
+  int count = 1;
+  tasks[0] = map;
+  while (count * 2 <= kMostTasks && map.pixels() >= count * 2 * kTaskPixels) {
+    Box<D> finer[kMostTasks];
+    int made = 0;
+    for (int i = 0; i < count; ++i) {
+      const int axis = axis_to_cut_for(job, tasks[i]);
+      if (axis < 0) {
+        finer[made++] = tasks[i];
+      } else {
+        cut_box<T, D>(tasks[i], axis, finer[made], finer[made + 1]);
+        made += 2;
+      }
+    }
+    if (made == count) break;
+    for (int i = 0; i < made; ++i) tasks[i] = finer[i];
+    count = made;
+  }
+  return count;
+}
+
+template <class T, int D>
+Node<T, D> make_root(const Network<T>& net, const Box<D>& map, const double* line1, const int* numbers) {
+  Node<T, D> root{};
+  root.box = map;
+  root.m1 = net.h1, root.m1p = padded<double>(net.h1), root.unit1 = numbers, root.line1 = line1;
+  root.m2 = net.h2, root.unit2 = numbers, root.m2p = net.h2p;
+  root.A2 = net.A2, root.cf = net.cf;
+  return root;
+}
+
+template <class T, int D>
+Rows<T, D> rows_of(const scp_tensor& tensor, int dtype) {
+  Rows<T, D> rows;
+  rows.tensor = tensor;
+  rows.dtype = dtype;
+  return rows;
+}
+
+template <class T, int D>
+class Run {
+ public:
+  Run(const scp_call& call, bool backward) : call_(call), scratch_(thread_scratch()), mark_(scratch_.mark()) {
+    job_.N = int(call.classes), job_.C = int(call.channels);
+    job_.X = rows_of<T, D>(call.features, call.dtype);
+    job_.Y = rows_of<T, D>(call.logits, call.dtype);
+    job_.gX = rows_of<T, D>(call.grad_features, call.dtype);
+    job_.bias = static_cast<const T*>(call.bias);
+    job_.backward = backward;
+    job_.needs_features = backward && call.grad_features.data != nullptr;
+    job_.needs_parameters = backward && call.grad_coefficients != nullptr;
+    samples_ = call.groups == 1 ? call.batch : 1;
+    job_.direct = D == 2 && samples_ == 1 && job_.X.direct() && job_.Y.direct() &&
+                  (!job_.needs_features || job_.gX.direct()) && (!backward || job_.needs_parameters);
+  }
+  ~Run() {
+    scratch_.release(mark_);
+    scratch_.trim(kScratchKept);
+  }
+
+  void operator()() {
+    const bool finite_parameters = prepare<T, D>(call_, scratch_, job_.net);
+    const bool finite_lines = lines_from_coefficients();
+    for (int axis = 0; axis < D; ++axis) map_.lower[axis] = 0, map_.upper[axis] = int(call_.size[axis]);
+    job_.dense = call_.method == SCP_METHOD_DENSE || !finite_parameters || !finite_lines ||
+                 (call_.method == SCP_METHOD_AUTO && map_.pixels() <= kDensePixels);
+    attempt();
+    // A NaN or an infinity in X or gY reaches, in PyTorch, gradients of units that are off where it occurs (0 times
+    // NaN), which folding leaves out. It shows in the gradient of b3, the plain sum of gW; evaluate such calls densely.
+    if (job_.needs_parameters && !job_.dense && call_.method == SCP_METHOD_AUTO &&
+        !all_finite(static_cast<const T*>(call_.grad_b3), job_.net.nc)) {
+      job_.dense = true;
+      attempt();
+    }
+  }
+
+ private:
+  // The first layer of every position map as the nodes hold it: [groups, D + 1, h1 padded], values before slopes.
+  bool lines_from_coefficients() {
+    constexpr int A = kAffineRows<D>;
+    line_stride_ = padded<double>(job_.net.h1);
+    lines_ = take<double>(scratch_, call_.groups * A * line_stride_);
+    double finite = 0;
+    for (int64_t g = 0; g < call_.groups; ++g) {
+      double* const to = lines_ + g * A * line_stride_;
+      const double* const from = call_.coefficients + g * call_.hidden1 * A;
+      for (int u = 0; u < line_stride_; ++u) {
+        for (int a = 0; a < A; ++a) {
+          const double c = u < job_.net.h1 ? from[u * A + (a == 0 ? D : a - 1)] : 0;
+          to[a * line_stride_ + u] = c;
+          finite += c * 0;
+        }
+      }
+    }
+    const int most = job_.net.h1 > job_.net.h2 ? job_.net.h1 : job_.net.h2;
+    int* numbers = take<int>(scratch_, padded<T>(most));
+    for (int u = 0; u < padded<T>(most); ++u) numbers[u] = u;
+    numbers_ = numbers;
+    return finite == 0;
+  }
+
+  void attempt() {
+    const ScratchStack::Mark mark = scratch_.mark();
+    tasks_ = cut_into_tasks(job_, map_, boxes_);
+    const int64_t all_tasks = tasks_ * call_.groups;
+    slots_ = int(all_tasks < kMostSlots ? all_tasks : kMostSlots);
+    counters_ = take<Counters>(scratch_, slots_);
+    sequential_ = call_.threads <= 1 || slots_ == 1;
+    moment_size_ = call_.hidden1 * (D + 1);
+    if (job_.needs_parameters) {
+      sums_ = take<SlotSums<T>>(scratch_, slots_);
+      // One thread adds each slot to the first as it ends: the same order of additions, with two arrays.
+      for (int s = 0; s < slots_; ++s)
+        sums_[s] = sequential_ && s > 1 ? sums_[1] : make_sums<T, D>(job_.net, scratch_);
+      moments_ = take<double>(scratch_, all_tasks * moment_size_);
+      std::memset(moments_, 0, size_t(all_tasks * moment_size_) * sizeof(double));
+    }
+    parallel_for(slots_, call_.threads, [](void* self, int slot) { static_cast<Run*>(self)->run_slot(slot); }, this);
+    if (job_.needs_parameters) collect();
+    report();
+    scratch_.release(mark);
+  }
+
+  void run_slot(int slot) {
+    ScratchStack& scratch = thread_scratch();
+    const ScratchStack::Mark mark = scratch.mark();
+    counters_[slot] = Counters{};
+    if (job_.needs_parameters) std::memset(sums_[slot].all, 0, size_t(sums_[slot].size) * sizeof(T));
+    const int64_t all_tasks = tasks_ * call_.groups;
+    for (int64_t task = all_tasks * slot / slots_; task < all_tasks * (slot + 1) / slots_; ++task) {
+      const int64_t group = task / tasks_;
+      Node<T, D> root = make_root<T, D>(job_.net, map_, lines_ + group * kAffineRows<D> * line_stride_, numbers_);
+      GradientSums<T> sums{};
+      if (job_.needs_parameters) {
+        root.g_A2 = sums_[slot].A2;
+        root.g_cf = sums_[slot].cf;
+        sums.W3T = sums_[slot].W3T;
+        sums.moments = moments_ + task * moment_size_;
+      }
+      Walk<T, D> walk(job_, group, group + samples_, sums, scratch, counters_[slot]);
+      walk.run(root, boxes_[task % tasks_]);
+    }
+    if (job_.needs_parameters && sequential_ && slot > 0) add_sums(sums_[slot], sums_[0]);
+    scratch.release(mark);
+    scratch.trim(kScratchKept);
+  }
+
+  void collect() {
+    if (!sequential_)
+      for (int s = 1; s < slots_; ++s) add_sums(sums_[s], sums_[0]);
+    write_gradients<T, D>(job_.net, sums_[0], call_);
+    for (int64_t g = 0; g < call_.groups; ++g) {
+      double* to = call_.grad_coefficients + g * moment_size_;
+      for (int64_t i = 0; i < moment_size_; ++i) {
+        double sum = 0;
+        for (int t = 0; t < tasks_; ++t) sum += moments_[(g * tasks_ + t) * moment_size_ + i];
+        to[i] = sum;
+      }
+    }
+  }
+
+  void report() {
+    if (call_.report == nullptr) return;
+    Counters total{};
+    for (int s = 0; s < slots_; ++s) total.add(counters_[s]);
+    double* to = call_.report;
+    to[SCP_REPORT_DENSE] = job_.dense;
+    to[SCP_REPORT_NODES] = total.nodes;
+    to[SCP_REPORT_LEAVES] = total.leaves;
+    to[SCP_REPORT_PIXELS] = total.pixels;
+    to[SCP_REPORT_MIXED1] = total.mixed1;
+    to[SCP_REPORT_MIXED2] = total.mixed2;
+    to[SCP_REPORT_MOST_MIXED1] = total.most_mixed1;
+    to[SCP_REPORT_MOST_MIXED2] = total.most_mixed2;
+    to[SCP_REPORT_BUILD_MACS] = total.build_macs;
+    to[SCP_REPORT_LEAF_MACS] = total.leaf_macs;
+  }
+
+  const scp_call& call_;
+  ScratchStack& scratch_;
+  const ScratchStack::Mark mark_;
+  Job<T, D> job_{};
+  Box<D> map_;
+  int64_t samples_;
+  double* lines_ = nullptr;
+  int line_stride_ = 0;
+  const int* numbers_ = nullptr;
+  Box<D> boxes_[kMostTasks];
+  int tasks_ = 0, slots_ = 0;
+  bool sequential_ = true;
+  int64_t moment_size_ = 0;
+  Counters* counters_ = nullptr;
+  SlotSums<T>* sums_ = nullptr;
+  double* moments_ = nullptr;
+};
+
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
+#endif

@@ -1,0 +1,60 @@
+// Scratch memory of one thread: a stack of arrays, kept between calls up to a bound.
+#ifndef SCP_CPU_SCRATCH_H
+#define SCP_CPU_SCRATCH_H
+
+#include <cstddef>
+
+namespace scp {
+
+// Blocks are handed out in stack order and given back by `release(mark())`. Grows by whole chunks, so pointers stay
+// valid. What is not inlined is compiled once, for the plainest machine (see shared/platform.h).
+class ScratchStack {
+ public:
+  struct Mark {
+    int chunk;
+    char* top;
+  };
+
+  ScratchStack() = default;
+  ScratchStack(const ScratchStack&) = delete;
+  ScratchStack& operator=(const ScratchStack&) = delete;
+  ~ScratchStack();
+
+  // 64-byte aligned; throws std::bad_alloc.
+  __attribute__((always_inline)) void* allocate(size_t bytes) {
+    bytes = (bytes + kAlignment - 1) & ~(kAlignment - 1);
+    if (bytes > size_t(end_ - top_)) grow(bytes);
+    char* block = top_;
+    top_ += bytes;
+    return block;
+  }
+  __attribute__((always_inline)) Mark mark() const { return {chunk_, top_}; }
+  __attribute__((always_inline)) void release(Mark mark) {
+    top_ = mark.top;
+    if (mark.chunk != chunk_) return_to(mark.chunk);
+  }
+  // Gives memory that is not handed out back to the system, as far as the whole exceeds `bytes_kept`.
+  void trim(size_t bytes_kept);
+
+ private:
+  static constexpr size_t kAlignment = 64;
+  static constexpr int kMaxChunks = 64;
+
+  // Makes the next chunk that can hold `bytes` the current one.
+  void grow(size_t bytes);
+  void return_to(int chunk);
+
+  char* top_ = nullptr;  // in the current chunk
+  char* end_ = nullptr;  // of the current chunk
+  int chunk_ = -1;       // the current one; -1: none yet
+  int chunks_ = 0;
+  char* data_[kMaxChunks] = {};
+  size_t size_[kMaxChunks] = {};
+};
+
+// The calling thread's own.
+ScratchStack& thread_scratch();
+
+}  // namespace scp
+
+#endif

@@ -1,0 +1,218 @@
+// The walk down the tree of boxes: build a child, work at the leaves, pull gradients back up.
+#ifndef SCP_CPU_TREE_H
+#define SCP_CPU_TREE_H
+
+#include "direct.h"
+#include "field.h"
+#include "fold.h"
+#include "pull.h"
+
+namespace scp {
+namespace SCP_NAMESPACE {
+
+// W of about this many bytes is held in a field: it stays in a core's second-level cache beside the tree.
+constexpr int64_t kFieldBytes = 384 * 1024;
+// Rows longer than this are cut before fields are: the basis of a long thin box is large.
+constexpr int kLongestRow = 512;
+
+// What all tasks of a call share.
+template <class T, int D>
+struct Job {
+  Network<T> net;
+  Rows<T, D> X, Y, gX;  // Y: logits (forward), their gradient (backward)
+  const T* bias;
+  int N, C;
+  bool backward;
+  bool needs_features, needs_parameters;  // backward only
+  bool dense;   // no tree: every block is evaluated with the root's network
+  bool direct;  // one sample a position map, all rows direct: no field
+
+  int64_t field_pixels() const { return kFieldBytes / int64_t(sizeof(T)) / net.nc; }
+};
+
+template <class T, int D>
+struct Grain {
+  int extent[D];
+  Grain() {
+    for (int axis = 0; axis < D; ++axis) extent[axis] = block_extent<T, D>(axis);
+  }
+};
+
+// Cuts for tasks and fields. Long rows stream best, so the leading axes go first unless rows are very long.
+template <class T, int D>
+int axis_to_cut_for(const Job<T, D>& job, const Box<D>& box) {
+  const Grain<T, D> grain;
+  if (!job.direct && box.extent(D - 1) <= kLongestRow)
+    for (int axis = 0; axis < D - 1; ++axis)
+      if (box.extent(axis) > grain.extent[axis]) return axis;
+  return axis_to_cut(box, grain.extent);
+}
+
+template <class T, int D>
+void cut_box(const Box<D>& box, int axis, Box<D>& first, Box<D>& second) {
+  first = second = box;
+  first.upper[axis] = second.lower[axis] = box.lower[axis] + cut(box.extent(axis), block_extent<T, D>(axis));
+}
+
+// One task: a box of pixels, the samples that share a position map.
+template <class T, int D>
+class Walk {
+ public:
+  Walk(const Job<T, D>& job, int64_t b_first, int64_t b_end, const GradientSums<T>& sums, ScratchStack& scratch,
+       Counters& counters)
+      : job_(job), b_first_(b_first), b_end_(b_end), sums_(sums), scratch_(scratch), counters_(counters) {}
+
+  // Does the whole task: `root` carries its gradients where parameters need them.
+  void run(const Node<T, D>& root, const Box<D>& box) {
+    map_ = root.box;
+    next_ = corner(box);
+    visit(root, box);
+  }
+
+ private:
+  void visit(const Node<T, D>& parent, const Box<D>& box) {
+    const ScratchStack::Mark mark = scratch_.mark();
+    const bool gradients = job_.needs_parameters && !filling_;
+    Node<T, D> node;
+    if (job_.dense) {
+      share(parent, box, node);
+    } else {
+      specialise(job_.net, parent, box, scratch_, node, counters_);
+      if (gradients) {
+        node.g_A2 = zeros(int64_t(node.basis()) * node.m2p + 2 * kLanes<T>);
+        node.g_cf = zeros(int64_t(node.basis()) * job_.net.ncp);
+      }
+    }
+    walk(node);
+    if (gradients && !job_.dense) pull(job_.net, parent, node, sums_, scratch_);
+    scratch_.release(mark);
+  }
+
+  // First pixel of the box that the walk comes to after the present one.
+  struct Corner {
+    int index[D];
+  };
+  static Corner corner(const Box<D>& box) {
+    Corner at;
+    for (int axis = 0; axis < D; ++axis) at.index[axis] = box.lower[axis];
+    return at;
+  }
+
+  T* zeros(int64_t count) {
+    T* values = take<T>(scratch_, count);
+    std::memset(values, 0, size_t(count) * sizeof(T));
+    return values;
+  }
+
+  // The root's own network on a smaller box: its A2 and cf have no slopes, so only layer 1 is recentred.
+  void share(const Node<T, D>& root, const Box<D>& box, Node<T, D>& node) {
+    node = root;
+    node.box = box;
+    for (int axis = 0; axis < D; ++axis) {
+      node.centre[axis] = box.centre(axis);
+      node.shift[axis] = node.centre[axis] - root.centre[axis];
+    }
+    double* line1 = take<double>(scratch_, int64_t(root.m1p) * kAffineRows<D>);
+    std::memcpy(line1, root.line1, sizeof(double) * size_t(root.m1p) * kAffineRows<D>);
+    for (int q = 0; q < root.m1; ++q) line1[q] = root.template lines<double>(q).recentred(node.shift).value;
+    node.line1 = line1;
+  }
+
+  void walk(const Node<T, D>& node) {
+    const bool without_field = !job_.direct && field_ == nullptr;
+    int axis = without_field ? axis_to_cut_for(job_, node.box) : axis_to_cut(node.box, grain_.extent);
+    if (without_field && (axis < 0 || node.box.pixels() <= job_.field_pixels())) return walk_field(node);
+    // A network that no cut can simplify is a leaf of many blocks.
+    if (axis < 0 || (node.m1 + node.m2 == 0 && !job_.dense && !without_field)) return leaf(node);
+    Box<D> first, second;
+    cut_box<T, D>(node.box, axis, first, second);
+    const Corner after = next_;
+    next_ = corner(second);
+    visit(node, first);
+    next_ = after;
+    visit(node, second);
+  }
+
+  void walk_field(const Node<T, D>& node) {
+    const ScratchStack::Mark mark = scratch_.mark();
+    Field<T, D> field = make_field<T, D>(node.box, job_.net.nc, scratch_);
+    field_ = &field;
+    if (!job_.backward) {
+      filling_ = true;
+      walk(node);
+      stream_forward(field, job_.X, job_.Y, job_.bias, b_first_, b_end_, job_.N, job_.C, scratch_);
+    } else {
+      if (job_.needs_features) {
+        filling_ = true;
+        walk(node);
+      }
+      filling_ = false;
+      stream(field);
+      if (job_.needs_parameters) walk(node);
+    }
+    filling_ = false;
+    field_ = nullptr;
+    scratch_.release(mark);
+  }
+
+  void stream(const Field<T, D>& field) {
+    const auto run = job_.needs_features
+                         ? (job_.needs_parameters ? stream_backward<T, D, true, true> : stream_backward<T, D, true, false>)
+                         : stream_backward<T, D, false, true>;
+    run(field, job_.X, job_.Y, job_.gX, b_first_, b_end_, job_.N, job_.C, scratch_);
+  }
+
+  void leaf(const Node<T, D>& node) {
+    const ScratchStack::Mark mark = scratch_.mark();
+    const Network<T>& net = job_.net;
+    const Panel<T, D> panel = make_panel(net, node, scratch_);
+    T *gW = nullptr, *weights = nullptr;
+    if (job_.backward && !filling_) {
+      gW = take<T>(scratch_, int64_t(net.ncp) * kBlockPixels);
+      weights = take<T>(scratch_, int64_t(net.ncp) * kBlockPixels);
+      for (int64_t p = int64_t(net.nc) * kBlockPixels; p < int64_t(net.ncp) * kBlockPixels; ++p) gW[p] = T(0);
+    }
+    for_each_block<T, D>(node.box, [&](const Block<T, D>& block) {
+      if (field_ != nullptr) {
+        evaluate_basis(node, block, panel);
+        if (filling_) return fill_field(net, node, block, panel, *field_);
+        read_field(*field_, block, net.nc, gW);
+      } else if constexpr (D == 2) {
+        if (!job_.backward)
+          return apply_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y, job_.bias, b_first_, job_.N, job_.C);
+        meet_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y, job_.needs_features ? &job_.gX : nullptr, b_first_, job_.N,
+                    job_.C, weights, gW);
+      }
+      if (job_.needs_parameters) leaf_backward(net, node, panel, gW, sums_, scratch_);
+    });
+    count_leaf(node);
+    scratch_.release(mark);
+  }
+
+  void count_leaf(const Node<T, D>& node) {
+    const double pixels = double(node.box.pixels()), m1 = node.m1, m2 = node.m2;
+    counters_.leaves += 1;
+    counters_.pixels += pixels;
+    counters_.mixed1 += pixels * m1;
+    counters_.mixed2 += pixels * m2;
+    if (m1 > counters_.most_mixed1) counters_.most_mixed1 = m1;
+    if (m2 > counters_.most_mixed2) counters_.most_mixed2 = m2;
+    counters_.leaf_macs += pixels * (D * m1 + m2 * (D + m1) + job_.net.nc * (D + m1 + m2));
+  }
+
+  const Job<T, D>& job_;
+  const int64_t b_first_, b_end_;
+  const GradientSums<T>& sums_;
+  ScratchStack& scratch_;
+  Counters& counters_;
+  const Grain<T, D> grain_;
+  Box<D> map_;
+  Corner next_;
+  const Field<T, D>* field_ = nullptr;
+  bool filling_ = false;
+};
+
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
+#endif

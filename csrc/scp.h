@@ -1,0 +1,102 @@
+/* The C ABI of the compiled backends. No torch, no C++: pointers, sizes, a thread count, an error code. */
+#ifndef SCP_H
+#define SCP_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define SCP_EXPORT __declspec(dllexport)
+#else
+#define SCP_EXPORT __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised with every incompatible change of what is declared here; the loader refuses another number. */
+#define SCP_ABI_VERSION 1
+
+enum scp_dtype { SCP_FLOAT64 = 0, SCP_FLOAT32 = 1, SCP_FLOAT16 = 2, SCP_BFLOAT16 = 3 };
+
+enum scp_status {
+  SCP_OK = 0,
+  SCP_BAD_ARGUMENT = 1,  /* the message says which */
+  SCP_OUT_OF_MEMORY = 2,
+  SCP_UNSUPPORTED = 3    /* this machine lacks what the call asks for */
+};
+
+/* Ways to evaluate Phi. */
+enum scp_method { SCP_METHOD_AUTO = 0, SCP_METHOD_TREE = 1, SCP_METHOD_DENSE = 2 };
+
+/* A tensor [batch, channels, *spatial], strides in elements; absent where data is null. */
+struct scp_tensor {
+  void* data;
+  int64_t stride_batch;
+  int64_t stride_channel;
+  int64_t stride_spatial[3];
+};
+
+/* One call, forward or backward. Matrices are contiguous and of compute_dtype unless said otherwise. */
+struct scp_call {
+  int32_t spatial_dims;  /* 2 or 3 */
+  int32_t dtype;         /* scp_dtype of features, logits and their gradients */
+  int32_t compute_dtype; /* SCP_FLOAT32 or SCP_FLOAT64 */
+  int32_t threads;
+  int32_t level;  /* vector level: 0 the best of this machine, else 1 portable, 2 avx2, 3 avx512 */
+  int32_t method; /* scp_method */
+  int64_t batch, groups, channels, classes, hidden1, hidden2;
+  int64_t size[3]; /* spatial_dims of them */
+
+  struct scp_tensor features;      /* X [B, C, *size] */
+  struct scp_tensor logits;        /* forward: Y [B, N, *size], written; backward: its gradient, read */
+  struct scp_tensor grad_features; /* backward: gX, written; null data if not wanted */
+
+  const double* coefficients; /* [G, h1, d + 1]: pre-activation = sum over axes c[axis]*index[axis] + c[d] */
+  const void* w2;             /* [h2, h1] */
+  const void* b2;             /* [h2] */
+  const void* w3;             /* [N*C, h2] */
+  const void* b3;             /* [N*C] */
+  const void* residual;       /* [N*C] */
+  const void* bias;           /* [N] or null; forward only */
+
+  /* Gradients, all of them or none (null). */
+  double* grad_coefficients; /* [G, h1, d + 1] */
+  void* grad_w2;
+  void* grad_b2;
+  void* grad_w3;
+  void* grad_b3;
+
+  double* report; /* [SCP_REPORT_SIZE] or null: what the plan did */
+};
+
+/* Entries of `report`. Sums over pixels count every position map; means are theirs to take. */
+enum scp_report {
+  SCP_REPORT_LEVEL = 0, /* as in scp_call.level */
+  SCP_REPORT_DENSE,     /* 1: no tree was built */
+  SCP_REPORT_NODES,
+  SCP_REPORT_LEAVES,
+  SCP_REPORT_PIXELS,
+  SCP_REPORT_MIXED1, /* mixed units of layer 1, summed over pixels */
+  SCP_REPORT_MIXED2,
+  SCP_REPORT_MOST_MIXED1,
+  SCP_REPORT_MOST_MIXED2,
+  SCP_REPORT_BUILD_MACS, /* multiply-adds executed in building the tree */
+  SCP_REPORT_LEAF_MACS,  /* and in evaluating Phi at its leaves */
+  SCP_REPORT_SIZE = 16
+};
+
+SCP_EXPORT int scp_abi_version(void);
+
+/* Bit n set: vector level n can run on this machine. */
+SCP_EXPORT int scp_cpu_levels(void);
+
+/* Both return an scp_status and, unless it is SCP_OK, write a sentence into message[0..message_size). */
+SCP_EXPORT int scp_cpu_forward(const struct scp_call* call, char* message, int64_t message_size);
+SCP_EXPORT int scp_cpu_backward(const struct scp_call* call, char* message, int64_t message_size);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,31 @@
+// What differs between the compilers that read the shared mathematics: host C++ (once a vector level) and nvcc.
+#ifndef SCP_SHARED_PLATFORM_H
+#define SCP_SHARED_PLATFORM_H
+
+#if defined(__CUDACC__)
+#define SCP_HD __host__ __device__
+#else
+#define SCP_HD
+#endif
+
+// Code compiled for AVX-512 must not be what the linker keeps of an inline function that a smaller machine calls too.
+// So every header below the entry points lives in a namespace of its own for each vector level.
+#if defined(SCP_VECTOR_LEVEL)
+#define SCP_NAMESPACE SCP_VECTOR_LEVEL
+#else
+#define SCP_NAMESPACE common
+#endif
+
+namespace scp {
+namespace SCP_NAMESPACE {
+
+// |x| of a number, or of each lane of a vector.
+template <class V>
+SCP_HD inline V magnitude(V x) {
+  return x < V{} ? -x : x;
+}
+
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
+#endif

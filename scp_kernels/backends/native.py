@@ -1,0 +1,263 @@
+"""The compiled CPU backend: csrc's C ABI (scp.h) called through ctypes.
+
+The kernels evaluate Φ exactly by the kd-tree of specialised networks (csrc/README.md). They take any strides and any of
+the four dtypes of features, so nothing is copied here.
+
+The vector level is the best that the machine has; the environment variable ``SCP_CPU_LEVEL`` (``avx512``, ``avx2``,
+``portable``) chooses another, for tests and comparisons.
+"""
+
+import ctypes
+import os
+import threading
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scp_kernels.backends import library
+from scp_kernels.problem import Problem
+
+LEVELS = {"portable": 1, "avx2": 2, "avx512": 3}
+METHODS = {"auto": 0, "tree": 1, "dense": 2}
+LEVEL_VARIABLE = "SCP_CPU_LEVEL"
+METHOD_VARIABLE = "SCP_CPU_METHOD"
+
+_DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+_STATUS_OK, _STATUS_BAD_ARGUMENT, _STATUS_OUT_OF_MEMORY, _STATUS_UNSUPPORTED = range(4)
+_REPORT_SIZE = 16
+_MOST_UNITS = 2**25
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("stride_batch", ctypes.c_int64),
+        ("stride_channel", ctypes.c_int64),
+        ("stride_spatial", ctypes.c_int64 * 3),
+    )
+
+
+class _Call(ctypes.Structure):
+    """``struct scp_call`` of csrc/scp.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("spatial_dims", "dtype", "compute_dtype", "threads", "level", "method")),
+        *((name, ctypes.c_int64) for name in ("batch", "groups", "channels", "classes", "hidden1", "hidden2")),
+        ("size", ctypes.c_int64 * 3),
+        *((name, _Tensor) for name in ("features", "logits", "grad_features")),
+        *((name, ctypes.c_void_p) for name in ("coefficients", "w2", "b2", "w3", "b3", "residual", "bias")),
+        *((f"grad_{name}", ctypes.c_void_p) for name in ("coefficients", "w2", "b2", "w3", "b3")),
+        ("report", ctypes.c_void_p),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the last call did, counted while it was done. Multiply-adds are those of Φ, for one pixel."""
+
+    level: str
+    """Vector level that ran."""
+    dense: bool
+    """No tree was built: every pixel was evaluated with the full network."""
+    nodes: int
+    leaves: int
+    pixels: int
+    """Pixels at the leaves, over all position maps (a backward that evaluates W first counts them twice)."""
+    mixed_units: tuple[float, float]
+    """Mean number of mixed units at a pixel's leaf, of layers 1 and 2."""
+    most_mixed_units: tuple[int, int]
+    """The same, at the worst leaf."""
+    build_macs: float
+    """Multiply-adds a pixel spent in building the tree."""
+    leaf_macs: float
+    """Multiply-adds a pixel spent at the leaves, up to W."""
+    dense_macs: float
+    """Multiply-adds a pixel of the plain evaluation of Φ."""
+
+    @property
+    def macs(self) -> float:
+        """Multiply-adds a pixel executed in all."""
+        return self.build_macs + self.leaf_macs
+
+
+_last = threading.local()
+
+
+def last_plan() -> Plan:
+    """The plan of this thread's last call of the CPU backend.
+
+    Raises:
+        RuntimeError: the thread has made none.
+    """
+    if not hasattr(_last, "report"):
+        raise RuntimeError("last_plan: this thread has not called the CPU backend yet")
+    report, problem = _last.report, _last.problem
+    level, dense, nodes, leaves, pixels, mixed1, mixed2, most1, most2, build, leaf = report[:11]
+    scale = 1 / max(pixels, 1.0)
+    return Plan(
+        level=next(name for name, number in LEVELS.items() if number == int(level)),
+        dense=bool(dense),
+        nodes=int(nodes),
+        leaves=int(leaves),
+        pixels=int(pixels),
+        mixed_units=(mixed1 * scale, mixed2 * scale),
+        most_mixed_units=(int(most1), int(most2)),
+        build_macs=build * scale,
+        leaf_macs=leaf * scale,
+        dense_macs=problem.phi_macs / (problem.groups * problem.pixels),
+    )
+
+
+class NativeCPU:
+    """The ``"cpu"`` backend: see :class:`scp_kernels.dispatch.Backend`."""
+
+    name = "cpu"
+
+    def unusable(self) -> str | None:
+        try:
+            _library()
+        except library.LibraryUnavailable as error:
+            return str(error)
+        try:
+            level = _level()
+        except ValueError as error:
+            return str(error)
+        if level and not _library().scp_cpu_levels() >> level & 1:
+            return f"{LEVEL_VARIABLE}={os.environ[LEVEL_VARIABLE]}: this machine does not have these vectors"
+        return None
+
+    def cannot_run(self, problem: Problem) -> str | None:
+        if problem.device.type != "cpu":
+            return f"features are on {problem.device}, this backend runs on the CPU"
+        if problem.dtype not in _DTYPES:
+            return f"features are {problem.dtype}, expected one of {', '.join(map(str, _DTYPES))}"
+        if problem.compute_dtype not in (torch.float32, torch.float64):
+            return f"computes in float32 or float64, not {problem.compute_dtype}"
+        if max(*problem.hidden, problem.num_classes * problem.channels, *problem.spatial_shape) >= _MOST_UNITS:
+            return f"sizes and widths below {_MOST_UNITS} are supported"
+        return None
+
+    def forward(
+        self,
+        features: Tensor,
+        phi: tuple[Tensor, ...],
+        residual: Tensor,
+        bias: Tensor | None,
+        coefficients: Tensor,
+        problem: Problem,
+    ) -> Tensor:
+        logits = torch.empty(
+            (problem.batch, problem.num_classes, *problem.spatial_shape), dtype=features.dtype, device=features.device
+        )
+        coefficients = coefficients.contiguous()
+        call = _call(features, logits, phi, residual, coefficients, problem)
+        call.bias = 0 if bias is None else bias.data_ptr()
+        _run(_library().scp_cpu_forward, call, problem)
+        return logits
+
+    def backward(
+        self,
+        grad_logits: Tensor,
+        features: Tensor,
+        phi: tuple[Tensor, ...],
+        residual: Tensor,
+        coefficients: Tensor,
+        problem: Problem,
+        needs_features: bool,
+        needs_parameters: bool,
+    ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+        coefficients = coefficients.contiguous()
+        call = _call(features, grad_logits, phi, residual, coefficients, problem)
+        grad_features = torch.empty_like(features) if needs_features else None
+        if grad_features is not None:
+            call.grad_features = _describe(grad_features)
+        parameters = None
+        if needs_parameters:
+            parameters = (torch.empty_like(coefficients), *(torch.empty_like(t) for t in phi))
+            for name, gradient in zip(("coefficients", "w2", "b2", "w3", "b3"), parameters, strict=True):
+                setattr(call, f"grad_{name}", gradient.data_ptr())
+        _run(_library().scp_cpu_backward, call, problem)
+        return grad_features, parameters
+
+
+def _level() -> int:
+    name = os.environ.get(LEVEL_VARIABLE)
+    if not name:
+        return 0
+    if name not in LEVELS:
+        raise ValueError(f"{LEVEL_VARIABLE}: expected one of {tuple(LEVELS)}, got {name!r}")
+    return LEVELS[name]
+
+
+def _method() -> int:
+    name = os.environ.get(METHOD_VARIABLE) or "auto"
+    if name not in METHODS:
+        raise ValueError(f"{METHOD_VARIABLE}: expected one of {tuple(METHODS)}, got {name!r}")
+    return METHODS[name]
+
+
+_loaded: ctypes.CDLL | None = None
+
+
+def _library() -> ctypes.CDLL:
+    global _loaded
+    if _loaded is None:
+        loaded = library.load("cpu")
+        for function in (loaded.scp_cpu_forward, loaded.scp_cpu_backward):
+            function.argtypes = (ctypes.POINTER(_Call), ctypes.c_char_p, ctypes.c_int64)
+            function.restype = ctypes.c_int
+        loaded.scp_cpu_levels.argtypes = ()
+        loaded.scp_cpu_levels.restype = ctypes.c_int
+        _loaded = loaded
+    return _loaded
+
+
+def _describe(tensor: Tensor) -> _Tensor:
+    batch, channel, *spatial = tensor.stride()
+    return _Tensor(tensor.data_ptr(), batch, channel, (ctypes.c_int64 * 3)(*spatial))
+
+
+def _call(
+    features: Tensor,
+    logits: Tensor,
+    phi: tuple[Tensor, ...],
+    residual: Tensor,
+    coefficients: Tensor,
+    problem: Problem,
+) -> _Call:
+    w2, b2, w3, b3 = phi
+    return _Call(
+        spatial_dims=problem.spatial_dims,
+        dtype=_DTYPES[problem.dtype],
+        compute_dtype=_DTYPES[problem.compute_dtype],
+        threads=torch.get_num_threads(),
+        level=_level(),
+        method=_method(),
+        batch=problem.batch,
+        groups=problem.groups,
+        channels=problem.channels,
+        classes=problem.num_classes,
+        hidden1=problem.hidden[0],
+        hidden2=problem.hidden[1],
+        size=(ctypes.c_int64 * 3)(*problem.spatial_shape),
+        features=_describe(features),
+        logits=_describe(logits),
+        coefficients=coefficients.data_ptr(),
+        w2=w2.data_ptr(),
+        b2=b2.data_ptr(),
+        w3=w3.data_ptr(),
+        b3=b3.data_ptr(),
+        residual=residual.data_ptr(),
+    )
+
+
+def _run(function, call: _Call, problem: Problem) -> None:
+    report = (ctypes.c_double * _REPORT_SIZE)()
+    message = ctypes.create_string_buffer(256)
+    call.report = ctypes.addressof(report)
+    status = function(ctypes.byref(call), message, len(message))
+    if status != _STATUS_OK:
+        error = {_STATUS_BAD_ARGUMENT: ValueError, _STATUS_OUT_OF_MEMORY: MemoryError}.get(status, RuntimeError)
+        raise error(f"CPU backend: {message.value.decode()}")
+    _last.report, _last.problem = report, problem

@@ -1,0 +1,276 @@
+"""The compiled CPU backend against the float64 reference: every dtype, layout, vector level and awkward size."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from problems import evaluate, make_inputs
+from tolerances import GRADIENTS, LOGITS, relative_error
+
+from scp_kernels import FusedSCP, backends, scp, scp_reference
+from scp_kernels.backends import native
+from scp_kernels.reference import positions
+
+pytestmark = pytest.mark.skipif(
+    not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
+)
+LEVELS = list(native.LEVELS)
+
+
+def away_from_kinks(inputs, **options):
+    """Zero the logits' gradient where some unit's pre-activation is rounding noise, which may fall on either side of 0.
+
+    There float32 of any origin picks one of two gradients, both right; the bound is that of float32 sums.
+    """
+    w1, b1, w2, b2, *_ = (t.double() for t in inputs.phi)
+    shape = inputs.features.shape[2:]
+    affine, extent = options.get("affine"), options.get("extent")
+    if options.get("origin") is not None:
+        origin = torch.as_tensor(options["origin"], dtype=torch.float64)
+        affine = torch.cat([torch.eye(len(shape), dtype=torch.float64), origin[:, None]], 1)
+    extent = None if extent is None else torch.as_tensor(extent, dtype=torch.float64)
+    s = positions(shape, affine=affine, extent=extent, position=options.get("position", "pixels"))
+    first = w1 @ s + b1[:, None]
+    noise = (first.abs() < 1e-6 * (w1.abs() @ s.abs() + b1.abs()[:, None])).any(1)
+    hidden = first.relu()
+    second = w2 @ hidden + b2[:, None]
+    noise |= (second.abs() < 1e-6 * (w2.abs() @ hidden + b2.abs()[:, None])).any(1)
+    share = noise.double().mean().item()
+    assert share < 0.05, f"{share:.0%} of the pixels lie on kinks: nothing is left to test"
+    keep = (~noise).unflatten(1, shape)[:, None]
+    inputs.grad_logits = inputs.grad_logits * keep.to(inputs.grad_logits.dtype)
+    return inputs
+
+
+def check(inputs, **options):
+    """Logits and every gradient within the table."""
+    dtype = inputs.features.dtype
+    truth, true_gradients = evaluate(scp_reference, inputs.double(), **options)
+    logits, gradients = evaluate(scp, inputs, backend="cpu", **options)
+    assert logits.dtype == dtype and relative_error(logits, truth) <= LOGITS[dtype]
+    assert list(gradients) == list(true_gradients)
+    for name, gradient in gradients.items():
+        assert relative_error(gradient, true_gradients[name]) <= GRADIENTS[dtype], name
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (53, 77), (64, 64), (160, 224)], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_sizes(shape, batch):
+    check(away_from_kinks(make_inputs(shape, batch=batch, channels=8, hidden=(64, 64), classes=2, bias=True)))
+
+
+def test_the_papers_largest_head_and_a_large_image():
+    check(away_from_kinks(make_inputs((160, 224), batch=2, channels=32, hidden=(256, 256))))
+    inputs = make_inputs((1024, 1024), batch=1, channels=2, hidden=(32, 32))
+    truth = scp_reference(inputs.features.double(), [t.double() for t in inputs.phi], inputs.residual.double())
+    logits = scp(inputs.features, inputs.phi, inputs.residual, backend="cpu")
+    assert relative_error(logits, truth) <= LOGITS[torch.float32]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(37, 41), (9, 10, 11)], ids=str)
+def test_every_vector_level_and_dtype(monkeypatch, level, dtype, shape):
+    monkeypatch.setenv(native.LEVEL_VARIABLE, level)
+    if reason := native.NativeCPU().unusable():
+        pytest.skip(reason)
+    inputs = make_inputs(shape, batch=2, channels=5, hidden=(40, 24), classes=3, bias=True, dtype=dtype)
+    check(away_from_kinks(inputs))
+    assert native.last_plan().level == level
+
+
+@pytest.mark.parametrize("method", ["tree", "dense"])
+def test_both_ways_of_evaluation(monkeypatch, method):
+    monkeypatch.setenv(native.METHOD_VARIABLE, method)
+    for batch in (1, 2):
+        check(away_from_kinks(make_inputs((33, 50), batch=batch, channels=6, hidden=(48, 40), classes=2)))
+        assert native.last_plan().dense == (method == "dense")
+
+
+OPTIONS = [
+    {"position": "centered"},
+    {"origin": (30, 11), "extent": (160, 224), "position": "centered"},
+    {"affine": torch.tensor([[0.0, -1.0, 40.0], [0.5, 0.2, -3.0]], dtype=torch.float64), "extent": (64, 64)},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_position_maps(dtype, options):
+    check(away_from_kinks(make_inputs((40, 33), channels=6, hidden=(48, 32), dtype=dtype), **options), **options)
+
+
+def test_one_position_map_a_sample():
+    g = torch.Generator().manual_seed(0)
+    affine = torch.randn(3, 2, 3, generator=g, dtype=torch.float64) * torch.tensor([1.0, 1.0, 20.0])
+    inputs = make_inputs((30, 35), batch=3, channels=6, hidden=(32, 32), dtype=torch.float64)
+    check(inputs, affine=affine, extent=torch.tensor([[99.0, 80.0], [64.0, 64.0], [50.0, 70.0]]).double())
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.stack([x, x], -1)[..., 1],
+        lambda x: torch.cat([x, x], 1)[:, x.shape[1] :],
+        lambda x: x[:1].expand(3, -1, -1, -1),
+    ],
+    ids=["channels-last", "transposed", "strided", "channel slice", "expanded batch"],
+)
+def test_strides(view):
+    inputs = make_inputs((29, 45), batch=2, channels=6, hidden=(32, 24))
+    features = view(inputs.features)
+    leaf = features.detach().requires_grad_()
+    grad = torch.randn(len(features), 1, 29, 45, generator=torch.Generator().manual_seed(1))
+    logits = scp(leaf, inputs.phi, inputs.residual, backend="cpu")
+    (gradient,) = torch.autograd.grad(logits, leaf, grad)
+    dense = features.double().clone().requires_grad_()
+    truth = scp_reference(dense, [t.double() for t in inputs.phi], inputs.residual.double())
+    (true_gradient,) = torch.autograd.grad(truth, dense, grad.double())
+    assert relative_error(logits, truth) <= LOGITS[torch.float32]
+    assert relative_error(gradient, true_gradient) <= GRADIENTS[torch.float32]
+
+
+def test_a_constant_gradient_with_no_strides():
+    """What ``logits.sum().backward()`` sends: one number expanded to all pixels."""
+    inputs = away_from_kinks(make_inputs((30, 31), channels=4, hidden=(16, 16)))
+    leaf = inputs.features.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(scp(leaf, inputs.phi, inputs.residual, backend="cpu").sum(), leaf)
+    field = scp_reference(torch.eye(4)[:, :, None, None].expand(4, 4, 30, 31), inputs.phi, inputs.residual)[:, 0]
+    assert relative_error(gradient, field.expand_as(gradient)) <= GRADIENTS[torch.float32]
+
+
+def integer_inputs(shape, hidden, seed):
+    """Integer weights: kinks run exactly through pixels and corners of boxes, and every sum is exact."""
+    rng = np.random.default_rng(seed)
+    inputs = make_inputs(shape, channels=3, hidden=hidden, dtype=torch.float32, seed=seed)
+    h1, h2 = hidden
+    sizes = ((h1, 4), (h1,), (h2, h1), (h2,), (3, h2), (3,))
+    ranges = (2, 40, 2, 60, 2, 3)
+    values = (rng.integers(-r, r + 1, size) for size, r in zip(sizes, ranges, strict=True))
+    inputs.phi = tuple(torch.from_numpy(v).float() for v in values)
+    inputs.residual = torch.ones(1, 3)
+    inputs.features = inputs.features.mul(4).round()
+    inputs.grad_logits = inputs.grad_logits.mul(4).round()
+    return inputs
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_kinks_on_pixels(seed):
+    """No pixel is masked here: off means zero slope, at zero itself too."""
+    check(integer_inputs((32, 48), (12, 10), seed))
+
+
+NON_FINITE = [
+    (where, value)
+    for where in ("features", "w1", "b1", "w2", "b2", "w3", "residual")
+    for value in (float("nan"), float("inf"), float("-inf"))
+    if where != "w1" or value != value
+]
+
+
+@pytest.mark.parametrize(("where", "value"), NON_FINITE)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_nan_and_inf_as_in_pytorch(where, value, batch):
+    inputs = make_inputs((20, 37), batch=batch, channels=3, hidden=(12, 10))
+    names = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual")
+    tensors = [t.clone() for t in inputs.tensors[:8]]
+    tensors[names.index(where)].view(-1)[1] = value
+    mine = scp(tensors[0], tensors[1:7], tensors[7], backend="cpu")
+    truth = scp_reference(tensors[0], tensors[1:7], tensors[7])
+    assert torch.equal(torch.isnan(mine), torch.isnan(truth))
+    assert torch.equal(torch.isinf(mine), torch.isinf(truth))
+    assert torch.allclose(mine, truth, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_an_infinite_weight_of_the_first_layer_is_never_hidden(value):
+    """The layer's coefficients add up ``weight · position``, so infinity meets zero: NaN, PyTorch may have Inf."""
+    inputs = make_inputs((20, 37), channels=3, hidden=(12, 10))
+    w1 = inputs.phi[0].clone()
+    w1[0, 1] = value
+    mine = scp(inputs.features, (w1, *inputs.phi[1:]), inputs.residual, backend="cpu")
+    truth = scp_reference(inputs.features, (w1, *inputs.phi[1:]), inputs.residual)
+    assert not torch.isfinite(truth).all()
+    assert not torch.isfinite(mine[~torch.isfinite(truth)]).any()
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads():
+    inputs = make_inputs((200, 200), batch=2, channels=6, hidden=(48, 48), classes=2)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(evaluate(scp, inputs, backend="cpu"))
+    finally:
+        torch.set_num_threads(before)
+    for logits, gradients in results[1:]:
+        assert torch.equal(logits, results[0][0])
+        for name, gradient in gradients.items():
+            assert torch.equal(gradient, results[0][1][name]), name
+
+
+@pytest.mark.parametrize("shape", [(18, 17), (7, 7, 7)], ids=str)
+def test_gradcheck(shape):
+    inputs = make_inputs(shape, batch=1, channels=2, classes=2, hidden=(6, 5), bias=True, dtype=torch.float64)
+    leaves = [t.clone().requires_grad_(True) for t in inputs.tensors]
+
+    def function(x, w1, b1, w2, b2, w3, b3, residual, bias):
+        return scp(x, (w1, b1, w2, b2, w3, b3), residual, bias, position="centered", backend="cpu")
+
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(
+    shape=st.one_of(
+        st.tuples(st.integers(1, 40), st.integers(1, 60)),
+        st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20)),
+    ),
+    batch=st.integers(1, 4),
+    channels=st.integers(1, 20),
+    classes=st.integers(1, 3),
+    hidden=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    seed=st.integers(0, 10**6),
+)
+def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
+    inputs = make_inputs(
+        shape, batch=batch, channels=channels, classes=classes, hidden=hidden, bias=True, dtype=torch.float64, seed=seed
+    )
+    check(inputs)
+
+
+def test_operators_pass_opcheck_and_compile():
+    from scp_kernels import ops
+    from scp_kernels.problem import identity_affine, position_matrix
+
+    inputs = make_inputs((18, 20), classes=2, bias=True)
+    matrix = position_matrix(identity_affine(2, torch.device("cpu")), torch.tensor([18.0, 20.0]).double(), "pixels")
+    tensors = [t.clone().requires_grad_() for t in inputs.tensors]
+    torch.library.opcheck(ops.scp_forward, [*tensors, matrix, "cpu"])
+    head = FusedSCP(3, 2, (8, 6), bias=True, backend="cpu", position="centered")
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (2, 5):
+        x = torch.randn(batch, 3, 18, 20)
+        assert torch.equal(compiled(x), head(x))
+
+
+def test_the_plan_of_the_last_call():
+    inputs = make_inputs((160, 224), batch=1, channels=32, hidden=(256, 256))
+    with torch.no_grad():
+        scp(inputs.features, inputs.phi, inputs.residual, backend="cpu")
+    plan = native.last_plan()
+    assert not plan.dense and plan.pixels == 160 * 224 and plan.leaves > 100
+    assert plan.dense_macs == 4 * 256 + 256 * 256 + 256 * 32
+    # The claim of the project: exact evaluation with a small part of the operations.
+    assert plan.macs < plan.dense_macs / 40
+    scp(inputs.features[..., :16, :16], inputs.phi, inputs.residual, backend="cpu")
+    assert native.last_plan().dense
+
+
+def test_a_level_that_does_not_exist(monkeypatch):
+    monkeypatch.setenv(native.LEVEL_VARIABLE, "mmx")
+    assert "SCP_CPU_LEVEL: expected one of" in backends()["cpu"].reason
