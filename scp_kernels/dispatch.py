@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from scp_kernels.backends.native import NativeCPU
+from scp_kernels.backends.triton import TritonBackend
 from scp_kernels.problem import Problem
 
 
@@ -26,7 +27,10 @@ class BackendStatus:
 
 
 class Backend(Protocol):
-    """The few functions that every compiled backend offers. Reasons are sentences; None means "yes"."""
+    """The few functions that every compiled backend offers. Reasons are sentences; None means "yes".
+
+    A backend may also have a true ``only_by_name``: then ``"auto"`` passes it by.
+    """
 
     name: str
 
@@ -92,7 +96,7 @@ class NotBuilt:
 
 # In the order in which "auto" tries them; "reference", plain PyTorch, always runs and comes last.
 BACKENDS: dict[str, Backend] = {
-    "triton": NotBuilt("triton", "not built: this version has no Triton kernels"),
+    "triton": TritonBackend(),
     "cuda": NotBuilt("cuda", "not built: this version has no CUDA kernels"),
     "cpu": NativeCPU(),
 }
@@ -121,7 +125,8 @@ def select(problem: Problem, backend: str) -> str:
     if backend == "auto" and (override := os.environ.get(ENVIRONMENT_VARIABLE)):
         backend, source = override, ENVIRONMENT_VARIABLE
     if backend == "auto":
-        return next((name for name in BACKENDS if _reason(name, problem) is None), "reference")
+        automatic = (name for name, b in BACKENDS.items() if not getattr(b, "only_by_name", False))
+        return next((name for name in automatic if _reason(name, problem) is None), "reference")
     if backend not in NAMES:
         raise ValueError(f"{source}: expected 'auto' or one of {NAMES}, got {backend!r}")
     if backend != "reference" and (reason := _reason(backend, problem)) is not None:

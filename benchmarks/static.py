@@ -1,0 +1,109 @@
+"""Registers, stack and shared memory of every Triton kernel, for every architecture, without a GPU.
+
+``python -m benchmarks.static [--capability 90 …] [--case NAME …]`` compiles what a GPU would run and prints one line a
+kernel. It exits with 1 if a kernel spills registers or exceeds an architecture's shared memory.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from scp_kernels.backends.triton import offline, tables
+from scp_kernels.problem import Problem
+
+
+@dataclass(frozen=True)
+class Case:
+    """One specialisation to compile: sizes, dtype of the features, their layout, and the products' precision."""
+
+    hidden: int
+    channels: int
+    classes: int = 1
+    spatial_shape: tuple[int, ...] = (160, 224)
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    tf32: bool = False
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(
+            batch=14,
+            channels=self.channels,
+            num_classes=self.classes,
+            hidden=(self.hidden, self.hidden),
+            spatial_shape=self.spatial_shape,
+            groups=1,
+            dtype=self.dtype,
+            compute_dtype=torch.float32,
+            device=torch.device("meta"),
+        )
+
+
+# The paper's widths, then one case for each thing that makes another kernel of them.
+CASES = {
+    "h64": Case(64, 8),
+    "h128": Case(128, 16),
+    "h256": Case(256, 32),
+    "h256-bf16": Case(256, 32, dtype=torch.bfloat16),
+    "h256-fp16-channels-last": Case(256, 32, dtype=torch.float16, channels_last=True),
+    "h256-channels-last": Case(256, 32, channels_last=True),
+    "h256-tf32": Case(256, 32, tf32=True),
+    "h256-2-classes": Case(256, 32, classes=2),
+    "h128-14-classes": Case(128, 16, classes=14),
+    "h256-128-channels": Case(256, 128),
+    "3d": Case(128, 16, spatial_shape=(32, 96, 96)),
+    "odd": Case(100, 13, classes=3, spatial_shape=(37, 151)),
+    "odd-map": Case(256, 32, spatial_shape=(37, 151)),
+    "odd-3d-bf16": Case(150, 33, classes=2, spatial_shape=(9, 21, 33), dtype=torch.bfloat16),
+}
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """``torch.set_float32_matmul_precision`` for the length of a block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def resources(case: Case, capability: int) -> Iterator[offline.Resources]:
+    """Compiles every launch of a case's forward and backward passes."""
+    with matmul_precision("high" if case.tf32 else "highest"):
+        for plan in offline.abstract_plans(case.problem, capability, channels_last=case.channels_last):
+            for launch in plan.launches:
+                yield offline.compile_launch(launch, capability)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__.splitlines()[0])
+    parser.add_argument("--capability", type=int, nargs="*", default=list(tables.SHARED_MEMORY_KIB), metavar="CC")
+    parser.add_argument("--case", nargs="*", default=list(CASES), choices=list(CASES), metavar="NAME")
+    options = parser.parse_args(arguments)
+    print(f"Triton {triton.__version__}; shared memory in KiB of what a block may have\n")
+    print(f"{'case':24} {'cc':>4} {'kernel':32} {'threads':>7} {'registers':>9} {'stack':>5} {'shared':>10}")
+    failed = False
+    for name in options.case:
+        for capability in options.capability:
+            # Launches that differ only in their arguments share a kernel: one line for them.
+            for found in dict.fromkeys(resources(CASES[name], capability)):
+                shared = f"{found.shared_bytes / 1024:.1f}/{found.shared_limit // 1024}"
+                print(
+                    f"{name:24} {capability:4} {found.kernel:32} {found.threads:7} {found.registers:9}"
+                    f" {found.stack_bytes:5} {shared:>10}",
+                    *found.faults,
+                    flush=True,
+                )
+                failed |= bool(found.faults)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The Triton backend: NVIDIA GPUs, and CPU tensors under Triton's interpreter. Importing this imports no Triton.
+
+``layers`` holds the device functions that the kernels share, ``forward`` and ``backward`` the kernels, ``tables`` the
+launch configurations, and ``launch`` turns a call into launches.
+"""
+
+import importlib.util
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from scp_kernels.problem import Problem
+
+# One axis of a CUDA grid holds 2³¹ − 1 programs, the other two 2¹⁶ − 1; indices of parameters are 32-bit.
+_MOST_TILES, _MOST_GROUPS, _MOST_INDEX = 2**31 - 1, 2**16 - 1, 2**31 - 1
+_OLDEST_CAPABILITY = 75
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter takes the place of the GPU (``TRITON_INTERPRET=1``, set before the first call)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def _capability(device: torch.device) -> int:
+    """Compute capability as 75, 90, …; under the interpreter that of the newest table line without TensorFloat-32."""
+    if device.type != "cuda":
+        return _OLDEST_CAPABILITY
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Makes the tensors' device current: Triton launches on the current device's current stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+class TritonBackend:
+    """See :class:`scp_kernels.dispatch.Backend`."""
+
+    name = "triton"
+
+    @property
+    def only_by_name(self) -> bool:
+        """The interpreter is for tests: thousands of times slower than the reference, so never an automatic choice."""
+        return interpreting()
+
+    def unusable(self) -> str | None:
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed (it comes with PyTorch's CUDA builds for Linux; `pip install triton`)"
+        if interpreting():
+            return None
+        if torch.version.hip is not None:
+            return "AMD GPUs have never been tried with these kernels"
+        if not torch.cuda.is_available():
+            return "no CUDA device is available to PyTorch (no NVIDIA GPU or driver, or a CPU build of PyTorch)"
+        return None
+
+    def cannot_run(self, problem: Problem) -> str | None:
+        if problem.compute_dtype == torch.float64:
+            return "float64 is not among the dtypes of the Triton kernels (float32, float16, bfloat16)"
+        if interpreting():
+            if problem.device.type != "cpu":
+                return f"under TRITON_INTERPRET=1 tensors must be on the CPU, not on {problem.device}"
+        elif problem.device.type != "cuda":
+            return f"tensors are on {problem.device}, not on a CUDA device"
+        elif _capability(problem.device) < _OLDEST_CAPABILITY:
+            return f"{problem.device} has compute capability {_capability(problem.device) / 10}; 7.5 is the least"
+        if problem.groups > _MOST_GROUPS:
+            return f"{problem.groups} position maps in one call; {_MOST_GROUPS} are the most"
+        if problem.pixels > _MOST_TILES:
+            return f"{problem.pixels} pixels in a map; {_MOST_TILES} are the most"
+        h1, h2 = problem.hidden
+        if max(h1 * h2, h2 * problem.num_classes * problem.channels) > _MOST_INDEX:
+            return f"a layer of Φ has more than {_MOST_INDEX} weights"
+        return None
+
+    def forward(
+        self,
+        features: Tensor,
+        phi: tuple[Tensor, ...],
+        residual: Tensor,
+        bias: Tensor | None,
+        coefficients: Tensor,
+        problem: Problem,
+    ) -> Tensor:
+        from scp_kernels.backends.triton import launch
+
+        with _on(problem.device):
+            capability = _capability(problem.device)
+            return launch.forward(features, phi, residual, bias, coefficients, problem, capability).run()
+
+    def backward(
+        self,
+        grad_logits: Tensor,
+        features: Tensor,
+        phi: tuple[Tensor, ...],
+        residual: Tensor,
+        coefficients: Tensor,
+        problem: Problem,
+        needs_features: bool,
+        needs_parameters: bool,
+    ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+        from scp_kernels.backends.triton import launch
+
+        of_features = of_parameters = None
+        with _on(problem.device):
+            capability = _capability(problem.device)
+            if needs_features:
+                of_features = launch.backward_features(
+                    grad_logits, features, phi, residual, coefficients, problem, capability
+                ).run()
+            if needs_parameters:
+                of_parameters = launch.backward_parameters(
+                    grad_logits, features, phi, coefficients, problem, capability
+                ).run()
+        return of_features, of_parameters

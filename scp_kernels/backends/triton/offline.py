@@ -1,0 +1,103 @@
+"""Compiling the kernels without a GPU, for any architecture, and what the compiler says about the result.
+
+A launch's specialisation (types, alignment, values that become constants) is worked out by the JIT's own code, so that
+the kernel compiled here is the one that a GPU of that architecture would run.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from scp_kernels.backends.triton import launch, tables
+from scp_kernels.problem import Problem
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes on one architecture."""
+
+    kernel: str
+    capability: int
+    registers: int
+    """Registers a thread."""
+    stack_bytes: int
+    """Stack a thread: anything above 0 means spilled registers."""
+    shared_bytes: int
+    """Shared memory a block."""
+    threads: int
+
+    @property
+    def shared_limit(self) -> int:
+        return tables.SHARED_MEMORY_KIB[self.capability] * 1024
+
+    @property
+    def faults(self) -> list[str]:
+        """Why the kernel is not fit for the architecture; empty if it is."""
+        found = []
+        if self.stack_bytes:
+            found.append(f"spills: {self.stack_bytes} bytes of stack a thread")
+        if self.shared_bytes > self.shared_limit:
+            found.append(f"{self.shared_bytes} bytes of shared memory, {self.shared_limit} are the limit")
+        return found
+
+
+def abstract_plans(problem: Problem, capability: int, *, channels_last: bool = False) -> Iterator[launch.Plan]:
+    """The three plans of a problem, with tensors that have no memory (``problem.device`` must be ``meta``)."""
+    h1, h2 = problem.hidden
+    outputs = problem.num_classes * problem.channels
+
+    def empty(*shape: int, dtype: torch.dtype = problem.compute_dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    features = empty(problem.batch, problem.channels, *problem.spatial_shape, dtype=problem.dtype)
+    if channels_last:
+        form = torch.channels_last if problem.spatial_dims == 2 else torch.channels_last_3d
+        features = features.contiguous(memory_format=form)
+    grad_logits = empty(problem.batch, problem.num_classes, *problem.spatial_shape, dtype=problem.dtype)
+    phi = (empty(h2, h1), empty(h2), empty(outputs, h2), empty(outputs))
+    residual, bias = empty(problem.num_classes, problem.channels), empty(problem.num_classes)
+    coefficients = empty(problem.groups, h1, problem.spatial_dims + 1, dtype=torch.float64)
+    yield launch.forward(features, phi, residual, bias, coefficients, problem, capability)
+    yield launch.backward_features(grad_logits, features, phi, residual, coefficients, problem, capability)
+    yield launch.backward_parameters(grad_logits, features, phi, coefficients, problem, capability)
+
+
+def compile_launch(item: launch.Launch, capability: int) -> Resources:
+    """Compiles one launch for ``capability`` (75, 80, …). Needs no GPU and no driver."""
+    target = GPUTarget("cuda", capability, 32)
+    backend = make_backend(target)
+    binder = create_function_from_signature(item.kernel.signature, item.kernel.params, backend)
+    keywords = item.options | {"debug": False}
+    bound, specialization, options = binder(**item.arguments, **keywords)
+    options, signature, constants, attributes = item.kernel._pack_args(
+        backend, keywords, bound, specialization, options
+    )
+    source = ASTSource(item.kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=target, options=options.__dict__)
+    registers, stack = _usage(compiled.asm["cubin"])
+    return Resources(
+        compiled.metadata.name, capability, registers, stack, compiled.metadata.shared, 32 * item.options["num_warps"]
+    )
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack a thread, from the machine code itself."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        report = subprocess.run([tool, "-res-usage", path], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    if found is None:
+        raise RuntimeError(f"cuobjdump reports no usage: {report!r}")
+    return int(found[1]), int(found[2])

@@ -1,0 +1,185 @@
+"""The Triton kernels compiled without a GPU, and the planning on the host (all cases: ``benchmarks.static``)."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from scp_kernels.problem import Problem
+
+pytest.importorskip("triton")
+
+from scp_kernels.backends.triton import TritonBackend, interpreting, launch, offline, tables
+
+pytestmark = pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 leaves nothing to compile")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
+
+
+def problem(**changes) -> Problem:
+    sizes = {
+        "batch": 14,
+        "channels": 32,
+        "num_classes": 1,
+        "hidden": (256, 256),
+        "spatial_shape": (160, 224),
+        "groups": 1,
+        "dtype": torch.float32,
+        "compute_dtype": torch.float32,
+        "device": torch.device("meta"),
+    }
+    return Problem(**(sizes | changes))
+
+
+ODD = {"channels": 13, "num_classes": 3, "hidden": (100, 72), "spatial_shape": (37, 151)}
+COMPILED = [  # every architecture once, and every thing that makes another kernel
+    (75, {}, False),
+    (80, {}, False),
+    (90, {}, False),
+    (120, {}, False),
+    (86, ODD, False),
+    (89, {"dtype": torch.bfloat16}, True),
+    (100, {"channels": 16, "hidden": (128, 128), "spatial_shape": (32, 96, 96)}, False),
+]
+
+
+@pytest.mark.parametrize(("capability", "changes", "channels_last"), COMPILED)
+def test_no_spills_and_shared_memory_within_the_limit(capability, changes, channels_last):
+    plans = list(offline.abstract_plans(problem(**changes), capability, channels_last=channels_last))
+    assert len(plans) == 3
+    for plan in plans:
+        found = offline.compile_launch(plan.launches[0], capability)
+        assert found.registers > 16
+        assert not found.faults, found
+
+
+def test_a_kernel_that_spills_is_seen(monkeypatch):
+    """The check itself can fail: 32 registers are too few for any of these kernels."""
+    narrow = tables.Configuration((4, 16), 16, 64, 32, 8, max_registers=32)
+    monkeypatch.setattr(tables, "TABLE", (tables.Line(tables.FORWARD, narrow),))
+    plan = next(offline.abstract_plans(problem(), 90))
+    found = offline.compile_launch(plan.launches[0], 90)
+    assert any("spills" in fault for fault in found.faults), found
+
+
+def test_shared_memory_above_the_limit_is_seen():
+    found = offline.Resources("kernel", 75, registers=64, stack_bytes=0, shared_bytes=65537, threads=128)
+    assert found.faults == ["65537 bytes of shared memory, 65536 are the limit"]
+
+
+def test_tensor_float_32_only_where_allowed():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert launch.precision(problem(), 90) == "ieee"
+        torch.set_float32_matmul_precision("high")
+        assert launch.precision(problem(), 90) == "tf32"
+        assert launch.precision(problem(), 75) == "ieee"
+        assert launch.precision(problem(dtype=torch.bfloat16), 80) == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("classes_first", [False, True])
+@pytest.mark.parametrize("limit", [16, 64])
+@pytest.mark.parametrize(("classes", "channels"), [(1, 1), (1, 32), (3, 5), (2, 100), (100, 2), (70, 70)])
+def test_output_blocks(classes, channels, limit, classes_first):
+    block_n, block_c = launch.output_blocks(classes, channels, limit, classes_first=classes_first)
+    assert 16 <= block_n * block_c <= limit
+    assert block_n & (block_n - 1) == 0 and block_c & (block_c - 1) == 0
+    if classes_first and classes <= limit:
+        assert block_n >= classes
+    if not classes_first and channels <= limit:
+        assert block_c >= channels
+
+
+@pytest.mark.parametrize(("tiles", "groups"), [(1, 1), (560, 1), (561, 1), (35, 14), (3, 64), (7, 3000), (16384, 1)])
+@pytest.mark.parametrize("slab_bytes", [100, 74_000, 300_000, 10**8])
+def test_slabs_cover_every_tile_once_within_the_workspace(tiles, groups, slab_bytes):
+    slabs = launch.Slabs.of(tiles, groups, slab_bytes)
+    assert slabs.count * slab_bytes <= max(tables.WORKSPACE_BYTES, slab_bytes)
+    seen = []
+    for slab in range(slabs.count):
+        first_group = slab // slabs.slabs_per_group * slabs.groups_per_slab
+        first_tile = slab % slabs.slabs_per_group * slabs.tiles_per_slab
+        own = [
+            (group, tile)
+            for group in range(first_group, min(groups, first_group + slabs.groups_per_slab))
+            for tile in range(first_tile, min(tiles, first_tile + slabs.tiles_per_slab))
+        ]
+        assert own, "a slab without work"
+        seen += own
+    assert seen == [(group, tile) for group in range(groups) for tile in range(tiles)]
+
+
+def test_memory_beyond_inputs_and_outputs_is_bounded():
+    """Backward's workspaces at the largest of the paper's sizes and at 2048², with one position map and with many."""
+    for changes in ({}, {"spatial_shape": (2048, 2048)}, {"batch": 64, "groups": 64}):
+        given = problem(**changes)
+        *_, plan = offline.abstract_plans(given, 90)
+        arguments = plan.launches[0].arguments
+        workspaces = [arguments[name] for name in ("partials", "moments", "w2t")]
+        assert sum(t.numel() * t.itemsize for t in workspaces) <= 2 * tables.WORKSPACE_BYTES
+
+
+def test_plans_hold_nothing_the_size_of_the_weight_field():
+    """No tensor but the features, the logits and their gradients has an element for each pixel."""
+    for plan in offline.abstract_plans(problem(spatial_shape=(2048, 2048)), 90):
+        for launched in plan.launches:
+            for name, value in launched.arguments.items():
+                if isinstance(value, torch.Tensor) and name not in ("x", "y", "grad_logits", "grad_features"):
+                    assert value.numel() < 2048 * 2048, name
+
+
+@pytest.mark.parametrize("bad", [{"tile": (3, 16)}, {"block_h1": 64}, {"block_h2": 8}, {"num_warps": 3}])
+def test_configurations_that_no_kernel_can_have_are_refused(bad):
+    sizes = {"tile": (4, 16), "block_h1": 16, "block_h2": 32, "block_outputs": 32, "num_warps": 4}
+    tables.Configuration(**sizes)
+    with pytest.raises(ValueError, match=next(iter(bad)) if "block_h1" in bad else "must be"):
+        tables.Configuration(**(sizes | bad))
+
+
+@pytest.mark.parametrize("capability", tables.SHARED_MEMORY_KIB)
+@pytest.mark.parametrize("kernel", [tables.FORWARD, tables.FEATURES, tables.PARAMETERS])
+@pytest.mark.parametrize("hidden", [(1, 1), (64, 64), (100, 37), (256, 256), (1024, 512)])
+def test_the_table_has_a_line_for_every_call(capability, kernel, hidden):
+    for outputs in (1, 16, 1000):
+        for precision in ("ieee", "tf32"):
+            tables.find(kernel, capability, hidden, outputs, 4, precision)
+    with pytest.raises(LookupError, match="no configuration for"):
+        tables.find(kernel, capability, hidden, 16, 8, "ieee")
+
+
+REASONS = [
+    ({"dtype": torch.float64, "compute_dtype": torch.float64}, "float64 is not among"),
+    ({"compute_dtype": torch.float64}, "float64 is not among"),
+    ({"device": torch.device("cpu")}, "tensors are on cpu, not on a CUDA device"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), REASONS)
+def test_why_a_call_cannot_run(changes, reason):
+    assert reason in TritonBackend().cannot_run(problem(**changes))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_why_this_machine_cannot():
+    assert "no CUDA device is available" in TritonBackend().unusable()
+
+
+def test_importing_the_package_imports_no_triton():
+    """Nothing of Triton but what PyTorch's own counter of FLOPs imports, and none of our kernels."""
+    code = (
+        "import sys, torch.utils.flop_counter;"
+        "before = {name for name in sys.modules if name.split('.')[0] == 'triton'};"
+        "import scp_kernels; scp_kernels.backends();"
+        "assert 'scp_kernels.backends.triton' in sys.modules;"
+        "new = [name for name in set(sys.modules) - before if name.split('.')[0] == 'triton'"
+        " or name.startswith('scp_kernels.backends.triton.')];"
+        "assert not new, new"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
