@@ -20,6 +20,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from monai.transforms import NormalizeIntensity, ScaleIntensityRange
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 from numpy.typing import NDArray
 from scp_models.data.subjects import Subject
@@ -209,12 +210,11 @@ class VolumeReader:
         return np.concatenate(fitted, axis=2)
 
     def _normalise(self, channel: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.task.window is not None:
-            low, high = self.task.window
-            return ((channel - low) * (2 / (high - low)) - 1).astype(np.float32)
-        deviation = channel.std(dtype=np.float64)
-        centred = channel - channel.mean(dtype=np.float64)
-        return (centred / (deviation if deviation > 0 else 1)).astype(np.float32)
+        if self.task.window is None:
+            transform: Any = NormalizeIntensity()
+        else:
+            transform = ScaleIntensityRange(*self.task.window, b_min=-1.0, b_max=1.0)
+        return np.asarray(transform(channel), dtype=np.float32)
 
     def _label_chunks(self, subject: Subject, grid: Grid, canonical: bool = True) -> Iterator[NDArray[Any]]:
         """Stored label values. The image's affine counts: some published labels carry another one on the same grid."""
