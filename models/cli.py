@@ -199,6 +199,27 @@ def phantom(
 
 
 @app.command()
+def n4(
+    volumes: Annotated[list[Path], typer.Argument(help="Raw MR volumes, NIfTI.")],
+    out: Annotated[Path, typer.Option(help="Folder of the corrected volumes, which keep their names.")],
+) -> None:
+    """Remove the MR bias field (N4); data under the WMH challenge's pre/ need none."""
+    from rich.progress import track
+    from scp_models.data.bias import correct_file
+    from scp_models.files import ensure_writable
+
+    names = [volume.name for volume in volumes]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{volumes[-1]}: expected every file name once, got {doubled[0]!r} twice")
+    ensure_writable(out)
+    for volume in track(volumes, "Correcting", transient=True):
+        if (out / volume.name).resolve() == volume.resolve():
+            raise UserError(f"{out}: expected another folder than the volumes' own")
+        correct_file(volume, out / volume.name)
+    typer.echo(out)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all that is made, and the report.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Of phantoms and training.")] = 0,

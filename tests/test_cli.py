@@ -289,3 +289,15 @@ def test_help_imports_no_training_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_n4(run, root, tmp_path):
+    subject = root / "training" / "Utrecht" / "0"
+    raw = subject / "orig" / "FLAIR.nii.gz"
+    code, out, err = run("n4", raw, "--out", tmp_path / "corrected")
+    assert code == 0, err
+    assert out.strip() == str(tmp_path / "corrected")
+    assert nib.load(tmp_path / "corrected" / "FLAIR.nii.gz").shape == nib.load(raw).shape
+    refused(run("n4", raw, "--out", raw.parent), "another folder")
+    refused(run("n4", raw, subject / "pre" / "FLAIR.nii.gz", "--out", tmp_path / "x"), "every file name once")
+    refused(run("n4", tmp_path / "none.nii", "--out", tmp_path / "x"), "none.nii")
