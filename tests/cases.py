@@ -1,4 +1,4 @@
-"""The sizes that matter to users, shared by the tests and the benchmarks: the paper's, larger ones, and lines of scaling."""
+"""The sizes that matter to users, shared by tests and benchmarks: the paper's, larger ones, and lines of scaling."""
 
 from dataclasses import dataclass, replace
 
