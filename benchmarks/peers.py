@@ -1,82 +1,202 @@
-"""What the operator is measured against: the same head as others write it, and the plain head that it replaces."""
+"""What the operator is measured against: the same head as others write it, and the plain head that it replaces.
 
+Every subject is a module from features to logits whose parameters come in the order of Φ's six tensors and w_r, so that
+all are checked and driven alike.
+"""
+
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+from cases import Case
+from memory import resident_growth
+from problems import Inputs
 from torch import Tensor, nn
 
-from scp_kernels import FusedSCP, backends, scp_reference
+from scp_kernels import FusedSCP, dispatch
+from scp_kernels.backends import native
+
+CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+PLAIN, PAPER_STYLE, BATCH_SHARED = "plain 1x1", "paper-style", "batch-shared"
+COMPILED, PRECOMPUTED = "torch.compile", "W precomputed"
+FROZEN = ", frozen"
 
 
-@dataclass(frozen=True)
-class Case:
-    """One size of the paper: widths of Φ, channels of the features, image, batch."""
-
-    hidden: int
-    channels: int
-    batch: int
-    height: int = 160
-    width: int = 224
-
-    def __str__(self) -> str:
-        return f"h{self.hidden}-c{self.channels}-b{self.batch}-{self.height}x{self.width}"
-
-    def features(self) -> Tensor:
-        g = torch.Generator().manual_seed(0)
-        return torch.randn(self.batch, self.channels, self.height, self.width, generator=g)
-
-    def head(self, backend: str = "reference") -> FusedSCP:
-        torch.manual_seed(0)
-        return FusedSCP(self.channels, hidden_channels=self.hidden, backend=backend)
-
-
-CASES = [Case(h, c, b) for h, c in ((64, 8), (128, 16), (256, 32)) for b in (1, 14)]
+def fused(inputs: Inputs, backend: str) -> FusedSCP:
+    """The head with the parameters of ``inputs``."""
+    classes, channels = inputs.residual.shape
+    head = FusedSCP(
+        channels,
+        classes,
+        (len(inputs.phi[1]), len(inputs.phi[3])),
+        spatial_dims=inputs.features.ndim - 2,
+        backend=backend,
+        device=inputs.features.device,
+    )
+    with torch.no_grad():
+        for parameter, value in zip(head.parameters(), (*inputs.phi, inputs.residual), strict=True):
+            parameter.copy_(value)
+    return head
 
 
 class PaperStyle(nn.Module):
-    """The operator as the paper describes it: positions expanded over the batch, 1×1 convolutions, W materialized."""
+    """The operator as the paper describes it: positions expanded over the batch, 1×1 convolutions, W materialized.
+
+    Φ stays in float32 for features in half precision, whose own positions would merge pixels.
+    """
 
     def __init__(self, head: FusedSCP) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for layer in head.phi:
-            if isinstance(layer, nn.Linear):
-                convolution = nn.Conv2d(layer.in_features, layer.out_features, 1)
-                convolution.load_state_dict(
-                    {k: v[..., None, None] if v.ndim == 2 else v for k, v in layer.state_dict().items()}
-                )
-                layer = convolution
-            layers.append(layer)
-        self.phi = nn.Sequential(*layers)
-        self.residual = nn.Conv2d(head.in_channels, head.num_classes, 1, bias=False)
-        self.residual.load_state_dict({"weight": head.residual.weight[..., None, None]})
+        convolution = CONVOLUTIONS[head.spatial_dims]
+        device = head.phi[0].weight.device
+
+        def pointwise(layer: nn.Module, **options) -> nn.Module:
+            if not isinstance(layer, nn.Linear):
+                return layer
+            made = convolution(layer.in_features, layer.out_features, 1, device=device, **options)
+            for name, value in layer.named_parameters():
+                getattr(made, name).data.copy_(value.data.reshape(getattr(made, name).shape))
+            return made
+
+        self.phi = nn.Sequential(*(pointwise(layer) for layer in head.phi))
+        self.residual = pointwise(head.residual, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        batch, channels, height, width = features.shape
-        i = torch.arange(height, dtype=features.dtype, device=features.device)[:, None].expand(height, width)
-        j = torch.arange(width, dtype=features.dtype, device=features.device)[None, :].expand(height, width)
-        s = torch.stack([i, j, height - i, width - j]).expand(batch, -1, -1, -1).contiguous()
+        batch, channels, *shape = features.shape
+        axes = [torch.arange(size, dtype=torch.float32, device=features.device) for size in shape]
+        p = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+        s = torch.cat([p, torch.stack([size - q for size, q in zip(shape, p, strict=True)])])
+        s = s.expand(batch, *s.shape).contiguous()
         weight = self.phi(s).unflatten(1, (-1, channels))
-        return (weight * features[:, None]).sum(2) + self.residual(features)
+        x = features.float()
+        return ((weight * x[:, None]).sum(2) + self.residual(x)).to(features.dtype)
 
 
-def peers(case: Case) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Everything that is timed in one run, by name; all but ``plain 1x1`` compute the same function."""
-    head = case.head()
-    found: dict[str, Callable[[Tensor], Tensor]] = {
-        "plain 1x1": nn.Conv2d(case.channels, 1, 1, bias=False),
-        "paper-style": PaperStyle(head),
+class Precomputed(nn.Module):
+    """W + w_r kept as a tensor: what anybody can do in PyTorch once the weights no longer change."""
+
+    def __init__(self, head: FusedSCP, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.register_buffer("field", head.weight_field(shape))  # [N, C, *shape]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (self.field * features[:, None]).sum(2).to(features.dtype)
+
+
+@dataclass
+class Subject:
+    """One thing that is timed."""
+
+    module: nn.Module
+    ours: bool = False
+    prepare: Callable[[], None] | None = None
+    """Called before each call, outside of the time."""
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        return tuple(self.module.parameters())
+
+
+def weights_changed(head: nn.Module) -> Callable[[], None]:
+    """An optimizer's step in miniature: alternately up and down by a few units in the last place."""
+    factors = itertools.cycle((1 + 2**-22, 1 - 2**-22))
+
+    @torch.no_grad()
+    def step() -> None:
+        factor = next(factors)
+        for parameter in head.parameters():
+            parameter.mul_(factor)
+
+    return step
+
+
+def usable(case: Case, device: str) -> list[str]:
+    """Compiled backends that take the case, in the order of ``"auto"``; not those that run by name only."""
+    problem = case.problem(device)
+    return [
+        name
+        for name, backend in dispatch.BACKENDS.items()
+        if not getattr(backend, "only_by_name", False)
+        and backend.unusable() is None
+        and backend.cannot_run(problem) is None
+    ]
+
+
+def subjects(
+    case: Case, inputs: Inputs, step: str, *, compiled: bool = True, only: str | None = None
+) -> dict[str, Subject]:
+    """Everything that is timed in one run, by name, ours last; all but ``plain 1x1`` compute the same function.
+
+    Args:
+        inputs: the case's, on the device that is measured.
+        step: ``"forward"`` (gradients off) or ``"training"`` (forward and all gradients).
+        compiled: with ``torch.compile``, which takes seconds to compile.
+        only: make this one and no other.
+    """
+    device = inputs.features.device
+
+    def plain() -> Subject:
+        convolution = CONVOLUTIONS[len(case.shape)](case.channels, 1, 1, bias=False, device=device, dtype=case.dtype)
+        convolution.weight.data.copy_(inputs.residual.reshape(convolution.weight.shape))
+        return Subject(convolution)
+
+    def compile_reference() -> Subject:
+        torch._dynamo.reset()  # it refuses the ninth specialisation of one function
+        return Subject(torch.compile(fused(inputs, "reference"), dynamic=False))
+
+    def changing(name: str) -> Subject:
+        head = fused(inputs, name)
+        return Subject(head, ours=True, prepare=weights_changed(head))
+
+    makers: dict[str, Callable[[], Subject]] = {
+        PLAIN: plain,
+        PAPER_STYLE: lambda: Subject(PaperStyle(fused(inputs, "reference"))),
+        BATCH_SHARED: lambda: Subject(fused(inputs, "reference")),
     }
-    for name, status in backends().items():
-        if status.usable:
-            found[name] = case.head(name)
-    return found
+    if compiled:
+        makers[COMPILED] = compile_reference
+    if step == "forward":
+        makers[PRECOMPUTED] = lambda: Subject(Precomputed(fused(inputs, "reference"), case.shape))
+    for name in reversed(usable(case, device.type)):
+        if step == "forward" and name == "cpu":
+            makers[name + FROZEN] = lambda: Subject(fused(inputs, "cpu"), ours=True)
+        makers[name] = partial(changing, name)
+    return {name: make() for name, make in makers.items() if only in (None, name)}
 
 
-def truth(case: Case, features: Tensor) -> Tensor:
-    """Float64 logits of the case's head."""
-    head = case.head().double()
-    phi = [p for k in (0, 2, 4) for p in (head.phi[k].weight, head.phi[k].bias)]
-    with torch.no_grad():
-        return scp_reference(features.double(), phi, head.residual.weight)
+def call(subject: Subject, inputs: Inputs, step: str) -> Callable[[], object]:
+    """What is timed: a forward with gradients off, or a forward and the gradients of features and parameters."""
+    module = subject.module
+    if step == "forward":
+        return torch.no_grad()(lambda: module(inputs.features))
+    leaves = (inputs.features.detach().requires_grad_(), *subject.parameters)
+    return lambda: torch.autograd.grad(module(leaves[0]), leaves, inputs.grad_logits)
+
+
+def resident(case: Case, step: str, name: str) -> int | None:
+    """Growth of a fresh process's resident memory at the peak of one call, in bytes (CPU)."""
+    inputs = case.inputs()
+    subject = subjects(case, inputs, step, only=name)[name]
+    # A small call loads the code. These two know one size only.
+    small = inputs if name in (COMPILED, PRECOMPUTED) else replace(case, shape=(24,) * len(case.shape)).inputs()
+    call(subject, small, step)()
+    return resident_growth(call(subject, inputs, step))
+
+
+def forward_macs(name: str, subject: Subject, case: Case, features: Tensor) -> int | None:
+    """Multiply-adds that a forward executes; None where nobody counts them."""
+    problem = case.problem(features.device)
+    if name in (PLAIN, PRECOMPUTED):
+        return problem.product_macs
+    if name == PAPER_STYLE:
+        return case.batch * problem.phi_macs + 2 * problem.product_macs
+    if name in (BATCH_SHARED, COMPILED):
+        return problem.phi_macs + problem.product_macs
+    if name == "cpu":
+        with torch.no_grad():
+            subject.module(features)
+        return round(native.last_plan().macs * problem.pixels) + problem.product_macs
+    return None

@@ -5,42 +5,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import evaluate, make_inputs
+from problems import away_from_kinks, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
 
 from scp_kernels import FusedSCP, backends, scp, scp_reference
 from scp_kernels.backends import native
-from scp_kernels.reference import positions
 
 pytestmark = pytest.mark.skipif(
     not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
 )
 LEVELS = list(native.LEVELS)
-
-
-def away_from_kinks(inputs, **options):
-    """Zero the logits' gradient where some unit's pre-activation is rounding noise, which may fall on either side of 0.
-
-    There float32 of any origin picks one of two gradients, both right; the bound is that of float32 sums.
-    """
-    w1, b1, w2, b2, *_ = (t.double() for t in inputs.phi)
-    shape = inputs.features.shape[2:]
-    affine, extent = options.get("affine"), options.get("extent")
-    if options.get("origin") is not None:
-        origin = torch.as_tensor(options["origin"], dtype=torch.float64)
-        affine = torch.cat([torch.eye(len(shape), dtype=torch.float64), origin[:, None]], 1)
-    extent = None if extent is None else torch.as_tensor(extent, dtype=torch.float64)
-    s = positions(shape, affine=affine, extent=extent, position=options.get("position", "pixels"))
-    first = w1 @ s + b1[:, None]
-    noise = (first.abs() < 1e-6 * (w1.abs() @ s.abs() + b1.abs()[:, None])).any(1)
-    hidden = first.relu()
-    second = w2 @ hidden + b2[:, None]
-    noise |= (second.abs() < 1e-6 * (w2.abs() @ hidden + b2.abs()[:, None])).any(1)
-    share = noise.double().mean().item()
-    assert share < 0.05, f"{share:.0%} of the pixels lie on kinks: nothing is left to test"
-    keep = (~noise).unflatten(1, shape)[:, None]
-    inputs.grad_logits = inputs.grad_logits * keep.to(inputs.grad_logits.dtype)
-    return inputs
 
 
 def check(inputs, **options):

@@ -1,0 +1,139 @@
+"""Options, the laboratory that every benchmark works in, the table at the end, and the record."""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+import pytest
+import torch
+from cases import LARGE, PAPER, SCALING, Case
+from fresh import FreshProcesses
+from race import Entrant, copy_bandwidth, device_times, race, ratio, summary
+from tables import tables
+
+# The regression guard's: short on a CPU, and each of the three sizes.
+GUARDED = [Case(64, 8, 1), Case(128, 16, 14), Case(256, 32, 1)]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("scp_kernels")
+    group.addoption("--device", choices=("cpu", "cuda"), help="what to measure (default: cuda where there is one)")
+    group.addoption("--slow", action="store_true", help="the cases marked slow too")
+    group.addoption("--short", action="store_true", help="the regression guard's cases, without torch.compile")
+    group.addoption("--budget", type=float, default=4.0, metavar="SECONDS", help="rounds of one race (default: 4)")
+    group.addoption("--record", type=Path, metavar="DIR", help="write DIR/<machine>.json, adding to what it has")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: minutes, or gigabytes, on a CPU; needs --slow")
+    config.addinivalue_line("markers", "guarded: what --short runs")
+    config.stash[RACES] = {}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    dropped = set()
+    if config.getoption("--short"):
+        dropped = {item for item in items if not item.get_closest_marker("guarded")}
+    elif not config.getoption("--slow"):
+        dropped = {item for item in items if item.get_closest_marker("slow")}
+    if dropped:
+        config.hook.pytest_deselected(items=list(dropped))
+        items[:] = [item for item in items if item not in dropped]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" not in metafunc.fixturenames:
+        return
+    cases = [*PAPER, *SCALING]
+    if device_of(metafunc.config) == "cuda":
+        cases += [Case(c.hidden, c.channels, c.batch, c.shape, torch.bfloat16) for c in PAPER]
+    marks = {case: [pytest.mark.guarded] for case in GUARDED} | {case: [pytest.mark.slow] for case in LARGE}
+    metafunc.parametrize("case", [pytest.param(c, marks=marks.get(c, []), id=str(c)) for c in [*cases, *LARGE]])
+
+
+RACES = pytest.StashKey[dict[str, dict[str, Any]]]()
+
+
+def device_of(config: pytest.Config) -> str:
+    return config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Laboratory:
+    """The machine, the budget, and where results go."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.device: str = device_of(config)
+        self.short: bool = config.getoption("--short")
+        self.budget: float = config.getoption("--budget")
+        self.machine = machine.describe(self.device)
+        self.fresh = FreshProcesses("torch", "peers", "networks") if self.device == "cpu" else None
+        self.copy_bandwidth = copy_bandwidth(self.device)
+        self._revision = machine.revision()
+        self._races = config.stash[RACES]
+        self._directory: Path | None = config.getoption("--record")
+
+    def race(self, benchmark, entrants: Mapping[str, Entrant]) -> dict[str, dict[str, Any]]:
+        """Times the entrants round-robin; figures by name, with the ratio of each to the last one, which is ours.
+
+        Ratios and shares are taken from the GPU's own clock where it timed both (``device_seconds``, without Python),
+        else from the wall clock.
+        """
+        walls = race(benchmark, entrants, device=self.device, budget=self.budget)
+        if not walls:
+            return {}
+        figures: dict[str, dict[str, Any]] = {name: {"seconds": summary(times)} for name, times in walls.items()}
+        *_, ours = entrants
+        by_device: Mapping[str, Sequence[float] | str] = {}
+        if self.device == "cuda":
+            by_device = device_times(entrants, rounds=max(5, min(25, len(walls[ours]))))
+        for name, figure in figures.items():
+            mine, theirs = by_device.get(ours), by_device.get(name)
+            if theirs is not None:
+                figure["device_seconds"] = theirs if isinstance(theirs, str) else summary(theirs)
+            if mine is None or theirs is None or isinstance(mine, str) or isinstance(theirs, str):
+                figure["clock"], figure["ratio"] = "seconds", ratio(walls[name], walls[ours])
+            else:
+                figure["clock"], figure["ratio"] = "device_seconds", ratio(theirs, mine)
+        return figures
+
+    def report(self, benchmark, name: str, result: dict[str, Any]) -> None:
+        """Hands a race's figures to pytest-benchmark, to the table at the end, and to the record."""
+        result |= {
+            "copy_bandwidth": self.copy_bandwidth,
+            "revision": self._revision,
+            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        }
+        benchmark.extra_info.update(result, machine=self.machine)
+        self._races[name] = result
+        if self._directory is not None:
+            record(self._directory / f"{machine.slug(self.machine)}.json", self.machine, {name: result})
+
+
+def record(path: Path, described: dict[str, Any], races: dict[str, dict[str, Any]]) -> None:
+    """Adds races to a results file; figures of another machine or of other versions are dropped, never mixed in."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("machine") != described:
+        found = {"machine": described, "races": {}}
+    found["races"] |= races
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")  # a run that is stopped leaves the old file or the new one
+    beside.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    beside.replace(path)
+
+
+@pytest.fixture(scope="session")
+def laboratory(request: pytest.FixtureRequest):
+    made = Laboratory(request.config)
+    yield made
+    if made.fresh is not None:
+        made.fresh.close()
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    races = config.stash[RACES]
+    if races:
+        terminalreporter.section("races")
+        terminalreporter.write(tables(races, width=terminalreporter._tw.fullwidth))

@@ -1,0 +1,76 @@
+"""What the figures were measured on. No host names, no paths: a record is for the public."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import scp_kernels
+
+ROOT = Path(__file__).parent.parent
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Device, versions and thread counts, ready for JSON."""
+    found: dict[str, Any] = {
+        "kind": device,
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "scp_kernels": scp_kernels.__version__,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found |= {
+            "cuda": torch.version.cuda,
+            "capability": f"{properties.major}.{properties.minor}",
+            "memory_bytes": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+        }
+    return found
+
+
+def slug(machine: dict[str, Any]) -> str:
+    """A file's name for the machine, like ``nvidia-h200`` or ``xeon-avx512-2-cores``."""
+    name = re.sub(r"\([A-Za-z]+\)|\b(CPU|Processor|Intel|AMD|\d+-Core)\b|@.*", " ", machine["device"])
+    if machine["kind"] == "cpu":
+        name += f" {machine['vectors']} {machine['cores']} cores"
+    return "-".join(re.findall(r"[a-z0-9]+", name.lower()))
+
+
+def revision() -> str | None:
+    """The commit that was measured, with a + where sources have changed since; None outside of a repository."""
+    try:
+        run = ["git", "-C", str(ROOT)]
+        commit = subprocess.run([*run, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        sources = ["scp_kernels", "csrc", "models", "benchmarks/*.py"]
+        changed = subprocess.run([*run, "status", "--porcelain", "--", *sources], capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + "+" * bool(changed.stdout.strip())
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

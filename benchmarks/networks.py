@@ -1,0 +1,123 @@
+"""The twelve networks of the paper's Table 1, and SCP with the head as the paper describes it."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from memory import bytes_saved_for_backward, resident_growth
+from peers import PaperStyle
+from scp_models.complexity import TITLES
+from scp_models.networks import SegmentationNetwork, build_network
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.flop_counter import FlopCounterMode
+
+from scp_kernels import FusedSCP
+from scp_kernels.backends import native
+
+CHANNELS, HEIGHT, WIDTH = 3, 160, 224
+CAPACITIES = (128, 256, 512)
+PAPER_STYLE = "paper-style"
+# Table 1's column of memory, as ratios to Base 128; its other columns are in scp_models.complexity.
+PAPER_MEMORY = {
+    "Base 128": 1.00, "Base F 128": 1.06, "Base B 128": 1.17, "SCP 128": 1.78,
+    "Base 256": 2.13, "Base F 256": 2.19, "Base B 256": 2.43, "SCP 256": 3.69,
+    "Base 512": 4.84, "Base F 512": 4.90, "Base B 512": 5.39, "SCP 512": 7.94,
+}  # fmt: skip
+VARIANTS = {title: variant for variant, title in TITLES.items()}
+
+
+def names(capacities: tuple[int, ...] = CAPACITIES) -> list[str]:
+    """Like ``"Base F 256"``; ``"SCP 256 paper-style"`` has the same weights as ``"SCP 256"``."""
+    heads = [*TITLES.values(), f"{TITLES['scp']} {PAPER_STYLE}"]
+    return [head.replace(TITLES["scp"], f"{TITLES['scp']} {nc}") if "SCP" in head else f"{head} {nc}"
+            for nc in capacities for head in heads]  # fmt: skip
+
+
+def build(name: str, device: str = "cpu", backend: str = "auto") -> SegmentationNetwork:
+    """The network in the paper's form, with the same random weights at each call."""
+    title, _, capacity = name.removesuffix(f" {PAPER_STYLE}").rpartition(" ")
+    torch.manual_seed(0)
+    network = build_network(
+        VARIANTS[title], in_channels=CHANNELS, capacity=int(capacity), preset="paper", backend=backend
+    )
+    if name.endswith(PAPER_STYLE):
+        assert isinstance(network.head, FusedSCP)
+        network.head = PaperHead(network.head)
+    return network.to(device)
+
+
+class PaperHead(PaperStyle):
+    """The paper's form in the place of a ``FusedSCP``, for images that are no crops."""
+
+    def forward(self, features: Tensor, **position: object) -> Tensor:
+        assert not any(value is not None for value in position.values())
+        return super().forward(features)
+
+
+def image(batch: int, device: str = "cpu") -> Tensor:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(batch, CHANNELS, HEIGHT, WIDTH, generator=g).to(device)
+
+
+def inference(network: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    network.eval()
+    return torch.no_grad()(lambda: network(x))
+
+
+def training_step(network: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Forward, loss, backward and a step of plain SGD; gradients are made anew each time."""
+    network.train()
+    target = (x[:, :1] > 1).to(x.dtype)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        binary_cross_entropy_with_logits(network(x), target).backward()
+        optimizer.step()
+
+    return step
+
+
+STEPS = {"inference": inference, "training": training_step}
+
+
+def activation_bytes(network: nn.Module, x: Tensor) -> int:
+    """What autograd keeps between the passes of a training step, beyond image, parameters and statistics."""
+    network.train()
+    known = (x, *network.parameters(), *network.buffers())
+    kept = []
+    return bytes_saved_for_backward(lambda: kept.append(network(x)), known)
+
+
+def resident(name: str, batch: int, step: str) -> int | None:
+    """Growth of a fresh process's resident memory at the peak of one step, in bytes (CPU)."""
+    network, x = build(name), image(batch)
+    network.eval()
+    with torch.no_grad():
+        network(x[:1, :, :32, :32])
+    return resident_growth(STEPS[step](network, x))
+
+
+def executed_macs(network: SegmentationNetwork) -> int | None:
+    """Multiply-adds executed for one image: convolutions, and what the head's backend really does for Φ.
+
+    None where the backend that runs does not count them.
+    """
+    on_meta = copy.deepcopy(network).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        features = on_meta.features(torch.empty(1, CHANNELS, HEIGHT, WIDTH, device="meta"))
+    macs = counter.get_total_flops() // 2
+    head, pixels = network.head, HEIGHT * WIDTH
+    product = pixels * features.shape[1]
+    if isinstance(head, nn.Conv2d):
+        return macs + product
+    if isinstance(head, PaperStyle):
+        return macs + pixels * sum(layer.weight.numel() for layer in head.phi[::2]) + 2 * product
+    if next(network.parameters()).device.type != "cpu":
+        return None
+    native._last.__dict__.clear()
+    with torch.no_grad():
+        head(torch.zeros(1, *features.shape[1:]))
+    plan = native.last_plan()
+    return macs + round(plan.macs * pixels) + product

@@ -1,0 +1,71 @@
+"""Races as tables of text."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+LEAST_WIDTH = 150  # narrower terminals wrap; figures cut off would be worse
+
+
+def tables(races: Mapping[str, Mapping[str, Any]], width: int = LEAST_WIDTH) -> str:
+    """One table a race: times, ratio to ours, memory, multiply-adds, bandwidth."""
+    console = Console(file=io.StringIO(), width=max(width, LEAST_WIDTH), color_system=None)
+    for name, race in races.items():
+        console.print(_table(name, race))
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def _table(name: str, race: Mapping[str, Any]) -> Table:
+    caption = f"a plain copy moves {race['copy_bandwidth'] / 1e9:.1f} GB/s"
+    if "nominal_macs" in race:
+        caption += f"; nominal multiply-adds {count(race['nominal_macs'])}"
+    table = Table(title=name, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("")
+    for heading in ("median", "5–95 %", "GPU alone", "÷ ours", "kept", "peak", "executed", "of a copy", "error"):
+        table.add_column(heading, justify="right")
+    for subject, figure in race["subjects"].items():
+        times = figure["seconds"]
+        alone = figure.get("device_seconds")
+        share = figure.get("bandwidth_share")
+        errors = figure.get("errors", {})
+        table.add_row(
+            subject,
+            seconds(times["median"]),
+            f"{seconds(times['p05'])} – {seconds(times['p95'])}",
+            seconds(alone["median"]) if isinstance(alone, dict) else "",
+            f"{figure['ratio']:.2f}",
+            size(figure.get("saved_bytes")),
+            size(figure.get("peak_bytes")),
+            count(figure.get("executed_macs")),
+            "" if share is None else f"{share:.0%}",
+            f"{max(errors.values()):.0e}" if errors else "",
+        )
+    return table
+
+
+def seconds(value: float) -> str:
+    """Three digits with a unit: ``"1.23 ms"``."""
+    return _scaled(value, (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)))
+
+
+def count(value: float | None) -> str:
+    """``"2.68 G"``; empty where nothing was counted."""
+    return "" if value is None else _scaled(value, (("G", 1e9), ("M", 1e6), ("k", 1e3)))
+
+
+def size(value: float | None) -> str:
+    """``"1.5 MiB"``; empty where nothing was measured."""
+    if value is None:
+        return ""
+    return "0" if value == 0 else _scaled(value, (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)))
+
+
+def _scaled(value: float, units: tuple[tuple[str, float], ...]) -> str:
+    unit, scale = next((u for u in units if value >= u[1]), units[-1])
+    scaled = value / scale
+    return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {unit}"

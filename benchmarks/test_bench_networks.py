@@ -1,0 +1,91 @@
+"""Training steps and inference of whole networks, as ratios to Base 128 beside the paper's Table 1 and Fig. 6."""
+
+import pytest
+import torch
+from memory import cuda_peak
+from networks import (
+    CAPACITIES,
+    PAPER_MEMORY,
+    PAPER_STYLE,
+    STEPS,
+    activation_bytes,
+    build,
+    executed_macs,
+    image,
+    names,
+    resident,
+)
+from race import Entrant
+from scp_models.complexity import complexity_table, count_parameters
+from tolerances import LOGITS, relative_error
+
+ANCHOR, OURS = "Base 128", "SCP 256"
+# 512 in batches of 14 is minutes a round on a few cores.
+RUNS = [
+    pytest.param(1, CAPACITIES, id="b1"),
+    pytest.param(14, CAPACITIES[:2], id="b14"),
+    pytest.param(14, CAPACITIES[2:], id="b14-512", marks=pytest.mark.slow),
+]
+
+
+def check_heads(networks: dict[str, torch.nn.Module], x: torch.Tensor) -> None:
+    """The fused and the paper-style network give the same logits: not further from float64 than twice plain PyTorch."""
+    for name in networks:
+        if not name.endswith(PAPER_STYLE):
+            continue
+        title = name.removesuffix(f" {PAPER_STYLE}")
+        exact = build(title, str(x.device), backend="reference").double().eval()
+        with torch.no_grad():
+            true = exact(x.double())
+            error, peers = (relative_error(networks[n].eval()(x), true) for n in (title, name))
+        assert error <= max(2 * peers, LOGITS[torch.float32]), f"{title}: logits are off by {error:.1e}"
+
+
+@pytest.mark.parametrize("step", list(STEPS))
+@pytest.mark.parametrize(("batch", "capacities"), RUNS)
+def test_networks(benchmark, laboratory, batch: int, capacities: tuple[int, ...], step: str):
+    device = laboratory.device
+    benchmark.group = f"networks {step}"
+    wanted = [name for name in (ANCHOR, *names(capacities)) if name != OURS]
+    ours = OURS if OURS in names(capacities) else wanted.pop(wanted.index(f"SCP {capacities[0]}"))
+    networks = {name: build(name, device) for name in dict.fromkeys([*wanted, ours])}
+    x = image(batch, device)
+    check_heads(networks, x[:1])
+    executed = {name: executed_macs(network) for name, network in networks.items()}
+    kept = {name: activation_bytes(network, x) for name, network in networks.items()} if step == "training" else {}
+    steps = {name: STEPS[step](network, x) for name, network in networks.items()}
+
+    figures = laboratory.race(benchmark, {name: Entrant(call) for name, call in steps.items()})
+    if not figures:
+        return
+    paper = {f"{row['model']} {row['nc']}": row for row in complexity_table()}
+    for name, figure in figures.items():
+        network = networks[name]
+        parameters = count_parameters(network)
+        if device == "cuda":
+            state = sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
+            network.zero_grad(set_to_none=True)
+            peak = cuda_peak(steps[name]) + state
+        else:
+            peak = laboratory.fresh(resident, name, batch, step)
+        figure |= {
+            "saved_bytes": kept.get(name),
+            "peak_bytes": peak,
+            "executed_macs": None if executed[name] is None else batch * executed[name],
+            "parameters": parameters,
+            "ours": "SCP" in name and not name.endswith(PAPER_STYLE),
+        }
+        if row := paper.get(name.removesuffix(f" {PAPER_STYLE}")):
+            figure["paper"] = {
+                "memory_ratio": PAPER_MEMORY[f"{row['model']} {row['nc']}"],
+                "macs_ratio": row["paper_macs_ratio"],
+                "parameters_ratio": row["paper_parameters_ratio"],
+            }
+    result = {
+        "what": "networks",
+        "step": step,
+        "batch": batch,
+        "anchor": ANCHOR,
+        "subjects": figures,
+    }
+    laboratory.report(benchmark, f"networks {step} b{batch}{'' if OURS in figures else '-512'}", result)
