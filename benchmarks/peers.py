@@ -62,16 +62,24 @@ class PaperStyle(nn.Module):
 
         self.phi = nn.Sequential(*(pointwise(layer) for layer in head.phi))
         self.residual = pointwise(head.residual, bias=False)
+        self.bias = head.bias
+        self.position = head.position
 
     def forward(self, features: Tensor) -> Tensor:
         batch, channels, *shape = features.shape
         axes = [torch.arange(size, dtype=torch.float32, device=features.device) for size in shape]
         p = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-        s = torch.cat([p, torch.stack([size - q for size, q in zip(shape, p, strict=True)])])
+        extent = torch.tensor(shape, dtype=torch.float32, device=features.device).view(-1, *[1] * len(shape))
+        s = torch.cat([p, extent - p])
+        if self.position == "centered":
+            s = 2 * s / torch.cat([extent, extent]) - 1
         s = s.expand(batch, *s.shape).contiguous()
         weight = self.phi(s).unflatten(1, (-1, channels))
         x = features.float()
-        return ((weight * x[:, None]).sum(2) + self.residual(x)).to(features.dtype)
+        logits = (weight * x[:, None]).sum(2) + self.residual(x)
+        if self.bias is not None:
+            logits = logits + self.bias.view(-1, *[1] * len(shape))
+        return logits.to(features.dtype)
 
 
 class Precomputed(nn.Module):
