@@ -38,8 +38,8 @@ def scp(
             full image, for crops, flips, rotations and scalings. Not differentiable. Excludes ``origin``.
         extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size.
         position: ``"pixels"`` (eq. 5 as printed) or ``"centered"`` (``2·S/extent − 1``, better conditioned to train).
-        backend: ``"auto"`` (the fastest that can run; inside ``torch.func`` transforms the reference), or
-        ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
+        backend: ``"auto"`` (the fastest that can run; inside ``torch.func`` transforms and exports to ONNX the
+            reference), or ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
 
     Returns:
         Logits ``[B, N, *spatial]`` in the features' dtype; positions, Φ and accumulation are at least float32.
@@ -64,13 +64,20 @@ def scp(
         compute_dtype=dtype,
         device=features.device,
     )
-    if backend == "auto" and not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        backend = "reference"  # plain PyTorch has the rules of vmap, grad and jvp; compiled backends have none
+    if backend == "auto" and _asks_for_plain_pytorch():
+        backend = "reference"
     chosen = dispatch.select(problem, backend)
     if chosen == "reference":
         return scp_reference(features, phi, residual, bias, affine=affine, extent=extent, position=position)
     matrix = position_matrix(*_complete(affine, extent, problem), position)
     return ops.scp_forward(features, *phi, residual, bias, matrix, chosen)
+
+
+def _asks_for_plain_pytorch() -> bool:
+    """Inside ``torch.func`` transforms, whose rules compiled backends lack, and in exports to ONNX."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return torch._C._are_functorch_transforms_active()
 
 
 def _complete(affine: Tensor | None, extent: Tensor | None, problem: Problem) -> tuple[Tensor, Tensor]:

@@ -134,8 +134,9 @@ class NativeCPU:
             return f"features are {problem.dtype}, expected one of {', '.join(map(str, _DTYPES))}"
         if problem.compute_dtype not in (torch.float32, torch.float64):
             return f"computes in float32 or float64, not {problem.compute_dtype}"
-        if max(*problem.hidden, problem.num_classes * problem.channels, *problem.spatial_shape) >= _MOST_UNITS:
-            return f"sizes and widths below {_MOST_UNITS} are supported"
+        # Sizes of images are left to the library: asked here, they would become conditions of an exported graph.
+        if max(*problem.hidden, problem.num_classes * problem.channels) >= _MOST_UNITS:
+            return f"widths below {_MOST_UNITS} are supported"
         return None
 
     def forward(
