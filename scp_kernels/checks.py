@@ -75,8 +75,8 @@ def check_position(
     dims = features.ndim - 2
     if origin is not None:
         offset = _as_position_tensor("origin", origin, features, (dims,))
-        affine = identity_affine(dims, features.device).expand(*offset.shape[:-1], dims, dims + 1).clone()
-        affine[..., -1] = offset
+        identity = identity_affine(dims, features.device)[:, :dims]
+        affine = torch.cat([identity.expand(*offset.shape[:-1], dims, dims), offset.unsqueeze(-1)], dim=-1)
     elif affine is not None:
         affine = _as_position_tensor("affine", affine, features, (dims, dims + 1))
     if extent is not None:

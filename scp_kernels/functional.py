@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scp_kernels import dispatch, ops
+from scp_kernels import dispatch, ops, transforms
 from scp_kernels.checks import ArrayLike, check_position, check_tensors
 from scp_kernels.problem import Problem, identity_affine, position_matrix
 from scp_kernels.reference import scp_reference
@@ -38,7 +38,7 @@ def scp(
             full image, for crops, flips, rotations and scalings. Not differentiable. Excludes ``origin``.
         extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size.
         position: ``"pixels"`` (eq. 5 as printed) or ``"centered"`` (``2·S/extent − 1``, better conditioned to train).
-        backend: ``"auto"`` (the fastest that can run; inside ``torch.func`` transforms and exports to ONNX the
+        backend: ``"auto"`` (the fastest that can run; in forward-mode differentiation and exports to ONNX the
             reference), or ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
 
     Returns:
@@ -64,20 +64,25 @@ def scp(
         compute_dtype=dtype,
         device=features.device,
     )
-    if backend == "auto" and _asks_for_plain_pytorch():
+    compiling = torch.compiler.is_compiling()
+    forward_mode = not compiling and torch.autograd.forward_ad._current_level >= 0
+    if backend == "auto" and (forward_mode or (compiling and _exports_to_onnx())):
         backend = "reference"
     chosen = dispatch.select(problem, backend)
     if chosen == "reference":
         return scp_reference(features, phi, residual, bias, affine=affine, extent=extent, position=position)
     matrix = position_matrix(*_complete(affine, extent, problem), position)
-    return ops.scp_forward(features, *phi, residual, bias, matrix, chosen)
+    if forward_mode:
+        raise dispatch.BackendUnavailable(
+            f"backend={chosen!r}: compiled backends have no forward-mode derivatives; use backend='reference'"
+        )
+    transformed = not compiling and torch._C._are_functorch_transforms_active()
+    run = transforms.Forward.apply if transformed else ops.scp_forward
+    return run(features, *phi, residual, bias, matrix, chosen)
 
 
-def _asks_for_plain_pytorch() -> bool:
-    """Inside ``torch.func`` transforms, whose rules compiled backends lack, and in exports to ONNX."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
-    return torch._C._are_functorch_transforms_active()
+def _exports_to_onnx() -> bool:
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
 def _complete(affine: Tensor | None, extent: Tensor | None, problem: Problem) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ They own what all backends share: empty problems, dtypes, and the chain from the
 weight and bias. The reference needs no operator: it is plain PyTorch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -123,31 +123,36 @@ def _backward_fake(grad_logits: Tensor, features: Tensor, *args: Any) -> list[Te
     return [t if need else features.new_empty(0) for t, need in zip(like, needs, strict=True)]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """What ``scp_forward`` keeps for its backward: its inputs, nothing else."""
     *tensors, bias, matrix, ctx.backend = inputs
     ctx.save_for_backward(*tensors, matrix)
     ctx.has_bias = bias is not None
 
 
-def _differentiate(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
+def differentiate(
+    ctx: Any, grad_logits: Tensor, backward: Callable[..., Sequence[Tensor]] = scp_backward
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``scp_forward``'s inputs; those that need none are None."""
     *tensors, matrix = ctx.saved_tensors
     needs = [bool(n) for n in ctx.needs_input_grad[:9]]
     needs[8] = needs[8] and ctx.has_bias
-    gradients = scp_backward(grad_logits, *tensors, matrix, ctx.backend, needs)
+    gradients = backward(grad_logits, *tensors, matrix, ctx.backend, needs)
     return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None)
 
 
-torch.library.register_autograd("scp_kernels::scp_forward", _differentiate, setup_context=_setup_context)
+torch.library.register_autograd("scp_kernels::scp_forward", differentiate, setup_context=setup_context)
 
 
-def _no_double_backward(ctx: Any, *gradients: Any) -> None:
+def no_double_backward(ctx: Any, *gradients: Any) -> None:
+    """Raises: silently incomplete second derivatives would be worse."""
     raise RuntimeError(
         "scp_kernels: a compiled backend's backward is not itself differentiable; "
         "use backend='reference' for double backward"
     )
 
 
-torch.library.register_autograd("scp_kernels::scp_backward", _no_double_backward)
+torch.library.register_autograd("scp_kernels::scp_backward", no_double_backward)
 
 
 def _flops(features: Sequence[int], w1: Sequence[int], w2: Sequence[int], residual: Sequence[int], m: Sequence[int]):

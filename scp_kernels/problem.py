@@ -77,8 +77,7 @@ def position_matrix(affine: Tensor, extent: Tensor, position: str) -> Tensor:
     batch_shape = torch.broadcast_shapes(affine.shape[:-2], extent.shape[:-1])
     affine = affine.expand(*batch_shape, *affine.shape[-2:])
     extent = extent.expand(*batch_shape, extent.shape[-1])
-    constant = torch.zeros_like(affine)
-    constant[..., -1] = extent
+    constant = torch.cat([torch.zeros_like(affine[..., :-1]), extent.unsqueeze(-1)], dim=-1)
     matrix = torch.cat([affine, constant - affine], dim=-2)
     if position == "centered":
         matrix = matrix * (2 / torch.cat([extent, extent], dim=-1).unsqueeze(-1))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import evaluate, make_inputs
+from problems import make_inputs
 from tolerances import relative_error
 
 from scp_kernels import BackendUnavailable, scp
@@ -138,12 +138,3 @@ def test_double_backward_through_the_reference():
 
     leaves = [t.clone().requires_grad_() for t in (inputs.features, inputs.residual, inputs.phi[2])]
     assert torch.autograd.gradgradcheck(function, leaves)
-
-
-def test_functorch_transforms():
-    inputs = make_inputs((4, 5), batch=3)
-    one_by_one = torch.func.vmap(lambda x: scp(x[None], inputs.phi, inputs.residual)[0])(inputs.features)
-    assert relative_error(one_by_one, scp(inputs.features, inputs.phi, inputs.residual)) <= 1e-6
-    gradient = torch.func.grad(lambda r: scp(inputs.features, inputs.phi, r).pow(2).sum())(inputs.residual)
-    inputs.grad_logits = 2 * scp(inputs.features, inputs.phi, inputs.residual)
-    assert relative_error(gradient, evaluate(scp, inputs)[1]["residual"]) <= 1e-5
