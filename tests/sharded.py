@@ -1,6 +1,6 @@
 """What each of two processes does in tests of data parallelism and sharding."""
 
-import copy
+import faulthandler
 import os
 from pathlib import Path
 
@@ -42,24 +42,26 @@ def samples() -> torch.Tensor:
     return make_inputs((19, 23), batch=2 * PROCESSES, channels=4).features
 
 
-def work(rank: int, wrapping: str, backend: str, folder: str) -> None:
-    """Train on this process's samples; the first process writes the parameters that come of it."""
+def work(rank: int, backend: str, folder: str) -> None:
+    """Train on this process's samples, each way; the first process writes the parameters that come of it."""
+    faulthandler.dump_traceback_later(300, exit=True)  # a process that waits for another for ever says where
     torch.set_num_threads(1)
     os.environ.update(GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
-    head = build(backend)
     mine = samples()[rank::PROCESSES]
-    if wrapping == "ddp":
-        network = DistributedDataParallel(head)
-    else:
-        network = torch.nn.Sequential(copy.deepcopy(head))
-        mesh = init_device_mesh("cpu", (PROCESSES,))
-        fully_shard(network[0], mesh=mesh)
-        network = fully_shard(network, mesh=mesh)
-        head = network[0]
-        assert all(isinstance(p, DTensor) for p in head.parameters())
+
+    parallel = DistributedDataParallel(build(backend))
+    train(parallel, mine)
+    learned = {"ddp": parallel.module.state_dict()}
+
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    network = torch.nn.Sequential(build(backend))
+    fully_shard(network[0], mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    assert all(isinstance(p, DTensor) for p in network.parameters())
     train(network, mine)
-    whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in head.state_dict().items()}
+    learned["fully_shard"] = {name: tensor.full_tensor() for name, tensor in network[0].state_dict().items()}
+
     if rank == 0:
-        torch.save(whole, Path(folder) / "parameters.pt")
+        torch.save(learned, Path(folder) / "learned.pt")
     dist.destroy_process_group()
