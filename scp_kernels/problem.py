@@ -86,6 +86,27 @@ def position_matrix(affine: Tensor, extent: Tensor, position: str) -> Tensor:
     return matrix
 
 
+def whole_image_matrix(spatial_shape: tuple[int, ...], position: str, device: torch.device) -> torch.Tensor:
+    """:func:`position_matrix` of a feature map that is the full image: one small tensor made from plain numbers.
+
+    It has the same values. A dozen operations on tiny tensors would take longer than a small head.
+    """
+    d = len(spatial_shape)
+    leading = [[float(row == column) for column in range(d + 1)] for row in range(d)]
+    trailing = [
+        [float(size) if column == d else 0.0 - value for column, value in enumerate(row)]
+        for row, size in zip(leading, spatial_shape, strict=True)
+    ]
+    rows = leading + trailing
+    if position == "centered":
+        scales = [2 / float(size) for size in spatial_shape] * 2
+        rows = [
+            [value * scale - (column == d) for column, value in enumerate(row)]
+            for row, scale in zip(rows, scales, strict=True)
+        ]
+    return torch.tensor(rows, dtype=position_dtype(device), device=device)
+
+
 def identity_affine(spatial_dims: int, device: torch.device) -> Tensor:
     """``[d, d + 1]``: the map of a feature map that is the full image."""
     return torch.eye(spatial_dims, spatial_dims + 1, dtype=position_dtype(device), device=device)
