@@ -77,7 +77,11 @@ def _position_matrix(affine: Tensor | None, extent: Tensor | None, problem: Prob
     """P of the call, with the defaults (identity, the map's own size) filled in."""
     whole = affine is None and extent is None
     # While a graph is traced, sizes may be symbols, which only operations on tensors can carry.
-    if whole and not torch.compiler.is_compiling() and all(type(size) is int and size for size in problem.spatial_shape):
+    if (
+        whole
+        and not torch.compiler.is_compiling()
+        and all(type(size) is int and size for size in problem.spatial_shape)
+    ):
         return whole_image_matrix(problem.spatial_shape, position, problem.device)
     if affine is None:
         affine = identity_affine(problem.spatial_dims, problem.device)

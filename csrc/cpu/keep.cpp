@@ -98,7 +98,6 @@ struct Entry {
   int64_t last_used;
   int64_t sightings = 1;  // calls with these coefficients since the field was last dropped
   int64_t patience = 1;   // sightings before W is stored
-  bool worth = false;
   int64_t limit = 0;      // bytes that the last call allowed for all fields
   std::shared_ptr<KeptField> field;
 
@@ -136,18 +135,14 @@ class Keeper {
     entry.sizes = sizes;
     entry.coefficients.assign(from, from + coefficients.bytes);
     entry.last_used = calls_;
-    return {nullptr, false, entry.ticket};
+    return {};
   }
 
-  void give_back(const Lease& lease, bool worth) {
+  void give_back(const Lease& lease) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (Entry& entry : entries_) {
       if (entry.ticket != lease.ticket) continue;
-      if (lease.field == nullptr) {
-        entry.worth = worth;
-      } else if (make_room(entry, lease.field->bytes + int64_t(lease.field->parameters.size()))) {
-        entry.field = lease.field;
-      }
+      if (make_room(entry, lease.field->bytes + int64_t(lease.field->parameters.size()))) entry.field = lease.field;
       return;
     }
   }
@@ -184,8 +179,7 @@ class Keeper {
       entry.patience = entry.patience * 2 < kMostPatience ? entry.patience * 2 : kMostPatience;
     }
     const int64_t bytes = shape.bytes + int64_t(parts.bytes());
-    if (entry.sightings++ < entry.patience || !entry.worth || !make_room(entry, bytes))
-      return {nullptr, false, entry.ticket};
+    if (entry.sightings++ < entry.patience || !make_room(entry, bytes)) return {};
     auto field = std::make_shared<KeptField>(shape.bytes);
     field->parameters = parts.copied();
     return {field, false, entry.ticket};
@@ -230,8 +224,8 @@ Lease lend_field(const scp_call& call, const FieldShape& shape) noexcept {
   }
 }
 
-void return_field(const Lease& lease, bool worth) noexcept {
-  if (lease.ticket != 0 && !lease.ready) Keeper::instance().give_back(lease, worth);
+void return_field(const Lease& lease) noexcept {
+  if (lease.field != nullptr && !lease.ready) Keeper::instance().give_back(lease);
 }
 
 int64_t kept_bytes() noexcept { return Keeper::instance().bytes(); }

@@ -4,9 +4,9 @@
 // so whatever changes a parameter, and however, the field is never stale. What a call returns does not depend on whether
 // W was kept: it is bit for bit the same.
 //
-// Rules. The first call with some coefficients of layer 1 only remembers them; the second stores W, if it is worth it; the
-// third reads it. A training step changes the coefficients, so it never stores, and pays for one comparison that ends
-// early. Where the coefficients stay but other parameters change, the next storing waits for twice as many calls.
+// Rules. The first call with some coefficients of layer 1 only remembers them; the second stores W; the third reads it. A
+// training step changes the coefficients, so it never stores, and pays for one comparison that ends early. Where the
+// coefficients stay but other parameters change, the next storing waits for twice as many calls.
 #ifndef SCP_CPU_KEEP_H
 #define SCP_CPU_KEEP_H
 
@@ -31,15 +31,15 @@ struct KeptField;
 struct Lease {
   std::shared_ptr<KeptField> field;  // null: evaluate Phi as usual
   bool ready = false;                // W is in the field; else the call is to write it there
-  uint64_t ticket = 0;               // 0: nothing is remembered of this call
+  uint64_t ticket = 0;
 };
 
 void* values_of(KeptField& field);
 
 Lease lend_field(const scp_call& call, const FieldShape& shape) noexcept;
 
-// To be called when the call is done. `worth` says whether streaming W costs less than evaluating it.
-void return_field(const Lease& lease, bool worth) noexcept;
+// To be called when W has been written to the field.
+void return_field(const Lease& lease) noexcept;
 
 int64_t kept_bytes() noexcept;
 void release_kept() noexcept;

@@ -18,9 +18,6 @@ constexpr int64_t kTaskPixels = 8192;
 constexpr int kMostTasks = 16;
 // Sums of gradients are kept for at most this many groups of tasks.
 constexpr int kMostSlots = 16;
-// W is kept between calls where evaluating it takes more than this many multiply-adds a number (measured): below, reading
-// it costs more than making it.
-constexpr double kKeptMacs = 8;
 
 // Boxes that the map is cut into, the same for every number of threads.
 template <class T, int D>
@@ -94,7 +91,7 @@ class Run {
     job_.dense = call_.method == SCP_METHOD_DENSE || !finite_parameters || !finite_lines ||
                  (call_.method == SCP_METHOD_AUTO && map_.pixels() <= kDensePixels);
     attempt();
-    if (!job_.backward) return return_field(lease_, macs_ > kKeptMacs * double(maps_.count() * map_.pixels() * job_.net.nc));
+    if (!job_.backward) return return_field(lease_);
     // A NaN or an infinity in X or gY reaches, in PyTorch, gradients of units that are off where it occurs (0 times
     // NaN), which folding leaves out. It shows in the gradient of b3, the plain sum of gW; evaluate such calls densely.
     if (job_.needs_parameters && !job_.dense && call_.method == SCP_METHOD_AUTO &&
@@ -229,10 +226,9 @@ class Run {
   }
 
   void report() {
+    if (call_.report == nullptr) return;
     Counters total{};
     for (int s = 0; s < slots_; ++s) total.add(counters_[s]);
-    macs_ = total.build_macs + total.leaf_macs;
-    if (call_.report == nullptr) return;
     double* to = call_.report;
     to[SCP_REPORT_DENSE] = job_.dense;
     to[SCP_REPORT_NODES] = total.nodes;
@@ -257,7 +253,6 @@ class Run {
   Lease lease_;
   Field<T, D> kept_{};  // of the first position map; no values where nothing is kept
   int64_t kept_size_ = 0;
-  double macs_ = 0;
   double* lines_ = nullptr;
   int line_stride_ = 0;
   const int* numbers_ = nullptr;

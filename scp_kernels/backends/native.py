@@ -254,7 +254,7 @@ def _library() -> ctypes.CDLL:
 
 def _describe(tensor: Tensor) -> _Tensor:
     batch, channel, *spatial = tensor.stride()
-    return _Tensor(tensor.data_ptr(), batch, channel, (ctypes.c_int64 * 3)(*spatial))
+    return _Tensor(tensor.data_ptr(), batch, channel, tuple(spatial))
 
 
 def _call(
@@ -279,7 +279,7 @@ def _call(
         classes=problem.num_classes,
         hidden1=problem.hidden[0],
         hidden2=problem.hidden[1],
-        size=(ctypes.c_int64 * 3)(*problem.spatial_shape),
+        size=problem.spatial_shape,
         features=_describe(features),
         logits=_describe(logits),
         coefficients=coefficients.data_ptr(),
