@@ -6,7 +6,7 @@ the four dtypes of features, so nothing is copied here.
 The vector level is the best that the machine has; the environment variable ``SCP_CPU_LEVEL`` (``avx512``, ``avx2``,
 ``portable``) chooses another, for tests and comparisons.
 
-With frozen weights the field W is kept: from the third forward with the same parameters and positions on it is only read.
+With frozen weights the field W is kept: from the third forward with the same parameters and positions on, it is read.
 Parameters are compared by content, so a kept field is never stale, and the logits are the same bit for bit. All that is
 kept takes at most 64 MiB, or what the environment variable ``SCP_CPU_KEEP_MB`` says; 0 keeps nothing.
 :func:`kept_bytes` tells how much there is, :func:`release_kept` frees it.
@@ -86,7 +86,7 @@ class Plan:
     position_maps: int
     """Distinct position maps: samples with equal ones share one evaluation of Φ."""
     kept: str
-    """``"no"``; ``"stored"``: W was evaluated and kept; ``"read"``: Φ was not evaluated, W came from an earlier call."""
+    """``"no"``; ``"stored"``: W was evaluated and kept; ``"read"``: W is that of an earlier call, not evaluated."""
 
     @property
     def macs(self) -> float:
