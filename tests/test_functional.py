@@ -6,6 +6,7 @@ from problems import make_inputs
 from tolerances import relative_error
 
 from scp_kernels import BackendUnavailable, scp
+from scp_kernels.problem import identity_affine, position_matrix, whole_image_matrix
 
 
 def call(**changes):
@@ -138,3 +139,12 @@ def test_double_backward_through_the_reference():
 
     leaves = [t.clone().requires_grad_() for t in (inputs.features, inputs.residual, inputs.phi[2])]
     assert torch.autograd.gradgradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("position", ["pixels", "centered"])
+@pytest.mark.parametrize("shape", [(7, 9), (160, 224), (5, 6, 7)], ids=str)
+def test_the_matrix_of_a_whole_image_from_plain_numbers(shape, position):
+    device = torch.device("cpu")
+    extent = torch.tensor(shape, dtype=torch.float64)
+    expected = position_matrix(identity_affine(len(shape), device), extent, position)
+    assert torch.equal(whole_image_matrix(shape, position, device), expected)

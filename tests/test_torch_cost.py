@@ -1,15 +1,7 @@
 """What importing the package costs, and what a call costs beyond its kernel."""
 
-import statistics
 import subprocess
 import sys
-import time
-
-import pytest
-import torch
-from problems import make_inputs
-
-from scp_kernels import backends, scp
 
 IMPORT_SECONDS = 0.3
 
