@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import LARGE, PAPER, SCALING, Case
 from fresh import FreshProcesses
-from race import Entrant, copy_bandwidth, device_times, race, ratio, summary
+from race import Entrant, copy_bandwidth, device_times, product_rate, race, ratio, summary
 from tables import tables
 
 # The regression guard's: short on a CPU, and each of the three sizes.
@@ -71,6 +71,10 @@ class Laboratory:
         self.machine = machine.describe(self.device)
         self.fresh = FreshProcesses("torch", "peers", "networks") if self.device == "cpu" else None
         self.copy_bandwidth = copy_bandwidth(self.device)
+        self.product_rate = {
+            str(dtype).removeprefix("torch."): product_rate(self.device, dtype)
+            for dtype in (torch.float32, *([torch.bfloat16] if self.device == "cuda" else []))
+        }
         self._revision = machine.revision()
         self._races = config.stash[RACES]
         self._directory: Path | None = config.getoption("--record")
@@ -103,6 +107,7 @@ class Laboratory:
         """Hands a race's figures to pytest-benchmark, to the table at the end, and to the record."""
         result |= {
             "copy_bandwidth": self.copy_bandwidth,
+            "product_rate": self.product_rate,
             "revision": self._revision,
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         }
@@ -120,7 +125,7 @@ def record(path: Path, described: dict[str, Any], races: dict[str, dict[str, Any
     found["races"] |= races
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")  # a run that is stopped leaves the old file or the new one
-    beside.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    beside.write_text(json.dumps(found, indent=1) + "\n")
     beside.replace(path)
 
 

@@ -92,11 +92,9 @@ def activation_bytes(network: nn.Module, x: Tensor) -> int:
 
 def resident(name: str, batch: int, step: str) -> int | None:
     """Growth of a fresh process's resident memory at the peak of one step, in bytes (CPU)."""
-    network, x = build(name), image(batch)
-    network.eval()
-    with torch.no_grad():
-        network(x[:1, :, :32, :32])
-    return resident_growth(STEPS[step](network, x))
+    x = image(batch)
+    STEPS[step](build(name), x[:1, :, :32, :32])()  # loads the code
+    return resident_growth(STEPS[step](build(name), x))
 
 
 def executed_macs(network: SegmentationNetwork) -> int | None:
