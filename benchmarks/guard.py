@@ -19,9 +19,13 @@ HEADROOM = 3
 def floors(races: dict[str, Any], names: list[str]) -> dict[str, dict[str, float]]:
     """The floors that follow from recorded races: ratios over the headroom, two digits."""
     return {
-        name: {who: float(f"{figure['ratio'] / HEADROOM:.2g}") for who, figure in races[name]["subjects"].items() if not figure["ours"]}
+        name: {
+            who: float(f"{figure['ratio'] / HEADROOM:.2g}")
+            for who, figure in races[name]["subjects"].items()
+            if not figure["ours"]
+        }
         for name in names
-    }  # fmt: skip
+    }
 
 
 def fallen(races: dict[str, Any], floors: dict[str, dict[str, float]]) -> list[str]:

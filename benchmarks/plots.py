@@ -60,7 +60,7 @@ def bars(races: dict[str, list[Race]], path: Path) -> Path:
     longest = max(len(found) for found in races.values())
     figure, axes = plt.subplots(len(races), 1, figsize=(max(7.0, 1.15 * longest), 3.6 * len(races)), squeeze=False)
     for axis, (step, found) in zip(axes[:, 0], races.items(), strict=True):
-        names = subjects(found)
+        names = [name for name in subjects(found) if any(race["ours"] != name for race in found)]
         width = 0.85 / len(names)
         for k, name in enumerate(names):
             places = [

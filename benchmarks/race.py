@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-# A call shorter than this is preceded by untimed ones, until caches, clocks and threads have forgotten the last subject.
+# A call shorter than this comes after untimed ones, until caches, clocks and threads have forgotten the last subject.
 SHORT_CALL = 0.05
 WARM_SECONDS = 0.005
 FLUSH_BYTES = 256 * 2**20  # above any GPU's L2

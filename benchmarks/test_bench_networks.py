@@ -86,6 +86,7 @@ def test_networks(benchmark, laboratory, batch: int, capacities: tuple[int, ...]
         "step": step,
         "batch": batch,
         "anchor": ANCHOR,
+        "ours": ours,
         "subjects": figures,
     }
     laboratory.report(benchmark, f"networks {step} b{batch}{'' if OURS in figures else '-512'}", result)

@@ -1,0 +1,20 @@
+"""Each compiled backend of this GPU, forward and backward at sizes that no tile divides: for compute-sanitizer.
+
+Needs ``tests/`` on ``PYTHONPATH``; ``benchmarks/gpu.sh`` sets it.
+"""
+
+import torch
+from cases import Case
+from problems import evaluate
+from test_paper_sizes import compiled_backends
+
+from scp_kernels import scp
+
+CASES = [Case(40, 5, 2, (37, 51)), Case(40, 5, 2, (37, 51), torch.bfloat16), Case(24, 3, 1, (9, 13, 11))]
+
+if __name__ == "__main__":
+    for case in CASES:
+        for name in compiled_backends(case, "cuda"):
+            evaluate(scp, case.inputs("cuda"), backend=name)
+            torch.cuda.synchronize()
+            print(name, case, "ran")
