@@ -1,7 +1,6 @@
 """Options, the laboratory that every benchmark works in, the table at the end, and the record."""
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +67,8 @@ class Laboratory:
         self.device: str = device_of(config)
         self.short: bool = config.getoption("--short")
         self.budget: float = config.getoption("--budget")
+        # Like is compared with like: our float32 is exact, and the convolutions of others shall be so too.
+        torch.backends.cudnn.allow_tf32 = False
         self.machine = machine.describe(self.device)
         self.fresh = FreshProcesses("torch", "peers", "networks") if self.device == "cpu" else None
         self.copy_bandwidth = copy_bandwidth(self.device)
@@ -114,19 +115,7 @@ class Laboratory:
         benchmark.extra_info.update(result, machine=self.machine)
         self._races[name] = result
         if self._directory is not None:
-            record(self._directory / f"{machine.slug(self.machine)}.json", self.machine, {name: result})
-
-
-def record(path: Path, described: dict[str, Any], races: dict[str, dict[str, Any]]) -> None:
-    """Adds races to a results file; figures of another machine or of other versions are dropped, never mixed in."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if found.get("machine") != described:
-        found = {"machine": described, "races": {}}
-    found["races"] |= races
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")  # a run that is stopped leaves the old file or the new one
-    beside.write_text(json.dumps(found, indent=1) + "\n")
-    beside.replace(path)
+            machine.record(self._directory / f"{machine.slug(self.machine)}.json", self.machine, {name: result})
 
 
 @pytest.fixture(scope="session")

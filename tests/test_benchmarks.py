@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import machine
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -53,3 +54,23 @@ def test_the_document_is_what_the_records_give(tmp_path):
     assert (tmp_path / "benchmarks.md").read_text() == (ROOT / "docs" / "benchmarks.md").read_text()
     drawn = {path.name for path in (tmp_path / "images" / "benchmarks").iterdir()}
     assert drawn == {path.name for path in (ROOT / "docs" / "images" / "benchmarks").iterdir()}
+
+
+def test_a_record_never_mixes_machines(tmp_path):
+    file = tmp_path / "results" / "machine.json"
+    machine.record(file, {"torch": "2.13"}, {"a": {"x": 1}})
+    machine.record(file, {"torch": "2.13"}, {"b": {"x": 2}})
+    assert json.loads(file.read_text())["races"] == {"a": {"x": 1}, "b": {"x": 2}}
+    machine.record(file, {"torch": "2.14"}, {"c": {"x": 3}})
+    assert json.loads(file.read_text()) == {"machine": {"torch": "2.14"}, "races": {"c": {"x": 3}}}
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "slug"),
+    [
+        ("Intel(R) Xeon(R) Platinum 8175M CPU @ 2.50GHz", "cpu", "xeon-platinum-8175m-avx512-2-cores"),
+        ("NVIDIA GeForce RTX 2080 Ti", "cuda", "nvidia-geforce-rtx-2080-ti"),
+    ],
+)
+def test_names_of_machines(device, kind, slug):
+    assert machine.slug({"device": device, "kind": kind, "vectors": "AVX512", "cores": 2}) == slug
