@@ -70,7 +70,9 @@ class Laboratory:
         # Like is compared with like: our float32 is exact, and the convolutions of others shall be so too.
         torch.backends.cudnn.allow_tf32 = False
         self.machine = machine.describe(self.device)
-        self.fresh = FreshProcesses("torch", "peers", "networks") if self.device == "cpu" else None
+        self.fresh: FreshProcesses | None = None
+        if self.device == "cpu" and not self.short:
+            self.fresh = FreshProcesses("torch", "peers", "networks")
         self.copy_bandwidth = copy_bandwidth(self.device)
         self.product_rate = {
             str(dtype).removeprefix("torch."): product_rate(self.device, dtype)

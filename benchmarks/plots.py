@@ -58,7 +58,7 @@ def seconds(figure: dict[str, Any]) -> float:
 def bars(races: dict[str, list[Race]], path: Path) -> Path:
     """Time of each peer over ours, one panel a step, one group of bars a case."""
     longest = max(len(found) for found in races.values())
-    figure, axes = plt.subplots(len(races), 1, figsize=(max(7.0, 1.15 * longest), 3.6 * len(races)), squeeze=False)
+    figure, axes = plt.subplots(len(races), 1, figsize=(max(8.0, 1.5 * longest), 3.4 * len(races)), squeeze=False)
     for axis, (step, found) in zip(axes[:, 0], races.items(), strict=True):
         names = [name for name in subjects(found) if any(race["ours"] != name for race in found)]
         width = 0.85 / len(names)
@@ -79,7 +79,9 @@ def bars(races: dict[str, list[Race]], path: Path) -> Path:
         axis.set_ylabel("time ÷ ours")
         axis.set_title(step, loc="left")
         _quiet(axis)
-    axes[0, 0].legend(ncols=8, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1.1), frameon=False)
+    figure.tight_layout()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=8, fontsize=8, loc="lower left", bbox_to_anchor=(0.02, 1.0), frameon=False)
     return save(figure, path)
 
 

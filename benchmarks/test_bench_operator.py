@@ -94,7 +94,7 @@ def test_operator(benchmark, laboratory, case: Case, step: str):
     for who, figure in figures.items():
         clock = figure[figure["clock"]]
         peak = cuda_peak(calls[who]) if device == "cuda" else None
-        if device == "cpu" and not laboratory.short:
+        if laboratory.fresh is not None:
             peak = laboratory.fresh(resident, case, step, who)
         errors, saved = checked[who]
         figure |= {
