@@ -6,6 +6,7 @@ calls before each of its rounds times each peer once. Only public interfaces are
 ``extra_info``, and ratios are medians over rounds of times taken within one round.
 """
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,7 @@ def race(
 
     *peers, ours = entrants
     times: dict[str, list[float]] = {name: [] for name in entrants}
+    shuffle = random.Random(0).shuffle
 
     def warm(name: str) -> None:
         spent = 0.0
@@ -64,6 +66,7 @@ def race(
             spent += entrants[name].run(synchronise)
 
     def peers_turn() -> None:
+        shuffle(peers)  # what a subject leaves behind, in caches and page tables, meets another one each round
         for name in peers:
             warm(name)
             times[name].append(entrants[name].run(synchronise))

@@ -25,11 +25,12 @@ Written by `python -m benchmarks.report` from the records in `benchmarks/results
 
     pytest benchmarks/ --benchmark-only --slow --record benchmarks/results    # with a GPU: bash benchmarks/gpu.sh
 
-**How it is measured.** One race a case: all subjects are timed round-robin in one process, each call synchronised and,
-if it is short, preceded by untimed calls of the same subject. A ratio is the median over rounds of times taken within
-one round, so that a busy machine meets all alike; it is the subject's time over ours: *more than 1 means that we are
-faster*. Before its time counts, each subject's logits and gradients are compared with float64: ours within the table of
-tolerances, the others' to show that they compute the same function. float32 is float32: TensorFloat-32 is off.
+**How it is measured.** One race a case: all subjects are timed in turn in one process, in another order each round;
+each call is synchronised and, if it is short, preceded by untimed calls of the same subject. A ratio is the median over
+rounds of times taken within one round, so that a busy machine meets all alike; it is the subject's time over ours:
+*more than 1 means that we are faster*. Before its time counts, each subject's logits and gradients are compared with
+float64: ours within the table of tolerances, the others' to show that they compute the same function. float32 is
+float32: TensorFloat-32 is off.
 
 | subject | what |
 |---|---|
