@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.flop_counter import FlopCounterMode
 
-from scp_kernels import FusedSCP
+from scp_kernels import FusedSCP, dispatch
 from scp_kernels.backends import native
+from scp_kernels.problem import Problem
 
 CHANNELS, HEIGHT, WIDTH = 3, 160, 224
 CAPACITIES = (128, 256, 512)
@@ -111,11 +112,31 @@ def executed_macs(network: SegmentationNetwork) -> int | None:
     if isinstance(head, nn.Conv2d):
         return macs + product
     if isinstance(head, PaperStyle):
-        return macs + pixels * sum(layer.weight.numel() for layer in head.phi[::2]) + 2 * product
-    if next(network.parameters()).device.type != "cpu":
+        return macs + _phi_macs(head) + 2 * product
+    inputs = torch.zeros(1, *features.shape[1:], device=next(network.parameters()).device)
+    backend = dispatch.select(_problem(head, inputs), head.backend)
+    if backend == "reference":
+        return macs + _phi_macs(head) + product
+    if backend != "cpu":
         return None
-    native._last.__dict__.clear()
     with torch.no_grad():
-        head(torch.zeros(1, *features.shape[1:]))
-    plan = native.last_plan()
-    return macs + round(plan.macs * pixels) + product
+        head(inputs)
+    return macs + round(native.last_plan().macs * pixels) + product
+
+
+def _phi_macs(head: PaperStyle | FusedSCP) -> int:
+    return HEIGHT * WIDTH * sum(layer.weight.numel() for layer in head.phi[::2])
+
+
+def _problem(head: FusedSCP, features: Tensor) -> Problem:
+    return Problem(
+        batch=len(features),
+        channels=head.in_channels,
+        num_classes=head.num_classes,
+        hidden=head.hidden_channels,
+        spatial_shape=tuple(features.shape[2:]),
+        groups=1,
+        dtype=features.dtype,
+        compute_dtype=torch.promote_types(features.dtype, torch.float32),
+        device=features.device,
+    )

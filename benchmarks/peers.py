@@ -196,6 +196,8 @@ def forward_macs(name: str, subject: Subject, case: Case, features: Tensor) -> i
     if name in (BATCH_SHARED, COMPILED):
         return problem.phi_macs + problem.product_macs
     if name == "cpu":
+        if subject.prepare is not None:
+            subject.prepare()  # nothing kept from earlier calls shall be counted as free
         with torch.no_grad():
             subject.module(features)
         return round(native.last_plan().macs * problem.pixels) + problem.product_macs
