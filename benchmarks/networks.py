@@ -98,33 +98,34 @@ def resident(name: str, batch: int, step: str) -> int | None:
     return resident_growth(STEPS[step](build(name), x))
 
 
-def executed_macs(network: SegmentationNetwork) -> int | None:
-    """Multiply-adds executed for one image: convolutions, and what the head's backend really does for Φ.
+def executed_macs(network: SegmentationNetwork, batch: int = 1) -> int | None:
+    """Multiply-adds executed in an inference: convolutions, and what the head's backend really does for Φ.
 
     None where the backend that runs does not count them.
     """
     on_meta = copy.deepcopy(network).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        features = on_meta.features(torch.empty(1, CHANNELS, HEIGHT, WIDTH, device="meta"))
-    macs = counter.get_total_flops() // 2
-    head, pixels = network.head, HEIGHT * WIDTH
-    product = pixels * features.shape[1]
+        features = on_meta.features(torch.empty(batch, CHANNELS, HEIGHT, WIDTH, device="meta"))
+    product = features.numel()
+    macs = counter.get_total_flops() // 2 + product
+    head = network.head
     if isinstance(head, nn.Conv2d):
-        return macs + product
+        return macs
     if isinstance(head, PaperStyle):
-        return macs + _phi_macs(head) + 2 * product
-    inputs = torch.zeros(1, *features.shape[1:], device=next(network.parameters()).device)
+        return macs + batch * _phi_macs(head) + product  # W·X and w_r·X apart
+    inputs = torch.zeros(features.shape, device=next(network.parameters()).device)
     backend = dispatch.select(_problem(head, inputs), head.backend)
     if backend == "reference":
-        return macs + _phi_macs(head) + product
+        return macs + _phi_macs(head)
     if backend != "cpu":
         return None
     with torch.no_grad():
         head(inputs)
-    return macs + round(native.last_plan().macs * pixels) + product
+    return macs + round(native.last_plan().macs * HEIGHT * WIDTH)
 
 
 def _phi_macs(head: PaperStyle | FusedSCP) -> int:
+    """Of Φ, evaluated as printed at each pixel."""
     return HEIGHT * WIDTH * sum(layer.weight.numel() for layer in head.phi[::2])
 
 

@@ -15,7 +15,7 @@ from memory import resident_growth
 from problems import Inputs
 from torch import Tensor, nn
 
-from scp_kernels import FusedSCP, dispatch
+from scp_kernels import FusedSCP
 from scp_kernels.backends import native
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -113,18 +113,6 @@ def weights_changed(head: nn.Module) -> Callable[[], None]:
     return step
 
 
-def usable(case: Case, device: str) -> list[str]:
-    """Compiled backends that take the case, in the order of ``"auto"``; not those that run by name only."""
-    problem = case.problem(device)
-    return [
-        name
-        for name, backend in dispatch.BACKENDS.items()
-        if not getattr(backend, "only_by_name", False)
-        and backend.unusable() is None
-        and backend.cannot_run(problem) is None
-    ]
-
-
 def subjects(
     case: Case, inputs: Inputs, step: str, *, compiled: bool = True, only: str | None = None
 ) -> dict[str, Subject]:
@@ -160,7 +148,7 @@ def subjects(
         makers[COMPILED] = compile_reference
     if step == "forward":
         makers[PRECOMPUTED] = lambda: Subject(Precomputed(fused(inputs, "reference"), case.shape))
-    for name in reversed(usable(case, device.type)):
+    for name in reversed(case.backends(device)):
         if step == "forward" and name == "cpu":
             makers[name + FROZEN] = lambda: Subject(fused(inputs, "cpu"), ours=True)
         makers[name] = partial(changing, name)

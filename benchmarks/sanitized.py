@@ -6,7 +6,6 @@ Needs ``tests/`` on ``PYTHONPATH``; ``benchmarks/gpu.sh`` sets it.
 import torch
 from cases import Case
 from problems import evaluate
-from test_paper_sizes import compiled_backends
 
 from scp_kernels import scp
 
@@ -14,7 +13,7 @@ CASES = [Case(40, 5, 2, (37, 51)), Case(40, 5, 2, (37, 51), torch.bfloat16), Cas
 
 if __name__ == "__main__":
     for case in CASES:
-        for name in compiled_backends(case, "cuda"):
+        for name in case.backends("cuda"):
             evaluate(scp, case.inputs("cuda"), backend=name)
             torch.cuda.synchronize()
             print(name, case, "ran")
