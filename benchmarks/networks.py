@@ -119,6 +119,7 @@ def executed_macs(network: SegmentationNetwork, batch: int = 1) -> int | None:
         return macs + _phi_macs(head)
     if backend != "cpu":
         return None
+    native.release_kept()  # else nothing might be left to execute
     with torch.no_grad():
         head(inputs)
     return macs + round(native.last_plan().macs * HEIGHT * WIDTH)
