@@ -100,7 +100,7 @@ class Subject:
 
 
 def weights_changed(head: nn.Module) -> Callable[[], None]:
-    """An optimizer's step in miniature: a few units in the last place, always the same way, so no weights come twice."""
+    """An optimizer's step in miniature: a few units in the last place, always up, so that no weights come twice."""
 
     @torch.no_grad()
     def step() -> None:
