@@ -134,7 +134,7 @@ def roofline(races: list[Race], path: Path) -> Path:
         axis.plot([least, knee, max(most, 2 * knee)], [least * bandwidth, rate, rate], color="black", lw=0.9)
         axis.annotate(f"matrix product, {dtype}: {rate / 1e9:.0f} G/s", (knee, rate), (0, 4),
                       textcoords="offset points", fontsize=7)  # fmt: skip
-    axis.annotate(f"copy: {bandwidth / 1e9:.0f} GB/s", (least * 1.3, least * 1.3 * bandwidth), (0, 8),
+    axis.annotate(f"copy: {bandwidth / 1e9:.0f} GB/s", (least * 1.3, least * 1.3 * bandwidth), (12, -10),
                   textcoords="offset points", fontsize=7)  # fmt: skip
     axis.set_xscale("log")
     axis.set_yscale("log")

@@ -259,9 +259,7 @@ class Machine:
         ]
         fused, base = (race["subjects"][name] for name in ("SCP 256", "Base 512"))
         changes = [
-            f"{words} {fused[key] / base[key] - 1:+.1%} (paper: {plain[printed] / wide[printed] - 1:+.1%})".replace(
-                "-", "−"
-            )
+            f"{words} {percent(fused[key] / base[key] - 1)} (paper: {percent(plain[printed] / wide[printed] - 1)})"
             for words, key, printed in (
                 ("memory", memory, "memory_ratio"),
                 ("multiply-adds", "executed_macs", "macs_ratio"),
@@ -280,10 +278,16 @@ class Machine:
         return "\n".join(parts)
 
 
-def _network_order(name: str) -> tuple[int, bool, str]:
+def _network_order(name: str) -> tuple[int, int]:
+    """By capacity, then as in Table 1."""
     words = name.split()
-    capacity = next(int(word) for word in words if word.isdigit())
-    return capacity, "SCP" in words, name
+    variant = [word for word in words if not word.isdigit()]
+    order = [["Base"], ["Base", "F"], ["Base", "B"], ["SCP"], ["SCP", "paper-style"]]
+    return next(int(word) for word in words if word.isdigit()), order.index(variant)
+
+
+def percent(change: float) -> str:
+    return f"{change:+.1%}".replace("-", "−")
 
 
 def main(arguments: list[str] | None = None) -> int:
