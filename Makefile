@@ -1,4 +1,4 @@
-# make demo, make test, make lint, make bench: each sets up the environment first, once.
+# make demo, make test, make lint, make bench, make guard: each sets up the environment first, once.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -6,14 +6,16 @@ CONSTRAINTS ?= constraints.txt
 TORCH ?=
 DEMO_OUT ?= demo
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc scp_kernels models -type f ! -path '*__pycache__*' ! -name '*.so' ! -name build.json)
-# Two test processes of one thread each beat one of two; in one process torch's threads would wait for each other.
+# Two test processes of one thread each beat one of two; in one process torch's threads would wait for each other. The
+# guard's ratios too are steadier where no thread waits for another on a busy machine.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: help env demo test lint types format bench build clean
+.PHONY: help env demo test lint types format bench guard build clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-8s%s\n", $$1, $$2}'
@@ -58,8 +60,13 @@ format: $(VENV)/.dependencies  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## the benchmarks, each beside its peers
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds
+bench: $(STAMP)  ## the benchmarks, each beside its peers; BENCH_ARGS="--slow --record benchmarks/results"
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds $(BENCH_ARGS)
+
+guard: $(STAMP)  ## fail if the operator has become slower beside its peers (a minute)
+	@rm -rf build/guard
+	$(ONE_THREAD) $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median -q --short --device cpu --budget 1 --record build/guard
+	$(BIN)/python -m benchmarks.guard build/guard/*.json
 
 build: $(VENV)/.dependencies  ## compile what changed in csrc/ and install, with the compiler's messages
 	$(BIN)/python -m pip install --verbose --no-build-isolation --no-deps --force-reinstall .

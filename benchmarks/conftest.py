@@ -1,7 +1,6 @@
 """Options, the laboratory that every benchmark works in, the table at the end, and the record."""
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 from cases import LARGE, PAPER, SCALING, Case
 from fresh import FreshProcesses
-from race import Entrant, copy_bandwidth, device_times, race, ratio, summary
+from race import Entrant, copy_bandwidth, device_times, product_rate, race, ratio, summary
 from tables import tables
 
 # The regression guard's: short on a CPU, and each of the three sizes.
@@ -68,9 +67,17 @@ class Laboratory:
         self.device: str = device_of(config)
         self.short: bool = config.getoption("--short")
         self.budget: float = config.getoption("--budget")
+        # Like is compared with like: our float32 is exact, and the convolutions of others shall be so too.
+        torch.backends.cudnn.allow_tf32 = False
         self.machine = machine.describe(self.device)
-        self.fresh = FreshProcesses("torch", "peers", "networks") if self.device == "cpu" else None
+        self.fresh: FreshProcesses | None = None
+        if self.device == "cpu" and not self.short:
+            self.fresh = FreshProcesses("torch", "peers", "networks")
         self.copy_bandwidth = copy_bandwidth(self.device)
+        self.product_rate = {
+            str(dtype).removeprefix("torch."): product_rate(self.device, dtype)
+            for dtype in (torch.float32, *([torch.bfloat16] if self.device == "cuda" else []))
+        }
         self._revision = machine.revision()
         self._races = config.stash[RACES]
         self._directory: Path | None = config.getoption("--record")
@@ -103,25 +110,14 @@ class Laboratory:
         """Hands a race's figures to pytest-benchmark, to the table at the end, and to the record."""
         result |= {
             "copy_bandwidth": self.copy_bandwidth,
+            "product_rate": self.product_rate,
             "revision": self._revision,
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         }
         benchmark.extra_info.update(result, machine=self.machine)
         self._races[name] = result
         if self._directory is not None:
-            record(self._directory / f"{machine.slug(self.machine)}.json", self.machine, {name: result})
-
-
-def record(path: Path, described: dict[str, Any], races: dict[str, dict[str, Any]]) -> None:
-    """Adds races to a results file; figures of another machine or of other versions are dropped, never mixed in."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if found.get("machine") != described:
-        found = {"machine": described, "races": {}}
-    found["races"] |= races
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")  # a run that is stopped leaves the old file or the new one
-    beside.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    beside.replace(path)
+            machine.record(self._directory / f"{machine.slug(self.machine)}.json", self.machine, {name: result})
 
 
 @pytest.fixture(scope="session")

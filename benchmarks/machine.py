@@ -1,6 +1,7 @@
-"""What the figures were measured on. No host names, no paths: a record is for the public."""
+"""What figures were measured on, and the file that keeps both. A record is public: no host names and no paths in it."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -47,6 +48,18 @@ def slug(machine: dict[str, Any]) -> str:
     if machine["kind"] == "cpu":
         name += f" {machine['vectors']} {machine['cores']} cores"
     return "-".join(re.findall(r"[a-z0-9]+", name.lower()))
+
+
+def record(path: Path, described: dict[str, Any], races: dict[str, dict[str, Any]]) -> None:
+    """Adds races to a results file; figures of another machine or of other versions are dropped, never mixed in."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("machine") != described:
+        found = {"machine": described, "races": {}}
+    found["races"] |= races
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")  # a run that is stopped leaves the old file or the new one
+    beside.write_text(json.dumps(found, indent=1) + "\n")
+    beside.replace(path)
 
 
 def revision() -> str | None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.flop_counter import FlopCounterMode
 
-from scp_kernels import FusedSCP
+from scp_kernels import FusedSCP, dispatch
 from scp_kernels.backends import native
+from scp_kernels.problem import Problem
 
 CHANNELS, HEIGHT, WIDTH = 3, 160, 224
 CAPACITIES = (128, 256, 512)
@@ -92,32 +93,52 @@ def activation_bytes(network: nn.Module, x: Tensor) -> int:
 
 def resident(name: str, batch: int, step: str) -> int | None:
     """Growth of a fresh process's resident memory at the peak of one step, in bytes (CPU)."""
-    network, x = build(name), image(batch)
-    network.eval()
-    with torch.no_grad():
-        network(x[:1, :, :32, :32])
-    return resident_growth(STEPS[step](network, x))
+    x = image(batch)
+    STEPS[step](build(name), x[:1, :, :32, :32])()  # loads the code
+    return resident_growth(STEPS[step](build(name), x))
 
 
-def executed_macs(network: SegmentationNetwork) -> int | None:
-    """Multiply-adds executed for one image: convolutions, and what the head's backend really does for Φ.
+def executed_macs(network: SegmentationNetwork, batch: int = 1) -> int | None:
+    """Multiply-adds executed in an inference: convolutions, and what the head's backend really does for Φ.
 
     None where the backend that runs does not count them.
     """
     on_meta = copy.deepcopy(network).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        features = on_meta.features(torch.empty(1, CHANNELS, HEIGHT, WIDTH, device="meta"))
-    macs = counter.get_total_flops() // 2
-    head, pixels = network.head, HEIGHT * WIDTH
-    product = pixels * features.shape[1]
+        features = on_meta.features(torch.empty(batch, CHANNELS, HEIGHT, WIDTH, device="meta"))
+    product = features.numel()
+    macs = counter.get_total_flops() // 2 + product
+    head = network.head
     if isinstance(head, nn.Conv2d):
-        return macs + product
+        return macs
     if isinstance(head, PaperStyle):
-        return macs + pixels * sum(layer.weight.numel() for layer in head.phi[::2]) + 2 * product
-    if next(network.parameters()).device.type != "cpu":
+        return macs + batch * _phi_macs(head) + product  # W·X and w_r·X apart
+    inputs = torch.zeros(features.shape, device=next(network.parameters()).device)
+    backend = dispatch.select(_problem(head, inputs), head.backend)
+    if backend == "reference":
+        return macs + _phi_macs(head)
+    if backend != "cpu":
         return None
-    native._last.__dict__.clear()
+    native.release_kept()  # else nothing might be left to execute
     with torch.no_grad():
-        head(torch.zeros(1, *features.shape[1:]))
-    plan = native.last_plan()
-    return macs + round(plan.macs * pixels) + product
+        head(inputs)
+    return macs + round(native.last_plan().macs * HEIGHT * WIDTH)
+
+
+def _phi_macs(head: PaperStyle | FusedSCP) -> int:
+    """Of Φ, evaluated as printed at each pixel."""
+    return HEIGHT * WIDTH * sum(layer.weight.numel() for layer in head.phi[::2])
+
+
+def _problem(head: FusedSCP, features: Tensor) -> Problem:
+    return Problem(
+        batch=len(features),
+        channels=head.in_channels,
+        num_classes=head.num_classes,
+        hidden=head.hidden_channels,
+        spatial_shape=tuple(features.shape[2:]),
+        groups=1,
+        dtype=features.dtype,
+        compute_dtype=torch.promote_types(features.dtype, torch.float32),
+        device=features.device,
+    )

@@ -4,7 +4,6 @@ Every subject is a module from features to logits whose parameters come in the o
 all are checked and driven alike.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ from memory import resident_growth
 from problems import Inputs
 from torch import Tensor, nn
 
-from scp_kernels import FusedSCP, dispatch
+from scp_kernels import FusedSCP
 from scp_kernels.backends import native
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -109,28 +108,14 @@ class Subject:
 
 
 def weights_changed(head: nn.Module) -> Callable[[], None]:
-    """An optimizer's step in miniature: alternately up and down by a few units in the last place."""
-    factors = itertools.cycle((1 + 2**-22, 1 - 2**-22))
+    """An optimizer's step in miniature: a few units in the last place, always up, so that no weights come twice."""
 
     @torch.no_grad()
     def step() -> None:
-        factor = next(factors)
         for parameter in head.parameters():
-            parameter.mul_(factor)
+            parameter.mul_(1 + 2**-22)
 
     return step
-
-
-def usable(case: Case, device: str) -> list[str]:
-    """Compiled backends that take the case, in the order of ``"auto"``; not those that run by name only."""
-    problem = case.problem(device)
-    return [
-        name
-        for name, backend in dispatch.BACKENDS.items()
-        if not getattr(backend, "only_by_name", False)
-        and backend.unusable() is None
-        and backend.cannot_run(problem) is None
-    ]
 
 
 def subjects(
@@ -168,7 +153,7 @@ def subjects(
         makers[COMPILED] = compile_reference
     if step == "forward":
         makers[PRECOMPUTED] = lambda: Subject(Precomputed(fused(inputs, "reference"), case.shape))
-    for name in reversed(usable(case, device.type)):
+    for name in reversed(case.backends(device)):
         if step == "forward" and name == "cpu":
             makers[name + FROZEN] = lambda: Subject(fused(inputs, "cpu"), ours=True)
         makers[name] = partial(changing, name)
@@ -203,8 +188,12 @@ def forward_macs(name: str, subject: Subject, case: Case, features: Tensor) -> i
         return case.batch * problem.phi_macs + 2 * problem.product_macs
     if name in (BATCH_SHARED, COMPILED):
         return problem.phi_macs + problem.product_macs
-    if name == "cpu":
+    if name in ("cpu", "cpu" + FROZEN):
+        if subject.prepare is not None:
+            subject.prepare()
         with torch.no_grad():
             subject.module(features)
-        return round(native.last_plan().macs * problem.pixels) + problem.product_macs
+        plan = native.last_plan()
+        phi = 0 if plan.kept == "read" else round(plan.macs * problem.pixels)
+        return phi + problem.product_macs
     return None

@@ -6,6 +6,7 @@ calls before each of its rounds times each peer once. Only public interfaces are
 ``extra_info``, and ratios are medians over rounds of times taken within one round.
 """
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-# A call shorter than this is preceded by an untimed one: caches then hold its own data, not the last subject's.
+# A call shorter than this comes after untimed ones, until caches, clocks and threads have forgotten the last subject.
 SHORT_CALL = 0.05
+WARM_SECONDS = 0.005
 FLUSH_BYTES = 256 * 2**20  # above any GPU's L2
 
 
@@ -51,17 +53,20 @@ def race(
     for name, entrant in entrants.items():
         for _ in range(2):  # the second does without compiling, loading and first allocations
             estimates[name] = entrant.run(synchronise)
-    cost = sum(estimate * (2 if estimate < SHORT_CALL else 1) for estimate in estimates.values())
+    cost = sum(e + (max(e, WARM_SECONDS) if e < SHORT_CALL else 0) for e in estimates.values())
     count = min(rounds[1], max(rounds[0], int(budget / cost)))
 
     *peers, ours = entrants
     times: dict[str, list[float]] = {name: [] for name in entrants}
+    shuffle = random.Random(0).shuffle
 
     def warm(name: str) -> None:
-        if estimates[name] < SHORT_CALL:
-            entrants[name].run(synchronise)
+        spent = 0.0
+        while estimates[name] < SHORT_CALL and spent < WARM_SECONDS:
+            spent += entrants[name].run(synchronise)
 
     def peers_turn() -> None:
+        shuffle(peers)  # what a subject leaves behind, in caches and page tables, meets another one each round
         for name in peers:
             warm(name)
             times[name].append(entrants[name].run(synchronise))
@@ -140,14 +145,26 @@ def ratio(times: Sequence[float], ours: Sequence[float]) -> float:
     return statistics.median(t / u for t, u in zip(times, ours, strict=True))
 
 
-def copy_bandwidth(device: str, size: int = 256 * 2**20, rounds: int = 9) -> float:
+def copy_bandwidth(device: str) -> float:
     """Bytes read and written a second by a plain copy: what a kernel that only streams could reach."""
+    size = 2**30 if device == "cuda" else 2**28
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
-    entrant = Entrant(lambda: target.copy_(source))
+    return 2 * size / _median(lambda: target.copy_(source), device)
+
+
+def product_rate(device: str, dtype: torch.dtype) -> float:
+    """Multiply-adds a second of PyTorch's matrix product: what dense arithmetic could reach."""
+    size = 8192 if device == "cuda" else 1536
+    a = torch.randn(size, size, device=device).to(dtype)
+    out = torch.empty_like(a)
+    return size**3 / _median(lambda: torch.mm(a, a, out=out), device)
+
+
+def _median(call: Callable[[], object], device: str, rounds: int = 9) -> float:
+    entrant = Entrant(call)
     synchronise = torch.cuda.synchronize if device == "cuda" else _nothing
-    times = [entrant.run(synchronise) for _ in range(rounds + 2)][2:]
-    return 2 * size / statistics.median(times)
+    return statistics.median([entrant.run(synchronise) for _ in range(rounds + 2)][2:])
 
 
 def _nothing() -> None:

@@ -1,7 +1,10 @@
-"""Races as tables of text."""
+"""Races as tables of text; ``python -m benchmarks.tables RESULTS.json`` prints a short one of a record."""
 
 import io
+import json
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -69,3 +72,21 @@ def _scaled(value: float, units: tuple[tuple[str, float], ...]) -> str:
     unit, scale = next((u for u in units if value >= u[1]), units[-1])
     scaled = value / scale
     return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {unit}"
+
+
+def short_table(races: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line a race: our time, and each peer's over it (more than 1: we are faster)."""
+    lines = []
+    for name, race in races.items():
+        ours = race["subjects"][race["ours"]]
+        ratios = [f"{who} {f['ratio']:.2f}" for who, f in race["subjects"].items() if who != race["ours"]]
+        share = f", {ours['bandwidth_share']:.0%} of a copy" if "bandwidth_share" in ours else ""
+        median = seconds(ours[ours["clock"]]["median"])
+        lines.append(f"{name}: {race['ours']} {median}{share}; {', '.join(ratios)}")
+        lines += [f"    WRONG {who}: {reason.splitlines()[0]}" for who, reason in race.get("wrong", {}).items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        print(short_table(json.loads(Path(argument).read_text())["races"]))

@@ -51,7 +51,7 @@ def test_networks(benchmark, laboratory, batch: int, capacities: tuple[int, ...]
     networks = {name: build(name, device) for name in dict.fromkeys([*wanted, ours])}
     x = image(batch, device)
     check_heads(networks, x[:1])
-    executed = {name: executed_macs(network) for name, network in networks.items()}
+    executed = {name: executed_macs(network, batch) for name, network in networks.items()}
     kept = {name: activation_bytes(network, x) for name, network in networks.items()} if step == "training" else {}
     steps = {name: STEPS[step](network, x) for name, network in networks.items()}
 
@@ -71,7 +71,7 @@ def test_networks(benchmark, laboratory, batch: int, capacities: tuple[int, ...]
         figure |= {
             "saved_bytes": kept.get(name),
             "peak_bytes": peak,
-            "executed_macs": None if executed[name] is None else batch * executed[name],
+            "executed_macs": executed[name],
             "parameters": parameters,
             "ours": "SCP" in name and not name.endswith(PAPER_STYLE),
         }
@@ -86,6 +86,7 @@ def test_networks(benchmark, laboratory, batch: int, capacities: tuple[int, ...]
         "step": step,
         "batch": batch,
         "anchor": ANCHOR,
+        "ours": ours,
         "subjects": figures,
     }
     laboratory.report(benchmark, f"networks {step} b{batch}{'' if OURS in figures else '-512'}", result)

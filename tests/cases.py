@@ -6,7 +6,7 @@ import torch
 from problems import Inputs, away_from_kinks, evaluate, make_inputs
 from torch import Tensor
 
-from scp_kernels import scp_reference
+from scp_kernels import dispatch, scp_reference
 from scp_kernels.problem import Problem
 
 # Float64 activations of Φ at h = 256 take 2 KiB a pixel and layer: strips of this many pixels stay below 200 MiB.
@@ -54,6 +54,17 @@ class Case:
             compute_dtype=torch.promote_types(self.dtype, torch.float32),
             device=torch.device(device),
         )
+
+    def backends(self, device: torch.device | str = "cpu") -> list[str]:
+        """Compiled backends that take the case, in the order of ``"auto"``; none that runs by name only."""
+        problem = self.problem(device)
+        return [
+            name
+            for name, backend in dispatch.BACKENDS.items()
+            if not getattr(backend, "only_by_name", False)
+            and backend.unusable() is None
+            and backend.cannot_run(problem) is None
+        ]
 
 
 WIDTHS = ((64, 8), (128, 16), (256, 32))

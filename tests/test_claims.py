@@ -1,4 +1,4 @@
-"""The claims about whole networks that a machine can check without a clock (3 × 160 × 224, as in the paper's Table 1)."""
+"""The claims about whole networks that need no clock, at 3 × 160 × 224 as in the paper's Table 1."""
 
 import pytest
 import torch

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one run of less than nine minutes: build, check every kernel, time everything.
+#
+#   OUT=DIR bash benchmarks/gpu.sh
+#
+# Writes DIR/<device>.json (default: benchmarks/results) race by race, and DIR/gpu.log. No network: it uses the Python
+# named by PYTHON (default python3) with torch, triton, pytest, pytest-benchmark, hypothesis and rich, and nvcc if there
+# is one. A stage that fails or runs out of time is reported at the end, and the next one starts.
+#
+# DEVICE=cpu BENCH=--short runs the same stages without a GPU, to test this script: --short keeps the fewest cases. LIMIT
+# is the seconds of the whole.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-python3}
+DEVICE=${DEVICE:-cuda}
+BENCH=${BENCH:-}
+LIMIT=${LIMIT:-530}
+OUT=$(realpath -m "${OUT:-benchmarks/results}")
+LOG=$OUT/gpu.log
+SITE=$PWD/build/gpu
+failed=()
+mkdir -p "$OUT"
+: >"$LOG"
+
+# stage NAME SECONDS COMMAND...: runs it within its own time and what is left of the whole; the output goes to the log.
+stage() {
+    local name=$1 limit=$2 left=$((LIMIT - SECONDS)) began=$SECONDS status=0
+    shift 2
+    ((limit > left)) && limit=$left
+    printf '\n===== %s: %s\n' "$name" "$*" >>"$LOG"
+    if ((limit < 5)); then
+        status=124
+    else
+        # An interrupt, not a kill: pytest then still prints what it has.
+        timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$LOG" 2>&1 </dev/null || status=$?
+    fi
+    local took=$((SECONDS - began)) last
+    last=$(tail -n 1 "$LOG" | cut -c1-150)
+    case $status in
+        0) echo "$name: done in $took s: $last" ;;
+        5) echo "$name: nothing selected: $last" ;; # pytest's status where no test is left
+        *)
+            failed+=("$name: status $status after $took of $limit s")
+            echo "$name: FAILED with status $status after $took of $limit s; the log ends with"
+            tail -n 15 "$LOG" | cut -c1-200
+            ;;
+    esac
+}
+
+# This card's architecture alone: seven would take minutes.
+capability=$("$PYTHON" -c 'import torch
+if torch.cuda.is_available(): print("%d%d" % torch.cuda.get_device_capability())')
+[ -n "$capability" ] && export SCP_CUDA_ARCHITECTURES=$capability
+rm -rf "$SITE"
+stage "build" 120 "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --no-index --target "$SITE" .
+# Where the build failed, the checkout still has all that needs no compiler.
+mkdir -p build/types && ln -sfn "$PWD/models" build/types/scp_models
+export PYTHONPATH=$SITE:$PWD:$PWD/build/types:$PWD/tests PYTHONUNBUFFERED=1
+stage "backends" 30 "$PYTHON" -m scp_kernels
+
+check=("$PYTHON" -m pytest -q -ra -p no:cacheprovider --durations=5)
+# shellcheck disable=SC2206
+race=("$PYTHON" -m pytest benchmarks --benchmark-only -q -p no:cacheprovider --device "$DEVICE" --record "$OUT"
+    --benchmark-columns=median --budget 0.3 $BENCH)
+paper="160x224 and (b1- or b14-) and not h512 and not h32"
+
+shopt -s nullglob # no record is no error here: the table is then empty
+stage "kernels" 150 "${check[@]}" tests/test_*_gpu.py
+stage "paper's sizes and claims" 60 "${check[@]}" tests/test_paper_sizes.py tests/test_claims.py
+# The largest head first: what comes last may find no time left.
+stage "operator, h 256" 70 "${race[@]}" -k "test_operator and $paper and not bfloat16 and h256"
+stage "operator, h 64 and 128" 90 "${race[@]}" -k "test_operator and $paper and not bfloat16 and not h256"
+stage "networks" 70 "${race[@]}" --slow -k test_networks
+if [ "$DEVICE" = cuda ]; then
+    stage "operator, bfloat16" 80 "${race[@]}" -k "test_operator and $paper and bfloat16"
+    if command -v compute-sanitizer >/dev/null; then
+        for tool in memcheck racecheck; do
+            stage "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" benchmarks/sanitized.py
+        done
+    fi
+fi
+stage "operator, the rest" 300 "${race[@]}" --slow -k "test_operator and not ($paper)"
+
+echo
+echo "Time of each over ours; more than 1: we are faster."
+for results in "$OUT"/*.json; do
+    "$PYTHON" -m benchmarks.tables "$results"
+done
+echo "$SECONDS s in all"
+if ((${#failed[@]})); then
+    printf 'FAILED: %s\n' "${failed[@]}"
+    exit 1
+fi

@@ -1,0 +1,66 @@
+"""Fails when the operator has become slower beside its peers.
+
+``pytest benchmarks --benchmark-only --short --record DIR`` and then ``python -m benchmarks.guard DIR/<machine>.json``
+compare ratios taken within one run with the floors of ``benchmarks/floors.json``. After a change that makes things
+faster, ``python -m benchmarks.guard --write RESULTS.json`` derives the floors anew from a record of an idle machine.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+FLOORS = Path(__file__).parent / "floors.json"
+# Machines differ and are shared: what is left of a ratio may fall to this part of what was recorded.
+HEADROOM = 3
+
+
+def floors(races: dict[str, Any], names: list[str]) -> dict[str, dict[str, float]]:
+    """The floors that follow from recorded races: ratios over the headroom, two digits."""
+    return {
+        name: {
+            who: float(f"{figure['ratio'] / HEADROOM:.2g}")
+            for who, figure in races[name]["subjects"].items()
+            if not figure["ours"]
+        }
+        for name in names
+    }
+
+
+def fallen(races: dict[str, Any], floors: dict[str, dict[str, float]]) -> list[str]:
+    """A sentence for each ratio under its floor, and for each race that has not been run."""
+    found = []
+    for name, peers in floors.items():
+        if name not in races:
+            found.append(f"{name}: has not been run")
+            continue
+        subjects = races[name]["subjects"]
+        for peer, floor in peers.items():
+            if subjects[peer]["ratio"] < floor:
+                found.append(f"{name}: {peer} takes {subjects[peer]['ratio']:.2f} of our time; the floor is {floor}")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.guard", description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, metavar="RESULTS.json")
+    parser.add_argument("--floors", type=Path, default=FLOORS, metavar="FILE")
+    parser.add_argument("--write", action="store_true", help="derive the floors of these races from RESULTS.json")
+    options = parser.parse_args(arguments)
+    races = json.loads(options.results.read_text())["races"]
+    if options.write:
+        derived = floors(races, [name for name, race in races.items() if race["what"] == "operator"])
+        options.floors.write_text(json.dumps(derived, indent=1) + "\n")
+        return 0
+    expected = json.loads(options.floors.read_text())
+    problems = fallen(races, expected)
+    for problem in problems:
+        print(problem)
+    compared = sum(map(len, expected.values()))
+    print(f"{len(problems)} of {compared} ratios are under their floors" if problems else f"{compared} ratios hold")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

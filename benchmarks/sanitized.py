@@ -1,0 +1,19 @@
+"""Each compiled backend of this GPU, forward and backward at sizes that no tile divides: for compute-sanitizer.
+
+Needs ``tests/`` on ``PYTHONPATH``; ``benchmarks/gpu.sh`` sets it.
+"""
+
+import torch
+from cases import Case
+from problems import evaluate
+
+from scp_kernels import scp
+
+CASES = [Case(40, 5, 2, (37, 51)), Case(40, 5, 2, (37, 51), torch.bfloat16), Case(24, 3, 1, (9, 13, 11))]
+
+if __name__ == "__main__":
+    for case in CASES:
+        for name in case.backends("cuda"):
+            evaluate(scp, case.inputs("cuda"), backend=name)
+            torch.cuda.synchronize()
+            print(name, case, "ran")
