@@ -23,7 +23,8 @@ enum scp_status {
   SCP_OK = 0,
   SCP_BAD_ARGUMENT = 1,  /* the message says which */
   SCP_OUT_OF_MEMORY = 2,
-  SCP_UNSUPPORTED = 3    /* this machine lacks what the call asks for */
+  SCP_UNSUPPORTED = 3,   /* this machine lacks what the call asks for */
+  SCP_DEVICE_ERROR = 4   /* CUDA's own message */
 };
 
 /* Ways to evaluate Phi. */
@@ -94,6 +95,27 @@ SCP_EXPORT int scp_cpu_levels(void);
 /* Both return an scp_status and, unless it is SCP_OK, write a sentence into message[0..message_size). */
 SCP_EXPORT int scp_cpu_forward(const struct scp_call* call, char* message, int64_t message_size);
 SCP_EXPORT int scp_cpu_backward(const struct scp_call* call, char* message, int64_t message_size);
+
+/* A call of the CUDA backend. Tensors and workspace are device memory; `threads`, `level`, `method` and `report` of
+   scp_call are not used. Nothing is allocated, and nothing waits for the device. */
+struct scp_cuda_call {
+  struct scp_call call;
+  int32_t device;
+  void* stream;             /* cudaStream_t */
+  int64_t shared_limit;     /* bytes of shared memory that a block may have on the device */
+  void* workspace;          /* aligned to 16 bytes */
+  int64_t workspace_bytes;  /* at least what scp_cuda_workspace says */
+};
+
+/* CUDA versions (12040 is 12.4) that the driver supports, 0 without a driver, and that the library was built with. */
+SCP_EXPORT int scp_cuda_driver(int32_t* driver, int32_t* built_with);
+
+/* Bytes of workspace that a call needs; SCP_UNSUPPORTED if the device's shared memory is too small for its widths. Reads
+   sizes, dtypes and shared_limit only. */
+SCP_EXPORT int scp_cuda_workspace(const struct scp_cuda_call* call, int32_t backward, int64_t* bytes, char* message,
+                                  int64_t message_size);
+SCP_EXPORT int scp_cuda_forward(const struct scp_cuda_call* call, char* message, int64_t message_size);
+SCP_EXPORT int scp_cuda_backward(const struct scp_cuda_call* call, char* message, int64_t message_size);
 
 #ifdef __cplusplus
 }
