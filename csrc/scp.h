@@ -104,16 +104,23 @@ struct scp_cuda_call {
   void* stream;             /* cudaStream_t */
   int64_t shared_limit;     /* bytes of shared memory that a block may have on the device */
   void* workspace;          /* aligned to 16 bytes */
-  int64_t workspace_bytes;  /* at least what scp_cuda_workspace says */
+  int64_t workspace_bytes;  /* at least what scp_cuda_plan says */
 };
 
 /* CUDA versions (12040 is 12.4) that the driver supports, 0 without a driver, and that the library was built with. */
 SCP_EXPORT int scp_cuda_driver(int32_t* driver, int32_t* built_with);
 
-/* Bytes of workspace that a call needs; SCP_UNSUPPORTED if the device's shared memory is too small for its widths. Reads
-   sizes, dtypes and shared_limit only. */
-SCP_EXPORT int scp_cuda_workspace(const struct scp_cuda_call* call, int32_t backward, int64_t* bytes, char* message,
-                                  int64_t message_size);
+/* What a call needs, and what it comes to: a backward for the gradients that are not null. */
+struct scp_cuda_needs {
+  int64_t workspace_bytes;
+  int64_t shared_apply, shared_parameters; /* bytes of shared memory a block, of the two kinds of kernels that are large */
+  int64_t blocks_apply, blocks_parameters; /* blocks of a launch */
+  int64_t rounds;                          /* launches over the tiles, for gradients of parameters */
+};
+
+/* SCP_UNSUPPORTED if the device's shared memory is too small for the widths. Reads no data and needs no device. */
+SCP_EXPORT int scp_cuda_plan(const struct scp_cuda_call* call, int32_t backward, struct scp_cuda_needs* needs,
+                             char* message, int64_t message_size);
 SCP_EXPORT int scp_cuda_forward(const struct scp_cuda_call* call, char* message, int64_t message_size);
 SCP_EXPORT int scp_cuda_backward(const struct scp_cuda_call* call, char* message, int64_t message_size);
 

@@ -44,8 +44,8 @@ int scp_cuda_driver(int32_t* driver, int32_t* built_with) {
   return SCP_OK;
 }
 
-int scp_cuda_workspace(const scp_cuda_call* call, int32_t backward, int64_t* bytes, char* message, int64_t size) {
-  return scp::common::workspace_of_call(call, backward != 0, bytes, message, size);
+int scp_cuda_plan(const scp_cuda_call* call, int32_t backward, scp_cuda_needs* needs, char* message, int64_t size) {
+  return scp::common::plan_call(call, backward != 0, needs, message, size);
 }
 
 int scp_cuda_forward(const scp_cuda_call* call, char* message, int64_t size) {

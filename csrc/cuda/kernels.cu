@@ -7,8 +7,16 @@ namespace scp {
 namespace SCP_NAMESPACE {
 namespace {
 
+// Blocks that a multiprocessor should hold at least: it limits the registers.
 template <class Program>
-__global__ void __launch_bounds__(kThreads) scp_kernel(const __grid_constant__ Program program) {
+constexpr int kBlocksAtOnce = 2;
+template <int D>
+constexpr int kBlocksAtOnce<Apply<float, D>> = 4;
+template <int D>
+constexpr int kBlocksAtOnce<Parameters<float, D>> = 3;
+
+template <class Program>
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Program>) scp_kernel(const __grid_constant__ Program program) {
   DeviceBlock block;
   program(block);
 }
@@ -78,8 +86,8 @@ int scp_cuda_driver(int32_t* driver, int32_t* built_with) {
   return cudaDriverGetVersion(driver) == cudaSuccess ? SCP_OK : SCP_DEVICE_ERROR;
 }
 
-int scp_cuda_workspace(const scp_cuda_call* call, int32_t backward, int64_t* bytes, char* message, int64_t size) {
-  return scp::common::workspace_of_call(call, backward != 0, bytes, message, size);
+int scp_cuda_plan(const scp_cuda_call* call, int32_t backward, scp_cuda_needs* needs, char* message, int64_t size) {
+  return scp::common::plan_call(call, backward != 0, needs, message, size);
 }
 
 int scp_cuda_forward(const scp_cuda_call* call, char* message, int64_t size) {

@@ -73,7 +73,8 @@ struct Parameters {
   int classes, channels;
   int64_t groups, samples;
   int most_mixed;
-  int64_t first_tile;      // of the present round, over all position maps
+  bool crowded_pass;       // the tiles that the rounds have marked as crowded; else a round, one tile a block
+  int64_t first_tile;      // of the round, over all position maps
   int* crowded;            // [groups * tiles]: 1 where a tile has more mixed units than a record has room for
   int* any_crowded;
   char* records;           // one for each tile of a round
@@ -81,6 +82,9 @@ struct Parameters {
   char* sums;              // one for each block that works on crowded tiles
   int64_t sums_bytes;
   int sums_count;
+
+  template <class Block>
+  SCP_DEVICE void operator()(Block& block) const;
 
   SCP_HD Record<T, D> record(int64_t number) const {
     Carver carver(records + number * record_bytes);
@@ -90,20 +94,6 @@ struct Parameters {
     Carver carver(sums + number * sums_bytes);
     return Sums<T, D>(carver, groups, net.h1, net.h2, net.nc);
   }
-};
-
-// One tile of a round a block.
-template <class T, int D>
-struct DifferentiateTiles : Parameters<T, D> {
-  template <class Block>
-  SCP_DEVICE void operator()(Block& block) const;
-};
-
-// Crowded tiles, cut until a record has room; a few blocks share them, each with sums of its own.
-template <class T, int D>
-struct DifferentiateCrowded : Parameters<T, D> {
-  template <class Block>
-  SCP_DEVICE void operator()(Block& block) const;
 };
 
 template <class T, int D>
@@ -193,7 +183,8 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
   Quad<T> packed{};
   for (int axis = 0; axis < D; ++axis) packed.v[axis] = position[axis] = T(index[axis] - box.centre(axis));
   quad(memory.position + t * 4) = packed;
-  if (t < D) record.centre[t] = box.centre(t);
+  if (t == 0)
+    for (int axis = 0; axis < D; ++axis) record.centre[axis] = box.centre(axis);
   for (int64_t i = t; i < int64_t(A + m1) * h2; i += kThreads) record.z[i] = 0;
   for (int64_t i = t; i < int64_t(h2) * nc; i += kThreads) record.w3[i] = 0;
   for (int i = t; i < h1; i += kThreads) record.slot[i] = kOffSlot;
@@ -380,67 +371,78 @@ SCP_DEVICE double moment(const Record<T, D>& record, int u, int a) {
   return a == 0 ? double(about[0]) : double(about[a]) + record.centre[a - 1] * double(about[0]);
 }
 
-template <class T, int D>
-template <class Block>
-SCP_DEVICE void DifferentiateTiles<T, D>::operator()(Block& block) const {
-  const Parameters<T, D>& p = *this;
-  Carver carver(block.shared());
-  const ParametersMemory<T, D> memory(carver, p.net.h1, p.net.h2, p.most_mixed);
-  const int64_t tile = p.first_tile + block.index();
-  const bool done = differentiate(block, p, tile / p.tiling.tiles, p.tiling.box(tile % p.tiling.tiles), memory,
-                                  p.record(block.index()));
-  if (block.thread() > 0) return;
-  p.crowded[tile] = !done;
-  if (!done) *p.any_crowded = 1;
+// Cuts a box across its longest axis.
+template <int D>
+SCP_DEVICE void halve(const Box<D>& box, Box<D>& first, Box<D>& second) {
+  int longest = 0, extent = box.extent(0);
+  for (int axis = 1; axis < D; ++axis)
+    if (box.extent(axis) > extent) longest = axis, extent = box.extent(axis);
+  first = second = box;
+  SCP_UNROLL
+  for (int axis = 0; axis < D; ++axis)
+    if (axis == longest) first.upper[axis] = second.lower[axis] = box.lower[axis] + extent / 2;
 }
 
-template <class T, int D>
-template <class Block>
-SCP_DEVICE void DifferentiateCrowded<T, D>::operator()(Block& block) const {
-  const Parameters<T, D>& p = *this;
-  constexpr int A = kAffineRows<D>;
-  if (*p.any_crowded == 0) return;
-  Carver carver(block.shared());
-  const ParametersMemory<T, D> memory(carver, p.net.h1, p.net.h2, p.most_mixed);
+template <class T, int D, class Block>
+SCP_DEVICE void clear_sums(Block& block, const Parameters<T, D>& p, const Sums<T, D>& sums) {
   const int t = block.thread(), h1 = p.net.h1, h2 = p.net.h2, nc = p.net.nc;
-  const Record<T, D> record = p.record(block.index());
-  const Sums<T, D> sums = p.sum(block.index());
   for (int64_t i = t; i < int64_t(h1) * h2; i += kThreads) sums.w2t[i] = 0;
   for (int64_t i = t; i < int64_t(h2) * nc; i += kThreads) sums.w3[i] = 0;
   for (int i = t; i < h2; i += kThreads) sums.b2[i] = 0;
   for (int i = t; i < nc; i += kThreads) sums.b3[i] = 0;
-  for (int64_t i = t; i < p.groups * h1 * A; i += kThreads) sums.moments[i] = 0;
-  for (int64_t tile = block.index(); tile < p.groups * p.tiling.tiles; tile += p.sums_count) {
-    if (p.crowded[tile] == 0) continue;
+  for (int64_t i = t; i < p.groups * h1 * kAffineRows<D>; i += kThreads) sums.moments[i] = 0;
+}
+
+template <class T, int D, class Block>
+SCP_DEVICE void add_to_sums(Block& block, const Parameters<T, D>& p, const Record<T, D>& record, int64_t group,
+                            const Sums<T, D>& sums) {
+  constexpr int A = kAffineRows<D>;
+  const int t = block.thread(), h1 = p.net.h1, h2 = p.net.h2, nc = p.net.nc;
+  for (int64_t i = t; i < int64_t(h1) * h2; i += kThreads) {
+    T sum[1] = {sums.w2t[i]};
+    add_w2<T, D, 1>(record, h2, int(i / h2), int(i % h2), sum);
+    sums.w2t[i] = sum[0];
+  }
+  for (int64_t i = t; i < int64_t(h2) * nc; i += kThreads) sums.w3[i] += record.w3[i];
+  for (int i = t; i < h2; i += kThreads) sums.b2[i] += record.z[i];
+  for (int i = t; i < nc; i += kThreads) sums.b3[i] += record.b3[i];
+  for (int i = t; i < h1 * A; i += kThreads) sums.moments[group * h1 * A + i] += moment<T, D>(record, i / A, i % A);
+}
+
+// A round: a block has one tile, and marks it if it is crowded. After the rounds, a few blocks share the crowded tiles:
+// each cuts them into boxes that are not, down to single pixels, and has sums of its own.
+template <class T, int D>
+template <class Block>
+SCP_DEVICE void Parameters<T, D>::operator()(Block& block) const {
+  const Parameters& p = *this;
+  const int t = block.thread();
+  if (p.crowded_pass && *p.any_crowded == 0) return;
+  Carver carver(block.shared());
+  const ParametersMemory<T, D> memory(carver, p.net.h1, p.net.h2, p.most_mixed);
+  const Record<T, D> record = p.record(block.index());
+  const Sums<T, D> sums = p.sum(p.crowded_pass ? block.index() : 0);
+  if (p.crowded_pass) clear_sums(block, p, sums);
+  const int64_t first = p.crowded_pass ? block.index() : p.first_tile + block.index();
+  const int64_t end = p.crowded_pass ? p.groups * p.tiling.tiles : first + 1;
+  for (int64_t tile = first; tile < end; tile += p.sums_count) {
+    if (p.crowded_pass && p.crowded[tile] == 0) continue;
     const int64_t group = tile / p.tiling.tiles;
-    int waiting = 1;
     block.sync();
     if (t == 0) memory.boxes[0] = p.tiling.box(tile % p.tiling.tiles);
-    while (waiting > 0) {
+    for (int waiting = 1; waiting > 0;) {
       block.sync();
       const Box<D> box = memory.boxes[--waiting];
-      if (!differentiate(block, p, group, box, memory, record)) {
-        int longest = 0;
-        for (int axis = 1; axis < D; ++axis)
-          if (box.extent(axis) > box.extent(longest)) longest = axis;
-        Box<D> first = box, second = box;
-        for (int axis = 0; axis < D; ++axis)
-          if (axis == longest) first.upper[axis] = second.lower[axis] = box.lower[axis] + box.extent(axis) / 2;
-        block.sync();
-        if (t == 0) memory.boxes[waiting] = second, memory.boxes[waiting + 1] = first;
-        waiting += 2;
-        continue;
-      }
+      const bool done = differentiate(block, p, group, box, memory, record);
       block.sync();
-      for (int64_t i = t; i < int64_t(h1) * h2; i += kThreads) {
-        T sum[1] = {sums.w2t[i]};
-        add_w2<T, D, 1>(record, h2, int(i / h2), int(i % h2), sum);
-        sums.w2t[i] = sum[0];
+      if (!p.crowded_pass) {
+        if (t == 0) p.crowded[tile] = !done;
+        if (t == 0 && !done) *p.any_crowded = 1;
+      } else if (done) {
+        add_to_sums(block, p, record, group, sums);
+      } else {
+        if (t == 0) halve(box, memory.boxes[waiting + 1], memory.boxes[waiting]);
+        waiting += 2;
       }
-      for (int64_t i = t; i < int64_t(h2) * nc; i += kThreads) sums.w3[i] += record.w3[i];
-      for (int i = t; i < h2; i += kThreads) sums.b2[i] += record.z[i];
-      for (int i = t; i < nc; i += kThreads) sums.b3[i] += record.b3[i];
-      for (int i = t; i < h1 * A; i += kThreads) sums.moments[group * h1 * A + i] += moment<T, D>(record, i / A, i % A);
     }
   }
 }

@@ -55,11 +55,16 @@ class Run {
       });
       size_records();
     }
+    a.tiling = tiling_;
     if (a.blocks(call_.groups) > kMostBlocks) throw Failure{SCP_UNSUPPORTED, "more tiles than a grid has blocks"};
     carve(nullptr);
   }
 
-  int64_t workspace_bytes() const { return workspace_bytes_; }
+  scp_cuda_needs needs() const {
+    const int64_t all = call_.groups * tiling_.tiles;
+    return {workspace_bytes_, apply_shared_, parameters_shared_, apply_.blocks(call_.groups), round_,
+            round_ == 0 ? 0 : (all + round_ - 1) / round_};
+  }
 
   template <class Launcher>
   void operator()(Launcher& launcher) {
@@ -150,7 +155,7 @@ class Run {
   template <class Launcher>
   void run_apply(Launcher& launcher) {
     Apply<T, D>& a = apply_;
-    a.net = net_, a.tiling = tiling_, a.samples = samples();
+    a.net = net_, a.samples = samples();
     a.in = view(backward_ ? call_.logits : call_.features, call_.dtype, call_.spatial_dims);
     a.out = view(backward_ ? call_.grad_features : call_.logits, call_.dtype, call_.spatial_dims);
     a.bias = backward_ ? nullptr : static_cast<const T*>(call_.bias);
@@ -171,10 +176,11 @@ class Run {
     const int64_t all = call_.groups * tiling_.tiles;
     for (p.first_tile = 0; p.first_tile < all; p.first_tile += round_) {
       const int64_t tiles = all - p.first_tile < round_ ? all - p.first_tile : round_;
-      launcher.launch(DifferentiateTiles<T, D>{p}, tiles, parameters_shared_);
+      launcher.launch(p, tiles, parameters_shared_);
       run_collect(launcher, p, tiles);
     }
-    launcher.launch(DifferentiateCrowded<T, D>{p}, sums_count_, parameters_shared_);
+    p.crowded_pass = true;
+    launcher.launch(p, sums_count_, parameters_shared_);
     run_collect(launcher, p, 0);
   }
 
@@ -239,16 +245,16 @@ template <class Launcher>
 int run_call(const scp_cuda_call* call, bool backward, Launcher& launcher, char* message, int64_t size) {
   return guarded(call, backward, true, message, size, [&] {
     with_run(*call, backward, [&](auto& run) {
-      if (call->workspace == nullptr || call->workspace_bytes < run.workspace_bytes())
-        throw Failure{SCP_BAD_ARGUMENT, "workspace: smaller than scp_cuda_workspace says"};
+      if (call->workspace == nullptr || call->workspace_bytes < run.needs().workspace_bytes)
+        throw Failure{SCP_BAD_ARGUMENT, "workspace: smaller than scp_cuda_plan says"};
       run(launcher);
     });
   });
 }
 
-inline int workspace_of_call(const scp_cuda_call* call, bool backward, int64_t* bytes, char* message, int64_t size) {
+inline int plan_call(const scp_cuda_call* call, bool backward, scp_cuda_needs* needs, char* message, int64_t size) {
   return guarded(call, backward, false, message, size, [&] {
-    with_run(*call, backward, [&](auto& run) { *bytes = run.workspace_bytes(); });
+    with_run(*call, backward, [&](auto& run) { *needs = run.needs(); });
   });
 }
 

@@ -30,12 +30,44 @@ class CudaCall(ctypes.Structure):
     )
 
 
+class Needs(ctypes.Structure):
+    """``struct scp_cuda_needs`` of csrc/scp.h, field by field."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in (
+            "workspace_bytes", "shared_apply", "shared_parameters", "blocks_apply", "blocks_parameters", "rounds",
+        )
+    )  # fmt: skip
+
+
+def plan(loaded: ctypes.CDLL, call: CudaCall, backward: bool) -> Needs:
+    """What a call needs. Reads no data and needs no device.
+
+    Raises:
+        RuntimeError: the device's shared memory (``call.shared_limit``) is too small for the widths.
+    """
+    needs, message = Needs(), abi.Message()
+    status = loaded.scp_cuda_plan(
+        ctypes.byref(call), backward, ctypes.byref(needs), message.buffer, len(message.buffer)
+    )
+    message.check(status, "CUDA")
+    return needs
+
+
+def sizes(problem: Problem, shared_limit: int) -> CudaCall:
+    """A call without data that asks for every gradient."""
+    call = CudaCall(call=abi.sizes(problem), shared_limit=shared_limit)
+    call.call.grad_coefficients = 1  # only its presence matters
+    return call
+
+
 def declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
     """Tells ctypes the types of the library's functions."""
     message = (ctypes.c_char_p, ctypes.c_int64)
-    int32, int64, call = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(CudaCall)
+    int32, call = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(CudaCall)
     loaded.scp_cuda_driver.argtypes = (int32, int32)
-    loaded.scp_cuda_workspace.argtypes = (call, ctypes.c_int32, int64, *message)
+    loaded.scp_cuda_plan.argtypes = (call, ctypes.c_int32, ctypes.POINTER(Needs), *message)
     loaded.scp_cuda_forward.argtypes = loaded.scp_cuda_backward.argtypes = (call, *message)
     return loaded
 
@@ -70,14 +102,12 @@ class CudaBackend:
             return f"{problem.device} has compute capability {capability[0]}.{capability[1]}; 7.5 is the least"
         if (reason := abi.cannot_describe(problem)) is not None:
             return reason
-        # Backward is asked for too: a forward that cannot be differentiated would be a trap.
-        for backward in (False, True):
-            call = self.sizes(problem)
-            if backward:
-                call.call.grad_coefficients = 1  # only its presence matters
-            status, _, message = self._workspace_bytes(call, backward)
-            if status:
-                return message.text
+        try:
+            # Of the backward too: a forward that cannot be differentiated would be a trap.
+            for backward in (False, True):
+                plan(self.library(), sizes(problem, self.shared_limit(problem.device)), backward)
+        except RuntimeError as error:
+            return str(error)
         return None
 
     def forward(
@@ -137,16 +167,6 @@ class CudaBackend:
         """Makes the tensors' device current."""
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
-    def sizes(self, problem: Problem) -> CudaCall:
-        return CudaCall(call=abi.sizes(problem), shared_limit=self.shared_limit(problem.device))
-
-    def _workspace_bytes(self, call: CudaCall, backward: bool) -> tuple[int, int, abi.Message]:
-        found, message = ctypes.c_int64(), abi.Message()
-        status = self.library().scp_cuda_workspace(
-            ctypes.byref(call), backward, ctypes.byref(found), message.buffer, len(message.buffer)
-        )
-        return status, found.value, message
-
     def _run(self, described: abi.Call, problem: Problem, backward: bool) -> None:
         device = problem.device
         with self.on(device):
@@ -156,12 +176,12 @@ class CudaBackend:
                 stream=self.stream(device),
                 shared_limit=self.shared_limit(device),
             )
-            status, size, message = self._workspace_bytes(call, backward)
-            message.check(status, "CUDA")
+            size = plan(self.library(), call, backward).workspace_bytes
             # The caching allocator keeps it from being reused before the stream is done with it.
             workspace = torch.empty(size, dtype=torch.uint8, device=device)
             call.workspace, call.workspace_bytes = workspace.data_ptr(), size
             function = self.library().scp_cuda_backward if backward else self.library().scp_cuda_forward
+            message = abi.Message()
             message.check(function(ctypes.byref(call), message.buffer, len(message.buffer)), "CUDA")
 
 
