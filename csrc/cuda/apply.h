@@ -158,6 +158,7 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
       const int inner_count = a.inner - inner_first < a.inner_part ? a.inner - inner_first : a.inner_part;
       const int width = inner_count * outer_count;
       block.sync();
+      SCP_NO_UNROLL
       for (int j = t; j < kWeights; j += kThreads)
         memory.fold.offset[j] = j < width ? (inner_first + j % inner_count) * a.inner_stride +
                                                 (outer_first + j / inner_count) * a.outer_stride

@@ -14,10 +14,14 @@
 #if defined(__CUDACC__)
 #define SCP_DEVICE __device__ __forceinline__
 #define SCP_UNROLL _Pragma("unroll")
+#define SCP_NO_UNROLL _Pragma("unroll 1")
+#define SCP_UNROLL_BY_4 _Pragma("unroll 4")
 #define SCP_UNROLL_BY_8 _Pragma("unroll 8")
 #else
 #define SCP_DEVICE inline
 #define SCP_UNROLL
+#define SCP_NO_UNROLL
+#define SCP_UNROLL_BY_4
 #define SCP_UNROLL_BY_8
 #endif
 
@@ -70,15 +74,15 @@ SCP_DEVICE const Quad<T>& quad(const T* at) {
   return *reinterpret_cast<const Quad<T>*>(at);
 }
 
-// Deals out a region of memory, aligned to 16 bytes. From a null region it only counts: the host sizes with it what the
-// device then takes.
+// Deals out a region of memory, aligned to 16 bytes. The host sizes with it, from a region that nobody reads or writes,
+// what the device then takes. (No test for null here: it would hide from nvcc that the memory is shared memory.)
 class Carver {
  public:
   SCP_HD explicit Carver(char* memory) : memory_(memory) {}
 
   template <class T>
   SCP_HD T* take(int64_t count) {
-    T* const found = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + used_);
+    T* const found = reinterpret_cast<T*>(memory_ + used_);
     used_ += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
     return found;
   }

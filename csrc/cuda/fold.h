@@ -30,14 +30,14 @@ struct FoldMemory {
   static constexpr int kOutputStride = K + 4;
 
   int most_mixed;
+  T* outputs;       // [kPanel, kOutputStride]: a panel of W3
+  int* offset;      // [K]: which output of Phi, -1 for none
+  int* counts;      // [2, kListers]
   T* line;          // [h1, 4]: value about the centre and slopes of the listed units of layer 1
   T* chord;         // [most_mixed, 2]: scale and slack of the mixed ones
   T* x;             // [A, h2]: affine rows of z
   T* rows;          // [A + most_mixed, kPanelStride]: a panel of x and W2
-  T* outputs;       // [kPanel, kOutputStride]: a panel of W3
   T* cf;            // [A + most_mixed, K]: the folded outputs
-  int* offset;      // [K]: which output of Phi, -1 for none
-  int* counts;      // [2, kListers]
   uint16_t* unit1;  // [h1]: units that are on, then mixed ones
   uint16_t* unit2;  // [h2]
   uint8_t* class1;  // [h1]
@@ -45,14 +45,14 @@ struct FoldMemory {
 
   SCP_HD FoldMemory(Carver& from, int h1, int h2, int most) : most_mixed(most) {
     constexpr int A = kAffineRows<D>;
+    outputs = from.take<T>(kPanel * kOutputStride);
+    offset = from.take<int>(K);
+    counts = from.take<int>(2 * kListers);
     line = from.take<T>(int64_t(h1) * 4);
     chord = from.take<T>(int64_t(most) * 2);
     x = from.take<T>(int64_t(A) * h2);
     rows = from.take<T>(int64_t(A + most) * kPanelStride);
-    outputs = from.take<T>(kPanel * kOutputStride);
     cf = from.take<T>(int64_t(A + most) * K);
-    offset = from.take<int>(K);
-    counts = from.take<int>(2 * kListers);
     unit1 = from.take<uint16_t>(h1);
     unit2 = from.take<uint16_t>(h2);
     class1 = from.take<uint8_t>(h1);
@@ -127,6 +127,7 @@ SCP_DEVICE Folded fold(Block& block, const Network<T>& net, const double* coeffi
     return sum * T(kBoundWidening);
   };
 
+  SCP_NO_UNROLL
   for (int u = t; u < h1; u += kThreads) {
     const Affine<T, D> line = line_about<T, D>(coefficients, dims, u, centre);
     const T radius = radius_of(line);
@@ -136,6 +137,7 @@ SCP_DEVICE Folded fold(Block& block, const Network<T>& net, const double* coeffi
   Folded found;
   list_units(block, memory.class1, h1, memory.unit1, memory.counts, found.on1, found.mixed1);
   found.bounded = !dense && found.mixed1 <= memory.most_mixed;
+  SCP_NO_UNROLL
   for (int q = t; q < found.on1 + found.mixed1; q += kThreads) {
     const Affine<T, D> line = line_about<T, D>(coefficients, dims, memory.unit1[q], centre);
     Quad<T> packed{};
@@ -151,6 +153,7 @@ SCP_DEVICE Folded fold(Block& block, const Network<T>& net, const double* coeffi
   }
   block.sync();
 
+  SCP_NO_UNROLL
   for (int k = t; k < h2; k += kThreads) {
     T z[A] = {net.b2[k]};
     SCP_UNROLL_BY_8
@@ -191,6 +194,7 @@ SCP_DEVICE void load_panel(Block& block, const Network<T>& net, const Folded& fo
                            const FoldMemory<T, D, K>& memory, int first, int count, int row, int rows) {
   constexpr int A = kAffineRows<D>;
   block.sync();
+  SCP_NO_UNROLL
   for (int i = block.thread(); i < (A + rows) * kPanel; i += kThreads) {
     const int r = i / kPanel, q = i % kPanel;
     T value = 0;
@@ -201,6 +205,7 @@ SCP_DEVICE void load_panel(Block& block, const Network<T>& net, const Folded& fo
     }
     memory.rows[r * kPanelStride + q] = value;
   }
+  SCP_NO_UNROLL
   for (int i = block.thread(); i < kPanel * K; i += kThreads) {
     const int q = i / K, j = i % K, n = memory.offset[j];
     memory.outputs[q * memory.kOutputStride + j] =
@@ -217,6 +222,7 @@ SCP_DEVICE void fold_outputs(Block& block, const Network<T>& net, const Folded& 
   constexpr int kQuads = K / 4;
   const int rows = folded.bounded ? A + folded.mixed1 : A;
   block.sync();
+  SCP_NO_UNROLL
   for (int i = block.thread(); i < rows * K; i += kThreads) {
     const int n = memory.offset[i % K];
     memory.cf[i] = i < K && n >= 0 ? net.b3[n] + net.residual[n] : T(0);
@@ -224,6 +230,7 @@ SCP_DEVICE void fold_outputs(Block& block, const Network<T>& net, const Folded& 
   for (int first = 0; first < folded.on2; first += kPanel) {
     const int count = folded.on2 - first < kPanel ? folded.on2 - first : kPanel;
     load_panel<T, D, K>(block, net, folded, memory, first, count, 0, rows - A);
+    SCP_NO_UNROLL
     for (int task = block.thread(); task < rows * kQuads; task += kThreads) {
       const int r = task / kQuads, j = task % kQuads * 4;
       Quad<T> sum = quad(memory.cf + r * K + j);

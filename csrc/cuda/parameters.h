@@ -16,6 +16,7 @@ namespace SCP_NAMESPACE {
 // Outputs of Phi whose gradients a thread holds at a time.
 constexpr int kGradients = 16;
 constexpr int kGradientStride = kGradients + 4;
+constexpr int kGathered = 8;
 constexpr int kPairs = kGradients / 2;
 // Distance of the columns of layer 2 in shared memory, a number of pixels each.
 constexpr int kColumnStride = kThreads + 1;
@@ -98,24 +99,25 @@ struct Parameters {
 
 template <class T, int D>
 struct ParametersMemory {
-  FoldMemory<T, D, kGradients> fold;
   T* position;       // [kThreads, 4]: index - centre of each pixel
   T* weights;        // [kThreads, kGradientStride]: gW
-  T* outputs;        // [A + most_mixed, kGradients]: g_cf
-  T* partial;        // [most_mixed, kColumns, A]: parts of the moments of mixed units
   T* hidden;         // [kColumns, kColumnStride]: relu(z) of some mixed columns ...
   T* grad_hidden;    // ... and gz
   Box<D>* boxes;     // [kMostCuts] that wait, where a tile is cut
+  FoldMemory<T, D, kGradients> fold;
+  T* outputs;        // [A + most_mixed, kGradients]: g_cf
+  T* partial;        // [most_mixed, kColumns, A]: parts of the moments of mixed units
 
-  SCP_HD ParametersMemory(Carver& from, int h1, int h2, int most) : fold(from, h1, h2, most) {
-    position = from.take<T>(kThreads * 4);
-    weights = from.take<T>(kThreads * kGradientStride);
-    outputs = from.take<T>(int64_t(kAffineRows<D> + most) * kGradients);
-    partial = from.take<T>(int64_t(most) * kColumns * kAffineRows<D>);
-    hidden = from.take<T>(kColumns * kColumnStride);
-    grad_hidden = from.take<T>(kColumns * kColumnStride);
-    boxes = from.take<Box<D>>(kMostCuts);
-  }
+  // What has a fixed size comes first: its address is a constant, and takes no register.
+  SCP_HD ParametersMemory(Carver& from, int h1, int h2, int most)
+      : position(from.take<T>(kThreads * 4)),
+        weights(from.take<T>(kThreads * kGradientStride)),
+        hidden(from.take<T>(kColumns * kColumnStride)),
+        grad_hidden(from.take<T>(kColumns * kColumnStride)),
+        boxes(from.take<Box<D>>(kMostCuts)),
+        fold(from, h1, h2, most),
+        outputs(from.take<T>(int64_t(kAffineRows<D> + most) * kGradients)),
+        partial(from.take<T>(int64_t(most) * kColumns * kAffineRows<D>)) {}
 };
 
 // gW[n, c] = sum_b gY[b, n] X[b, c] of outputs first .. first + count - 1 at a pixel.
@@ -124,14 +126,22 @@ SCP_DEVICE void gather(const Parameters<T, D>& p, const int (&index)[D], int64_t
                        int count, T (&found)[kGradients]) {
   for (int64_t b = b_first; b < b_end; ++b) {
     const S* const x = p.features.template at<S>(b, index);
-    const S* const g = p.grad_logits.template at<S>(b, index);
-    int n = first / p.channels, c = first % p.channels;
-    T grad = load_as<T>(g + n * p.grad_logits.channel);
+    const S* g = p.grad_logits.template at<S>(b, index) + first / p.channels * p.grad_logits.channel;
+    int c = first % p.channels;
+    const S* next = x + c * p.features.channel;
+    T grad = load_as<T>(g);
     SCP_UNROLL
-    for (int j = 0; j < kGradients; ++j) {
-      if (j < count) {
-        found[j] = multiply_add(grad, load_as<T>(x + c * p.features.channel), found[j]);
-        if (++c == p.channels && j + 1 < count) c = 0, grad = load_as<T>(g + ++n * p.grad_logits.channel);
+    for (int group = 0; group < kGradients; group += kGathered) {
+      if (group < count) {
+        SCP_UNROLL
+        for (int j = group; j < group + kGathered; ++j) {
+          if (j < count) found[j] = multiply_add(grad, load_as<T>(next), found[j]);
+          next += p.features.channel;
+          if (++c == p.channels) {
+            c = 0, next = x;
+            if (j + 1 < count) g += p.grad_logits.channel, grad = load_as<T>(g);
+          }
+        }
       }
     }
   }
@@ -141,7 +151,7 @@ SCP_DEVICE void gather(const Parameters<T, D>& p, const int (&index)[D], int64_t
 template <class T, int D, int N>
 SCP_DEVICE void sum_against_position(const T (&line)[4], const T* positions, const T* values, int stride,
                                      T (&sum)[kAffineRows<D>][N]) {
-  SCP_UNROLL_BY_8
+  SCP_UNROLL_BY_4
   for (int p = 0; p < kThreads; ++p) {
     const Quad<T> packed = quad(positions + p * 4);
     T position[D];
@@ -185,12 +195,18 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
   quad(memory.position + t * 4) = packed;
   if (t == 0)
     for (int axis = 0; axis < D; ++axis) record.centre[axis] = box.centre(axis);
+  SCP_NO_UNROLL
   for (int64_t i = t; i < int64_t(A + m1) * h2; i += kThreads) record.z[i] = 0;
+  SCP_NO_UNROLL
   for (int64_t i = t; i < int64_t(h2) * nc; i += kThreads) record.w3[i] = 0;
+  SCP_NO_UNROLL
   for (int i = t; i < h1; i += kThreads) record.slot[i] = kOffSlot;
+  SCP_NO_UNROLL
   for (int i = t; i < h1 * A; i += kThreads) record.moments[i] = 0;
+  SCP_NO_UNROLL
   for (int i = t; i < m1 * kColumns * A; i += kThreads) memory.partial[i] = 0;
   block.sync();
+  SCP_NO_UNROLL
   for (int q = t; q < folded.on1 + m1; q += kThreads) {
     const int u = fold_memory.unit1[q];
     record.slot[u] = q < folded.on1 ? kOnSlot : q - folded.on1;
@@ -208,10 +224,12 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
     }
     block.sync();
     for (int j = 0; j < kGradients; ++j) memory.weights[t * kGradientStride + j] = grad[j];
+    SCP_NO_UNROLL
     for (int j = t; j < kGradients; j += kThreads) fold_memory.offset[j] = j < width ? first + j : -1;
     fold_outputs<T, D, kGradients>(block, net, folded, fold_memory);
 
     // g_cf, and the outputs' part of the moments.
+    SCP_NO_UNROLL
     for (int task = t; task < (1 + m1) * kPairs; task += kThreads) {
       const int part = task / kPairs, pair = task % kPairs, j = pair * 2;
       const Quad<T> line = line_of_part(folded, fold_memory, part);
@@ -233,12 +251,14 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
       }
     }
     block.sync();
+    SCP_NO_UNROLL
     for (int j = t; j < width; j += kThreads) record.b3[first + j] = memory.outputs[j];
 
     // Units of layer 2 that are on.
     for (int start = 0; start < folded.on2; start += kPanel) {
       const int count = folded.on2 - start < kPanel ? folded.on2 - start : kPanel;
       load_panel<T, D, kGradients>(block, net, folded, fold_memory, start, count, 0, m1);
+      SCP_NO_UNROLL
       for (int task = t; task < kPanel * (kGradients / 4); task += kThreads) {
         const int q = task % kPanel, j = task / kPanel * 4;
         if (q >= count) continue;
@@ -253,6 +273,7 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
         for (int i = 0; i < 4; ++i)
           if (j + i < width) to[i] = sum.v[i];
       }
+      SCP_NO_UNROLL
       for (int task = t; task < (A + m1) * kPanel; task += kThreads) {
         const int r = task / kPanel, q = task % kPanel;
         if (q >= count) continue;
@@ -285,6 +306,7 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
           memory.grad_hidden[i * kColumnStride + t] = z[i] > 0 ? g : T(0);
         }
         block.sync();
+        SCP_NO_UNROLL
         for (int task = t; task < kColumns * kGradients; task += kThreads) {
           const int i = task / kGradients, j = task % kGradients;
           if (q + i >= count || j >= width) continue;
@@ -294,6 +316,7 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
             sum = multiply_add(memory.hidden[i * kColumnStride + pixel], memory.weights[pixel * kGradientStride + j], sum);
           record.w3[int64_t(fold_memory.unit2[folded.on2 + start + q + i]) * nc + first + j] = sum;
         }
+        SCP_NO_UNROLL
         for (int task = t; task < (1 + m1) * kColumns; task += kThreads) {
           const int part = task / kColumns, i = task % kColumns;
           if (q + i >= count) continue;
@@ -322,7 +345,9 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
 
   // Moments: mixed units by what was gathered, those that are on by the affine rows' gradients, which take x's place.
   block.sync();
+  SCP_NO_UNROLL
   for (int i = t; i < A * h2; i += kThreads) fold_memory.x[i] = record.z[i];
+  SCP_NO_UNROLL
   for (int q = t; q < m1; q += kThreads) {
     T* const to = record.moments + fold_memory.unit1[folded.on1 + q] * A;
     for (int a = 0; a < A; ++a) {
@@ -332,6 +357,7 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
     }
   }
   block.sync();
+  SCP_NO_UNROLL
   for (int q = t; q < folded.on1; q += kThreads) {
     const int u = fold_memory.unit1[q];
     T sum[A] = {};
@@ -386,10 +412,15 @@ SCP_DEVICE void halve(const Box<D>& box, Box<D>& first, Box<D>& second) {
 template <class T, int D, class Block>
 SCP_DEVICE void clear_sums(Block& block, const Parameters<T, D>& p, const Sums<T, D>& sums) {
   const int t = block.thread(), h1 = p.net.h1, h2 = p.net.h2, nc = p.net.nc;
+  SCP_NO_UNROLL
   for (int64_t i = t; i < int64_t(h1) * h2; i += kThreads) sums.w2t[i] = 0;
+  SCP_NO_UNROLL
   for (int64_t i = t; i < int64_t(h2) * nc; i += kThreads) sums.w3[i] = 0;
+  SCP_NO_UNROLL
   for (int i = t; i < h2; i += kThreads) sums.b2[i] = 0;
+  SCP_NO_UNROLL
   for (int i = t; i < nc; i += kThreads) sums.b3[i] = 0;
+  SCP_NO_UNROLL
   for (int64_t i = t; i < p.groups * h1 * kAffineRows<D>; i += kThreads) sums.moments[i] = 0;
 }
 
@@ -398,14 +429,19 @@ SCP_DEVICE void add_to_sums(Block& block, const Parameters<T, D>& p, const Recor
                             const Sums<T, D>& sums) {
   constexpr int A = kAffineRows<D>;
   const int t = block.thread(), h1 = p.net.h1, h2 = p.net.h2, nc = p.net.nc;
+  SCP_NO_UNROLL
   for (int64_t i = t; i < int64_t(h1) * h2; i += kThreads) {
     T sum[1] = {sums.w2t[i]};
     add_w2<T, D, 1>(record, h2, int(i / h2), int(i % h2), sum);
     sums.w2t[i] = sum[0];
   }
+  SCP_NO_UNROLL
   for (int64_t i = t; i < int64_t(h2) * nc; i += kThreads) sums.w3[i] += record.w3[i];
+  SCP_NO_UNROLL
   for (int i = t; i < h2; i += kThreads) sums.b2[i] += record.z[i];
+  SCP_NO_UNROLL
   for (int i = t; i < nc; i += kThreads) sums.b3[i] += record.b3[i];
+  SCP_NO_UNROLL
   for (int i = t; i < h1 * A; i += kThreads) sums.moments[group * h1 * A + i] += moment<T, D>(record, i / A, i % A);
 }
 

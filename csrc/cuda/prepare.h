@@ -45,6 +45,7 @@ SCP_DEVICE bool transpose_square(Block& block, const T* in, T* out, int rows, in
   const int row = int(square / Prepare<T>::squares(columns)) * kSquare;
   const int column = int(square % Prepare<T>::squares(columns)) * kSquare;
   bool all_finite = true;
+  SCP_NO_UNROLL
   for (int i = block.thread(); i < kSquare * kSquare; i += kThreads) {
     const int r = i / kSquare, c = i % kSquare;
     if (row + r >= rows || column + c >= columns) continue;
@@ -53,6 +54,7 @@ SCP_DEVICE bool transpose_square(Block& block, const T* in, T* out, int rows, in
     held[r * (kSquare + 1) + c] = value;
   }
   block.sync();
+  SCP_NO_UNROLL
   for (int i = block.thread(); i < kSquare * kSquare; i += kThreads) {
     const int r = i % kSquare, c = i / kSquare;
     if (row + r < rows && column + c < columns)
@@ -73,9 +75,12 @@ SCP_DEVICE void Prepare<T>::operator()(Block& block) const {
     all_finite = transpose_square(block, p.w3, p.w3t, p.net.nc, p.net.h2, block.index() - of_w2);
   } else {
     const int64_t first = (block.index() - of_w2 - of_w3) * kThreads + block.thread(), step = kLookers * kThreads;
+    SCP_NO_UNROLL
     for (int64_t i = first; i < p.net.h2; i += step) all_finite = all_finite && finite(p.net.b2[i]);
+    SCP_NO_UNROLL
     for (int64_t i = first; i < p.net.nc; i += step)
       all_finite = all_finite && finite(p.net.b3[i]) && finite(p.net.residual[i]);
+    SCP_NO_UNROLL
     for (int64_t i = first; i < p.coefficients; i += step) all_finite = all_finite && finite(p.net.coefficients[i]);
   }
   if (!all_finite) *p.not_finite = 1;
