@@ -16,12 +16,14 @@ namespace SCP_NAMESPACE {
 // Outputs of Phi whose gradients a thread holds at a time.
 constexpr int kGradients = 16;
 constexpr int kGradientStride = kGradients + 4;
+// Channels that are loaded at a time.
 constexpr int kGathered = 8;
 constexpr int kPairs = kGradients / 2;
 // Distance of the columns of layer 2 in shared memory, a number of pixels each.
 constexpr int kColumnStride = kThreads + 1;
 static_assert(kPairs == kColumns, "partial moments have one place for each pair of outputs, or column");
-constexpr int kMostCuts = 24;
+// Boxes that wait while a tile is cut: a tile can be halved seven times.
+constexpr int kMostCuts = 8;
 
 // What a unit of layer 1 is on a box: `slot` of a Record.
 constexpr int kOffSlot = -1, kOnSlot = -2;
@@ -97,24 +99,30 @@ struct Parameters {
   }
 };
 
+// Where a block is in its tiles: in shared memory, because it takes registers all the while that a box is worked on.
+template <int D>
+struct Walk {
+  int64_t tile;
+  int waiting;             // boxes of the tile that are still to be visited ...
+  Box<D> boxes[kMostCuts]; // ... the last one first
+};
+
 template <class T, int D>
 struct ParametersMemory {
-  T* position;       // [kThreads, 4]: index - centre of each pixel
-  T* weights;        // [kThreads, kGradientStride]: gW
+  T* pixels;         // [kThreads, kGradientStride]: a pixel's gW, then its index - centre on each axis
   T* hidden;         // [kColumns, kColumnStride]: relu(z) of some mixed columns ...
   T* grad_hidden;    // ... and gz
-  Box<D>* boxes;     // [kMostCuts] that wait, where a tile is cut
+  Walk<D>* walk;
   FoldMemory<T, D, kGradients> fold;
   T* outputs;        // [A + most_mixed, kGradients]: g_cf
   T* partial;        // [most_mixed, kColumns, A]: parts of the moments of mixed units
 
   // What has a fixed size comes first: its address is a constant, and takes no register.
   SCP_HD ParametersMemory(Carver& from, int h1, int h2, int most)
-      : position(from.take<T>(kThreads * 4)),
-        weights(from.take<T>(kThreads * kGradientStride)),
+      : pixels(from.take<T>(kThreads * kGradientStride)),
         hidden(from.take<T>(kColumns * kColumnStride)),
         grad_hidden(from.take<T>(kColumns * kColumnStride)),
-        boxes(from.take<Box<D>>(kMostCuts)),
+        walk(from.take<Walk<D>>(1)),
         fold(from, h1, h2, most),
         outputs(from.take<T>(int64_t(kAffineRows<D> + most) * kGradients)),
         partial(from.take<T>(int64_t(most) * kColumns * kAffineRows<D>)) {}
@@ -149,11 +157,11 @@ SCP_DEVICE void gather(const Parameters<T, D>& p, const int (&index)[D], int64_t
 
 // Sums of values[pixel * stride + 0 .. N - 1] against 1 and the coordinates, over the pixels where `line` is positive.
 template <class T, int D, int N>
-SCP_DEVICE void sum_against_position(const T (&line)[4], const T* positions, const T* values, int stride,
+SCP_DEVICE void sum_against_position(const T (&line)[4], const T* pixels, const T* values, int stride,
                                      T (&sum)[kAffineRows<D>][N]) {
   SCP_UNROLL_BY_4
   for (int p = 0; p < kThreads; ++p) {
-    const Quad<T> packed = quad(positions + p * 4);
+    const Quad<T> packed = quad(pixels + p * kGradientStride + kGradients);
     T position[D];
     for (int axis = 0; axis < D; ++axis) position[axis] = packed.v[axis];
     const bool counts = affine_at<T, D>(line, position) > 0;
@@ -192,7 +200,7 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
   T position[D];
   Quad<T> packed{};
   for (int axis = 0; axis < D; ++axis) packed.v[axis] = position[axis] = T(index[axis] - box.centre(axis));
-  quad(memory.position + t * 4) = packed;
+  quad(memory.pixels + t * kGradientStride + kGradients) = packed;
   if (t == 0)
     for (int axis = 0; axis < D; ++axis) record.centre[axis] = box.centre(axis);
   SCP_NO_UNROLL
@@ -223,7 +231,7 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
       });
     }
     block.sync();
-    for (int j = 0; j < kGradients; ++j) memory.weights[t * kGradientStride + j] = grad[j];
+    for (int j = 0; j < kGradients; ++j) memory.pixels[t * kGradientStride + j] = grad[j];
     SCP_NO_UNROLL
     for (int j = t; j < kGradients; j += kThreads) fold_memory.offset[j] = j < width ? first + j : -1;
     fold_outputs<T, D, kGradients>(block, net, folded, fold_memory);
@@ -234,7 +242,7 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
       const int part = task / kPairs, pair = task % kPairs, j = pair * 2;
       const Quad<T> line = line_of_part(folded, fold_memory, part);
       T sum[A][2] = {};
-      sum_against_position<T, D, 2>(line.v, memory.position, memory.weights + j, kGradientStride, sum);
+      sum_against_position<T, D, 2>(line.v, memory.pixels, memory.pixels + j, kGradientStride, sum);
       if (part == 0) {
         for (int a = 0; a < A; ++a)
           for (int i = 0; i < 2; ++i) memory.outputs[a * kGradients + j + i] = sum[a][i];
@@ -313,7 +321,7 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
           T sum = 0;
           SCP_UNROLL_BY_8
           for (int pixel = 0; pixel < kThreads; ++pixel)
-            sum = multiply_add(memory.hidden[i * kColumnStride + pixel], memory.weights[pixel * kGradientStride + j], sum);
+            sum = multiply_add(memory.hidden[i * kColumnStride + pixel], memory.pixels[pixel * kGradientStride + j], sum);
           record.w3[int64_t(fold_memory.unit2[folded.on2 + start + q + i]) * nc + first + j] = sum;
         }
         SCP_NO_UNROLL
@@ -323,7 +331,7 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
           const int k = fold_memory.unit2[folded.on2 + start + q + i];
           const Quad<T> line = line_of_part(folded, fold_memory, part);
           T sum[A][1] = {};
-          sum_against_position<T, D, 1>(line.v, memory.position, memory.grad_hidden + i * kColumnStride, 1, sum);
+          sum_against_position<T, D, 1>(line.v, memory.pixels, memory.grad_hidden + i * kColumnStride, 1, sum);
           if (part == 0) {
             for (int a = 0; a < A; ++a) record.z[int64_t(a) * h2 + k] += sum[a][0];
           } else {
@@ -456,30 +464,35 @@ SCP_DEVICE void Parameters<T, D>::operator()(Block& block) const {
   Carver carver(block.shared());
   const ParametersMemory<T, D> memory(carver, p.net.h1, p.net.h2, p.most_mixed);
   const Record<T, D> record = p.record(block.index());
-  const Sums<T, D> sums = p.sum(p.crowded_pass ? block.index() : 0);
-  if (p.crowded_pass) clear_sums(block, p, sums);
-  const int64_t first = p.crowded_pass ? block.index() : p.first_tile + block.index();
-  const int64_t end = p.crowded_pass ? p.groups * p.tiling.tiles : first + 1;
-  for (int64_t tile = first; tile < end; tile += p.sums_count) {
-    if (p.crowded_pass && p.crowded[tile] == 0) continue;
-    const int64_t group = tile / p.tiling.tiles;
+  if (p.crowded_pass) clear_sums(block, p, p.sum(block.index()));
+  Walk<D>& walk = *memory.walk;
+  if (t == 0) walk.tile = p.crowded_pass ? block.index() : p.first_tile + block.index();
+  for (;;) {
     block.sync();
-    if (t == 0) memory.boxes[0] = p.tiling.box(tile % p.tiling.tiles);
-    for (int waiting = 1; waiting > 0;) {
+    if (walk.tile >= (p.crowded_pass ? p.groups * p.tiling.tiles : p.first_tile + block.index() + 1)) return;
+    block.sync();
+    if (t == 0) {
+      walk.waiting = !p.crowded_pass || p.crowded[walk.tile] != 0 ? 1 : 0;
+      walk.boxes[0] = p.tiling.box(walk.tile % p.tiling.tiles);
+    }
+    for (;;) {
       block.sync();
-      const Box<D> box = memory.boxes[--waiting];
-      const bool done = differentiate(block, p, group, box, memory, record);
+      if (walk.waiting == 0) break;
+      const Box<D> box = walk.boxes[walk.waiting - 1];
+      const bool done = differentiate(block, p, walk.tile / p.tiling.tiles, box, memory, record);
       block.sync();
-      if (!p.crowded_pass) {
-        if (t == 0) p.crowded[tile] = !done;
-        if (t == 0 && !done) *p.any_crowded = 1;
-      } else if (done) {
-        add_to_sums(block, p, record, group, sums);
-      } else {
-        if (t == 0) halve(box, memory.boxes[waiting + 1], memory.boxes[waiting]);
-        waiting += 2;
+      if (p.crowded_pass && done) add_to_sums(block, p, record, walk.tile / p.tiling.tiles, p.sum(block.index()));
+      if (t > 0) continue;
+      if (!p.crowded_pass) p.crowded[walk.tile] = !done;
+      if (!p.crowded_pass && !done) *p.any_crowded = 1;
+      --walk.waiting;
+      if (p.crowded_pass && !done) {
+        halve(box, walk.boxes[walk.waiting + 1], walk.boxes[walk.waiting]);
+        walk.waiting += 2;
       }
     }
+    block.sync();
+    if (t == 0) walk.tile += p.sums_count;
   }
 }
 

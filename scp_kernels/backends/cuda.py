@@ -158,7 +158,7 @@ class CudaBackend:
 
     def shared_limit(self, device: torch.device) -> int:
         """Bytes of shared memory that a block may ask for."""
-        return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
 
     def stream(self, device: torch.device) -> int:
         return torch.cuda.current_stream(device).cuda_stream
