@@ -99,12 +99,14 @@ struct Parameters {
   }
 };
 
-// Where a block is in its tiles: in shared memory, because it takes registers all the while that a box is worked on.
+// Where a block is in its tiles, and what it found of the present box: in shared memory, because it would take registers
+// all the while that a box is worked on.
 template <int D>
 struct Walk {
   int64_t tile;
   int waiting;             // boxes of the tile that are still to be visited ...
   Box<D> boxes[kMostCuts]; // ... the last one first
+  Folded folded;
 };
 
 template <class T, int D>
@@ -191,10 +193,15 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
   const double* coefficients = net.coefficients + group * h1 * (p.tiling.dims + 1);
   const auto& fold_memory = memory.fold;
   block.sync();
-  const Folded folded = fold<T, D, kGradients>(block, net, coefficients, p.tiling.dims, box, false, fold_memory);
-  if (!folded.bounded) return false;
-  const int m1 = folded.mixed1;
+  const Folded& folded = memory.walk->folded;
+  {
+    const Folded found = fold<T, D, kGradients>(block, net, coefficients, p.tiling.dims, box, false, fold_memory);
+    if (!found.bounded) return false;
+    if (t == 0) memory.walk->folded = found;
+  }
 
+  block.sync();
+  const int m1 = folded.mixed1;
   int index[D];
   const bool inside = p.tiling.pixel(box, t, index);
   T position[D];
