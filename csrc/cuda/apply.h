@@ -146,7 +146,7 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
   for (int axis = 0; axis < D; ++axis) position[axis] = T(index[axis] - box.centre(axis));
 
   const double* coefficients = a.net.coefficients + group * a.net.h1 * (a.tiling.dims + 1);
-  const Folded folded =
+  const Folded& folded =
       fold<T, D, kWeights>(block, a.net, coefficients, a.tiling.dims, box, *a.net.not_finite != 0, memory.fold);
 
   const int outer_first = int(block.index() % a.outer_parts) * a.outer_part;
@@ -157,7 +157,6 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
     for (int inner_first = 0; inner_first < a.inner; inner_first += a.inner_part) {
       const int inner_count = a.inner - inner_first < a.inner_part ? a.inner - inner_first : a.inner_part;
       const int width = inner_count * outer_count;
-      block.sync();
       SCP_NO_UNROLL
       for (int j = t; j < kWeights; j += kThreads)
         memory.fold.offset[j] = j < width ? (inner_first + j % inner_count) * a.inner_stride +

@@ -23,6 +23,12 @@ constexpr int kColumns = 8;
 // Threads that list units, each a run of neighbours.
 constexpr int kListers = 32;
 
+// How many units there are of each class: in shared memory, where it takes no registers.
+struct Folded {
+  int on1, mixed1, on2, mixed2;
+  bool bounded;  // layer 2 was sorted; else all of it counts as mixed
+};
+
 // Shared memory of a block that folds, for K outputs at a time. `most_mixed` mixed units of layer 1 are folded exactly;
 // where a box has more, layer 2 is evaluated pixel by pixel.
 template <class T, int D, int K>
@@ -30,6 +36,7 @@ struct FoldMemory {
   static constexpr int kOutputStride = K + 4;
 
   int most_mixed;
+  Folded* folded;
   T* outputs;       // [kPanel, kOutputStride]: a panel of W3
   int* offset;      // [K]: which output of Phi, -1 for none
   int* counts;      // [2, kListers]
@@ -45,6 +52,7 @@ struct FoldMemory {
 
   SCP_HD FoldMemory(Carver& from, int h1, int h2, int most) : most_mixed(most) {
     constexpr int A = kAffineRows<D>;
+    folded = from.take<Folded>(1);
     outputs = from.take<T>(kPanel * kOutputStride);
     offset = from.take<int>(K);
     counts = from.take<int>(2 * kListers);
@@ -58,12 +66,6 @@ struct FoldMemory {
     class1 = from.take<uint8_t>(h1);
     class2 = from.take<uint8_t>(h2);
   }
-};
-
-// How many units there are of each class. All threads of a block hold the same.
-struct Folded {
-  int on1, mixed1, on2, mixed2;
-  bool bounded;  // layer 2 was sorted; else all of it counts as mixed
 };
 
 // Lists the units that are on, then the mixed ones, each in ascending order.
@@ -110,7 +112,7 @@ SCP_DEVICE Affine<T, D> line_about(const double* coefficients, int dims, int u, 
 
 // Steps 1 to 3. `dense`: every unit counts as mixed. On a box of one pixel nothing is mixed, whatever NaN says.
 template <class T, int D, int K, class Block>
-SCP_DEVICE Folded fold(Block& block, const Network<T>& net, const double* coefficients, int dims, const Box<D>& box,
+SCP_DEVICE const Folded& fold(Block& block, const Network<T>& net, const double* coefficients, int dims, const Box<D>& box,
                        bool dense, const FoldMemory<T, D, K>& memory) {
   constexpr int A = kAffineRows<D>;
   const int t = block.thread(), h1 = net.h1, h2 = net.h2;
@@ -184,7 +186,9 @@ SCP_DEVICE Folded fold(Block& block, const Network<T>& net, const double* coeffi
   }
   block.sync();
   list_units(block, memory.class2, h2, memory.unit2, memory.counts, found.on2, found.mixed2);
-  return found;
+  if (t == 0) *memory.folded = found;
+  block.sync();
+  return *memory.folded;
 }
 
 // Brings columns first .. first + count - 1 (at most kPanel) of layer 2's list into the panels: the affine rows, mixed

@@ -99,14 +99,12 @@ struct Parameters {
   }
 };
 
-// Where a block is in its tiles, and what it found of the present box: in shared memory, because it would take registers
-// all the while that a box is worked on.
+// Where a block is in its tiles: in shared memory, because it would take registers all the while that a box is worked on.
 template <int D>
 struct Walk {
   int64_t tile;
   int waiting;             // boxes of the tile that are still to be visited ...
   Box<D> boxes[kMostCuts]; // ... the last one first
-  Folded folded;
 };
 
 template <class T, int D>
@@ -192,15 +190,8 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
   const int t = block.thread(), h1 = net.h1, h2 = net.h2, nc = net.nc;
   const double* coefficients = net.coefficients + group * h1 * (p.tiling.dims + 1);
   const auto& fold_memory = memory.fold;
-  block.sync();
-  const Folded& folded = memory.walk->folded;
-  {
-    const Folded found = fold<T, D, kGradients>(block, net, coefficients, p.tiling.dims, box, false, fold_memory);
-    if (!found.bounded) return false;
-    if (t == 0) memory.walk->folded = found;
-  }
-
-  block.sync();
+  const Folded& folded = fold<T, D, kGradients>(block, net, coefficients, p.tiling.dims, box, false, fold_memory);
+  if (!folded.bounded) return false;
   const int m1 = folded.mixed1;
   int index[D];
   const bool inside = p.tiling.pixel(box, t, index);
@@ -237,7 +228,6 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
         gather<T, D, S>(p, index, group * p.samples, (group + 1) * p.samples, first, width, grad);
       });
     }
-    block.sync();
     for (int j = 0; j < kGradients; ++j) memory.pixels[t * kGradientStride + j] = grad[j];
     SCP_NO_UNROLL
     for (int j = t; j < kGradients; j += kThreads) fold_memory.offset[j] = j < width ? first + j : -1;

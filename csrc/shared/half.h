@@ -7,6 +7,10 @@
 
 #include "platform.h"
 
+#if defined(__F16C__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#endif
+
 namespace scp {
 namespace SCP_NAMESPACE {
 
@@ -42,6 +46,9 @@ SCP_HD inline float to_float(Half x) {
   return value;
 }
 SCP_HD inline void from_float(float x, Half& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x)); }
+#elif defined(__F16C__) && !defined(__CUDACC__)
+inline float to_float(Half x) { return _cvtsh_ss(x.bits); }
+inline void from_float(float x, Half& out) { out.bits = uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT)); }
 #else
 SCP_HD inline float to_float(Half x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
