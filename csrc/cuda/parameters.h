@@ -467,7 +467,6 @@ SCP_DEVICE void Parameters<T, D>::operator()(Block& block) const {
   for (;;) {
     block.sync();
     if (walk.tile >= (p.crowded_pass ? p.groups * p.tiling.tiles : p.first_tile + block.index() + 1)) return;
-    block.sync();
     if (t == 0) {
       walk.waiting = !p.crowded_pass || p.crowded[walk.tile] != 0 ? 1 : 0;
       walk.boxes[0] = p.tiling.box(walk.tile % p.tiling.tiles);
@@ -488,7 +487,6 @@ SCP_DEVICE void Parameters<T, D>::operator()(Block& block) const {
         walk.waiting += 2;
       }
     }
-    block.sync();
     if (t == 0) walk.tile += p.sums_count;
   }
 }
