@@ -51,9 +51,9 @@ def evaluate(
     checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint; none if --predictions is given.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data set with references.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("scores"),
-    split: Annotated[Split, typer.Option(help="Subjects to score, by the split that training made.")] = "test",
-    split_file: Annotated[Path | None, typer.Option(help="JSON of three lists of names, as in training.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split, as in training.")] = 0,
+    split: Annotated[Split, typer.Option(help="Subjects to score, by the split that the checkpoint records.")] = "test",
+    split_file: Annotated[Path | None, typer.Option(help="JSON of three lists of names, for another split.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split of training; with --predictions only.")] = 0,
     layout: Layout = "auto",
     threshold: Threshold = None,
     connectivity: Annotated[int, typer.Option(help="Of lesions: 6, 18 or 26 neighbours.")] = 26,
@@ -64,7 +64,9 @@ def evaluate(
     from rich.progress import track
     from scp_models.checkpoints import load_module
     from scp_models.data import SegmentationDataModule, find_subjects, get_task
-    from scp_models.evaluation import score, score_files, write_scores
+    from scp_models.data.splits import read_split
+    from scp_models.evaluation import held_out, score, score_files, write_scores
+    from scp_models.files import ensure_writable
     from scp_models.metrics import Connectivity
     from scp_models.prediction import Predictor
 
@@ -78,13 +80,20 @@ def evaluate(
     module = None if checkpoint is None else load_module(checkpoint)
     if module is not None:
         task = module.task.name
-    if split == "all":
-        subjects = [s for s in find_subjects(data, get_task(task), layout) if s.label is not None]
+    if checkpoint is None and split_file is None and split != "all":
+        subjects = SegmentationDataModule(str(data), task, layout, seed=seed).divide()[split]
     else:
-        file = None if split_file is None else str(split_file)
-        subjects = SegmentationDataModule(str(data), task, layout, split_file=file, seed=seed).divide()[split]
+        found = find_subjects(data, get_task(task), layout)
+        if split == "all":
+            subjects = [s for s in found if s.label is not None]
+        elif split_file is not None:
+            subjects = read_split(split_file, found)[split]
+        else:
+            assert module is not None and checkpoint is not None
+            subjects = held_out(found, module.split, split, checkpoint, data)
     if not subjects:
         raise UserError(f"{data}: expected subjects with a reference, found none")
+    ensure_writable(out)
     if module is None:
         assert predictions is not None
         rows = score_files(predictions, track(subjects, "Scoring", transient=True), get_task(task), neighbours)
@@ -140,6 +149,7 @@ def predict(
     from rich.progress import track
     from scp_models.checkpoints import load_module
     from scp_models.data import find_subjects
+    from scp_models.files import ensure_writable
     from scp_models.prediction import Predictor, write_segmentation
 
     predictor = Predictor(load_module(checkpoint), threshold=threshold)
@@ -147,6 +157,7 @@ def predict(
     names = [s.name for s in subjects]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{inputs[-1]}: expected every subject's name once, got {doubled[0]!r} from several inputs")
+    ensure_writable(out)
     written = [
         path
         for subject in track(subjects, "Predicting", transient=True)
@@ -184,6 +195,27 @@ def phantom(
         raise UserError("--location-decided: expected with wmh only")
     else:
         generate_lits(out, subjects, seed, size=size)
+    typer.echo(out)
+
+
+@app.command()
+def n4(
+    volumes: Annotated[list[Path], typer.Argument(help="Raw MR volumes, NIfTI.")],
+    out: Annotated[Path, typer.Option(help="Folder of the corrected volumes, which keep their names.")],
+) -> None:
+    """Remove the MR bias field (N4); data under the WMH challenge's pre/ need none."""
+    from rich.progress import track
+    from scp_models.data.bias import correct_file
+    from scp_models.files import ensure_writable
+
+    names = [volume.name for volume in volumes]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{volumes[-1]}: expected every file name once, got {doubled[0]!r} twice")
+    ensure_writable(out)
+    for volume in track(volumes, "Correcting", transient=True):
+        if (out / volume.name).resolve() == volume.resolve():
+            raise UserError(f"{out}: expected another folder than the volumes' own")
+        correct_file(volume, out / volume.name)
     typer.echo(out)
 
 

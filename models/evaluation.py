@@ -27,6 +27,32 @@ def score(segmentation: Segmentation, reader: VolumeReader, connectivity: Connec
     return {"subject": subject.name, "site": subject.site or "", **scores}
 
 
+def held_out(
+    subjects: Sequence[Subject], split: Mapping[str, Sequence[str]] | None, part: str, checkpoint: Path, where: Path
+) -> list[Subject]:
+    """The subjects of one part of the division that a checkpoint was trained with.
+
+    Args:
+        subjects: all that the data set has.
+        split: names by part, as the checkpoint records them.
+        part: ``"training"``, ``"validation"`` or ``"test"``.
+        checkpoint: what to name in an error.
+        where: the data set, to name in an error.
+
+    Raises:
+        UserError: no division is recorded, or one of its subjects is not in the data set or has no reference there.
+    """
+    if split is None:
+        raise UserError(f"{checkpoint}: expected a record of the subjects it was trained with, got none")
+    by_name = {subject.name: subject for subject in subjects if subject.label is not None}
+    if missing := [name for name in split[part] if name not in by_name]:
+        raise UserError(
+            f"{where}: expected the {part} subjects of {checkpoint} with references, {missing[0]!r} is not there "
+            "(other data are scored with --split all or --split-file)"
+        )
+    return [by_name[name] for name in split[part]]
+
+
 def evaluate(predictor: Predictor, subjects: Iterable[Subject], connectivity: Connectivity = 26) -> list[Row]:
     """One row a subject: segmented, restored to the source's grid, scored."""
     return [score(predictor.segment(subject), predictor.reader, connectivity) for subject in subjects]

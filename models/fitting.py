@@ -6,16 +6,25 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from scp_models.checkpoints import check_resumable
 from scp_models.data import DataWaitMonitor, SegmentationDataModule
+from scp_models.errors import UserError
 from scp_models.files import ensure_writable
-from scp_models.training import SegmentationModule
+from scp_models.training import SegmentationModule, subject_names
 
 
 class FitCLI(LightningCLI):
     """One folder, ``--out``, holds checkpoints, logs and the configuration; the task is said once, for the data."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only training: evaluation and prediction are commands of their own, on whole volumes."""
+        return {"fit": LightningCLI.subcommands()["fit"]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", default="runs/scp", help="Folder of checkpoints, logs and configuration.")
@@ -33,6 +42,11 @@ class FitCLI(LightningCLI):
         parser.link_arguments("data.task", "model.task")
         parser.link_arguments("data.roi_size", "model.roi_size")
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's own would let the checkpoint's hyperparameters override the command line's without a word;
+        :meth:`before_fit` compares them instead.
+        """
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with both loggers unless the configuration names its own, and the monitor of data waits."""
         config = self.config[self.subcommand] if self.subcommand else self.config
@@ -40,7 +54,10 @@ class FitCLI(LightningCLI):
         if config["trainer"].get("logger") in (None, True):
             out = config["out"]
             kwargs["logger"] = [CSVLogger(out, name="logs"), TensorBoardLogger(out, name="tensorboard")]
-        trainer: Any = super().instantiate_trainer(**kwargs)
+        try:
+            trainer: Any = super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # names of accelerators, strategies: Lightning checks them here
+            raise UserError(f"--trainer: {error}") from error
         trainer.callbacks.append(DataWaitMonitor())
         # The best checkpoint is written when there is a better one; to resume, the newest is needed after every epoch.
         folder = Path(config["out"]) / "checkpoints"
@@ -49,32 +66,57 @@ class FitCLI(LightningCLI):
         )
         return trainer
 
+    def before_fit(self) -> None:
+        """Look at the checkpoint to resume from, if there is one, before anything is written."""
+        config = self.config["fit"]
+        path = config.get("ckpt_path")
+        if path == "last":
+            # The first start of a run that may be restarted any time has none yet; Lightning says so.
+            newest = Path(config["out"]) / "checkpoints" / "last.ckpt"
+            path = newest if newest.is_file() else None
+        if path is not None:
+            check_resumable(path, self.model, subject_names(self.datamodule.divide()))
+
 
 def resolve_config(name: str) -> str:
-    """A path as it is; otherwise the packaged configuration of this name (``wmh``, ``lits``)."""
+    """A path as it is; otherwise the packaged configuration of this name (``wmh``, ``lits``, ``wmh_paper``).
+
+    A folder of that name, of data perhaps, is not meant.
+    """
     packaged = resources.files("scp_models") / "configs" / f"{Path(name).name.removesuffix('.yaml')}.yaml"
-    return str(packaged) if not Path(name).exists() and packaged.is_file() else name
+    return str(packaged) if not Path(name).is_file() and packaged.is_file() else name
 
 
 def fit(arguments: Sequence[str]) -> None:
-    """Train as the arguments say: see ``scp-models fit --help``."""
+    """Train as the arguments say: see ``scp-models fit --help``.
+
+    Raises:
+        UserError: arguments that are not understood, data that cannot be read, a folder that cannot be written, a
+            checkpoint of another run, devices that are not there.
+    """
     resolved = list(arguments)
     for k, argument in enumerate(resolved):
-        if argument.startswith("--config="):
-            resolved[k] = f"--config={resolve_config(argument.removeprefix('--config='))}"
-        elif argument == "--config" and k + 1 < len(resolved):
-            resolved[k + 1] = resolve_config(resolved[k + 1])
+        for flag in ("--config", "-c"):
+            if argument.startswith(f"{flag}="):
+                resolved[k] = f"{flag}={resolve_config(argument.removeprefix(f'{flag}='))}"
+            elif argument == flag and k + 1 < len(resolved):
+                resolved[k + 1] = resolve_config(resolved[k + 1])
+    parsing = {"prog": "scp-models", "exit_on_error": False, "fit": {"exit_on_error": False}}
     with warnings.catch_warnings():
         # A remark on the number of workers: mapped memory needs none, as the logged share of waiting shows.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")
         warnings.filterwarnings("ignore", message=".*treespec.*is deprecated.*")
         warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-        FitCLI(
-            SegmentationModule,
-            SegmentationDataModule,
-            args=["fit", *resolved],
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-            auto_configure_optimizers=False,
-        )
+        try:
+            FitCLI(
+                SegmentationModule,
+                SegmentationDataModule,
+                args=["fit", *resolved],
+                seed_everything_default=0,
+                parser_kwargs=parsing,
+                save_config_kwargs={"overwrite": True},
+                auto_configure_optimizers=False,
+            )
+        except (ArgumentError, MisconfigurationException) as error:
+            raise UserError(f"fit: {error}") from error

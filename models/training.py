@@ -1,10 +1,12 @@
 """``SegmentationModule``: a network, its loss and the paper's optimizer, for Lightning."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
 import torch
-from scp_models.data.preprocessing import get_task
+from scp_models.data import SegmentationDataModule, Subject, get_task
+from scp_models.errors import UserError
 from scp_models.losses import SegmentationLoss
 from scp_models.networks import build_network
 from torch import Tensor
@@ -49,8 +51,9 @@ class SubjectDice(Metric):
 
 
 class SegmentationModule(L.LightningModule):
-    """One of the paper's networks in training: binary cross-entropy + soft Dice, Adam, a rate halved at 50, 70 and 90
-    %.
+    """One of the paper's networks in training: binary cross-entropy + soft Dice, Adam, a rate halved at 50, 70, 90 %.
+
+    A checkpoint holds what rebuilds the module, and the division of the subjects that it was trained with.
 
     Args:
         variant: ``"base"``, ``"base_f"``, ``"base_b"`` or ``"scp"``.
@@ -62,6 +65,12 @@ class SegmentationModule(L.LightningModule):
         weight_decay: Adam's.
         threshold: a pixel is a lesion above this probability.
         channels_last: keep activations in channels-last memory format, faster on CPUs and tensor cores.
+
+    Attributes:
+        split: names of the subjects for training, validation and test, in a module that comes from a checkpoint.
+
+    Raises:
+        UserError: options that make no network.
     """
 
     def __init__(
@@ -85,18 +94,21 @@ class SegmentationModule(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.task = get_task(task, roi_size)
-        self.network = build_network(
-            variant,
-            in_channels=len(self.task.modalities),
-            capacity=capacity,
-            levels=levels,
-            hidden_channels=hidden_channels,
-            preset=preset,
-            position=position,
-            logit_bias=logit_bias,
-            constant_position=constant_position,
-            backend=backend,
-        )
+        try:
+            self.network = build_network(
+                variant,
+                in_channels=len(self.task.modalities),
+                capacity=capacity,
+                levels=levels,
+                hidden_channels=hidden_channels,
+                preset=preset,
+                position=position,
+                logit_bias=logit_bias,
+                constant_position=constant_position,
+                backend=backend,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
         if channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -105,6 +117,7 @@ class SegmentationModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.threshold = threshold
         self.val_dice: SubjectDice | None = None
+        self.split: dict[str, list[str]] | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``[B, 1, H, W]`` of slices ``[B, C, H, W]``."""
@@ -143,3 +156,16 @@ class SegmentationModule(L.LightningModule):
         milestones = [max(1, round(epochs * share)) for share in MILESTONES]
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.5)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SegmentationDataModule):
+            checkpoint["split"] = subject_names(data.subjects)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.split = checkpoint.get("split")
+
+
+def subject_names(division: Mapping[str, Iterable[Subject]]) -> dict[str, list[str]]:
+    """A division of subjects by name: what checkpoints hold, and what ``--split-file`` reads."""
+    return {part: [subject.name for subject in subjects] for part, subjects in division.items()}

@@ -3,14 +3,19 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from commands import fit_arguments
 from scp_models import cli
-from scp_models.training import SegmentationModule
+from scp_models.data import SegmentationDataModule, get_task
+from scp_models.evaluation import read_scores
+from scp_models.fitting import resolve_config
+from scp_models.training import SegmentationModule, subject_names
 from tiny_data import save, write_lits, write_wmh
 from typer.testing import CliRunner
 
@@ -44,7 +49,12 @@ def checkpoint(tmp_path):
     torch.manual_seed(0)
     module = SegmentationModule(roi_size=(16, 24), capacity=32, levels=2)
     path = tmp_path / "model.ckpt"
-    torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, path)
+    names = {
+        "training": ["training_Utrecht_0"],
+        "validation": ["training_Singapore_1"],
+        "test": ["training_Amsterdam_GE3T_2", "training_Amsterdam_GE3T_5"],
+    }
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "split": names}, path)
     return path
 
 
@@ -84,6 +94,11 @@ def test_evaluate_compare_predict(run, root, checkpoint, tmp_path):
     assert code == 0, err
     assert json.loads((tmp_path / "a" / "summary.json").read_text())["subjects"] == 6
     assert out.splitlines()[-1] == str(tmp_path / "a" / "summary.json")
+    run("evaluate", checkpoint, "--data", root, "--out", tmp_path / "held-out")
+    assert set(read_scores(tmp_path / "held-out" / "scores.csv")) == {
+        "training_Amsterdam_GE3T_2",
+        "training_Amsterdam_GE3T_5",
+    }
     code, out, err = run("predict", checkpoint, root / "training" / "Utrecht", "--out", tmp_path / "p")
     assert code == 0, err
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["0.nii.gz", "3.nii.gz"]
@@ -139,7 +154,13 @@ def test_labels_outside_0_1_2(run, root, checkpoint, tmp_path):
 
 def test_empty_split(run, checkpoint, tmp_path):
     root = write_wmh(tmp_path / "two", 2)
-    refused(run("evaluate", checkpoint, "--data", root, "--out", tmp_path / "out"), str(root), "expected at least 3")
+    result = run("evaluate", "--predictions", tmp_path, "--data", root, "--out", tmp_path / "out")
+    refused(result, str(root), "expected at least 3")
+    (tmp_path / "split.json").write_text(
+        json.dumps({"training": ["training_Utrecht_0"], "validation": ["training_Singapore_1"], "test": []})
+    )
+    file = ("--split-file", tmp_path / "split.json")
+    refused(run("evaluate", checkpoint, "--data", root, *file, "--out", tmp_path / "out"), "split.json", "empty")
     refused(run(*fit_arguments(root, tmp_path / "run", 1)), str(root), "expected at least 3")
     assert nothing_left(tmp_path / "run" / "checkpoints")
 
@@ -150,7 +171,7 @@ def test_checkpoint_of_another_configuration(run, root, checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     content["hyper_parameters"]["capacity"] = 64
     torch.save(content, checkpoint)
-    refused(run("predict", checkpoint, root, "--out", tmp_path / "out"), str(checkpoint), "does not fit")
+    refused(run("predict", checkpoint, root, "--out", tmp_path / "out"), str(checkpoint), "size mismatch")
     checkpoint.write_bytes(b"PK")
     refused(run("predict", checkpoint, root, "--out", tmp_path / "out"), str(checkpoint), "cannot be read")
     assert nothing_left(tmp_path / "out")
@@ -165,6 +186,87 @@ def test_unwritable_output(run, root, checkpoint, tmp_path):
     refused(run(*fit_arguments(root, out, 1)), str(out))
 
 
+def test_training_on_unreadable_data(run, root, tmp_path):
+    arguments = fit_arguments(root, tmp_path / "run", 1)
+    label = root / "training" / "Utrecht" / "0" / "wmh.nii.gz"
+    whole = label.read_bytes()
+    save(label, np.full((20, 24, 6), 3, np.float32), np.eye(4))
+    every = ["--data.split", "[4,1,1]", "--data.split_file", str(tmp_path / "split.json")]
+    names = ["training_Utrecht_0", "training_Singapore_1", "training_Amsterdam_GE3T_2"]
+    (tmp_path / "split.json").write_text(
+        json.dumps(dict(zip(("training", "validation", "test"), ([n] for n in names), strict=True)))
+    )
+    refused(run(*arguments, *every), str(label), "got also [3.0]")
+    label.write_bytes(whole[:-50])
+    refused(run(*arguments, *every), str(label), "expected a NIfTI file")
+    assert nothing_left(tmp_path / "run")
+
+
+def test_resuming_from_something_else(run, root, checkpoint, tmp_path):
+    arguments = fit_arguments(root, tmp_path / "run", 1)
+    ours = torch.load(checkpoint, weights_only=True)
+    ours["hyper_parameters"]["learning_rate"] = 0.01
+    ours["split"] = subject_names(SegmentationDataModule(str(root)).divide())
+
+    def refused_with(content, *words):
+        path = tmp_path / "other.ckpt"
+        torch.save(content, path)
+        refused(run(*arguments, "--ckpt_path", path), str(path), *words)
+
+    refused(run(*arguments, "--ckpt_path", tmp_path / "none.ckpt"), "none.ckpt", "there is none")
+    other = {**ours["hyper_parameters"], "capacity": 64}
+    refused_with({**ours, "hyper_parameters": other}, "with capacity = 32; got 64")
+    refused_with({**ours, "split": {**ours["split"], "test": ["x"]}}, "trained on other subjects")
+    refused_with({"weights": 1}, "got a file of something else")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.write_bytes(checkpoint.read_bytes()[:1000])
+    refused(run(*arguments, "--ckpt_path", "last"), str(last), "cannot be read")
+    last.unlink()
+    assert nothing_left(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--model.variant", "other", ["variant: expected one of"]),
+        ("--model.capacity", "33", ["multiple of 16"]),
+        ("--model.capacity", "many", ["model.capacity"]),
+        ("--data.batch_size", "0", ["batch_size: expected at least 1"]),
+        ("--data.task", "other", ["task: expected one of"]),
+        ("--trainer.precision", "7", ["trainer.precision"]),
+        ("--trainer.accelerator", "other", ["accelerator"]),
+        ("--config", "other", ["other"]),
+        ("--data.rooot", "x", ["data.rooot"]),
+    ],
+)
+def test_options_that_make_no_run(run, root, tmp_path, flag, value, words):
+    refused(run(*fit_arguments(root, tmp_path / "run", 1), flag, value), *words)
+    assert nothing_left(tmp_path / "run")
+
+
+def test_packaged_configurations_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wmh").mkdir()  # data of that name is not the configuration
+    (tmp_path / "lits.yaml").write_text("out: mine\n")
+    for name in ("wmh", "wmh_paper", "lits"):
+        assert yaml.safe_load(Path(resolve_config(name)).read_text())["out"] == f"runs/{name}"
+    assert resolve_config("lits.yaml") == "lits.yaml"
+    assert resolve_config("nowhere.yaml") == "nowhere.yaml"
+
+
+def test_the_recipes(tmp_path):
+    recipes = {name: yaml.safe_load(Path(resolve_config(name)).read_text()) for name in ("wmh", "wmh_paper", "lits")}
+    for recipe in recipes.values():
+        assert recipe["trainer"]["max_epochs"] == 90 and recipe["data"]["batch_size"] == 14
+        assert recipe["model"]["learning_rate"] == 1e-3 and recipe["model"]["weight_decay"] == 1e-6
+        assert recipe["model"]["variant"] == "scp" and recipe["model"]["capacity"] == 256
+    assert recipes["wmh"]["data"]["split"] == recipes["wmh_paper"]["data"]["split"] == [42, 6, 12]
+    assert recipes["lits"]["data"]["split"] == [91, 13, 27]
+    assert [recipe["model"]["preset"] for recipe in recipes.values()] == ["recommended", "paper", "recommended"]
+    assert get_task("wmh").roi_size == (160, 224) and get_task("lits").roi_size == (256, 256)
+
+
 def test_other_refusals(run, root, checkpoint, tmp_path):
     refused(run("evaluate", checkpoint), "--data")
     refused(run("evaluate", "--data", root), "expected a checkpoint or --predictions")
@@ -172,8 +274,7 @@ def test_other_refusals(run, root, checkpoint, tmp_path):
     refused(run("predict", checkpoint, root, root, "--out", tmp_path / "out"), "expected every subject's name once")
     refused(run("compare", tmp_path / "a.csv", tmp_path / "b.csv"), str(tmp_path / "a.csv"))
     refused(run("predict", checkpoint, tmp_path / "nowhere"), "there is nothing")
-    code, _, err = run("fit", "--config", "wmh", "--data.rooot", "x")
-    assert code == 2 and "Traceback" not in err
+    refused(run("fit", "--config", "wmh"), "data.root")
     code, _, err = run("predict", checkpoint)
     assert code == 2 and "Traceback" not in err
 
@@ -188,3 +289,15 @@ def test_help_imports_no_training_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_n4(run, root, tmp_path):
+    subject = root / "training" / "Utrecht" / "0"
+    raw = subject / "orig" / "FLAIR.nii.gz"
+    code, out, err = run("n4", raw, "--out", tmp_path / "corrected")
+    assert code == 0, err
+    assert out.strip() == str(tmp_path / "corrected")
+    assert nib.load(tmp_path / "corrected" / "FLAIR.nii.gz").shape == nib.load(raw).shape
+    refused(run("n4", raw, "--out", raw.parent), "another folder")
+    refused(run("n4", raw, subject / "pre" / "FLAIR.nii.gz", "--out", tmp_path / "x"), "every file name once")
+    refused(run("n4", tmp_path / "none.nii", "--out", tmp_path / "x"), "none.nii")

@@ -19,21 +19,19 @@ class SegmentationDataModule(L.LightningDataModule):
     """Slices of a segmentation data set, divided by subjects.
 
     Batches are dicts of ``image`` ``[B, C, H, W]`` float32, ``label`` ``[B, 1, H, W]`` uint8 (0 background, 1 target,
-    2 ignored) and
-    ``subject`` ``[B]`` int64. The order of training slices depends on ``seed`` and the epoch alone, so that a resumed
-    run sees
-    what the uninterrupted one would have. There is no augmentation: flips would move left to right.
+    2 ignored) and ``subject`` ``[B]`` int64. The order of training slices depends on ``seed`` and the epoch alone, so
+    that a resumed run sees what the uninterrupted one would have. There is no augmentation: flips would move left to
+    right.
 
     Args:
         root: a data set in one of the known layouts: see ``layout``.
         task: ``"wmh"`` or ``"lits"``: modalities, preprocessing, meaning of labels.
         layout: ``"auto"``, ``"wmh"``, ``"lits"``, ``"datalist"`` or ``"nnunet"``.
         roi_size: height and width of slices; None: the task's (160 × 224, 256 × 256).
-        batch_size: slices in a batch, on each device. An incomplete last batch of training is dropped (batch norm
-        over one or
-            two slices is noise), unless it is the only one.
+        batch_size: slices in a batch, on each device. An incomplete last batch of training is dropped (batch norm over
+            one or two slices is noise), unless it is the only one.
         split: subjects (or fractions) for training, validation and test; None: the paper's, scaled to the subjects
-        there are.
+            there are.
         split_file: JSON of three lists of names, instead.
         seed: of split and order.
         num_workers: processes that read slices; the cache is mapped memory, so 0 is often enough.

@@ -1,0 +1,89 @@
+"""Scores of predictions, on the source's grid and on disk."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from brightness import predictor
+from scp_models.data import VolumeReader, find_subjects, get_task
+from scp_models.errors import UserError
+from scp_models.evaluation import evaluate, held_out, read_scores, score_files, write_scores
+from scp_models.metrics import METRICS
+from scp_models.prediction import predict
+from tiny_data import save, write_wmh_subject
+
+
+def test_what_is_cropped_away_is_background_and_counts_as_missed(tmp_path):
+    write_wmh_subject(tmp_path / "7", seed=1)
+    (subject,) = find_subjects(tmp_path / "7", get_task("wmh"))
+    whole = evaluate(predictor(subject), [subject])[0]
+    assert whole["dice"] == 1.0 and whole["subject"] == "7"
+    cropped = predictor(subject, roi_size=(8, 8))
+    segmentation = cropped.segment(subject)
+    inside = np.zeros((20, 24, 6), bool)
+    inside[6:14, 8:16] = True
+    assert not segmentation.mask()[~inside].any()
+    row = evaluate(cropped, [subject])[0]
+    assert row["reference_ml"] == whole["reference_ml"] and row["dice"] < 1
+
+
+def test_scores_on_disk(tmp_path):
+    for k in range(3):
+        write_wmh_subject(tmp_path / "data" / "Utrecht" / str(k), seed=k, other=k == 1)
+    nothing = tmp_path / "data" / "Utrecht" / "2" / "wmh.nii.gz"
+    save(nothing, np.zeros((20, 24, 6), np.float32), nib.load(nothing).affine)
+    subjects = find_subjects(tmp_path / "data", get_task("wmh"))
+    rows = [row for subject in subjects[:2] for row in evaluate(predictor(subject), [subject])]
+    rows += evaluate(predictor(subjects[0]), subjects[2:])
+    summary = write_scores(rows, tmp_path / "scores", {"of": "a test"})
+    with (tmp_path / "scores" / "scores.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["subject"] for row in table] == ["Utrecht_0", "Utrecht_1", "Utrecht_2"]
+    assert list(table[0]) == ["subject", "site", *METRICS] and table[0]["site"] == "Utrecht"
+    assert [float(row["dice"]) for row in table] == [1.0, 1.0, 0.0]
+    assert table[2]["hd95_mm"] == "" and float(table[0]["hd95_mm"]) == 0
+    stored = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    assert stored == summary and stored["of"] == "a test"
+    assert stored["subjects"] == 3 and stored["dice"]["mean"] == pytest.approx(2 / 3)
+    assert stored["hd95_mm"]["n"] == 2
+    again = read_scores(tmp_path / "scores" / "scores.csv")
+    assert again["Utrecht_1"]["dice"] == 1.0 and "hd95_mm" not in again["Utrecht_2"]
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"other.csv: expected a scores.csv"):
+        read_scores(tmp_path / "other.csv")
+
+
+def test_finished_predictions_are_scored_alike(tmp_path):
+    write_wmh_subject(tmp_path / "data" / "Utrecht" / "0", seed=0)
+    subjects = find_subjects(tmp_path / "data", get_task("wmh"))
+    found = predictor(subjects[0], roi_size=(16, 16))
+    predict(found, subjects, tmp_path / "out")
+    assert score_files(tmp_path / "out", subjects, get_task("wmh")) == evaluate(found, subjects)
+    save(tmp_path / "out" / "Utrecht_0.nii.gz", np.zeros((3, 3, 3), np.uint8), np.eye(4))
+    with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected shape \(20, 24, 6\)"):
+        score_files(tmp_path / "out", subjects, get_task("wmh"))
+    (tmp_path / "out" / "Utrecht_0.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected a NIfTI file, there is none"):
+        score_files(tmp_path / "out", subjects, get_task("wmh"))
+
+
+def test_reading_labels_needs_no_image_voxels(tmp_path):
+    write_wmh_subject(tmp_path / "7", seed=1, codes=("L", "P", "S"))
+    (subject,) = find_subjects(tmp_path / "7", get_task("wmh"))
+    stored = nib.load(subject.label).get_fdata()
+    assert np.array_equal(VolumeReader(get_task("wmh")).read_label(subject), stored)
+
+
+def test_the_checkpoints_own_split_is_scored(tmp_path):
+    for k in range(4):
+        write_wmh_subject(tmp_path / "Utrecht" / str(k), seed=k)
+    subjects = find_subjects(tmp_path, get_task("wmh"))
+    split = {"training": ["Utrecht_0"], "validation": ["Utrecht_1"], "test": ["Utrecht_3", "Utrecht_2"]}
+    chosen = held_out(subjects, split, "test", tmp_path / "a.ckpt", tmp_path)
+    assert [s.name for s in chosen] == ["Utrecht_3", "Utrecht_2"]
+    with pytest.raises(UserError, match=r"'Utrecht_2' is not there"):
+        held_out([s for s in subjects if s.name != "Utrecht_2"], split, "test", tmp_path / "a.ckpt", tmp_path)
+    with pytest.raises(UserError, match=r"a.ckpt: expected a record of the subjects"):
+        held_out(subjects, None, "test", tmp_path / "a.ckpt", tmp_path)
