@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 /* Raised with every incompatible change of what is declared here; the loader refuses another number. */
-#define SCP_ABI_VERSION 1
+#define SCP_ABI_VERSION 2
 
 enum scp_dtype { SCP_FLOAT64 = 0, SCP_FLOAT32 = 1, SCP_FLOAT16 = 2, SCP_BFLOAT16 = 3 };
 
@@ -69,6 +69,8 @@ struct scp_call {
   void* grad_b3;
 
   double* report; /* [SCP_REPORT_SIZE] or null: what the plan did */
+
+  int64_t keep_bytes; /* forward: W may be kept between calls while all that is kept has at most so many; 0: never */
 };
 
 /* Entries of `report`. Sums over pixels count every position map; means are theirs to take. */
@@ -84,8 +86,13 @@ enum scp_report {
   SCP_REPORT_MOST_MIXED2,
   SCP_REPORT_BUILD_MACS, /* multiply-adds executed in building the tree */
   SCP_REPORT_LEAF_MACS,  /* and in evaluating Phi at its leaves */
+  SCP_REPORT_MAPS,       /* distinct position maps */
+  SCP_REPORT_KEPT,       /* scp_kept */
   SCP_REPORT_SIZE = 16
 };
+
+/* What a forward did about keeping W between calls. */
+enum scp_kept { SCP_KEPT_NOT = 0, SCP_KEPT_STORED = 1, SCP_KEPT_READ = 2 };
 
 SCP_EXPORT int scp_abi_version(void);
 
@@ -96,8 +103,12 @@ SCP_EXPORT int scp_cpu_levels(void);
 SCP_EXPORT int scp_cpu_forward(const struct scp_call* call, char* message, int64_t message_size);
 SCP_EXPORT int scp_cpu_backward(const struct scp_call* call, char* message, int64_t message_size);
 
-/* A call of the CUDA backend. Tensors and workspace are device memory; `threads`, `level`, `method` and `report` of
-   scp_call are not used. Nothing is allocated, and nothing waits for the device. */
+/* Bytes that are kept between calls, and their release. Both may be called at any time, by any thread. */
+SCP_EXPORT int64_t scp_cpu_kept_bytes(void);
+SCP_EXPORT void scp_cpu_release_kept(void);
+
+/* A call of the CUDA backend. Tensors and workspace are device memory; `threads`, `level`, `method`, `report` and
+   `keep_bytes` of scp_call are not used. Nothing is allocated, and nothing waits for the device. */
 struct scp_cuda_call {
   struct scp_call call;
   int32_t device;

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scp_kernels import dispatch, ops
 from scp_kernels.checks import ArrayLike, check_position, check_tensors
-from scp_kernels.problem import Problem, identity_affine, position_matrix
+from scp_kernels.problem import Problem, identity_affine, position_matrix, whole_image_matrix
 from scp_kernels.reference import scp_reference
 
 
@@ -69,15 +69,23 @@ def scp(
     chosen = dispatch.select(problem, backend)
     if chosen == "reference":
         return scp_reference(features, phi, residual, bias, affine=affine, extent=extent, position=position)
-    matrix = position_matrix(*_complete(affine, extent, problem), position)
+    matrix = _position_matrix(affine, extent, problem, position)
     return ops.scp_forward(features, *phi, residual, bias, matrix, chosen)
 
 
-def _complete(affine: Tensor | None, extent: Tensor | None, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Both halves of the position map, with the defaults (identity, the map's own size) filled in."""
+def _position_matrix(affine: Tensor | None, extent: Tensor | None, problem: Problem, position: str) -> Tensor:
+    """P of the call, with the defaults (identity, the map's own size) filled in."""
+    whole = affine is None and extent is None
+    # While a graph is traced, sizes may be symbols, which only operations on tensors can carry.
+    if (
+        whole
+        and not torch.compiler.is_compiling()
+        and all(type(size) is int and size for size in problem.spatial_shape)
+    ):
+        return whole_image_matrix(problem.spatial_shape, position, problem.device)
     if affine is None:
         affine = identity_affine(problem.spatial_dims, problem.device)
     if extent is None:
         sizes = [torch.full((), s, dtype=affine.dtype, device=affine.device) for s in problem.spatial_shape]
         extent = torch.stack(sizes)
-    return affine, extent
+    return position_matrix(affine, extent, position)

@@ -5,6 +5,7 @@ matrix P with ``S(i, j) = P · (i, j, 1)``. The first layer of Φ is therefore i
 coefficients ``W₁·P + (0, b₁)``: this is all that a kernel has to know about positions.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,32 @@ def position_matrix(affine: Tensor, extent: Tensor, position: str) -> Tensor:
     return matrix
 
 
+def whole_image_matrix(spatial_shape: tuple[int, ...], position: str, device: torch.device) -> Tensor:
+    """:func:`position_matrix` of a feature map that is the full image: the same values, from plain numbers.
+
+    A dozen operations on tiny tensors would take longer than a small head.
+    """
+    return torch.tensor(_whole_image_rows(spatial_shape, position), dtype=position_dtype(device), device=device)
+
+
+@functools.lru_cache(maxsize=64)
+def _whole_image_rows(spatial_shape: tuple[int, ...], position: str) -> list[list[float]]:
+    d = len(spatial_shape)
+    leading = [[float(row == column) for column in range(d + 1)] for row in range(d)]
+    trailing = [
+        [float(size) if column == d else 0.0 - value for column, value in enumerate(row)]
+        for row, size in zip(leading, spatial_shape, strict=True)
+    ]
+    rows = leading + trailing
+    if position == "centered":
+        scales = [2 / float(size) for size in spatial_shape] * 2
+        rows = [
+            [value * scale - (column == d) for column, value in enumerate(row)]
+            for row, scale in zip(rows, scales, strict=True)
+        ]
+    return rows
+
+
 def identity_affine(spatial_dims: int, device: torch.device) -> Tensor:
     """``[d, d + 1]``: the map of a feature map that is the full image."""
     return torch.eye(spatial_dims, spatial_dims + 1, dtype=position_dtype(device), device=device)
@@ -100,10 +127,11 @@ def first_layer_coefficients(weight: Tensor, bias: Tensor, matrix: Tensor) -> Te
         weight, bias: first layer of Φ, ``[h₁, 2d]`` and ``[h₁]``.
         matrix: P from :func:`position_matrix`, ``[2d, d + 1]`` or ``[G, 2d, d + 1]``.
     """
-    coefficients = weight.to(matrix.dtype) @ matrix  # [(G,) h₁, d + 1]
-    coefficients = coefficients.reshape(-1, *coefficients.shape[-2:])
-    coefficients[..., -1] += bias.to(matrix.dtype)
-    return coefficients
+    constant = torch.nn.functional.pad(bias.to(matrix.dtype).unsqueeze(1), (matrix.shape[-1] - 1, 0))  # [h₁, d + 1]
+    weight = weight.to(matrix.dtype)
+    if matrix.ndim == 2:
+        return torch.addmm(constant, weight, matrix).unsqueeze(0)
+    return weight @ matrix + constant
 
 
 def first_layer_gradients(gradient: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,8 @@
 """The compiled CPU backend against the float64 reference: every dtype, layout, vector level and awkward size."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,12 @@ pytestmark = pytest.mark.skipif(
     not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
 )
 LEVELS = list(native.LEVELS)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    """No test sees the weight fields that another one left."""
+    native.release_kept()
 
 
 def away_from_kinks(inputs, **options):
@@ -68,6 +77,41 @@ def test_the_papers_largest_head_and_a_large_image():
     assert relative_error(logits, truth) <= LOGITS[torch.float32]
 
 
+def test_gradients_on_a_large_image():
+    check(away_from_kinks(make_inputs((1024, 1024), batch=1, channels=2, hidden=(12, 8))))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 90), (17, 20, 23)], ids=str)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_volumes(shape, batch):
+    check(away_from_kinks(make_inputs(shape, batch=batch, channels=6, hidden=(48, 40), classes=2, bias=True)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "position"), [((96, 80), "centered"), ((64, 72), "pixels"), ((16, 18, 20), "centered")]
+)
+def test_after_training(shape, position):
+    """Weights that hundreds of steps of this backend's own gradients have bent towards a wavy target."""
+    torch.manual_seed(0)
+    head = FusedSCP(4, 1, (40, 32), spatial_dims=len(shape), position=position, bias=True, backend="cpu")
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    features = torch.ones(1, 4, *shape)
+    waves = [torch.sin(torch.linspace(0, 9, size)) for size in shape]
+    target = sum(torch.meshgrid(*waves, indexing="ij"))[None, None]
+    losses = []
+    for _ in range(300):
+        loss = (head(features) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * min(losses[0], target.square().mean().item())
+    inputs = make_inputs(shape, batch=2, channels=4, hidden=(40, 32), bias=True)
+    inputs.phi = tuple(p.detach() for k in (0, 2, 4) for p in (head.phi[k].weight, head.phi[k].bias))
+    inputs.residual, inputs.bias = head.residual.weight.detach(), head.bias.detach()
+    check(away_from_kinks(inputs, position=position), position=position)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(37, 41), (9, 10, 11)], ids=str)
@@ -99,6 +143,32 @@ OPTIONS = [
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_position_maps(dtype, options):
     check(away_from_kinks(make_inputs((40, 33), channels=6, hidden=(48, 32), dtype=dtype), **options), **options)
+
+
+def test_samples_with_equal_position_maps_share_one_evaluation():
+    g = torch.Generator().manual_seed(0)
+    distinct = torch.randn(2, 2, 3, generator=g, dtype=torch.float64) * torch.tensor([1.0, 1.0, 20.0])
+    affine = distinct[[0, 1, 0, 1, 1]]
+    inputs = make_inputs((30, 35), batch=5, channels=6, hidden=(32, 32), classes=2, bias=True, dtype=torch.float64)
+    check(inputs, affine=affine, extent=(99, 80))
+    assert native.last_plan().position_maps == 2
+    nodes = native.last_plan().nodes
+    two = make_inputs((30, 35), batch=2, channels=6, hidden=(32, 32), classes=2, bias=True, dtype=torch.float64)
+    two.grad_logits = inputs.grad_logits[:2]
+    evaluate(scp, two, affine=distinct, extent=(99, 80), backend="cpu")
+    assert native.last_plan().nodes <= nodes < 5 / 2 * native.last_plan().nodes
+
+
+def test_one_map_given_for_each_sample_is_the_shared_one():
+    inputs = make_inputs((30, 35), batch=3, channels=6, hidden=(32, 32))
+    affine = torch.tensor([[0.0, -1.0, 40.0], [0.5, 0.2, -3.0]], dtype=torch.float64)
+    shared, shared_gradients = evaluate(scp, inputs, affine=affine, backend="cpu")
+    logits, gradients = evaluate(scp, inputs, affine=affine.expand(3, 2, 3).clone(), backend="cpu")
+    assert native.last_plan().position_maps == 1
+    assert torch.equal(logits, shared)
+    for name, gradient in gradients.items():
+        # Those of the first layer are summed over the samples' maps, two of which add zero.
+        assert relative_error(gradient, shared_gradients[name]) <= 1e-7, name
 
 
 def test_one_position_map_a_sample():
@@ -147,7 +217,7 @@ def integer_inputs(shape, hidden, seed):
     rng = np.random.default_rng(seed)
     inputs = make_inputs(shape, channels=3, hidden=hidden, dtype=torch.float32, seed=seed)
     h1, h2 = hidden
-    sizes = ((h1, 4), (h1,), (h2, h1), (h2,), (3, h2), (3,))
+    sizes = ((h1, 2 * len(shape)), (h1,), (h2, h1), (h2,), (3, h2), (3,))
     ranges = (2, 40, 2, 60, 2, 3)
     values = (rng.integers(-r, r + 1, size) for size, r in zip(sizes, ranges, strict=True))
     inputs.phi = tuple(torch.from_numpy(v).float() for v in values)
@@ -157,10 +227,33 @@ def integer_inputs(shape, hidden, seed):
     return inputs
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_kinks_on_pixels(seed):
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("shape", [(32, 48), (8, 12, 16)], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_kinks_on_pixels(monkeypatch, level, shape, seed):
     """No pixel is masked here: off means zero slope, at zero itself too."""
-    check(integer_inputs((32, 48), (12, 10), seed))
+    monkeypatch.setenv(native.LEVEL_VARIABLE, level)
+    if reason := native.NativeCPU().unusable():
+        pytest.skip(reason)
+    check(integer_inputs(shape, (12, 10), seed))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_kinks_on_edges_and_corners_of_boxes(batch):
+    """Lines along the first and last rows and columns of boxes, and diagonals through the corners where boxes meet."""
+    height, width = 48, 64
+    rows = []
+    for at in range(0, 64, 4):
+        for offset in (0, -1):
+            # S is (i, j, H - i, W - j): i = at, j = at, i + j = at, i - j = at - 24, rising and falling.
+            rows += [(1, 0, 0, 0, -at - offset), (0, -1, 0, 0, at + offset)]
+            rows += [(1, 1, 0, 0, -at - offset), (-1, 1, 0, 0, at + offset - 24)]
+    first = torch.tensor(rows, dtype=torch.float32)
+    inputs = integer_inputs((height, width), (len(rows), 10), seed=0)
+    inputs.phi = (first[:, :4].contiguous(), first[:, 4].contiguous(), *inputs.phi[2:])
+    inputs.features = inputs.features.repeat(batch, 1, 1, 1)[:batch]
+    inputs.grad_logits = inputs.grad_logits.repeat(batch, 1, 1, 1)[:batch]
+    check(inputs)
 
 
 NON_FINITE = [
@@ -274,3 +367,136 @@ def test_the_plan_of_the_last_call():
 def test_a_level_that_does_not_exist(monkeypatch):
     monkeypatch.setenv(native.LEVEL_VARIABLE, "mmx")
     assert "SCP_CPU_LEVEL: expected one of" in backends()["cpu"].reason
+
+
+def uncached(monkeypatch, *arguments, **options):
+    with monkeypatch.context() as patch:
+        patch.setenv(native.KEEP_VARIABLE, "0")
+        logits = scp(*arguments, backend="cpu", **options)
+        assert native.last_plan().kept == "no"
+    return logits
+
+
+KEPT_CASES = {
+    "one sample": ((40, 48), {"batch": 1}, {}),
+    "rows that fill no whole vectors": ((53, 77), {"batch": 1}, {}),
+    "several samples": ((53, 77), {"batch": 3}, {}),
+    "bfloat16": ((40, 48), {"batch": 1, "dtype": torch.bfloat16}, {}),
+    "float64": ((40, 48), {"batch": 2, "dtype": torch.float64}, {}),
+    "a volume": ((9, 10, 11), {"batch": 2}, {}),
+    "dense": ((9, 11), {"batch": 1}, {}),
+    "a position map a sample": ((40, 48), {"batch": 3}, {"origin": [[0, 0], [5, 9], [0, 0]], "extent": (99, 99)}),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("case", KEPT_CASES)
+def test_frozen_weights_are_evaluated_once(monkeypatch, level, case):
+    monkeypatch.setenv(native.LEVEL_VARIABLE, level)
+    if reason := native.NativeCPU().unusable():
+        pytest.skip(reason)
+    shape, sizes, options = KEPT_CASES[case]
+    inputs = make_inputs(shape, channels=5, hidden=(40, 24), classes=2, bias=True, **sizes)
+    arguments = inputs.phi, inputs.residual, inputs.bias
+    truth = uncached(monkeypatch, inputs.features, *arguments, **options)
+    for kept in ("no", "stored", "read", "read"):
+        assert torch.equal(scp(inputs.features, *arguments, backend="cpu", **options), truth)
+        assert native.last_plan().kept == kept
+    assert native.last_plan().macs == 0 and native.last_plan().nodes == 0
+    # Only features and β may differ from call to call.
+    features = torch.randn(inputs.features.shape, generator=torch.Generator().manual_seed(1)).to(inputs.features.dtype)
+    arguments = inputs.phi, inputs.residual, inputs.bias + 1
+    truth = uncached(monkeypatch, features, *arguments, **options)
+    assert torch.equal(scp(features, *arguments, backend="cpu", **options), truth)
+    assert native.last_plan().kept == "read"
+
+
+@pytest.mark.parametrize("changed", ["w1", "b1", "w2", "b2", "w3", "b3", "residual", "origin", "position"])
+def test_what_is_kept_is_never_stale(monkeypatch, changed):
+    """A write through ``.data`` leaves no trace in version counters; contents are compared."""
+    inputs = make_inputs((40, 48), batch=1, channels=5, hidden=(40, 24))
+    options = {"position": "pixels", "origin": (0, 0), "extent": (80, 80)}
+    for _ in range(3):
+        scp(inputs.features, inputs.phi, inputs.residual, backend="cpu", **options)
+    assert native.last_plan().kept == "read"
+    tensors = dict(zip(("w1", "b1", "w2", "b2", "w3", "b3"), inputs.phi, strict=True), residual=inputs.residual)
+    if changed in tensors:
+        tensors[changed].data.view(-1)[-1] += 1
+    else:
+        options[changed] = {"origin": (3, 0), "position": "centered"}[changed]
+    logits = scp(inputs.features, inputs.phi, inputs.residual, backend="cpu", **options)
+    assert native.last_plan().kept == "no"
+    assert torch.equal(logits, uncached(monkeypatch, inputs.features, inputs.phi, inputs.residual, **options))
+
+
+def test_training_keeps_nothing():
+    torch.manual_seed(0)
+    head = FusedSCP(5, 1, (40, 24), position="centered", backend="cpu")
+    optimizer = torch.optim.SGD(head.parameters(), lr=1e-3)
+    features = torch.randn(1, 5, 40, 48)
+    for _ in range(5):
+        loss = head(features).square().mean()
+        assert native.last_plan().kept == "no"
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert native.kept_bytes() < 5 * 40 * 48 * 4
+
+
+def test_storing_waits_longer_each_time_that_it_was_in_vain():
+    """The first layer is frozen, the others are trained: no call in two pays for a field that is never read."""
+    inputs = make_inputs((40, 48), batch=1, channels=5, hidden=(40, 24))
+    stored = 0
+    for _ in range(64):
+        inputs.phi[2].data.add_(1e-3)
+        scp(inputs.features, inputs.phi, inputs.residual, backend="cpu")
+        stored += native.last_plan().kept == "stored"
+    assert 1 <= stored <= 6
+
+
+def test_what_is_kept_is_bounded(monkeypatch):
+    monkeypatch.setenv(native.KEEP_VARIABLE, "1")
+    kept = set()
+    for seed in range(100):
+        inputs = make_inputs((64, 64), batch=1, channels=16, hidden=(16, 8), seed=seed)  # W is 256 KiB
+        for _ in range(3):
+            scp(inputs.features, inputs.phi, inputs.residual, backend="cpu")
+            assert native.kept_bytes() <= 1 << 20
+        kept.add(native.last_plan().kept)
+    # Fields in use are not pushed out, those that lie idle are.
+    assert kept == {"read", "no"} and native.kept_bytes() > 1 << 19
+    native.release_kept()
+    assert native.kept_bytes() == 0
+    large = make_inputs((160, 224), batch=1, channels=16, hidden=(16, 8))  # W is 2.2 MiB
+    for _ in range(3):
+        scp(large.features, large.phi, large.residual, backend="cpu")
+    assert native.last_plan().kept == "no"
+    monkeypatch.setenv(native.KEEP_VARIABLE, "much")
+    assert "SCP_CPU_KEEP_MB: expected a number" in backends()["cpu"].reason
+
+
+def test_what_is_kept_serves_many_threads_and_forked_children(monkeypatch):
+    problems = [make_inputs((40, 48), batch=1, channels=5, hidden=(40, 24), seed=seed) for seed in range(4)]
+    truths = [uncached(monkeypatch, p.features, p.phi, p.residual) for p in problems]
+
+    def call(k: int) -> bool:
+        inputs = problems[k % 4]
+        if k % 17 == 0:
+            native.release_kept()
+        return torch.equal(scp(inputs.features, inputs.phi, inputs.residual, backend="cpu"), truths[k % 4])
+
+    def fork_and_call() -> int:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if all(call(k) for k in range(1, 9)) else 1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a forked child cannot start OpenMP's threads again
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            results = pool.map(call, range(400))
+            children = [fork_and_call() for _ in range(4)]
+            assert all(results) and children == [0] * 4
+    finally:
+        torch.set_num_threads(threads)

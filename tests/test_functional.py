@@ -6,6 +6,7 @@ from problems import evaluate, make_inputs
 from tolerances import relative_error
 
 from scp_kernels import BackendUnavailable, scp
+from scp_kernels.problem import identity_affine, position_matrix, whole_image_matrix
 
 
 def call(**changes):
@@ -147,3 +148,12 @@ def test_functorch_transforms():
     gradient = torch.func.grad(lambda r: scp(inputs.features, inputs.phi, r).pow(2).sum())(inputs.residual)
     inputs.grad_logits = 2 * scp(inputs.features, inputs.phi, inputs.residual)
     assert relative_error(gradient, evaluate(scp, inputs)[1]["residual"]) <= 1e-5
+
+
+@pytest.mark.parametrize("position", ["pixels", "centered"])
+@pytest.mark.parametrize("shape", [(7, 9), (160, 224), (5, 6, 7)], ids=str)
+def test_the_matrix_of_a_whole_image_from_plain_numbers(shape, position):
+    device = torch.device("cpu")
+    extent = torch.tensor(shape, dtype=torch.float64)
+    expected = position_matrix(identity_affine(len(shape), device), extent, position)
+    assert torch.equal(whole_image_matrix(shape, position, device), expected)

@@ -4,6 +4,7 @@
 
 #include "../scp.h"
 #include "../shared/check.h"
+#include "keep.h"
 #include "level.h"
 
 namespace {
@@ -82,5 +83,9 @@ int scp_cpu_forward(const scp_call* call, char* message, int64_t message_size) {
 int scp_cpu_backward(const scp_call* call, char* message, int64_t message_size) {
   return run(call, true, message, message_size);
 }
+
+int64_t scp_cpu_kept_bytes(void) { return scp::kept_bytes(); }
+
+void scp_cpu_release_kept(void) { scp::release_kept(); }
 
 }  // extern "C"

@@ -6,6 +6,7 @@
 
 #include "leaf.h"
 #include "rows.h"
+#include "samples.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
@@ -25,10 +26,12 @@ struct Field {
   }
 };
 
+// A field without memory, which has to have field_size numbers.
 template <class T, int D>
-Field<T, D> make_field(const Box<D>& box, int outputs, ScratchStack& scratch) {
+Field<T, D> field_on(const Box<D>& box) {
   Field<T, D> field;
   constexpr int run = kRun<T, D>;
+  field.values = nullptr;
   field.box = box;
   field.stride[D - 1] = 1;
   int64_t size = (box.extent(D - 1) + run - 1) / run * run;
@@ -36,9 +39,29 @@ Field<T, D> make_field(const Box<D>& box, int outputs, ScratchStack& scratch) {
     field.stride[axis] = size;
     size *= box.extent(axis);
   }
-  field.plane = padded<T>(int(size));
-  field.values = take<T>(scratch, field.plane * outputs + 2 * kLanes<T>);
+  field.plane = (size + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
   return field;
+}
+
+template <class T, int D>
+int64_t field_size(const Field<T, D>& field, int outputs) {
+  return field.plane * outputs + 2 * kLanes<T>;
+}
+
+template <class T, int D>
+Field<T, D> make_field(const Box<D>& box, int outputs, ScratchStack& scratch) {
+  Field<T, D> field = field_on<T, D>(box);
+  field.values = take<T>(scratch, field_size(field, outputs));
+  return field;
+}
+
+// The part of a field that lies in a smaller box.
+template <class T, int D>
+Field<T, D> part_of(const Field<T, D>& field, const Box<D>& box) {
+  Field<T, D> part = field;
+  part.values += field.offset(box.lower);
+  part.box = box;
+  return part;
 }
 
 // Offsets in the field of a block's runs; -1 for those outside.
@@ -139,15 +162,16 @@ SCP_INLINE void add_channels(T* y, const T* const* w, const T* const* x, int cou
 
 // Y[b, n] = sum_c W[n, c] X[b, c] (+ bias[n]) on the field's box.
 template <class T, int D>
-void stream_forward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T, D>& Y, const T* bias, int64_t b_first,
-                    int64_t b_end, int N, int C, ScratchStack& scratch) {
+void stream_forward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T, D>& Y, const T* bias,
+                    const Samples& samples, int N, int C, ScratchStack& scratch) {
   constexpr int kChannels = 4;
   const ScratchStack::Mark mark = scratch.mark();
   const int longest = N <= 8 ? 1024 : (N <= 64 ? 128 : 64);
   const bool merged = field_rows_touch(field) && rows_touch(X, field) && rows_touch(Y, field);
   T* x_buffer = take<T>(scratch, kChannels * longest);
   T* y_buffer = take<T>(scratch, int64_t(N) * longest);
-  for (int64_t b = b_first; b < b_end; ++b) {
+  for (int64_t s = 0; s < samples.count; ++s) {
+    const int64_t b = samples.number[s];
     for_each_stretch(field, merged, longest, [&](const int(&index)[D], int skip, int count) SCP_LAMBDA_INLINE {
       const int64_t at = field.offset(index) + skip;
       const int64_t x_at = X.offset(b, 0, index) + skip * X.tensor.stride_spatial[D - 1];
@@ -206,7 +230,7 @@ SCP_INLINE void meet_gradient(const T* gy, const T* w, const T* x, T* gx, T* gw,
 // gX[b, c] = sum_n gY[b, n] W[n, c], and the field becomes gW[n, c] = sum_b gY[b, n] X[b, c]; either only where wanted.
 template <class T, int D, bool kFeatures, bool kWeights>
 void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T, D>& gY, const Rows<T, D>& gX,
-                     int64_t b_first, int64_t b_end, int N, int C, ScratchStack& scratch) {
+                     const Samples& samples, int N, int C, ScratchStack& scratch) {
   constexpr int kChannels = 4;
   const ScratchStack::Mark mark = scratch.mark();
   const int longest = N <= 4 ? 512 : (N <= 32 ? 128 : 64);
@@ -222,7 +246,8 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
     const int64_t at = field.offset(index) + skip;
     for (int c0 = 0; c0 < C; c0 += kChannels) {
       const int channels = C - c0 < kChannels ? C - c0 : kChannels;
-      for (int64_t b = b_first; b < b_end; ++b) {
+      for (int64_t s = 0; s < samples.count; ++s) {
+        const int64_t b = samples.number[s];
         const int64_t gy_at = gY.offset(b, 0, index) + skip * gY.tensor.stride_spatial[D - 1];
         for (int n = 0; n < N; ++n)
           gy[n] = gY.read(gy_at + n * gY.tensor.stride_channel, count, gy_buffer + int64_t(n) * longest);
@@ -239,7 +264,7 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
           for (int n = 0; n < N; ++n) {
             const T* w = field.values + (int64_t(n) * C + c0 + i) * field.plane + at;
             detail::meet_gradient<T, kFeatures, kWeights>(gy[n], w, x, gx, gw + (int64_t(i) * N + n) * longest, count,
-                                                          n == 0, b == b_first);
+                                                          n == 0, s == 0);
           }
           if (kFeatures) gX.finish(gx, gx_at, count);
         }

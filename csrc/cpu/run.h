@@ -2,6 +2,7 @@
 #ifndef SCP_CPU_RUN_H
 #define SCP_CPU_RUN_H
 
+#include "keep.h"
 #include "parallel.h"
 #include "parameters.h"
 #include "tree.h"
@@ -63,7 +64,8 @@ Rows<T, D> rows_of(const scp_tensor& tensor, int dtype) {
 template <class T, int D>
 class Run {
  public:
-  Run(const scp_call& call, bool backward) : call_(call), scratch_(thread_scratch()), mark_(scratch_.mark()) {
+  Run(const scp_call& call, bool backward)
+      : call_(call), scratch_(thread_scratch()), mark_(scratch_.mark()), maps_(call) {
     job_.N = int(call.classes), job_.C = int(call.channels);
     job_.X = rows_of<T, D>(call.features, call.dtype);
     job_.Y = rows_of<T, D>(call.logits, call.dtype);
@@ -72,8 +74,7 @@ class Run {
     job_.backward = backward;
     job_.needs_features = backward && call.grad_features.data != nullptr;
     job_.needs_parameters = backward && call.grad_coefficients != nullptr;
-    samples_ = call.groups == 1 ? call.batch : 1;
-    job_.direct = D == 2 && samples_ == 1 && job_.X.direct() && job_.Y.direct() &&
+    job_.direct = D == 2 && maps_.count() == call.batch && job_.X.direct() && job_.Y.direct() &&
                   (!job_.needs_features || job_.gX.direct()) && (!backward || job_.needs_parameters);
   }
   ~Run() {
@@ -82,12 +83,15 @@ class Run {
   }
 
   void operator()() {
+    for (int axis = 0; axis < D; ++axis) map_.lower[axis] = 0, map_.upper[axis] = int(call_.size[axis]);
+    if (!job_.backward) borrow_field();
+    if (lease_.ready) return stream_kept();
     const bool finite_parameters = prepare<T, D>(call_, scratch_, job_.net);
     const bool finite_lines = lines_from_coefficients();
-    for (int axis = 0; axis < D; ++axis) map_.lower[axis] = 0, map_.upper[axis] = int(call_.size[axis]);
     job_.dense = call_.method == SCP_METHOD_DENSE || !finite_parameters || !finite_lines ||
                  (call_.method == SCP_METHOD_AUTO && map_.pixels() <= kDensePixels);
     attempt();
+    if (!job_.backward) return return_field(lease_);
     // A NaN or an infinity in X or gY reaches, in PyTorch, gradients of units that are off where it occurs (0 times
     // NaN), which folding leaves out. It shows in the gradient of b3, the plain sum of gW; evaluate such calls densely.
     if (job_.needs_parameters && !job_.dense && call_.method == SCP_METHOD_AUTO &&
@@ -98,15 +102,49 @@ class Run {
   }
 
  private:
-  // The first layer of every position map as the nodes hold it: [groups, D + 1, h1 padded], values before slopes.
+  void borrow_field() {
+    const int outputs = job_.N * job_.C;
+    kept_ = field_on<T, D>(map_);
+    kept_size_ = field_size(kept_, outputs);
+    lease_ = lend_field(call_, {maps_.count() * kept_size_ * int64_t(sizeof(T)), kVectorBytes, job_.direct});
+    if (lease_.field != nullptr) kept_.values = static_cast<T*>(values_of(*lease_.field));
+  }
+
+  // The field of one position map in what is kept.
+  Field<T, D> kept_of(int64_t map) const {
+    Field<T, D> field = kept_;
+    field.values += map * kept_size_;
+    return field;
+  }
+
+  void stream_kept() {
+    job_.net.nc = job_.N * job_.C;
+    job_.direct = false;  // long rows stream best; how the map is cut makes no difference to the sums here
+    tasks_ = cut_into_tasks(job_, map_, boxes_);
+    const auto body = [](void* self, int task) { static_cast<Run*>(self)->stream_task(task); };
+    parallel_for(int(tasks_ * maps_.count()), call_.threads, body, this);
+    if (call_.report == nullptr) return;
+    call_.report[SCP_REPORT_PIXELS] = double(maps_.count() * map_.pixels());
+    call_.report[SCP_REPORT_MAPS] = double(maps_.count());
+    call_.report[SCP_REPORT_KEPT] = SCP_KEPT_READ;
+  }
+
+  void stream_task(int task) {
+    const int64_t map = task / tasks_;
+    const Field<T, D> field = kept_of(map);
+    Counters unused{};
+    Walk<T, D>(job_, maps_.samples(map), &field, {}, thread_scratch(), unused).run_kept(boxes_[task % tasks_]);
+  }
+
+  // The first layer of every position map as the nodes hold it: [maps, D + 1, h1 padded], values before slopes.
   bool lines_from_coefficients() {
     constexpr int A = kAffineRows<D>;
     line_stride_ = padded<double>(job_.net.h1);
-    lines_ = take<double>(scratch_, call_.groups * A * line_stride_);
+    lines_ = take<double>(scratch_, maps_.count() * A * line_stride_);
     double finite = 0;
-    for (int64_t g = 0; g < call_.groups; ++g) {
-      double* const to = lines_ + g * A * line_stride_;
-      const double* const from = call_.coefficients + g * call_.hidden1 * A;
+    for (int64_t m = 0; m < maps_.count(); ++m) {
+      double* const to = lines_ + m * A * line_stride_;
+      const double* const from = call_.coefficients + maps_.source(m) * call_.hidden1 * A;
       for (int u = 0; u < line_stride_; ++u) {
         for (int a = 0; a < A; ++a) {
           const double c = u < job_.net.h1 ? from[u * A + (a == 0 ? D : a - 1)] : 0;
@@ -125,7 +163,7 @@ class Run {
   void attempt() {
     const ScratchStack::Mark mark = scratch_.mark();
     tasks_ = cut_into_tasks(job_, map_, boxes_);
-    const int64_t all_tasks = tasks_ * call_.groups;
+    const int64_t all_tasks = tasks_ * maps_.count();
     slots_ = int(all_tasks < kMostSlots ? all_tasks : kMostSlots);
     counters_ = take<Counters>(scratch_, slots_);
     sequential_ = call_.threads <= 1 || slots_ == 1;
@@ -149,10 +187,10 @@ class Run {
     const ScratchStack::Mark mark = scratch.mark();
     counters_[slot] = Counters{};
     if (job_.needs_parameters) std::memset(sums_[slot].all, 0, size_t(sums_[slot].size) * sizeof(T));
-    const int64_t all_tasks = tasks_ * call_.groups;
+    const int64_t all_tasks = tasks_ * maps_.count();
     for (int64_t task = all_tasks * slot / slots_; task < all_tasks * (slot + 1) / slots_; ++task) {
-      const int64_t group = task / tasks_;
-      Node<T, D> root = make_root<T, D>(job_.net, map_, lines_ + group * kAffineRows<D> * line_stride_, numbers_);
+      const int64_t map = task / tasks_;
+      Node<T, D> root = make_root<T, D>(job_.net, map_, lines_ + map * kAffineRows<D> * line_stride_, numbers_);
       GradientSums<T> sums{};
       if (job_.needs_parameters) {
         root.g_A2 = sums_[slot].A2;
@@ -160,7 +198,10 @@ class Run {
         sums.W3T = sums_[slot].W3T;
         sums.moments = moments_ + task * moment_size_;
       }
-      Walk<T, D> walk(job_, group, group + samples_, sums, scratch, counters_[slot]);
+      Field<T, D> kept{};
+      if (lease_.field != nullptr) kept = kept_of(map);
+      Walk<T, D> walk(job_, maps_.samples(map), lease_.field != nullptr ? &kept : nullptr, sums, scratch,
+                      counters_[slot]);
       walk.run(root, boxes_[task % tasks_]);
     }
     if (job_.needs_parameters && sequential_ && slot > 0) add_sums(sums_[slot], sums_[0]);
@@ -172,11 +213,13 @@ class Run {
     if (!sequential_)
       for (int s = 1; s < slots_; ++s) add_sums(sums_[s], sums_[0]);
     write_gradients<T, D>(job_.net, sums_[0], call_);
-    for (int64_t g = 0; g < call_.groups; ++g) {
-      double* to = call_.grad_coefficients + g * moment_size_;
+    // Of equal position maps the first has the gradient of all.
+    std::memset(call_.grad_coefficients, 0, size_t(call_.groups * moment_size_) * sizeof(double));
+    for (int64_t m = 0; m < maps_.count(); ++m) {
+      double* to = call_.grad_coefficients + maps_.source(m) * moment_size_;
       for (int64_t i = 0; i < moment_size_; ++i) {
         double sum = 0;
-        for (int t = 0; t < tasks_; ++t) sum += moments_[(g * tasks_ + t) * moment_size_ + i];
+        for (int t = 0; t < tasks_; ++t) sum += moments_[(m * tasks_ + t) * moment_size_ + i];
         to[i] = sum;
       }
     }
@@ -197,14 +240,19 @@ class Run {
     to[SCP_REPORT_MOST_MIXED2] = total.most_mixed2;
     to[SCP_REPORT_BUILD_MACS] = total.build_macs;
     to[SCP_REPORT_LEAF_MACS] = total.leaf_macs;
+    to[SCP_REPORT_MAPS] = double(maps_.count());
+    to[SCP_REPORT_KEPT] = lease_.field != nullptr ? SCP_KEPT_STORED : SCP_KEPT_NOT;
   }
 
   const scp_call& call_;
   ScratchStack& scratch_;
   const ScratchStack::Mark mark_;
   Job<T, D> job_{};
+  const PositionMaps maps_;
   Box<D> map_;
-  int64_t samples_;
+  Lease lease_;
+  Field<T, D> kept_{};  // of the first position map; no values where nothing is kept
+  int64_t kept_size_ = 0;
   double* lines_ = nullptr;
   int line_stride_ = 0;
   const int* numbers_ = nullptr;

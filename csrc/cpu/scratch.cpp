@@ -25,6 +25,7 @@ void ScratchStack::grow(size_t bytes) {
     data_[next] = static_cast<char*>(std::aligned_alloc(kAlignment, size));
     if (data_[next] == nullptr) throw std::bad_alloc();
     size_[next] = size;
+    ASAN_POISON_MEMORY_REGION(data_[next], size);
     ++chunks_;
   }
   return_to(next);

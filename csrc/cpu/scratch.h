@@ -4,6 +4,16 @@
 
 #include <cstddef>
 
+// Under AddressSanitizer what is not handed out is poisoned, and a gap lies between arrays.
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define SCP_SCRATCH_GAP 64
+#else
+#define SCP_SCRATCH_GAP 0
+#define ASAN_POISON_MEMORY_REGION(from, bytes) ((void)0)
+#define ASAN_UNPOISON_MEMORY_REGION(from, bytes) ((void)0)
+#endif
+
 namespace scp {
 
 // Blocks are handed out in stack order and given back by `release(mark())`. Grows by whole chunks, so pointers stay
@@ -20,18 +30,20 @@ class ScratchStack {
   ScratchStack& operator=(const ScratchStack&) = delete;
   ~ScratchStack();
 
-  // 64-byte aligned; throws std::bad_alloc.
+  // 64-byte aligned, with room for whole vectors; throws std::bad_alloc.
   __attribute__((always_inline)) void* allocate(size_t bytes) {
     bytes = (bytes + kAlignment - 1) & ~(kAlignment - 1);
-    if (bytes > size_t(end_ - top_)) grow(bytes);
+    if (bytes + SCP_SCRATCH_GAP > size_t(end_ - top_)) grow(bytes + SCP_SCRATCH_GAP);
     char* block = top_;
-    top_ += bytes;
+    top_ += bytes + SCP_SCRATCH_GAP;
+    ASAN_UNPOISON_MEMORY_REGION(block, bytes);
     return block;
   }
   __attribute__((always_inline)) Mark mark() const { return {chunk_, top_}; }
   __attribute__((always_inline)) void release(Mark mark) {
     top_ = mark.top;
     if (mark.chunk != chunk_) return_to(mark.chunk);
+    ASAN_POISON_MEMORY_REGION(top_, size_t(end_ - top_));
   }
   // Gives memory that is not handed out back to the system, as far as the whole exceeds `bytes_kept`.
   void trim(size_t bytes_kept);

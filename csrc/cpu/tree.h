@@ -58,15 +58,30 @@ void cut_box(const Box<D>& box, int axis, Box<D>& first, Box<D>& second) {
 template <class T, int D>
 class Walk {
  public:
-  Walk(const Job<T, D>& job, int64_t b_first, int64_t b_end, const GradientSums<T>& sums, ScratchStack& scratch,
-       Counters& counters)
-      : job_(job), b_first_(b_first), b_end_(b_end), sums_(sums), scratch_(scratch), counters_(counters) {}
+  // `kept`: where W is to stay after the call, or null.
+  Walk(const Job<T, D>& job, const Samples& samples, const Field<T, D>* kept, const GradientSums<T>& sums,
+       ScratchStack& scratch, Counters& counters)
+      : job_(job), samples_(samples), kept_(kept), sums_(sums), scratch_(scratch), counters_(counters) {}
 
   // Does the whole task: `root` carries its gradients where parameters need them.
   void run(const Node<T, D>& root, const Box<D>& box) {
     map_ = root.box;
     next_ = corner(box);
-    visit(root, box);
+    if (job_.direct && kept_ != nullptr) {
+      fill_and_stream(part_of(*kept_, box), [&] { visit(root, box); });
+    } else {
+      visit(root, box);
+    }
+  }
+
+  // The whole task where W was kept by an earlier call.
+  void run_kept(const Box<D>& box) {
+    const int axis = axis_to_cut_for(job_, box);
+    if (axis < 0 || samples_.count == 1 || box.pixels() <= job_.field_pixels()) return stream_logits(part_of(*kept_, box));
+    Box<D> first, second;
+    cut_box<T, D>(box, axis, first, second);
+    run_kept(first);
+    run_kept(second);
   }
 
  private:
@@ -135,13 +150,12 @@ class Walk {
 
   void walk_field(const Node<T, D>& node) {
     const ScratchStack::Mark mark = scratch_.mark();
-    Field<T, D> field = make_field<T, D>(node.box, job_.net.nc, scratch_);
-    field_ = &field;
+    Field<T, D> field =
+        kept_ != nullptr ? part_of(*kept_, node.box) : make_field<T, D>(node.box, job_.net.nc, scratch_);
     if (!job_.backward) {
-      filling_ = true;
-      walk(node);
-      stream_forward(field, job_.X, job_.Y, job_.bias, b_first_, b_end_, job_.N, job_.C, scratch_);
+      fill_and_stream(field, [&] { walk(node); });
     } else {
+      field_ = &field;
       if (job_.needs_features) {
         filling_ = true;
         walk(node);
@@ -155,11 +169,25 @@ class Walk {
     scratch_.release(mark);
   }
 
+  template <class Fill>
+  void fill_and_stream(const Field<T, D>& field, Fill fill) {
+    field_ = &field;
+    filling_ = true;
+    fill();
+    filling_ = false;
+    field_ = nullptr;
+    stream_logits(field);
+  }
+
+  void stream_logits(const Field<T, D>& field) {
+    stream_forward(field, job_.X, job_.Y, job_.bias, samples_, job_.N, job_.C, scratch_);
+  }
+
   void stream(const Field<T, D>& field) {
     const auto run = job_.needs_features
                          ? (job_.needs_parameters ? stream_backward<T, D, true, true> : stream_backward<T, D, true, false>)
                          : stream_backward<T, D, false, true>;
-    run(field, job_.X, job_.Y, job_.gX, b_first_, b_end_, job_.N, job_.C, scratch_);
+    run(field, job_.X, job_.Y, job_.gX, samples_, job_.N, job_.C, scratch_);
   }
 
   void leaf(const Node<T, D>& node) {
@@ -179,8 +207,8 @@ class Walk {
         read_field(*field_, block, net.nc, gW);
       } else if constexpr (D == 2) {
         if (!job_.backward)
-          return apply_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y, job_.bias, b_first_, job_.N, job_.C);
-        meet_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y, job_.needs_features ? &job_.gX : nullptr, b_first_, job_.N,
+          return apply_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y, job_.bias, samples_.number[0], job_.N, job_.C);
+        meet_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y, job_.needs_features ? &job_.gX : nullptr, samples_.number[0], job_.N,
                     job_.C, weights, gW);
       }
       if (job_.needs_parameters) leaf_backward(net, node, panel, gW, sums_, scratch_);
@@ -201,7 +229,8 @@ class Walk {
   }
 
   const Job<T, D>& job_;
-  const int64_t b_first_, b_end_;
+  const Samples samples_;
+  const Field<T, D>* const kept_;
   const GradientSums<T>& sums_;
   ScratchStack& scratch_;
   Counters& counters_;

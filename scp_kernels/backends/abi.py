@@ -35,13 +35,14 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("coefficients", "w2", "b2", "w3", "b3", "residual", "bias")),
         *((f"grad_{name}", ctypes.c_void_p) for name in PARAMETERS),
         ("report", ctypes.c_void_p),
+        ("keep_bytes", ctypes.c_int64),
     )
 
 
 def describe(tensor: Tensor) -> _Tensor:
     """``struct scp_tensor``: where ``[batch, channels, *spatial]`` lies."""
     batch, channel, *spatial = tensor.stride()
-    return _Tensor(tensor.data_ptr(), batch, channel, (ctypes.c_int64 * 3)(*spatial))
+    return _Tensor(tensor.data_ptr(), batch, channel, tuple(spatial))
 
 
 def sizes(problem: Problem) -> Call:
@@ -56,7 +57,7 @@ def sizes(problem: Problem) -> Call:
         classes=problem.num_classes,
         hidden1=problem.hidden[0],
         hidden2=problem.hidden[1],
-        size=(ctypes.c_int64 * 3)(*problem.spatial_shape),
+        size=problem.spatial_shape,
     )
 
 

@@ -5,6 +5,11 @@ the four dtypes of features, so nothing is copied here.
 
 The vector level is the best that the machine has; the environment variable ``SCP_CPU_LEVEL`` (``avx512``, ``avx2``,
 ``portable``) chooses another, for tests and comparisons.
+
+With frozen weights the field W is kept: from the third forward with the same parameters and positions on, it is read.
+Parameters are compared by content, so a kept field is never stale, and the logits are the same bit for bit. All that is
+kept takes at most 64 MiB, or what the environment variable ``SCP_CPU_KEEP_MB`` says; 0 keeps nothing.
+:func:`kept_bytes` tells how much there is, :func:`release_kept` frees it.
 """
 
 import ctypes
@@ -23,8 +28,11 @@ LEVELS = {"portable": 1, "avx2": 2, "avx512": 3}
 METHODS = {"auto": 0, "tree": 1, "dense": 2}
 LEVEL_VARIABLE = "SCP_CPU_LEVEL"
 METHOD_VARIABLE = "SCP_CPU_METHOD"
+KEEP_VARIABLE = "SCP_CPU_KEEP_MB"
+KEEP_MB = 64
 
 _REPORT_SIZE = 16
+_KEPT = ("no", "stored", "read")
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,10 @@ class Plan:
     """Multiply-adds a pixel spent at the leaves, up to W."""
     dense_macs: float
     """Multiply-adds a pixel of the plain evaluation of Φ."""
+    position_maps: int
+    """Distinct position maps: samples with equal ones share one evaluation of Φ."""
+    kept: str
+    """``"no"``; ``"stored"``: W was evaluated and kept; ``"read"``: W is that of an earlier call, not evaluated."""
 
     @property
     def macs(self) -> float:
@@ -68,7 +80,7 @@ def last_plan() -> Plan:
     if not hasattr(_last, "report"):
         raise RuntimeError("last_plan: this thread has not called the CPU backend yet")
     report, problem = _last.report, _last.problem
-    level, dense, nodes, leaves, pixels, mixed1, mixed2, most1, most2, build, leaf = report[:11]
+    level, dense, nodes, leaves, pixels, mixed1, mixed2, most1, most2, build, leaf, maps, kept = report[:13]
     scale = 1 / max(pixels, 1.0)
     return Plan(
         level=next(name for name, number in LEVELS.items() if number == int(level)),
@@ -81,7 +93,19 @@ def last_plan() -> Plan:
         build_macs=build * scale,
         leaf_macs=leaf * scale,
         dense_macs=problem.phi_macs / (problem.groups * problem.pixels),
+        position_maps=int(maps),
+        kept=_KEPT[int(kept)],
     )
+
+
+def kept_bytes() -> int:
+    """Memory, in bytes, of what is kept between calls for frozen weights."""
+    return _library().scp_cpu_kept_bytes()
+
+
+def release_kept() -> None:
+    """Free what is kept between calls; calls that are under way keep what they read until they end."""
+    _library().scp_cpu_release_kept()
 
 
 class NativeCPU:
@@ -96,6 +120,7 @@ class NativeCPU:
             return str(error)
         try:
             level = _level()
+            _keep_bytes()
         except ValueError as error:
             return str(error)
         if level and not _library().scp_cpu_levels() >> level & 1:
@@ -122,6 +147,7 @@ class NativeCPU:
         coefficients = coefficients.contiguous()
         call = _call(features, logits, phi, residual, coefficients, problem)
         call.bias = 0 if bias is None else bias.data_ptr()
+        call.keep_bytes = _keep_bytes()
         _run(_library().scp_cpu_forward, call, problem)
         return logits
 
@@ -162,6 +188,15 @@ def _method() -> int:
     return METHODS[name]
 
 
+def _keep_bytes() -> int:
+    text = os.environ.get(KEEP_VARIABLE)
+    if not text:
+        return KEEP_MB << 20
+    if not text.isdecimal():
+        raise ValueError(f"{KEEP_VARIABLE}: expected a number of MiB, got {text!r}")
+    return int(text) << 20
+
+
 _loaded: ctypes.CDLL | None = None
 
 
@@ -174,6 +209,9 @@ def _library() -> ctypes.CDLL:
             function.restype = ctypes.c_int
         loaded.scp_cpu_levels.argtypes = ()
         loaded.scp_cpu_levels.restype = ctypes.c_int
+        loaded.scp_cpu_kept_bytes.argtypes = loaded.scp_cpu_release_kept.argtypes = ()
+        loaded.scp_cpu_kept_bytes.restype = ctypes.c_int64
+        loaded.scp_cpu_release_kept.restype = None
         _loaded = loaded
     return _loaded
 

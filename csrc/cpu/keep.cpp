@@ -1,0 +1,235 @@
+#include "keep.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <list>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace scp {
+
+// Immutable once it is in the list of entries; calls that read it share it.
+struct KeptField {
+  explicit KeptField(int64_t count) : bytes(count) {
+    const size_t whole = (size_t(count) + 63) / 64 * 64;
+    values = std::aligned_alloc(64, whole);
+    if (values == nullptr) throw std::bad_alloc();
+  }
+  KeptField(const KeptField&) = delete;
+  KeptField& operator=(const KeptField&) = delete;
+  ~KeptField() { std::free(values); }
+
+  void* values;
+  int64_t bytes;
+  std::vector<char> parameters;  // all but the coefficients of layer 1
+};
+
+namespace {
+
+constexpr int64_t kMostEntries = 64;
+// A field makes room for another only after this many calls without use: fields used in turn do not push each other out.
+constexpr int64_t kIdleCalls = 64;
+constexpr int64_t kMostPatience = 1024;
+
+struct Part {
+  const void* data;
+  size_t bytes;
+};
+
+struct Sizes {
+  int64_t values[14];
+};
+
+Sizes sizes_of(const scp_call& call, const FieldShape& shape) {
+  return {{call.spatial_dims, call.compute_dtype, call.method, call.groups, call.groups == 1 ? 1 : call.batch,
+           call.channels, call.classes, call.hidden1, call.hidden2, call.size[0], call.size[1],
+           call.spatial_dims == 3 ? call.size[2] : 1, shape.vector_bytes, shape.direct}};
+}
+
+Part coefficients_of(const scp_call& call) {
+  return {call.coefficients, size_t(call.groups * call.hidden1 * (call.spatial_dims + 1)) * sizeof(double)};
+}
+
+struct Parts {
+  Part part[5];
+
+  explicit Parts(const scp_call& call) {
+    const size_t number = call.compute_dtype == SCP_FLOAT64 ? sizeof(double) : sizeof(float);
+    const size_t h1 = size_t(call.hidden1), h2 = size_t(call.hidden2), nc = size_t(call.classes * call.channels);
+    part[0] = {call.b2, h2 * number};
+    part[1] = {call.b3, nc * number};
+    part[2] = {call.residual, nc * number};
+    part[3] = {call.w2, h1 * h2 * number};
+    part[4] = {call.w3, nc * h2 * number};
+  }
+  size_t bytes() const {
+    size_t sum = 0;
+    for (const Part& p : part) sum += p.bytes;
+    return sum;
+  }
+  bool equal(const std::vector<char>& copy) const {
+    const char* at = copy.data();
+    for (const Part& p : part) {
+      if (p.bytes != 0 && std::memcmp(at, p.data, p.bytes) != 0) return false;
+      at += p.bytes;
+    }
+    return true;
+  }
+  std::vector<char> copied() const {
+    std::vector<char> copy(bytes());
+    char* at = copy.data();
+    for (const Part& p : part) {
+      if (p.bytes != 0) std::memcpy(at, p.data, p.bytes);
+      at += p.bytes;
+    }
+    return copy;
+  }
+};
+
+struct Entry {
+  uint64_t ticket;
+  Sizes sizes;
+  std::vector<char> coefficients;
+  int64_t last_used;
+  int64_t sightings = 1;  // calls with these coefficients since the field was last dropped
+  int64_t patience = 1;   // sightings before W is stored
+  int64_t limit = 0;      // bytes that the last call allowed for all fields
+  std::shared_ptr<KeptField> field;
+
+  int64_t bytes() const {
+    return int64_t(coefficients.size()) + (field ? field->bytes + int64_t(field->parameters.size()) : 0);
+  }
+};
+
+class Keeper {
+ public:
+  // Never destroyed: calls of other threads may outlive static objects.
+  static Keeper& instance() {
+    static Keeper* keeper = new Keeper;
+    return *keeper;
+  }
+
+  Lease lend(const scp_call& call, const FieldShape& shape) {
+    const Sizes sizes = sizes_of(call, shape);
+    const Part coefficients = coefficients_of(call);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++calls_;
+    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+      if (std::memcmp(&entry->sizes, &sizes, sizeof sizes) != 0) continue;
+      if (coefficients.bytes != 0 &&
+          std::memcmp(entry->coefficients.data(), coefficients.data, coefficients.bytes) != 0)
+        continue;
+      entries_.splice(entries_.begin(), entries_, entry);
+      return lend_known(*entry, call, shape);
+    }
+    if (entries_.size() == size_t(kMostEntries)) entries_.pop_back();
+    const auto* from = static_cast<const char*>(coefficients.data);
+    entries_.emplace_front();
+    Entry& entry = entries_.front();
+    entry.ticket = ++tickets_;
+    entry.sizes = sizes;
+    entry.coefficients.assign(from, from + coefficients.bytes);
+    entry.last_used = calls_;
+    return {};
+  }
+
+  void give_back(const Lease& lease) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (Entry& entry : entries_) {
+      if (entry.ticket != lease.ticket) continue;
+      if (make_room(entry, lease.field->bytes + int64_t(lease.field->parameters.size()))) entry.field = lease.field;
+      return;
+    }
+  }
+
+  int64_t bytes() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    int64_t sum = 0;
+    for (const Entry& entry : entries_) sum += entry.bytes();
+    return sum;
+  }
+
+  void release() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    entries_.clear();
+  }
+
+ private:
+  // A forked child finds the lock free and the entries whole.
+  Keeper() {
+#if defined(__unix__) || defined(__APPLE__)
+    pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+                   [] { instance().mutex_.unlock(); });
+#endif
+  }
+
+  Lease lend_known(Entry& entry, const scp_call& call, const FieldShape& shape) {
+    entry.last_used = calls_;
+    entry.limit = call.keep_bytes;
+    const Parts parts(call);
+    if (entry.field != nullptr) {
+      if (parts.equal(entry.field->parameters)) return {entry.field, true, entry.ticket};
+      entry.field = nullptr;
+      entry.sightings = 0;
+      entry.patience = entry.patience * 2 < kMostPatience ? entry.patience * 2 : kMostPatience;
+    }
+    const int64_t bytes = shape.bytes + int64_t(parts.bytes());
+    if (entry.sightings++ < entry.patience || !make_room(entry, bytes)) return {};
+    auto field = std::make_shared<KeptField>(shape.bytes);
+    field->parameters = parts.copied();
+    return {field, false, entry.ticket};
+  }
+
+  // Whether `bytes` more for this entry fit, once idle fields have gone.
+  bool make_room(const Entry& wanting, int64_t bytes) {
+    int64_t sum = bytes, idle = 0;
+    for (const Entry& entry : entries_) {
+      if (&entry == &wanting) continue;
+      sum += entry.bytes();
+      if (is_idle(entry)) idle += entry.bytes();
+    }
+    if (sum - idle > wanting.limit) return false;
+    for (auto entry = entries_.end(); entry != entries_.begin() && sum > wanting.limit;) {
+      --entry;
+      if (&*entry == &wanting || !is_idle(*entry)) continue;
+      sum -= entry->bytes();
+      entry = entries_.erase(entry);
+    }
+    return true;
+  }
+  bool is_idle(const Entry& entry) const { return calls_ - entry.last_used > kIdleCalls; }
+
+  std::mutex mutex_;
+  std::list<Entry> entries_;  // the one used last comes first
+  int64_t calls_ = 0;
+  uint64_t tickets_ = 0;
+};
+
+}  // namespace
+
+void* values_of(KeptField& field) { return field.values; }
+
+// Out of memory here is no error: the call evaluates Phi as usual.
+Lease lend_field(const scp_call& call, const FieldShape& shape) noexcept {
+  if (call.keep_bytes <= 0) return {};
+  try {
+    return Keeper::instance().lend(call, shape);
+  } catch (const std::bad_alloc&) {
+    return {};
+  }
+}
+
+void return_field(const Lease& lease) noexcept {
+  if (lease.field != nullptr && !lease.ready) Keeper::instance().give_back(lease);
+}
+
+int64_t kept_bytes() noexcept { return Keeper::instance().bytes(); }
+
+void release_kept() noexcept { Keeper::instance().release(); }
+
+}  // namespace scp
