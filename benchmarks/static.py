@@ -1,7 +1,8 @@
-"""Registers, stack and shared memory of every Triton kernel, for every architecture, without a GPU.
+"""Registers, stack and shared memory of every kernel for GPUs, for every architecture, without a GPU.
 
-``python -m benchmarks.static [--capability 90 …] [--case NAME …]`` compiles what a GPU would run and prints one line a
-kernel. It exits with 1 if a kernel spills registers or exceeds an architecture's shared memory.
+``python -m benchmarks.static [--backend triton cuda] [--capability 90 …] [--case NAME …]`` compiles what Triton would
+run on a GPU, reads the CUDA library that is installed (``static_cuda``), and prints one line a kernel. It exits with 1
+if a kernel spills registers or exceeds an architecture's shared memory.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from benchmarks import static_cuda
 from scp_kernels.backends.triton import offline, tables
 from scp_kernels.problem import Problem
 
@@ -82,16 +84,13 @@ def resources(case: Case, capability: int) -> Iterator[offline.Resources]:
                 yield offline.compile_launch(launch, capability)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__.splitlines()[0])
-    parser.add_argument("--capability", type=int, nargs="*", default=list(tables.SHARED_MEMORY_KIB), metavar="CC")
-    parser.add_argument("--case", nargs="*", default=list(CASES), choices=list(CASES), metavar="NAME")
-    options = parser.parse_args(arguments)
+def report(cases: list[str], capabilities: list[int]) -> bool:
+    """Prints one line a Triton kernel; returns whether any has a fault."""
     print(f"Triton {triton.__version__}; shared memory in KiB of what a block may have\n")
     print(f"{'case':24} {'cc':>4} {'kernel':32} {'threads':>7} {'registers':>9} {'stack':>5} {'shared':>10}")
     failed = False
-    for name in options.case:
-        for capability in options.capability:
+    for name in cases:
+        for capability in capabilities:
             # Launches that differ only in their arguments share a kernel: one line for them.
             for found in dict.fromkeys(resources(CASES[name], capability)):
                 shared = f"{found.shared_bytes / 1024:.1f}/{found.shared_limit // 1024}"
@@ -102,6 +101,20 @@ def main(arguments: list[str] | None = None) -> int:
                     flush=True,
                 )
                 failed |= bool(found.faults)
+    return failed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", nargs="*", default=["triton", "cuda"], choices=["triton", "cuda"])
+    parser.add_argument("--capability", type=int, nargs="*", default=list(tables.SHARED_MEMORY_KIB), metavar="CC")
+    parser.add_argument(
+        "--case", help="of the Triton kernels", nargs="*", default=list(CASES), choices=list(CASES), metavar="NAME"
+    )
+    options = parser.parse_args(arguments)
+    failed = "triton" in options.backend and report(options.case, options.capability)
+    if "cuda" in options.backend:
+        failed |= static_cuda.report(options.capability)
     return int(failed)
 
 

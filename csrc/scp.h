@@ -23,7 +23,8 @@ enum scp_status {
   SCP_OK = 0,
   SCP_BAD_ARGUMENT = 1,  /* the message says which */
   SCP_OUT_OF_MEMORY = 2,
-  SCP_UNSUPPORTED = 3    /* this machine lacks what the call asks for */
+  SCP_UNSUPPORTED = 3,   /* this machine lacks what the call asks for */
+  SCP_DEVICE_ERROR = 4   /* CUDA's own message */
 };
 
 /* Ways to evaluate Phi. */
@@ -105,6 +106,34 @@ SCP_EXPORT int scp_cpu_backward(const struct scp_call* call, char* message, int6
 /* Bytes that are kept between calls, and their release. Both may be called at any time, by any thread. */
 SCP_EXPORT int64_t scp_cpu_kept_bytes(void);
 SCP_EXPORT void scp_cpu_release_kept(void);
+
+/* A call of the CUDA backend. Tensors and workspace are device memory; `threads`, `level`, `method`, `report` and
+   `keep_bytes` of scp_call are not used. Nothing is allocated, and nothing waits for the device. */
+struct scp_cuda_call {
+  struct scp_call call;
+  int32_t device;
+  void* stream;             /* cudaStream_t */
+  int64_t shared_limit;     /* bytes of shared memory that a block may have on the device */
+  void* workspace;          /* aligned to 16 bytes */
+  int64_t workspace_bytes;  /* at least what scp_cuda_plan says */
+};
+
+/* CUDA versions (12040 is 12.4) that the driver supports, 0 without a driver, and that the library was built with. */
+SCP_EXPORT int scp_cuda_driver(int32_t* driver, int32_t* built_with);
+
+/* What a call needs, and what it comes to: a backward for the gradients that are not null. */
+struct scp_cuda_needs {
+  int64_t workspace_bytes;
+  int64_t shared_apply, shared_parameters; /* bytes of shared memory a block, of the two kinds of kernels that are large */
+  int64_t blocks_apply, blocks_parameters; /* blocks of a launch */
+  int64_t rounds;                          /* launches over the tiles, for gradients of parameters */
+};
+
+/* SCP_UNSUPPORTED if the device's shared memory is too small for the widths. Reads no data and needs no device. */
+SCP_EXPORT int scp_cuda_plan(const struct scp_cuda_call* call, int32_t backward, struct scp_cuda_needs* needs,
+                             char* message, int64_t message_size);
+SCP_EXPORT int scp_cuda_forward(const struct scp_cuda_call* call, char* message, int64_t message_size);
+SCP_EXPORT int scp_cuda_backward(const struct scp_cuda_call* call, char* message, int64_t message_size);
 
 #ifdef __cplusplus
 }

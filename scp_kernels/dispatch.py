@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from scp_kernels.backends.cuda import CudaBackend
 from scp_kernels.backends.native import NativeCPU
 from scp_kernels.backends.triton import TritonBackend
 from scp_kernels.problem import Problem
@@ -74,30 +75,10 @@ class Backend(Protocol):
         """
 
 
-class NotBuilt:
-    """A backend that this version, or this installation, does not have."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        self.name = name
-        self._reason = reason
-
-    def unusable(self) -> str:
-        return self._reason
-
-    def cannot_run(self, problem: Problem) -> str:
-        return self._reason
-
-    def forward(self, *args: object) -> Tensor:
-        raise BackendUnavailable(self._reason)
-
-    def backward(self, *args: object) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
-        raise BackendUnavailable(self._reason)
-
-
 # In the order in which "auto" tries them; "reference", plain PyTorch, always runs and comes last.
 BACKENDS: dict[str, Backend] = {
     "triton": TritonBackend(),
-    "cuda": NotBuilt("cuda", "not built: this version has no CUDA kernels"),
+    "cuda": CudaBackend(),
     "cpu": NativeCPU(),
 }
 NAMES = (*BACKENDS, "reference")

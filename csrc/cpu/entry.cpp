@@ -1,9 +1,9 @@
 // Entry points of the CPU backend: checks, the choice of a vector level, error codes.
 #include <cstdio>
-#include <limits>
 #include <new>
 
 #include "../scp.h"
+#include "../shared/check.h"
 #include "keep.h"
 #include "level.h"
 
@@ -34,36 +34,14 @@ int best_level() {
   return kPortable;
 }
 
-int fail(char* message, int64_t size, int status, const char* what) {
-  if (message != nullptr && size > 0) std::snprintf(message, size_t(size), "%s", what);
-  return status;
-}
-
-// Null if the call makes sense, else what does not.
-const char* fault(const scp_call& call, bool backward) {
-  constexpr int64_t most = std::numeric_limits<int>::max() / 64;
-  if (call.spatial_dims != 2 && call.spatial_dims != 3) return "spatial_dims: expected 2 or 3";
-  if (call.dtype < SCP_FLOAT64 || call.dtype > SCP_BFLOAT16) return "dtype: expected one of scp_dtype";
-  if (call.compute_dtype != SCP_FLOAT64 && call.compute_dtype != SCP_FLOAT32)
-    return "compute_dtype: expected float64 or float32";
-  if (call.channels < 1 || call.classes < 1 || call.hidden1 < 0 || call.hidden2 < 0)
-    return "channels, classes: expected at least one; hidden widths: not negative";
-  if (call.channels * call.classes > most || call.hidden1 > most || call.hidden2 > most)
-    return "channels, classes, hidden widths: too large";
-  if (call.groups != 1 && call.groups != call.batch) return "groups: expected 1 or the batch size";
-  for (int axis = 0; axis < call.spatial_dims; ++axis)
-    if (call.size[axis] < 0 || call.size[axis] > most) return "size: expected between 0 and 2^25 on each axis";
-  if (call.features.data == nullptr || call.logits.data == nullptr) return "features, logits: expected data";
-  if (call.coefficients == nullptr || call.b3 == nullptr || call.residual == nullptr)
-    return "coefficients, b3, residual: expected data";
-  if (backward && call.grad_coefficients != nullptr && (call.grad_b3 == nullptr || call.grad_w3 == nullptr))
-    return "gradients of parameters: expected all of them or none";
-  return nullptr;
-}
+using scp::common::data_fault;
+using scp::common::fail;
+using scp::common::size_fault;
 
 int run(const scp_call* call, bool backward, char* message, int64_t size) {
   if (call == nullptr) return fail(message, size, SCP_BAD_ARGUMENT, "call: expected one");
-  if (const char* what = fault(*call, backward)) return fail(message, size, SCP_BAD_ARGUMENT, what);
+  if (const char* what = size_fault(*call)) return fail(message, size, SCP_BAD_ARGUMENT, what);
+  if (const char* what = data_fault(*call, backward)) return fail(message, size, SCP_BAD_ARGUMENT, what);
   const int level = call->level == kBest ? best_level() : call->level;
   if (!has(level)) return fail(message, size, SCP_UNSUPPORTED, "level: this machine does not have these vectors");
   if (call->report != nullptr) {

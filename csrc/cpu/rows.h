@@ -3,66 +3,13 @@
 #define SCP_CPU_ROWS_H
 
 #include <cstdint>
-#include <cstring>
 
 #include "../scp.h"
+#include "../shared/half.h"
 #include "vector.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
-
-SCP_INLINE float bits_to_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-SCP_INLINE uint32_t float_to_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-SCP_INLINE float to_float(BFloat16 x) { return bits_to_float(uint32_t(x.bits) << 16); }
-SCP_INLINE void from_float(float x, BFloat16& out) {
-  const uint32_t bits = float_to_bits(x);
-  if (x != x) {
-    out.bits = 0x7fc0;
-    return;
-  }
-  out.bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to nearest, ties to even
-}
-
-#if defined(__F16C__)
-SCP_INLINE float to_float(Half x) { return _cvtsh_ss(x.bits); }
-SCP_INLINE void from_float(float x, Half& out) { out.bits = uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT)); }
-#else
-SCP_INLINE float to_float(Half x) {
-  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
-  if (rest >= 0x7c00) return bits_to_float(sign | 0x7f800000 | ((rest & 0x3ff) << 13));
-  // Scaling by 2^112 mends the exponent, of subnormals too.
-  const float scaled = bits_to_float(rest << 13) * bits_to_float(0x77800000);
-  return bits_to_float(sign | float_to_bits(scaled));
-}
-SCP_INLINE void from_float(float x, Half& out) {
-  const uint32_t bits = float_to_bits(x), sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
-  if (rest > 0x7f800000) {
-    out.bits = uint16_t(sign | 0x7e00);
-  } else if (rest >= 0x477ff000) {  // rounds to 65536 or more
-    out.bits = uint16_t(sign | 0x7c00);
-  } else if (rest < 0x38800000) {  // subnormal or zero: the addition rounds at the right place
-    out.bits = uint16_t(sign | (float_to_bits(bits_to_float(rest) + 0.5f) - 0x3f000000));
-  } else {
-    out.bits = uint16_t(sign | ((rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13));
-  }
-}
-#endif
 
 template <class T, class S>
 SCP_INLINE T convert_in(S x) {

@@ -46,7 +46,7 @@ struct Chord {
 template <class V>
 SCP_HD inline Chord<V> chord(V lowest, V highest) {
   const V scale = highest / (highest - lowest);
-  return {scale, scale * lowest * -0.5};
+  return {scale, scale * lowest / -2};
 }
 
 // Rounding of the bound itself must not turn a unit that touches zero into an on-unit.

@@ -33,13 +33,11 @@ def build_record() -> dict[str, dict[str, Any]]:
     return {name: {"built": False, "reason": _NOT_INSTALLED} for name in ("cpu", "cuda")}
 
 
-@functools.cache
-def load(name: str) -> ctypes.CDLL:
-    """The library ``"cpu"`` or ``"cuda"``, loaded once and its ABI version checked.
+def find(name: str) -> Path:
+    """The file of the library ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        LibraryUnavailable: it was not built (the message is the reason recorded at install), is missing or fails to
-            load, or was built for another version of the ABI.
+        LibraryUnavailable: it was not built (the message is the reason recorded at install), or is missing.
     """
     record = build_record()[name]
     if not record["built"]:
@@ -48,6 +46,17 @@ def load(name: str) -> ctypes.CDLL:
     path = next((folder / file_name for folder in _folders() if (folder / file_name).is_file()), None)
     if path is None:
         raise LibraryUnavailable(f"{file_name} was built but is gone from the installation: reinstall scp_kernels")
+    return path
+
+
+@functools.cache
+def load(name: str) -> ctypes.CDLL:
+    """The library ``"cpu"`` or ``"cuda"``, loaded once and its ABI version checked.
+
+    Raises:
+        LibraryUnavailable: as :func:`find`, or it fails to load, or was built for another version of the ABI.
+    """
+    path = find(name)
     try:
         library = ctypes.CDLL(str(path))
         version = library.scp_abi_version()

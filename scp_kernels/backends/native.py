@@ -16,11 +16,12 @@ import ctypes
 import os
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scp_kernels.backends import library
+from scp_kernels.backends import abi, library
 from scp_kernels.problem import Problem
 
 LEVELS = {"portable": 1, "avx2": 2, "avx512": 3}
@@ -30,35 +31,8 @@ METHOD_VARIABLE = "SCP_CPU_METHOD"
 KEEP_VARIABLE = "SCP_CPU_KEEP_MB"
 KEEP_MB = 64
 
-_DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
-_STATUS_OK, _STATUS_BAD_ARGUMENT, _STATUS_OUT_OF_MEMORY, _STATUS_UNSUPPORTED = range(4)
 _REPORT_SIZE = 16
 _KEPT = ("no", "stored", "read")
-_MOST_UNITS = 2**25
-
-
-class _Tensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("stride_batch", ctypes.c_int64),
-        ("stride_channel", ctypes.c_int64),
-        ("stride_spatial", ctypes.c_int64 * 3),
-    )
-
-
-class _Call(ctypes.Structure):
-    """``struct scp_call`` of csrc/scp.h, field by field."""
-
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in ("spatial_dims", "dtype", "compute_dtype", "threads", "level", "method")),
-        *((name, ctypes.c_int64) for name in ("batch", "groups", "channels", "classes", "hidden1", "hidden2")),
-        ("size", ctypes.c_int64 * 3),
-        *((name, _Tensor) for name in ("features", "logits", "grad_features")),
-        *((name, ctypes.c_void_p) for name in ("coefficients", "w2", "b2", "w3", "b3", "residual", "bias")),
-        *((f"grad_{name}", ctypes.c_void_p) for name in ("coefficients", "w2", "b2", "w3", "b3")),
-        ("report", ctypes.c_void_p),
-        ("keep_bytes", ctypes.c_int64),
-    )
 
 
 @dataclass(frozen=True)
@@ -156,14 +130,7 @@ class NativeCPU:
     def cannot_run(self, problem: Problem) -> str | None:
         if problem.device.type != "cpu":
             return f"features are on {problem.device}, this backend runs on the CPU"
-        if problem.dtype not in _DTYPES:
-            return f"features are {problem.dtype}, expected one of {', '.join(map(str, _DTYPES))}"
-        if problem.compute_dtype not in (torch.float32, torch.float64):
-            return f"computes in float32 or float64, not {problem.compute_dtype}"
-        # Sizes of images are left to the library: asked here, they would become conditions of an exported graph.
-        if max(*problem.hidden, problem.num_classes * problem.channels) >= _MOST_UNITS:
-            return f"widths below {_MOST_UNITS} are supported"
-        return None
+        return abi.cannot_describe(problem)
 
     def forward(
         self,
@@ -199,12 +166,8 @@ class NativeCPU:
         call = _call(features, grad_logits, phi, residual, coefficients, problem)
         grad_features = torch.empty_like(features) if needs_features else None
         if grad_features is not None:
-            call.grad_features = _describe(grad_features)
-        parameters = None
-        if needs_parameters:
-            parameters = (torch.empty_like(coefficients), *(torch.empty_like(t) for t in phi))
-            for name, gradient in zip(("coefficients", "w2", "b2", "w3", "b3"), parameters, strict=True):
-                setattr(call, f"grad_{name}", gradient.data_ptr())
+            call.grad_features = abi.describe(grad_features)
+        parameters = abi.gradients(call, phi, coefficients) if needs_parameters else None
         _run(_library().scp_cpu_backward, call, problem)
         return grad_features, parameters
 
@@ -242,7 +205,7 @@ def _library() -> ctypes.CDLL:
     if _loaded is None:
         loaded = library.load("cpu")
         for function in (loaded.scp_cpu_forward, loaded.scp_cpu_backward):
-            function.argtypes = (ctypes.POINTER(_Call), ctypes.c_char_p, ctypes.c_int64)
+            function.argtypes = (ctypes.POINTER(abi.Call), ctypes.c_char_p, ctypes.c_int64)
             function.restype = ctypes.c_int
         loaded.scp_cpu_levels.argtypes = ()
         loaded.scp_cpu_levels.restype = ctypes.c_int
@@ -253,51 +216,15 @@ def _library() -> ctypes.CDLL:
     return _loaded
 
 
-def _describe(tensor: Tensor) -> _Tensor:
-    batch, channel, *spatial = tensor.stride()
-    return _Tensor(tensor.data_ptr(), batch, channel, tuple(spatial))
+def _call(*tensors_and_problem: Any) -> abi.Call:
+    call = abi.inputs(*tensors_and_problem)
+    call.threads, call.level, call.method = torch.get_num_threads(), _level(), _method()
+    return call
 
 
-def _call(
-    features: Tensor,
-    logits: Tensor,
-    phi: tuple[Tensor, ...],
-    residual: Tensor,
-    coefficients: Tensor,
-    problem: Problem,
-) -> _Call:
-    w2, b2, w3, b3 = phi
-    return _Call(
-        spatial_dims=problem.spatial_dims,
-        dtype=_DTYPES[problem.dtype],
-        compute_dtype=_DTYPES[problem.compute_dtype],
-        threads=torch.get_num_threads(),
-        level=_level(),
-        method=_method(),
-        batch=problem.batch,
-        groups=problem.groups,
-        channels=problem.channels,
-        classes=problem.num_classes,
-        hidden1=problem.hidden[0],
-        hidden2=problem.hidden[1],
-        size=problem.spatial_shape,
-        features=_describe(features),
-        logits=_describe(logits),
-        coefficients=coefficients.data_ptr(),
-        w2=w2.data_ptr(),
-        b2=b2.data_ptr(),
-        w3=w3.data_ptr(),
-        b3=b3.data_ptr(),
-        residual=residual.data_ptr(),
-    )
-
-
-def _run(function, call: _Call, problem: Problem) -> None:
+def _run(function, call: abi.Call, problem: Problem) -> None:
     report = (ctypes.c_double * _REPORT_SIZE)()
-    message = ctypes.create_string_buffer(256)
+    message = abi.Message()
     call.report = ctypes.addressof(report)
-    status = function(ctypes.byref(call), message, len(message))
-    if status != _STATUS_OK:
-        error = {_STATUS_BAD_ARGUMENT: ValueError, _STATUS_OUT_OF_MEMORY: MemoryError}.get(status, RuntimeError)
-        raise error(f"CPU backend: {message.value.decode()}")
+    message.check(function(ctypes.byref(call), message.buffer, len(message.buffer)), "CPU")
     _last.report, _last.problem = report, problem

@@ -1,0 +1,169 @@
+"""Registers, stack, shared memory and occupancy of every kernel in the compiled CUDA library, without a GPU.
+
+Read from the machine code that was installed (``pip install .`` where nvcc is), by ``cuobjdump``.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from scp_kernels.backends import cuda, library
+from scp_kernels.problem import Problem
+
+THREADS = 128
+"""Threads of every block (csrc/cuda/block.h)."""
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What blocks share. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
+
+    shared_kib: int
+    shared_kib_a_block: int
+    threads: int
+    blocks: int
+    registers: int = 65536
+
+
+MULTIPROCESSORS = {
+    75: Multiprocessor(64, 64, 1024, 16),
+    80: Multiprocessor(164, 163, 2048, 32),
+    86: Multiprocessor(100, 99, 1536, 16),
+    89: Multiprocessor(100, 99, 1536, 24),
+    90: Multiprocessor(228, 227, 2048, 32),
+    100: Multiprocessor(228, 227, 2048, 32),
+    120: Multiprocessor(100, 99, 1536, 24),
+}
+
+
+def head(hidden: int, channels: int, *shape: int, dtype: torch.dtype = torch.float32) -> Problem:
+    shape = shape or (160, 224)
+    return Problem(14, channels, 1, (hidden, hidden), shape, 1, dtype, dtype, torch.device("meta"))
+
+
+# The paper's widths, a volume, and what takes most shared memory.
+PROBLEMS = {
+    "h64": head(64, 8),
+    "h128": head(128, 16),
+    "h256": head(256, 32),
+    "h1024": head(1024, 128),
+    "3d h128": head(128, 16, 32, 96, 96),
+    "f64 h128": head(128, 16, dtype=torch.float64),
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of the library, on one architecture."""
+
+    name: str
+    dtype: str
+    axes: int | None
+    """Axes of its boxes; None if it has none."""
+    capability: int
+    registers: int
+    """Registers a thread."""
+    stack_bytes: int
+    """Stack a thread: anything above 0 means spilled registers."""
+    static_shared: int
+    """Shared memory a block, beside what a call asks for."""
+
+    @property
+    def faults(self) -> list[str]:
+        return [f"spills: {self.stack_bytes} bytes of stack a thread"] if self.stack_bytes else []
+
+    def blocks(self, dynamic_shared: int) -> int:
+        """How many blocks a multiprocessor holds at once, at most."""
+        has = MULTIPROCESSORS[self.capability]
+        of_registers = has.registers // (THREADS * -(-self.registers // 8) * 8)
+        # From compute capability 8.0 on the system takes 1 KiB of every block; newer cubins count it as static.
+        shared = dynamic_shared + max(self.static_shared, 1024 if self.capability >= 80 else 0)
+        of_shared = has.shared_kib * 1024 // max(shared, 1)
+        return min(has.threads // THREADS, has.blocks, of_registers, of_shared)
+
+
+def find_cuobjdump() -> str | None:
+    """The CUDA toolkit's, or the one in Triton's wheel."""
+    if found := shutil.which("cuobjdump"):
+        return found
+    spec = find_spec("triton")
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or ():
+        if (path := Path(folder) / "backends" / "nvidia" / "bin" / "cuobjdump").is_file():
+            return str(path)
+    return None
+
+
+def kernels(report: str) -> Iterator[Kernel]:
+    """What ``cuobjdump -res-usage`` says of the library's kernels."""
+    capability = 0
+    name = None
+    for line in report.splitlines():
+        if found := re.search(r"arch = sm_(\d+)", line):
+            capability = int(found[1])
+        elif "Function" in line:
+            name = re.search(r"scp_kernelINS\w*?_\d+([A-Z][a-z]+)I([fd])(?:Li(\d)E)?", line)
+        elif name is not None and (found := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line)):
+            axes = None if name[3] is None else int(name[3])
+            dtype = "float32" if name[2] == "f" else "float64"
+            yield Kernel(name[1], dtype, axes, capability, int(found[1]), int(found[2]), int(found[3]))
+            name = None
+
+
+def compiled() -> list[Kernel]:
+    """Every kernel of the installed library.
+
+    Raises:
+        library.LibraryUnavailable: there is none, or no ``cuobjdump`` to read it with.
+    """
+    tool = find_cuobjdump()
+    if tool is None:
+        raise library.LibraryUnavailable("cuobjdump was not found (it comes with the CUDA toolkit, and with Triton)")
+    command = [tool, "-res-usage", str(library.find("cuda"))]
+    return list(kernels(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
+def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
+    """Bytes a block that a call asks for; None if its kernel is another one, or the architecture has too little."""
+    axes = 3 if problem.compute_dtype == torch.float64 else problem.spatial_dims
+    if kernel.dtype != str(problem.compute_dtype).removeprefix("torch.") or kernel.axes != axes:
+        return None
+    limit = MULTIPROCESSORS[kernel.capability].shared_kib_a_block * 1024
+    try:
+        needs = cuda.plan(cuda.declare(library.load("cuda")), cuda.sizes(problem, limit), kernel.name == "Parameters")
+    except RuntimeError:
+        return None
+    return {"Apply": needs.shared_apply, "Parameters": needs.shared_parameters}.get(kernel.name)
+
+
+def report(capabilities: list[int]) -> bool:
+    """Prints one line a kernel and architecture; returns whether any has a fault."""
+    try:
+        found = [kernel for kernel in compiled() if kernel.capability in capabilities]
+    except library.LibraryUnavailable as error:
+        print(f"\nCUDA library: {error}")
+        return False
+    print(
+        "\nCUDA library, 128 threads a block; then KiB of shared memory a block / warps a multiprocessor for some heads\n"
+    )
+    print(f"{'kernel':22} {'cc':>4} {'registers':>9} {'stack':>5}", *(f"{name:>10}" for name in PROBLEMS))
+    for kernel in sorted(found, key=lambda k: (k.name, k.dtype, k.axes or 0, k.capability)):
+        axes = "" if kernel.axes is None else f", {kernel.axes}"
+        cells = []
+        for problem in PROBLEMS.values():
+            shared = dynamic_shared(kernel, problem)
+            warps = None if shared is None else kernel.blocks(shared) * THREADS // 32
+            cells.append("" if shared is None else f"{shared / 1024:.1f}/{warps}")
+        title = f"{kernel.name}<{kernel.dtype}{axes}>"
+        print(
+            f"{title:22} {kernel.capability:4} {kernel.registers:9} {kernel.stack_bytes:5}",
+            *(f"{cell:>10}" for cell in cells),
+            *kernel.faults,
+        )
+    return any(kernel.faults for kernel in found)

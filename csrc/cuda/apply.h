@@ -1,0 +1,181 @@
+// Y[b, n] = sum_c W[n, c] X[b, c] (+ bias), and its adjoint gX[b, c] = sum_n W[n, c] gY[b, n]: one kernel, in which the
+// index that is summed over ("inner") and the one that is kept ("outer") change places.
+//
+// A block has a tile, a thread each of its pixels. It folds Phi, evaluates W into registers, kWeights outputs at a
+// time, and lets the batch pass by. W never reaches memory.
+#ifndef SCP_CUDA_APPLY_H
+#define SCP_CUDA_APPLY_H
+
+#include "fold.h"
+
+namespace scp {
+namespace SCP_NAMESPACE {
+
+// Outputs of Phi that a thread holds at a time.
+constexpr int kWeights = 32;
+// Samples whose partial sums are kept where the inner index does not fit into kWeights.
+constexpr int kCarried = 16;
+
+template <class T, int D>
+struct Apply {
+  Network<T> net;
+  Tiling<D> tiling;
+  View<D> in, out;
+  const T* bias;                  // [outer] or null
+  int inner, outer;               // C and N, or N and C
+  int inner_stride, outer_stride; // of W: 1 and C, or C and 1
+  int inner_part, outer_part;     // how much of each a part has: their product is at most kWeights
+  int outer_parts;                // parts of the outer index, each a block's own
+  int64_t samples;                // that share a position map
+  int most_mixed;
+
+  int64_t blocks(int64_t groups) const { return groups * tiling.tiles * outer_parts; }
+  template <class Block>
+  SCP_DEVICE void operator()(Block& block) const;
+};
+
+template <class T, int D>
+struct ApplyMemory {
+  FoldMemory<T, D, kWeights> fold;
+  T* carry;  // [kCarried, kThreads], only if the inner index has several parts
+
+  SCP_HD ApplyMemory(Carver& from, const Apply<T, D>& a)
+      : fold(from, a.net.h1, a.net.h2, a.most_mixed), carry(from.take<T>(a.inner > a.inner_part ? kCarried * kThreads : 0)) {}
+};
+
+// W at a pixel: weight j is the output that offset[j] names.
+template <class T, int D, class Block>
+SCP_DEVICE void evaluate_weights(Block& block, const Network<T>& net, const Folded& folded,
+                                 const FoldMemory<T, D, kWeights>& memory, int width, const T (&position)[D],
+                                 T (&weight)[kWeights]) {
+  constexpr int A = kAffineRows<D>;
+  const auto add = [&](const T* row, T basis) {
+    SCP_UNROLL
+    for (int j = 0; j < kWeights; j += 8)
+      if (j < width) add_row(row + j, basis, weight, j);
+  };
+  SCP_UNROLL
+  for (int j = 0; j < kWeights; ++j) weight[j] = memory.cf[j];
+  for (int axis = 0; axis < D; ++axis) add(memory.cf + (1 + axis) * kWeights, position[axis]);
+  if (folded.bounded) {
+    for (int q = 0; q < folded.mixed1; ++q) {
+      const T basis = relu(affine_at<T, D>(quad(memory.line + (folded.on1 + q) * 4).v, position));
+      add(memory.cf + (A + q) * kWeights, basis);
+    }
+  }
+  // Mixed units of layer 2: a panel of columns, and if layer 1 has too many rows for a panel, a few columns by all of it.
+  const bool whole = folded.mixed1 <= memory.most_mixed;
+  const int columns = whole ? kPanel : kColumns;
+  for (int first = 0; first < folded.mixed2; first += columns) {
+    const int count = folded.mixed2 - first < columns ? folded.mixed2 - first : columns;
+    T z[kColumns];
+    int row = 0;
+    do {
+      const int left = folded.mixed1 - row, rows = left < memory.most_mixed ? left : memory.most_mixed;
+      load_panel<T, D, kWeights>(block, net, folded, memory, folded.on2 + first, count, row, rows);
+      for (int q = 0; q < count; q += kColumns) {
+        if (row == 0) start_columns(memory, q, position, z);
+        add_to_columns(folded, memory, q, row, rows, position, z);
+        if (rows == left) {
+          SCP_UNROLL
+          for (int i = 0; i < kColumns; ++i)
+            if (q + i < count) add(memory.outputs + (q + i) * memory.kOutputStride, relu(z[i]));
+        }
+      }
+      row += rows;
+    } while (row < folded.mixed1);
+  }
+}
+
+// Samples b_first .. b_end - 1 at a pixel, for the weights [inner_count, outer_count] of one part, inner index first.
+template <class T, int D, class S>
+SCP_DEVICE void stream(const Apply<T, D>& a, const T (&weight)[kWeights], const int (&index)[D], int64_t b_first,
+                       int64_t b_end, int inner_first, int inner_count, int outer_first, int outer_count, T* carry) {
+  const int width = inner_count * outer_count;
+  const bool continued = inner_first > 0, complete = inner_first + inner_count == a.inner;
+  for (int64_t b = b_first; b < b_end; ++b) {
+    const S* const from = a.in.template at<S>(b, index) + inner_first * a.in.channel;
+    S* const to = a.out.template at<S>(b, index);
+    T* const kept = carry + (b - b_first) * kThreads;
+    T sum = continued ? *kept : T(0), value = 0;
+    const S* next = from;
+    int read = 0, summed = 0, outer = outer_first;
+    SCP_UNROLL
+    for (int group = 0; group < kWeights; group += 8) {
+      if (group < width) {
+        T values[8];
+        SCP_UNROLL
+        for (int i = 0; i < 8; ++i) {
+          if (group + i < width && (inner_count > 1 || group + i == 0)) value = load_as<T>(next);
+          values[i] = value;
+          next += a.in.channel;
+          if (++read == inner_count) read = 0, next = from;
+        }
+        SCP_UNROLL
+        for (int i = 0; i < 8; ++i) {
+          if (group + i < width) {
+            sum = multiply_add(weight[group + i], values[i], sum);
+            if (++summed == inner_count) {
+              if (complete)
+                store_as<T>(a.bias == nullptr ? sum : sum + a.bias[outer], to + outer * a.out.channel);
+              else
+                *kept = sum;
+              summed = 0, ++outer, sum = 0;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T, int D>
+template <class Block>
+SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
+  const Apply& a = *this;
+  Carver carver(block.shared());
+  const ApplyMemory<T, D> memory(carver, a);
+  const int t = block.thread();
+  // Parts of the same tile are neighbours: they read the same pixels.
+  const int64_t tile = block.index() / a.outer_parts % a.tiling.tiles;
+  const int64_t group = block.index() / a.outer_parts / a.tiling.tiles;
+  const Box<D> box = a.tiling.box(tile);
+  int index[D];
+  const bool inside = a.tiling.pixel(box, t, index);
+  T position[D];
+  for (int axis = 0; axis < D; ++axis) position[axis] = T(index[axis] - box.centre(axis));
+
+  const double* coefficients = a.net.coefficients + group * a.net.h1 * (a.tiling.dims + 1);
+  const Folded& folded =
+      fold<T, D, kWeights>(block, a.net, coefficients, a.tiling.dims, box, *a.net.not_finite != 0, memory.fold);
+
+  const int outer_first = int(block.index() % a.outer_parts) * a.outer_part;
+  const int outer_count = a.outer - outer_first < a.outer_part ? a.outer - outer_first : a.outer_part;
+  const bool one_part = a.inner_part == a.inner;
+  const int64_t b_end = (group + 1) * a.samples, step = one_part ? a.samples : kCarried;
+  for (int64_t b = group * a.samples; b < b_end; b += step) {
+    for (int inner_first = 0; inner_first < a.inner; inner_first += a.inner_part) {
+      const int inner_count = a.inner - inner_first < a.inner_part ? a.inner - inner_first : a.inner_part;
+      const int width = inner_count * outer_count;
+      SCP_NO_UNROLL
+      for (int j = t; j < kWeights; j += kThreads)
+        memory.fold.offset[j] = j < width ? (inner_first + j % inner_count) * a.inner_stride +
+                                                (outer_first + j / inner_count) * a.outer_stride
+                                          : -1;
+      T weight[kWeights];
+      fold_outputs<T, D, kWeights>(block, a.net, folded, memory.fold);
+      evaluate_weights<T, D>(block, a.net, folded, memory.fold, width, position, weight);
+      if (!inside) continue;
+      const int64_t end = b + step < b_end ? b + step : b_end;
+      with_dtype<T>(a.in.dtype, [&](auto* type) {
+        using S = typename Pointee<decltype(type)>::type;
+        stream<T, D, S>(a, weight, index, b, end, inner_first, inner_count, outer_first, outer_count, memory.carry + t);
+      });
+    }
+  }
+}
+
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
+#endif

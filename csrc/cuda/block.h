@@ -1,0 +1,99 @@
+// The block of threads that a kernel's body sees. Bodies are templates over it, so that a GPU and a host that only
+// imitates one (host_block.h) compile the very same code.
+//
+// A block offers: thread(), 0 .. kThreads - 1; index(), the block's number in its grid; sync(), a barrier of its
+// threads; shared(), its memory.
+#ifndef SCP_CUDA_BLOCK_H
+#define SCP_CUDA_BLOCK_H
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../shared/platform.h"
+
+#if defined(__CUDACC__)
+#define SCP_DEVICE __device__ __forceinline__
+#define SCP_UNROLL _Pragma("unroll")
+#define SCP_NO_UNROLL _Pragma("unroll 1")
+#define SCP_UNROLL_BY_4 _Pragma("unroll 4")
+#define SCP_UNROLL_BY_8 _Pragma("unroll 8")
+#else
+#define SCP_DEVICE inline
+#define SCP_UNROLL
+#define SCP_NO_UNROLL
+#define SCP_UNROLL_BY_4
+#define SCP_UNROLL_BY_8
+#endif
+
+namespace scp {
+namespace SCP_NAMESPACE {
+
+// Threads of every block; where a block works on a tile, one for each of its pixels.
+constexpr int kThreads = 128;
+
+#if defined(__CUDACC__)
+class DeviceBlock {
+ public:
+  __device__ __forceinline__ int thread() const { return int(threadIdx.x); }
+  __device__ __forceinline__ int64_t index() const { return blockIdx.x; }
+  __device__ __forceinline__ void sync() const { __syncthreads(); }
+  __device__ __forceinline__ char* shared() const {
+    extern __shared__ __align__(16) char memory[];
+    return memory;
+  }
+};
+#endif
+
+template <class T>
+SCP_DEVICE T multiply_add(T a, T b, T c) {
+#if defined(__CUDA_ARCH__)
+  return fma(a, b, c);
+#else
+  return a * b + c;  // contracted, or not: a call of the library's fma is slow where the machine has none
+#endif
+}
+
+// max(0, x) as PyTorch has it: NaN stays NaN.
+template <class T>
+SCP_DEVICE T relu(T x) {
+  return x <= T(0) ? T(0) : x;
+}
+
+// Four neighbours in memory, moved by one or two instructions.
+template <class T>
+struct alignas(16) Quad {
+  T v[4];
+};
+
+template <class T>
+SCP_DEVICE Quad<T>& quad(T* at) {
+  return *reinterpret_cast<Quad<T>*>(at);
+}
+template <class T>
+SCP_DEVICE const Quad<T>& quad(const T* at) {
+  return *reinterpret_cast<const Quad<T>*>(at);
+}
+
+// Deals out a region of memory, aligned to 16 bytes. The host sizes with it, from a region that nobody reads or writes,
+// what the device then takes. (No test for null here: it would hide from nvcc that the memory is shared memory.)
+class Carver {
+ public:
+  SCP_HD explicit Carver(char* memory) : memory_(memory) {}
+
+  template <class T>
+  SCP_HD T* take(int64_t count) {
+    T* const found = reinterpret_cast<T*>(memory_ + used_);
+    used_ += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
+    return found;
+  }
+  SCP_HD int64_t used() const { return used_; }
+
+ private:
+  char* memory_;
+  int64_t used_ = 0;
+};
+
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
+#endif

@@ -1,0 +1,59 @@
+// The CUDA library's programs on the host, behind the same entry points: for tests where there is no GPU. Built by them,
+// not by an installation. The environment variable SCP_HOST_ORDER says in which order a block's threads run.
+#include <cstdlib>
+#include <cstring>
+
+#include "host_block.h"
+#include "run.h"
+
+namespace scp {
+namespace SCP_NAMESPACE {
+namespace {
+
+class Host {
+ public:
+  void clear(void* at, size_t bytes) { std::memset(at, 0, bytes); }
+
+  template <class Program>
+  void launch(const Program& program, int64_t blocks, int64_t shared_bytes) {
+    const char* order = std::getenv("SCP_HOST_ORDER");
+    HostGrid grid(order == nullptr ? 0 : std::atoi(order), shared_bytes);
+    grid.run(blocks, [&](HostBlock& block) { program(block); });
+  }
+};
+
+int run_on_host(const scp_cuda_call* call, bool backward, char* message, int64_t size) {
+  try {
+    Host host;
+    return run_call(call, backward, host, message, size);
+  } catch (const std::logic_error& error) {
+    return common::fail(message, size, SCP_DEVICE_ERROR, error.what());
+  }
+}
+
+}  // namespace
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
+extern "C" {
+
+int scp_abi_version(void) { return SCP_ABI_VERSION; }
+
+int scp_cuda_driver(int32_t* driver, int32_t* built_with) {
+  *driver = *built_with = 0;
+  return SCP_OK;
+}
+
+int scp_cuda_plan(const scp_cuda_call* call, int32_t backward, scp_cuda_needs* needs, char* message, int64_t size) {
+  return scp::common::plan_call(call, backward != 0, needs, message, size);
+}
+
+int scp_cuda_forward(const scp_cuda_call* call, char* message, int64_t size) {
+  return scp::common::run_on_host(call, false, message, size);
+}
+
+int scp_cuda_backward(const scp_cuda_call* call, char* message, int64_t size) {
+  return scp::common::run_on_host(call, true, message, size);
+}
+
+}  // extern "C"

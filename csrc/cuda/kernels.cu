@@ -1,0 +1,101 @@
+// The CUDA library: every program as a kernel, and the entry points.
+#include <cuda_runtime.h>
+
+#include "run.h"
+
+namespace scp {
+namespace SCP_NAMESPACE {
+namespace {
+
+// Blocks that a multiprocessor should hold at least: it limits the registers.
+template <class Program>
+constexpr int kBlocksAtOnce = 2;
+template <int D>
+constexpr int kBlocksAtOnce<Apply<float, D>> = 4;
+template <int D>
+constexpr int kBlocksAtOnce<Parameters<float, D>> = 3;
+
+template <class Program>
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Program>) scp_kernel(const __grid_constant__ Program program) {
+  DeviceBlock block;
+  program(block);
+}
+
+void check(cudaError_t status) {
+  if (status != cudaSuccess) throw Failure{SCP_DEVICE_ERROR, cudaGetErrorString(status)};
+}
+
+class Stream {
+ public:
+  explicit Stream(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
+
+  void clear(void* at, size_t bytes) { check(cudaMemsetAsync(at, 0, bytes, stream_)); }
+
+  template <class Program>
+  void launch(const Program& program, int64_t blocks, int64_t shared_bytes) {
+    if (blocks == 0) return;
+    if (shared_bytes > kSharedWithoutAsking)
+      check(cudaFuncSetAttribute(scp_kernel<Program>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+    scp_kernel<<<unsigned(blocks), kThreads, size_t(shared_bytes), stream_>>>(program);
+    check(cudaGetLastError());
+  }
+
+ private:
+  static constexpr int64_t kSharedWithoutAsking = 48 * 1024;
+  const cudaStream_t stream_;
+};
+
+// Makes a device current, and the one before it again at the end.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) {
+    check(cudaGetDevice(&before_));
+    if (device != before_) check(cudaSetDevice(device));
+    changed_ = device != before_;
+  }
+  ~CurrentDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+int run_on_device(const scp_cuda_call* call, bool backward, char* message, int64_t size) {
+  if (call == nullptr) return common::fail(message, size, SCP_BAD_ARGUMENT, "call: expected one");
+  try {
+    CurrentDevice current(call->device);
+    Stream stream(call->stream);
+    return run_call(call, backward, stream, message, size);
+  } catch (const Failure& failure) {
+    return common::fail(message, size, failure.status, failure.what);
+  }
+}
+
+}  // namespace
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
+extern "C" {
+
+int scp_abi_version(void) { return SCP_ABI_VERSION; }
+
+int scp_cuda_driver(int32_t* driver, int32_t* built_with) {
+  *driver = 0, *built_with = CUDART_VERSION;
+  return cudaDriverGetVersion(driver) == cudaSuccess ? SCP_OK : SCP_DEVICE_ERROR;
+}
+
+int scp_cuda_plan(const scp_cuda_call* call, int32_t backward, scp_cuda_needs* needs, char* message, int64_t size) {
+  return scp::common::plan_call(call, backward != 0, needs, message, size);
+}
+
+int scp_cuda_forward(const scp_cuda_call* call, char* message, int64_t size) {
+  return scp::common::run_on_device(call, false, message, size);
+}
+
+int scp_cuda_backward(const scp_cuda_call* call, char* message, int64_t size) {
+  return scp::common::run_on_device(call, true, message, size);
+}
+
+}  // extern "C"

@@ -1,0 +1,47 @@
+// What every entry point does first: does the call make sense? And how it says that it does not.
+#ifndef SCP_SHARED_CHECK_H
+#define SCP_SHARED_CHECK_H
+
+#include <cstdio>
+#include <limits>
+
+#include "../scp.h"
+
+namespace scp {
+namespace common {
+
+inline int fail(char* message, int64_t size, int status, const char* what) {
+  if (message != nullptr && size > 0) std::snprintf(message, size_t(size), "%s", what);
+  return status;
+}
+
+// Null if sizes and dtypes make sense, else what does not. Then the same of the data.
+inline const char* size_fault(const scp_call& call) {
+  constexpr int64_t most = std::numeric_limits<int>::max() / 64;
+  if (call.spatial_dims != 2 && call.spatial_dims != 3) return "spatial_dims: expected 2 or 3";
+  if (call.dtype < SCP_FLOAT64 || call.dtype > SCP_BFLOAT16) return "dtype: expected one of scp_dtype";
+  if (call.compute_dtype != SCP_FLOAT64 && call.compute_dtype != SCP_FLOAT32)
+    return "compute_dtype: expected float64 or float32";
+  if (call.channels < 1 || call.classes < 1 || call.hidden1 < 0 || call.hidden2 < 0)
+    return "channels, classes: expected at least one; hidden widths: not negative";
+  if (call.channels * call.classes > most || call.hidden1 > most || call.hidden2 > most)
+    return "channels, classes, hidden widths: too large";
+  if (call.groups != 1 && call.groups != call.batch) return "groups: expected 1 or the batch size";
+  for (int axis = 0; axis < call.spatial_dims; ++axis)
+    if (call.size[axis] < 0 || call.size[axis] > most) return "size: expected between 0 and 2^25 on each axis";
+  return nullptr;
+}
+
+inline const char* data_fault(const scp_call& call, bool backward) {
+  if (call.features.data == nullptr || call.logits.data == nullptr) return "features, logits: expected data";
+  if (call.coefficients == nullptr || call.b3 == nullptr || call.residual == nullptr)
+    return "coefficients, b3, residual: expected data";
+  if (backward && call.grad_coefficients != nullptr && (call.grad_b3 == nullptr || call.grad_w3 == nullptr))
+    return "gradients of parameters: expected all of them or none";
+  return nullptr;
+}
+
+}  // namespace common
+}  // namespace scp
+
+#endif

@@ -1,0 +1,194 @@
+"""The compiled CUDA backend: csrc's C ABI (scp.h) called through ctypes.
+
+The kernels evaluate Φ exactly, tile by tile (csrc/README.md), in float32 or float64, with any strides and any of the
+four dtypes of features. Nothing is copied here; workspaces are tensors of this module's making.
+"""
+
+import ctypes
+import functools
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from scp_kernels.backends import abi, library
+from scp_kernels.problem import Problem
+
+_OLDEST_CAPABILITY = (7, 5)
+
+
+class CudaCall(ctypes.Structure):
+    """``struct scp_cuda_call`` of csrc/scp.h, field by field."""
+
+    _fields_ = (
+        ("call", abi.Call),
+        ("device", ctypes.c_int32),
+        ("stream", ctypes.c_void_p),
+        ("shared_limit", ctypes.c_int64),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_int64),
+    )
+
+
+class Needs(ctypes.Structure):
+    """``struct scp_cuda_needs`` of csrc/scp.h, field by field."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in (
+            "workspace_bytes", "shared_apply", "shared_parameters", "blocks_apply", "blocks_parameters", "rounds",
+        )
+    )  # fmt: skip
+
+
+def plan(loaded: ctypes.CDLL, call: CudaCall, backward: bool) -> Needs:
+    """What a call needs. Reads no data and needs no device.
+
+    Raises:
+        RuntimeError: the device's shared memory (``call.shared_limit``) is too small for the widths.
+    """
+    needs, message = Needs(), abi.Message()
+    status = loaded.scp_cuda_plan(
+        ctypes.byref(call), backward, ctypes.byref(needs), message.buffer, len(message.buffer)
+    )
+    message.check(status, "CUDA")
+    return needs
+
+
+def sizes(problem: Problem, shared_limit: int) -> CudaCall:
+    """A call without data that asks for every gradient."""
+    call = CudaCall(call=abi.sizes(problem), shared_limit=shared_limit)
+    call.call.grad_coefficients = 1  # only its presence matters
+    return call
+
+
+def declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """Tells ctypes the types of the library's functions."""
+    message = (ctypes.c_char_p, ctypes.c_int64)
+    int32, call = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(CudaCall)
+    loaded.scp_cuda_driver.argtypes = (int32, int32)
+    loaded.scp_cuda_plan.argtypes = (call, ctypes.c_int32, ctypes.POINTER(Needs), *message)
+    loaded.scp_cuda_forward.argtypes = loaded.scp_cuda_backward.argtypes = (call, *message)
+    return loaded
+
+
+class CudaBackend:
+    """The ``"cuda"`` backend: see :class:`scp_kernels.dispatch.Backend`."""
+
+    name = "cuda"
+    device_type = "cuda"
+
+    def unusable(self) -> str | None:
+        try:
+            loaded = self.library()
+        except library.LibraryUnavailable as error:
+            return str(error)
+        driver, built_with = ctypes.c_int32(), ctypes.c_int32()
+        loaded.scp_cuda_driver(ctypes.byref(driver), ctypes.byref(built_with))
+        if driver.value == 0:
+            return "no NVIDIA driver was found"
+        if driver.value // 1000 < built_with.value // 1000:
+            return f"the driver supports CUDA {_version(driver.value)}, the library needs {_version(built_with.value)}"
+        if torch.version.cuda is None:
+            return "PyTorch is a build without CUDA"
+        if not torch.cuda.is_available():
+            return "no CUDA device is available to PyTorch"
+        return None
+
+    def cannot_run(self, problem: Problem) -> str | None:
+        if problem.device.type != self.device_type:
+            return f"tensors are on {problem.device}, not on a CUDA device"
+        if (capability := self.capability(problem.device)) < _OLDEST_CAPABILITY:
+            return f"{problem.device} has compute capability {capability[0]}.{capability[1]}; 7.5 is the least"
+        if (reason := abi.cannot_describe(problem)) is not None:
+            return reason
+        try:
+            # Of the backward too: a forward that cannot be differentiated would be a trap.
+            for backward in (False, True):
+                plan(self.library(), sizes(problem, self.shared_limit(problem.device)), backward)
+        except RuntimeError as error:
+            return str(error)
+        return None
+
+    def forward(
+        self,
+        features: Tensor,
+        phi: tuple[Tensor, ...],
+        residual: Tensor,
+        bias: Tensor | None,
+        coefficients: Tensor,
+        problem: Problem,
+    ) -> Tensor:
+        logits = torch.empty(
+            (problem.batch, problem.num_classes, *problem.spatial_shape), dtype=features.dtype, device=features.device
+        )
+        coefficients = coefficients.contiguous()
+        call = abi.inputs(features, logits, phi, residual, coefficients, problem)
+        call.bias = 0 if bias is None else bias.data_ptr()
+        self._run(call, problem, backward=False)
+        return logits
+
+    def backward(
+        self,
+        grad_logits: Tensor,
+        features: Tensor,
+        phi: tuple[Tensor, ...],
+        residual: Tensor,
+        coefficients: Tensor,
+        problem: Problem,
+        needs_features: bool,
+        needs_parameters: bool,
+    ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+        coefficients = coefficients.contiguous()
+        call = abi.inputs(features, grad_logits, phi, residual, coefficients, problem)
+        grad_features = torch.empty_like(features) if needs_features else None
+        if grad_features is not None:
+            call.grad_features = abi.describe(grad_features)
+        parameters = abi.gradients(call, phi, coefficients) if needs_parameters else None
+        self._run(call, problem, backward=True)
+        return grad_features, parameters
+
+    # What differs where tests run the kernels' code on the host.
+
+    def library(self) -> ctypes.CDLL:
+        return _library()
+
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        return torch.cuda.get_device_capability(device)
+
+    def shared_limit(self, device: torch.device) -> int:
+        """Bytes of shared memory that a block may ask for."""
+        return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
+
+    def stream(self, device: torch.device) -> int:
+        return torch.cuda.current_stream(device).cuda_stream
+
+    def on(self, device: torch.device) -> AbstractContextManager[object]:
+        """Makes the tensors' device current."""
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+    def _run(self, described: abi.Call, problem: Problem, backward: bool) -> None:
+        device = problem.device
+        with self.on(device):
+            call = CudaCall(
+                call=described,
+                device=device.index or 0,
+                stream=self.stream(device),
+                shared_limit=self.shared_limit(device),
+            )
+            size = plan(self.library(), call, backward).workspace_bytes
+            # The caching allocator keeps it from being reused before the stream is done with it.
+            workspace = torch.empty(size, dtype=torch.uint8, device=device)
+            call.workspace, call.workspace_bytes = workspace.data_ptr(), size
+            function = self.library().scp_cuda_backward if backward else self.library().scp_cuda_forward
+            message = abi.Message()
+            message.check(function(ctypes.byref(call), message.buffer, len(message.buffer)), "CUDA")
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return declare(library.load("cuda"))

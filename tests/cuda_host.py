@@ -1,0 +1,65 @@
+"""The CUDA kernels' own code on the host (csrc/cuda/host.cpp), as a backend that takes CPU tensors."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from scp_kernels.backends.cuda import CudaBackend, declare
+
+SOURCES = Path(__file__).parent.parent / "csrc"
+ORDER_VARIABLE = "SCP_HOST_ORDER"
+"""In which order a block's threads run: 0 as numbered, 1 backwards, n > 1 shuffled by that seed."""
+
+compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+
+
+@functools.cache
+def build() -> ctypes.CDLL:
+    """Compiles the library, once for each state of its sources: several test processes share it."""
+    digest = hashlib.sha256()
+    for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("shared/*"), *SOURCES.glob("cuda/*")]):
+        digest.update(path.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"scp-cuda-host-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / f"{digest.hexdigest()[:16]}.so"
+    if not target.exists():
+        mine = target.with_suffix(f".{os.getpid()}")
+        flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
+        subprocess.run([compiler, *flags, str(SOURCES / "cuda" / "host.cpp"), "-o", str(mine)], check=True)
+        mine.replace(target)
+    return declare(ctypes.CDLL(str(target)))
+
+
+class HostCuda(CudaBackend):
+    """The ``"cuda"`` backend with the host in a GPU's place. ``shared_memory`` is what a block may have."""
+
+    device_type = "cpu"
+
+    def __init__(self, shared_memory: int = 227 * 1024) -> None:
+        self.shared_memory = shared_memory
+
+    def unusable(self) -> None:
+        return None
+
+    def library(self) -> ctypes.CDLL:
+        return build()
+
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        return (7, 5)
+
+    def shared_limit(self, device: torch.device) -> int:
+        return self.shared_memory
+
+    def stream(self, device: torch.device) -> int:
+        return 0
+
+    def on(self, device: torch.device) -> AbstractContextManager[object]:
+        return nullcontext()

@@ -1,0 +1,11 @@
+"""A backend that a test leaves out."""
+
+
+class LeftOut:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def unusable(self) -> str:
+        return "left out of this test"
+
+    cannot_run = unusable

@@ -1,0 +1,114 @@
+"""The CUDA kernels on a GPU: what the host cannot show. Skipped where there is none.
+
+For races and reads out of bounds: ``compute-sanitizer --tool racecheck`` (then ``memcheck``)
+``python -m pytest -q tests/test_cuda_gpu.py -k small``.
+"""
+
+import pytest
+import torch
+from problems import Inputs, evaluate, make_inputs
+from tolerances import GRADIENTS, LOGITS, relative_error
+
+from scp_kernels import backends, scp, scp_reference
+
+pytestmark = pytest.mark.skipif(not backends()["cuda"].usable, reason=f"CUDA backend: {backends()['cuda'].reason}")
+
+SHAPES = [(160, 224), (37, 151), (1, 3), (9, 20, 33)]
+WIDTHS = [
+    {"channels": 8, "hidden": (64, 64)},
+    {"channels": 32, "hidden": (256, 256)},
+    {"channels": 13, "classes": 3, "hidden": (100, 72), "bias": True},
+    {"channels": 70, "classes": 5, "hidden": (40, 130)},
+]
+
+
+def on_gpu(inputs: Inputs) -> Inputs:
+    phi = tuple(t.cuda() for t in inputs.phi)
+    bias = None if inputs.bias is None else inputs.bias.cuda()
+    return Inputs(inputs.features.cuda(), phi, inputs.residual.cuda(), bias, inputs.grad_logits.cuda())
+
+
+def check(inputs: Inputs, dtype: torch.dtype, **options) -> None:
+    truth, true_gradients = evaluate(scp_reference, inputs.double(), **options)
+    logits, gradients = evaluate(scp, inputs, backend="cuda", **options)
+    assert relative_error(logits, truth) <= LOGITS[dtype]
+    for name, gradient in gradients.items():
+        assert relative_error(gradient, true_gradients[name]) <= GRADIENTS[dtype], name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("widths", WIDTHS, ids=range(len(WIDTHS)))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_against_the_reference(shape, widths, dtype):
+    check(on_gpu(make_inputs(shape, batch=3, dtype=dtype, **widths)), dtype, position="centered")
+
+
+def test_a_position_for_each_sample():
+    affine = torch.randn(3, 2, 3, dtype=torch.float64, device="cuda")
+    check(on_gpu(make_inputs((37, 50), batch=3, hidden=(64, 64))), torch.float32, affine=affine, position="centered")
+
+
+def test_large_map():
+    check(on_gpu(make_inputs((1024, 1024), batch=1, hidden=(64, 64))), torch.float32)
+
+
+@pytest.mark.parametrize("widths", WIDTHS, ids=range(len(WIDTHS)))
+def test_backward_is_reproducible_bit_for_bit(widths):
+    inputs = on_gpu(make_inputs((160, 224), batch=5, **widths))
+    _, first = evaluate(scp, inputs, backend="cuda")
+    for _ in range(5):
+        _, again = evaluate(scp, inputs, backend="cuda")
+        for name, gradient in first.items():
+            assert torch.equal(gradient, again[name]), name
+
+
+def test_current_stream():
+    """The kernels wait for what the stream does before them; on another stream they would read zeros."""
+    inputs = on_gpu(make_inputs((160, 224), channels=32, hidden=(64, 64)))
+    expected = scp(inputs.features, inputs.phi, inputs.residual, backend="cuda")
+    features = torch.zeros_like(inputs.features)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(100_000_000)
+        features.copy_(inputs.features)
+        logits = scp(features, inputs.phi, inputs.residual, backend="cuda")
+    torch.cuda.synchronize()
+    assert torch.equal(logits, expected)
+
+
+def test_cuda_graph():
+    inputs = on_gpu(make_inputs((40, 50), channels=16, hidden=(64, 64)))
+    features = inputs.features.clone()
+    expected = scp(features, inputs.phi, inputs.residual, backend="cuda")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = scp(features, inputs.phi, inputs.residual, backend="cuda")
+    features.zero_()
+    graph.replay()
+    assert not logits.any()
+    features.copy_(inputs.features)
+    graph.replay()
+    assert torch.equal(logits, expected)
+
+
+def test_auto_takes_it_for_float64():
+    """Which Triton's kernels do not compute in."""
+    inputs = on_gpu(make_inputs((40, 50), dtype=torch.float64))
+    logits = scp(inputs.features, inputs.phi, inputs.residual)
+    assert torch.equal(logits, scp(inputs.features, inputs.phi, inputs.residual, backend="cuda"))
+
+
+def test_crowded_tiles():
+    """All units of layer 1 bend at one pixel: more mixed units than a tile has room for."""
+    inputs = make_inputs((40, 60), channels=3, classes=2, hidden=(200, 20), dtype=torch.float64)
+    w1, _, *rest = inputs.phi
+    inputs.phi = (w1, -(w1 @ torch.tensor([20.25, 30.25, 19.75, 29.75]).double()), *rest)
+    check(on_gpu(inputs), torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(9, 17), (5, 4, 9)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_small(shape, dtype):
+    """Every kernel, in little time: what compute-sanitizer is run on."""
+    check(on_gpu(make_inputs(shape, channels=5, classes=2, hidden=(40, 24), bias=True, dtype=dtype)), dtype)

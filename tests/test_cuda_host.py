@@ -1,0 +1,260 @@
+"""The CUDA kernels' own code, run on the host as a block of threads runs it, against the float64 reference."""
+
+import pytest
+import torch
+from cuda_host import ORDER_VARIABLE, HostCuda, build, compiler
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from problems import evaluate, make_inputs
+from test_cpu_backend import NON_FINITE, OPTIONS, away_from_kinks, integer_inputs
+from tolerances import GRADIENTS, LOGITS, relative_error
+
+from scp_kernels import BackendUnavailable, dispatch, scp, scp_reference
+from scp_kernels.backends.cuda import plan, sizes
+from scp_kernels.problem import Problem
+
+pytestmark = [
+    pytest.mark.skipif(compiler is None, reason="needs a C++ compiler"),
+    # One process compiles and runs them (with pytest-xdist's --dist loadgroup).
+    pytest.mark.xdist_group("cuda_host"),
+]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch):
+    backend = HostCuda()
+    monkeypatch.setitem(dispatch.BACKENDS, "cuda", backend)
+    return backend
+
+
+def check(inputs, **options):
+    """Logits and every gradient within the table."""
+    dtype = inputs.features.dtype
+    truth, true_gradients = evaluate(scp_reference, inputs.double(), **options)
+    logits, gradients = evaluate(scp, inputs, backend="cuda", **options)
+    assert logits.dtype == dtype and relative_error(logits, truth) <= LOGITS[dtype]
+    assert list(gradients) == list(true_gradients)
+    for name, gradient in gradients.items():
+        assert relative_error(gradient, true_gradients[name]) <= GRADIENTS[dtype], name
+    return logits, gradients
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(37, 41), (9, 10, 11)], ids=str)
+def test_every_dtype(dtype, shape):
+    check(away_from_kinks(make_inputs(shape, channels=5, hidden=(40, 24), classes=3, bias=True, dtype=dtype)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 200), (64, 64), (8, 16), (1, 1, 9)], ids=str)
+def test_sizes(shape):
+    check(away_from_kinks(make_inputs(shape, channels=8, hidden=(48, 40), classes=2, bias=True)))
+
+
+def test_the_papers_largest_head():
+    check(away_from_kinks(make_inputs((40, 64), batch=2, channels=32, hidden=(256, 256))))
+
+
+@pytest.mark.parametrize("channels", [32, 33, 70])
+@pytest.mark.parametrize("classes", [1, 2, 40])
+def test_channels_and_classes_in_parts(channels, classes):
+    """More of either than a thread holds at a time, and more samples than partial sums are kept for."""
+    inputs = make_inputs((9, 18), batch=19, channels=channels, classes=classes, hidden=(12, 9), dtype=torch.float64)
+    check(inputs)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
+def test_position_maps(options):
+    check(away_from_kinks(make_inputs((40, 33), channels=6, hidden=(48, 32)), **options), **options)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_one_position_map_a_sample(d):
+    g = torch.Generator().manual_seed(0)
+    affine = torch.randn(3, d, d + 1, generator=g, dtype=torch.float64)
+    inputs = make_inputs((12, 19, 7)[:d], batch=3, channels=6, hidden=(32, 32), dtype=torch.float64)
+    check(inputs, affine=affine, extent=torch.full((3, d), 30.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.stack([x, x], -1)[..., 1],
+        lambda x: torch.cat([x, x], 1)[:, x.shape[1] :],
+        lambda x: x[:1].expand(3, -1, -1, -1),
+    ],
+    ids=["channels-last", "transposed", "strided", "channel slice", "expanded batch"],
+)
+def test_strides(view):
+    inputs = make_inputs((29, 45), batch=2, channels=6, hidden=(32, 24))
+    features = view(inputs.features)
+    leaf = features.detach().requires_grad_()
+    logits = scp(leaf, inputs.phi, inputs.residual, backend="cuda")
+    # One number expanded to all pixels: a gradient that has no strides.
+    (gradient,) = torch.autograd.grad(logits.sum(), leaf)
+    dense = features.double().clone().requires_grad_()
+    truth = scp_reference(dense, [t.double() for t in inputs.phi], inputs.residual.double())
+    (true_gradient,) = torch.autograd.grad(truth.sum(), dense)
+    assert relative_error(logits, truth) <= LOGITS[torch.float32]
+    assert relative_error(gradient, true_gradient) <= GRADIENTS[torch.float32]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_kinks_on_pixels(seed):
+    """No pixel is masked here: off means zero slope, at zero itself too."""
+    check(integer_inputs((32, 48), (12, 10), seed))
+
+
+def concurrent_lines(shape, h1, dtype=torch.float64):
+    """All units of layer 1 bend along lines through one pixel, where a tile is therefore as mixed as can be."""
+    inputs = make_inputs(shape, channels=3, classes=2, hidden=(h1, 20), dtype=dtype)
+    w1, _, *rest = inputs.phi
+    size = torch.tensor([float(n) for n in shape], dtype=dtype)
+    at = torch.cat([size // 2 + 0.25, size - size // 2 - 0.25])
+    inputs.phi = (w1, -(w1 @ at), *rest)
+    return inputs
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (9, 9, 12)], ids=str)
+def test_crowded_tiles(shape):
+    """More mixed units than there is room for: layer 2 pixel by pixel, and gradients box by box."""
+    check(concurrent_lines(shape, 90))
+
+
+def test_small_shared_memory(host):
+    """Room for fewer mixed units, so that most tiles are crowded."""
+    problem_of = {"channels": 4, "classes": 2, "hidden": (60, 50), "dtype": torch.float64}
+    before = check(make_inputs((24, 40), **problem_of))
+    host.shared_memory = 54 * 1024
+    after = check(make_inputs((24, 40), **problem_of))
+    assert not torch.equal(before[1]["w2"], after[1]["w2"]), "the limit changed nothing: the test tests nothing"
+    host.shared_memory = 16 * 1024
+    with pytest.raises(BackendUnavailable, match="shared memory is too small"):
+        check(make_inputs((24, 40), **problem_of))
+
+
+def test_rounds():
+    """Wide enough that the records of all tiles do not fit at once; a round may end within a position map."""
+    inputs = make_inputs((20, 34), batch=3, channels=64, classes=6, hidden=(6, 512), dtype=torch.float64)
+    groups = torch.eye(2, 3, dtype=torch.float64).repeat(3, 1, 1) + torch.arange(3.0).double()[:, None, None] / 7
+    call = sizes(problem_like(inputs, groups=3), HostCuda().shared_memory)
+    assert plan(build(), call, True).rounds > 1
+    check(inputs, affine=groups)
+
+
+def problem_like(inputs, groups=1):
+    batch, channels, *shape = inputs.features.shape
+    return Problem(
+        batch=batch,
+        channels=channels,
+        num_classes=inputs.residual.shape[0],
+        hidden=(len(inputs.phi[1]), len(inputs.phi[3])),
+        spatial_shape=tuple(shape),
+        groups=groups,
+        dtype=inputs.features.dtype,
+        compute_dtype=torch.promote_types(inputs.features.dtype, torch.float32),
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("where", "value"), NON_FINITE)
+def test_nan_and_inf_as_in_pytorch(where, value, batch):
+    inputs = make_inputs((20, 37), batch=batch, channels=3, hidden=(12, 10))
+    names = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual")
+    tensors = [t.clone() for t in inputs.tensors[:8]]
+    tensors[names.index(where)].view(-1)[1] = value
+    mine = scp(tensors[0], tensors[1:7], tensors[7], backend="cuda")
+    truth = scp_reference(tensors[0], tensors[1:7], tensors[7])
+    assert torch.equal(torch.isnan(mine), torch.isnan(truth))
+    assert torch.equal(torch.isinf(mine), torch.isinf(truth))
+    assert torch.allclose(mine, truth, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize(("where", "value"), NON_FINITE)
+def test_gradients_never_hide_what_is_not_finite(where, value):
+    inputs = make_inputs((20, 37), channels=3, hidden=(40, 10))
+    names = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual")
+    tensors = [t.clone().requires_grad_() for t in inputs.tensors[:8]]
+    with torch.no_grad():
+        tensors[names.index(where)].view(-1)[1] = value
+    gradients = [
+        torch.autograd.grad(function(tensors[0], tensors[1:7], tensors[7], **options), tensors, inputs.grad_logits)
+        for function, options in ((scp, {"backend": "cuda"}), (scp_reference, {}))
+    ]
+    for name, mine, truth in zip(names, *gradients, strict=True):
+        assert torch.isfinite(mine).all() <= torch.isfinite(truth).all(), name
+
+
+def test_the_order_of_threads_never_shows(monkeypatch):
+    """A missing barrier would let it show. Several tiles, crowded ones among them, and every kind of panel."""
+    for inputs in (
+        concurrent_lines((20, 30), 90, torch.float32),
+        make_inputs((12, 10, 9), channels=40, hidden=(50, 70)),
+    ):
+        results = []
+        for order in ("0", "1", "2", "3"):
+            monkeypatch.setenv(ORDER_VARIABLE, order)
+            results.append(evaluate(scp, inputs, backend="cuda"))
+        for logits, gradients in results[1:]:
+            assert torch.equal(logits, results[0][0])
+            for name, gradient in gradients.items():
+                assert torch.equal(gradient, results[0][1][name]), name
+
+
+def test_only_some_gradients():
+    inputs = make_inputs((20, 21), channels=4, hidden=(16, 16), dtype=torch.float64)
+    _, every = evaluate(scp, inputs, backend="cuda")
+    features = inputs.features.clone().requires_grad_()
+    of_features = torch.autograd.grad(
+        scp(features, inputs.phi, inputs.residual, backend="cuda"), features, inputs.grad_logits
+    )
+    residual = inputs.residual.clone().requires_grad_()
+    of_residual = torch.autograd.grad(
+        scp(inputs.features, inputs.phi, residual, backend="cuda"), residual, inputs.grad_logits
+    )
+    assert torch.equal(of_features[0], every["features"]) and torch.equal(of_residual[0], every["residual"])
+
+
+@pytest.mark.parametrize("shape", [(18, 17), (7, 7, 7)], ids=str)
+def test_gradcheck(shape):
+    inputs = make_inputs(shape, batch=1, channels=2, classes=2, hidden=(6, 5), bias=True, dtype=torch.float64)
+    leaves = [t.clone().requires_grad_(True) for t in inputs.tensors]
+
+    def function(x, w1, b1, w2, b2, w3, b3, residual, bias):
+        return scp(x, (w1, b1, w2, b2, w3, b3), residual, bias, position="centered", backend="cuda")
+
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    shape=st.one_of(
+        st.tuples(st.integers(1, 30), st.integers(1, 40)),
+        st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12)),
+    ),
+    batch=st.integers(1, 4),
+    channels=st.integers(1, 20),
+    classes=st.integers(1, 3),
+    hidden=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    seed=st.integers(0, 10**6),
+)
+def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
+    check(
+        make_inputs(
+            shape, batch=batch, channels=channels, classes=classes, hidden=hidden, bias=True, dtype=torch.float64,
+            seed=seed,
+        )
+    )  # fmt: skip
+
+
+def test_workspace_is_bounded():
+    """At the paper's largest head, and at maps of any size."""
+    head = Problem(14, 32, 1, (256, 256), (160, 224), 1, torch.float32, torch.float32, torch.device("cpu"))
+    needs = plan(build(), sizes(head, 227 * 1024), True)
+    assert needs.workspace_bytes < 24 * 2**20
+    large = Problem(1, 32, 1, (256, 256), (4096, 4096), 1, torch.float32, torch.float32, torch.device("cpu"))
+    flags = 4 * (4096 * 4096 // 128)
+    assert plan(build(), sizes(large, 227 * 1024), True).workspace_bytes < 24 * 2**20 + flags
