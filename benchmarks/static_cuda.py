@@ -136,7 +136,9 @@ def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
         return None
     limit = MULTIPROCESSORS[kernel.capability].shared_kib_a_block * 1024
     try:
-        needs = cuda.plan(cuda.declare(library.load("cuda")), cuda.sizes(problem, limit), kernel.name == "Parameters")
+        needs = cuda.plan(
+            cuda.declare(library.load("cuda")), cuda.sizes(problem, limit, 1), kernel.name == "Parameters"
+        )
     except RuntimeError:
         return None
     return {"Apply": needs.shared_apply, "Parameters": needs.shared_parameters}.get(kernel.name)

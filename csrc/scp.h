@@ -113,6 +113,7 @@ struct scp_cuda_call {
   struct scp_call call;
   int32_t device;
   void* stream;             /* cudaStream_t */
+  int32_t multiprocessors;  /* of the device: how far work is shared out depends on it, hence the order of sums */
   int64_t shared_limit;     /* bytes of shared memory that a block may have on the device */
   void* workspace;          /* aligned to 16 bytes */
   int64_t workspace_bytes;  /* at least what scp_cuda_plan says */

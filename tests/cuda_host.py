@@ -43,8 +43,8 @@ class HostCuda(CudaBackend):
 
     device_type = "cpu"
 
-    def __init__(self, shared_memory: int = 227 * 1024) -> None:
-        self.shared_memory = shared_memory
+    def __init__(self, shared_memory: int = 227 * 1024, multiprocessors: int = 4) -> None:
+        self.shared_memory, self.multiprocessors = shared_memory, multiprocessors
 
     def unusable(self) -> None:
         return None
@@ -55,8 +55,8 @@ class HostCuda(CudaBackend):
     def capability(self, device: torch.device) -> tuple[int, int]:
         return (7, 5)
 
-    def shared_limit(self, device: torch.device) -> int:
-        return self.shared_memory
+    def limits(self, device: torch.device) -> tuple[int, int]:
+        return self.multiprocessors, self.shared_memory
 
     def stream(self, device: torch.device) -> int:
         return 0

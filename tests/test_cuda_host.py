@@ -139,9 +139,20 @@ def test_rounds():
     """Wide enough that the records of all tiles do not fit at once; a round may end within a position map."""
     inputs = make_inputs((20, 34), batch=3, channels=64, classes=6, hidden=(6, 512), dtype=torch.float64)
     groups = torch.eye(2, 3, dtype=torch.float64).repeat(3, 1, 1) + torch.arange(3.0).double()[:, None, None] / 7
-    call = sizes(problem_like(inputs, groups=3), HostCuda().shared_memory)
+    call = sizes(problem_like(inputs, groups=3), HostCuda().shared_memory, 4)
     assert plan(build(), call, True).rounds > 1
     check(inputs, affine=groups)
+
+
+@pytest.mark.parametrize("batch", [9, 14])
+def test_samples_in_parts(host, batch):
+    """Fewer tiles than a device has room for: several blocks a tile, each with some of the samples."""
+    inputs = make_inputs((7, 30), batch=batch, channels=5, classes=2, hidden=(20, 16), dtype=torch.float64)
+    host.multiprocessors = 1
+    _, one = check(inputs)
+    host.multiprocessors = 100
+    _, several = check(inputs)
+    assert not torch.equal(one["w2"], several["w2"]), "nothing was dealt out: the test tests nothing"
 
 
 def problem_like(inputs, groups=1):
@@ -253,8 +264,8 @@ def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
 def test_workspace_is_bounded():
     """At the paper's largest head, and at maps of any size."""
     head = Problem(14, 32, 1, (256, 256), (160, 224), 1, torch.float32, torch.float32, torch.device("cpu"))
-    needs = plan(build(), sizes(head, 227 * 1024), True)
+    needs = plan(build(), sizes(head, 227 * 1024, 132), True)
     assert needs.workspace_bytes < 24 * 2**20
     large = Problem(1, 32, 1, (256, 256), (4096, 4096), 1, torch.float32, torch.float32, torch.device("cpu"))
     flags = 4 * (4096 * 4096 // 128)
-    assert plan(build(), sizes(large, 227 * 1024), True).workspace_bytes < 24 * 2**20 + flags
+    assert plan(build(), sizes(large, 227 * 1024, 132), True).workspace_bytes < 24 * 2**20 + flags

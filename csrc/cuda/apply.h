@@ -26,10 +26,10 @@ struct Apply {
   int inner_stride, outer_stride; // of W: 1 and C, or C and 1
   int inner_part, outer_part;     // how much of each a part has: their product is at most kWeights
   int outer_parts;                // parts of the outer index, each a block's own
-  int64_t samples;                // that share a position map
+  Shares shares;
   int most_mixed;
 
-  int64_t blocks(int64_t groups) const { return groups * tiling.tiles * outer_parts; }
+  int64_t blocks(int64_t groups) const { return groups * shares.a_group() * outer_parts; }
   template <class Block>
   SCP_DEVICE void operator()(Block& block) const;
 };
@@ -137,9 +137,8 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
   const ApplyMemory<T, D> memory(carver, a);
   const int t = block.thread();
   // Parts of the same tile are neighbours: they read the same pixels.
-  const int64_t tile = block.index() / a.outer_parts % a.tiling.tiles;
-  const int64_t group = block.index() / a.outer_parts / a.tiling.tiles;
-  const Box<D> box = a.tiling.box(tile);
+  const int64_t share = block.index() / a.outer_parts, group = a.shares.group(share);
+  const Box<D> box = a.tiling.box(a.shares.tile(share));
   int index[D];
   const bool inside = a.tiling.pixel(box, t, index);
   T position[D];
@@ -152,8 +151,8 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
   const int outer_first = int(block.index() % a.outer_parts) * a.outer_part;
   const int outer_count = a.outer - outer_first < a.outer_part ? a.outer - outer_first : a.outer_part;
   const bool one_part = a.inner_part == a.inner;
-  const int64_t b_end = (group + 1) * a.samples, step = one_part ? a.samples : kCarried;
-  for (int64_t b = group * a.samples; b < b_end; b += step) {
+  const int64_t b_end = a.shares.end_sample(share), step = one_part ? a.shares.samples : kCarried;
+  for (int64_t b = a.shares.first_sample(share); b < b_end; b += step) {
     for (int inner_first = 0; inner_first < a.inner; inner_first += a.inner_part) {
       const int inner_count = a.inner - inner_first < a.inner_part ? a.inner - inner_first : a.inner_part;
       const int width = inner_count * outer_count;

@@ -63,6 +63,23 @@ struct Tiling {
   }
 };
 
+// How work is shared out: a position map's tiles, and if these are too few to fill the device, its samples in parts.
+struct Shares {
+  int64_t tiles;
+  int64_t samples;       // that share a position map
+  int64_t part_samples;  // of a part
+  int64_t parts;
+
+  SCP_HD int64_t a_group() const { return tiles * parts; }
+  SCP_HD int64_t group(int64_t share) const { return share / a_group(); }
+  SCP_HD int64_t tile(int64_t share) const { return share / parts % tiles; }
+  SCP_HD int64_t first_sample(int64_t share) const { return group(share) * samples + share % parts * part_samples; }
+  SCP_HD int64_t end_sample(int64_t share) const {
+    const int64_t end = first_sample(share) + part_samples, last = (group(share) + 1) * samples;
+    return end < last ? end : last;
+  }
+};
+
 // A tensor [batch, channels, *spatial], strides in elements.
 template <int D>
 struct View {

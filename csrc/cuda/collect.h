@@ -1,4 +1,4 @@
-// Sums over tiles, in the order of the tiles: records of one round, or the sums of crowded tiles.
+// Sums over tiles, in a fixed order: records of one round, or the sums of crowded tiles.
 #ifndef SCP_CUDA_COLLECT_H
 #define SCP_CUDA_COLLECT_H
 
@@ -13,7 +13,7 @@ constexpr int kCollected = 4;
 template <class T, int D>
 struct Collect {
   Parameters<T, D> of;
-  int64_t tiles;     // of this round; 0: the sums of crowded tiles, which come last
+  int64_t shares;    // of this round; 0: the sums of crowded tiles, which come last
   T *w2, *w3, *b2, *b3;  // gradients in the user's layouts: [h2, h1], [nc, h2], [h2], [nc]
   double* coefficients;  // [G, h1, dims + 1]
 
@@ -21,9 +21,9 @@ struct Collect {
   SCP_DEVICE void operator()(Block& block) const;
 
   SCP_HD static int64_t whole(int64_t count) { return (count + kThreads - 1) / kThreads; }
-  SCP_HD int64_t first_group() const { return tiles == 0 ? 0 : of.first_tile / of.tiling.tiles; }
+  SCP_HD int64_t first_group() const { return shares == 0 ? 0 : of.first_share / of.shares.a_group(); }
   SCP_HD int64_t end_group() const {
-    return tiles == 0 ? of.groups : (of.first_tile + tiles - 1) / of.tiling.tiles + 1;
+    return shares == 0 ? of.groups : (of.first_share + shares - 1) / of.shares.a_group() + 1;
   }
   SCP_HD int64_t w2_blocks() const { return whole(of.net.h1) * ((of.net.h2 + kCollected - 1) / kCollected); }
   SCP_HD int64_t w3_blocks() const { return whole(int64_t(of.net.h2) * of.net.nc); }
@@ -32,17 +32,17 @@ struct Collect {
   SCP_HD int64_t blocks() const { return w2_blocks() + w3_blocks() + bias_blocks() + moment_blocks(); }
 };
 
-// Adds value(i) of each source in order to `from`: records of the tiles first .. first + count - 1 of the round that
-// are not crowded, or the sums of crowded tiles.
+// Adds value(i) of each source in order to `from`: records of the shares first .. first + count - 1 of the round (those of
+// crowded tiles are empty), or the sums of crowded tiles.
 template <class T, int D, class OfRecord, class OfSums>
 SCP_DEVICE void for_each_source(const Collect<T, D>& c, int64_t first, int64_t count, const OfRecord& of_record,
                                 const OfSums& of_sums) {
-  if (c.tiles == 0) {
+  if (c.shares == 0) {
     for (int s = 0; s < c.of.sums_count; ++s) of_sums(c.of.sum(s));
     return;
   }
-  for (int64_t i = first; i < first + count; ++i)
-    if (c.of.crowded[c.of.first_tile + i] == 0) of_record(c.of.record(i));
+  SCP_UNROLL_BY_4
+  for (int64_t i = first; i < first + count; ++i) of_record(c.of.record(i));
 }
 
 template <class T, int D>
@@ -50,17 +50,17 @@ template <class Block>
 SCP_DEVICE void Collect<T, D>::operator()(Block& block) const {
   const Collect& c = *this;
   constexpr int A = kAffineRows<D>;
-  if (c.tiles == 0 && *c.of.any_crowded == 0) return;
+  if (c.shares == 0 && *c.of.any_crowded == 0) return;
   const int h1 = c.of.net.h1, h2 = c.of.net.h2, nc = c.of.net.nc, t = block.thread();
   // Earlier rounds left their sums in the gradients.
-  const bool continued = c.tiles == 0 || c.of.first_tile > 0;
+  const bool continued = c.shares == 0 || c.of.first_share > 0;
   int64_t index = block.index();
   if (index < c.w2_blocks()) {
     const int u = int(index % c.whole(h1)) * kThreads + t, k = int(index / c.whole(h1)) * kCollected;
     if (u >= h1) return;
     T sum[kCollected] = {};
     for_each_source(
-        c, 0, c.tiles, [&](const Record<T, D>& record) { add_w2<T, D, kCollected>(record, h2, u, k, sum); },
+        c, 0, c.shares, [&](const Record<T, D>& record) { add_w2<T, D, kCollected>(record, h2, u, k, sum); },
         [&](const Sums<T, D>& sums) {
           for (int i = 0; i < kCollected; ++i)
             if (k + i < h2) sum[i] += sums.w2t[int64_t(u) * h2 + k + i];
@@ -78,7 +78,7 @@ SCP_DEVICE void Collect<T, D>::operator()(Block& block) const {
     if (i >= int64_t(h2) * nc) return;
     T sum = 0;
     for_each_source(
-        c, 0, c.tiles, [&](const Record<T, D>& record) { sum += record.w3[i]; },
+        c, 0, c.shares, [&](const Record<T, D>& record) { sum += record.w3[i]; },
         [&](const Sums<T, D>& sums) { sum += sums.w3[i]; });
     T& to = c.w3[i % nc * h2 + i / nc];
     to = continued ? to + sum : sum;
@@ -90,7 +90,7 @@ SCP_DEVICE void Collect<T, D>::operator()(Block& block) const {
     if (i >= h2 + nc) return;
     T sum = 0;
     for_each_source(
-        c, 0, c.tiles, [&](const Record<T, D>& record) { sum += i < h2 ? record.z[i] : record.b3[i - h2]; },
+        c, 0, c.shares, [&](const Record<T, D>& record) { sum += i < h2 ? record.z[i] : record.b3[i - h2]; },
         [&](const Sums<T, D>& sums) { sum += i < h2 ? sums.b2[i] : sums.b3[i - h2]; });
     T& to = i < h2 ? c.b2[i] : c.b3[i - h2];
     to = continued ? to + sum : sum;
@@ -103,14 +103,14 @@ SCP_DEVICE void Collect<T, D>::operator()(Block& block) const {
   const int u = int(i / columns % h1), column = int(i % columns);
   // The coefficients' last column is that of 1; a leading axis that the user's tensors lack has none.
   const int a = column == columns - 1 ? 0 : 1 + c.of.tiling.first_axis() + column;
-  const int64_t start = group * c.of.tiling.tiles - c.of.first_tile, end = start + c.of.tiling.tiles;
-  const int64_t first = start < 0 ? 0 : start, last = end < c.tiles ? end : c.tiles;
+  const int64_t start = group * c.of.shares.a_group() - c.of.first_share, end = start + c.of.shares.a_group();
+  const int64_t first = start < 0 ? 0 : start, last = end < c.shares ? end : c.shares;
   double sum = 0;
   for_each_source(
       c, first, last - first, [&](const Record<T, D>& record) { sum += moment<T, D>(record, u, a); },
       [&](const Sums<T, D>& sums) { sum += sums.moments[(group * h1 + u) * A + a]; });
   double& to = c.coefficients[(group * h1 + u) * columns + column];
-  to = c.tiles == 0 || start < 0 ? to + sum : sum;
+  to = c.shares == 0 || start < 0 ? to + sum : sum;
 }
 
 }  // namespace SCP_NAMESPACE

@@ -16,8 +16,6 @@ namespace SCP_NAMESPACE {
 // Outputs of Phi whose gradients a thread holds at a time.
 constexpr int kGradients = 16;
 constexpr int kGradientStride = kGradients + 4;
-// Channels that are loaded at a time.
-constexpr int kGathered = 8;
 constexpr int kPairs = kGradients / 2;
 // Distance of the columns of layer 2 in shared memory, a number of pixels each.
 constexpr int kColumnStride = kThreads + 1;
@@ -25,18 +23,18 @@ static_assert(kPairs == kColumns, "partial moments have one place for each pair 
 // Boxes that wait while a tile is cut: a tile can be halved seven times.
 constexpr int kMostCuts = 8;
 
-// What a unit of layer 1 is on a box: `slot` of a Record.
-constexpr int kOffSlot = -1, kOnSlot = -2;
+// `slot` of a Record for units of layer 1 that are not mixed.
+constexpr int kNoSlot = -1;
 
 // What one box contributes, in global memory: sums over many boxes are then made in a fixed order.
 template <class T, int D>
 struct Record {
   T* z;        // [A + most_mixed, h2]: gradients of the affine rows of layer 2, then of W2's rows of mixed units
   T* w3;       // [h2, nc]
-  T* line;     // [h1, 4]: of units that are on
+  T* line;     // [h1, 4]: of units that are on, 0 of others
   T* moments;  // [h1, A]: of the pre-activations' gradients, about the centre
   T* b3;       // [nc]
-  int* slot;   // [h1]: number of a mixed unit, or kOffSlot, or kOnSlot
+  int* slot;   // [h1]: number of a mixed unit, or kNoSlot
   double* centre;  // [D]
 
   SCP_HD Record(Carver& from, int h1, int h2, int nc, int most_mixed) {
@@ -74,13 +72,14 @@ struct Parameters {
   Tiling<D> tiling;
   View<D> features, grad_logits;
   int classes, channels;
-  int64_t groups, samples;
+  int64_t groups;
+  Shares shares;           // a record each
   int most_mixed;
-  bool crowded_pass;       // the tiles that the rounds have marked as crowded; else a round, one tile a block
-  int64_t first_tile;      // of the round, over all position maps
-  int* crowded;            // [groups * tiles]: 1 where a tile has more mixed units than a record has room for
+  bool crowded_pass;       // the tiles that the rounds have marked as crowded; else a round, one share a block
+  int64_t first_share;     // of the round, over all position maps
+  int* crowded;            // [shares]: 1 where a tile has more mixed units than a record has room for
   int* any_crowded;
-  char* records;           // one for each tile of a round
+  char* records;           // one for each share of a round
   int64_t record_bytes;
   char* sums;              // one for each block that works on crowded tiles
   int64_t sums_bytes;
@@ -102,7 +101,7 @@ struct Parameters {
 // Where a block is in its tiles: in shared memory, because it would take registers all the while that a box is worked on.
 template <int D>
 struct Walk {
-  int64_t tile;
+  int64_t share;
   int waiting;             // boxes of the tile that are still to be visited ...
   Box<D> boxes[kMostCuts]; // ... the last one first
 };
@@ -139,17 +138,12 @@ SCP_DEVICE void gather(const Parameters<T, D>& p, const int (&index)[D], int64_t
     const S* next = x + c * p.features.channel;
     T grad = load_as<T>(g);
     SCP_UNROLL
-    for (int group = 0; group < kGradients; group += kGathered) {
-      if (group < count) {
-        SCP_UNROLL
-        for (int j = group; j < group + kGathered; ++j) {
-          if (j < count) found[j] = multiply_add(grad, load_as<T>(next), found[j]);
-          next += p.features.channel;
-          if (++c == p.channels) {
-            c = 0, next = x;
-            if (j + 1 < count) g += p.grad_logits.channel, grad = load_as<T>(g);
-          }
-        }
+    for (int j = 0; j < kGradients; ++j) {
+      if (j < count) found[j] = multiply_add(grad, load_as<T>(next), found[j]);
+      next += p.features.channel;
+      if (++c == p.channels) {
+        c = 0, next = x;
+        if (j + 1 < count) g += p.grad_logits.channel, grad = load_as<T>(g);
       }
     }
   }
@@ -181,16 +175,35 @@ SCP_DEVICE Quad<T> line_of_part(const Folded& folded, const FoldMemory<T, D, K>&
   return part == 0 ? whole : quad(memory.line + (folded.on1 + part - 1) * 4);
 }
 
-// Fills the record of a box, or returns false: it has too many mixed units of layer 1.
+// A record that adds nothing to any sum.
 template <class T, int D, class Block>
-SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t group, const Box<D>& box,
+SCP_DEVICE void clear(Block& block, const Parameters<T, D>& p, const Record<T, D>& record, int rows) {
+  const int t = block.thread(), h1 = p.net.h1, h2 = p.net.h2, nc = p.net.nc;
+  SCP_NO_UNROLL
+  for (int64_t i = t; i < int64_t(rows) * h2; i += kThreads) record.z[i] = 0;
+  SCP_NO_UNROLL
+  for (int64_t i = t; i < int64_t(h2) * nc; i += kThreads) record.w3[i] = 0;
+  SCP_NO_UNROLL
+  for (int i = t; i < h1; i += kThreads) record.slot[i] = kNoSlot, quad(record.line + i * 4) = Quad<T>{};
+  SCP_NO_UNROLL
+  for (int i = t; i < h1 * kAffineRows<D>; i += kThreads) record.moments[i] = 0;
+  SCP_NO_UNROLL
+  for (int i = t; i < nc; i += kThreads) record.b3[i] = 0;
+  if (t == 0)
+    for (int axis = 0; axis < D; ++axis) record.centre[axis] = 0;
+}
+
+// Fills the record of a box, or clears it and returns false: the box has too many mixed units of layer 1.
+template <class T, int D, class Block>
+SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t share, const Box<D>& box,
                               const ParametersMemory<T, D>& memory, const Record<T, D>& record) {
   constexpr int A = kAffineRows<D>;
   const Network<T>& net = p.net;
   const int t = block.thread(), h1 = net.h1, h2 = net.h2, nc = net.nc;
-  const double* coefficients = net.coefficients + group * h1 * (p.tiling.dims + 1);
+  const double* coefficients = net.coefficients + p.shares.group(share) * h1 * (p.tiling.dims + 1);
   const auto& fold_memory = memory.fold;
   const Folded& folded = fold<T, D, kGradients>(block, net, coefficients, p.tiling.dims, box, false, fold_memory);
+  clear(block, p, record, folded.bounded ? A + folded.mixed1 : A);
   if (!folded.bounded) return false;
   const int m1 = folded.mixed1;
   int index[D];
@@ -202,21 +215,15 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
   if (t == 0)
     for (int axis = 0; axis < D; ++axis) record.centre[axis] = box.centre(axis);
   SCP_NO_UNROLL
-  for (int64_t i = t; i < int64_t(A + m1) * h2; i += kThreads) record.z[i] = 0;
-  SCP_NO_UNROLL
-  for (int64_t i = t; i < int64_t(h2) * nc; i += kThreads) record.w3[i] = 0;
-  SCP_NO_UNROLL
-  for (int i = t; i < h1; i += kThreads) record.slot[i] = kOffSlot;
-  SCP_NO_UNROLL
-  for (int i = t; i < h1 * A; i += kThreads) record.moments[i] = 0;
-  SCP_NO_UNROLL
   for (int i = t; i < m1 * kColumns * A; i += kThreads) memory.partial[i] = 0;
   block.sync();
   SCP_NO_UNROLL
   for (int q = t; q < folded.on1 + m1; q += kThreads) {
     const int u = fold_memory.unit1[q];
-    record.slot[u] = q < folded.on1 ? kOnSlot : q - folded.on1;
-    if (q < folded.on1) quad(record.line + u * 4) = quad(fold_memory.line + q * 4);
+    if (q < folded.on1)
+      quad(record.line + u * 4) = quad(fold_memory.line + q * 4);
+    else
+      record.slot[u] = q - folded.on1;
   }
 
   for (int first = 0; first < nc; first += kGradients) {
@@ -225,7 +232,7 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
     if (inside) {
       with_dtype<T>(p.features.dtype, [&](auto* type) {
         using S = typename Pointee<decltype(type)>::type;
-        gather<T, D, S>(p, index, group * p.samples, (group + 1) * p.samples, first, width, grad);
+        gather<T, D, S>(p, index, p.shares.first_sample(share), p.shares.end_sample(share), first, width, grad);
       });
     }
     for (int j = 0; j < kGradients; ++j) memory.pixels[t * kGradientStride + j] = grad[j];
@@ -377,22 +384,19 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t g
   return true;
 }
 
-// Gradient of W2's row u, columns k .. k + N - 1 (fewer at the end), from one record.
+// Gradient of W2's row u, columns k .. k + N - 1 (fewer at the end), from one record. Nothing is skipped for units that are
+// off: loads that wait for no decision can all be under way.
 template <class T, int D, int N>
 SCP_DEVICE void add_w2(const Record<T, D>& record, int h2, int u, int k, T (&sum)[N]) {
   constexpr int A = kAffineRows<D>;
-  const int slot = record.slot[u];
-  if (slot == kOffSlot) return;
-  const int count = h2 - k < N ? h2 - k : N;
-  if (slot == kOnSlot) {
-    const Quad<T> line = quad(record.line + u * 4);
-    for (int a = 0; a < A; ++a)
-      for (int i = 0; i < N; ++i)
-        if (i < count) sum[i] = multiply_add(line.v[a], record.z[int64_t(a) * h2 + k + i], sum[i]);
-  } else {
+  const int slot = record.slot[u], count = h2 - k < N ? h2 - k : N;
+  const Quad<T> line = quad(record.line + u * 4);
+  for (int a = 0; a < A; ++a)
     for (int i = 0; i < N; ++i)
-      if (i < count) sum[i] += record.z[int64_t(A + slot) * h2 + k + i];
-  }
+      if (i < count) sum[i] = multiply_add(line.v[a], record.z[int64_t(a) * h2 + k + i], sum[i]);
+  if (slot == kNoSlot) return;
+  for (int i = 0; i < N; ++i)
+    if (i < count) sum[i] += record.z[int64_t(A + slot) * h2 + k + i];
 }
 
 // The moment a of unit u about the origin: a = 0 of 1, then of the index on each axis.
@@ -450,7 +454,7 @@ SCP_DEVICE void add_to_sums(Block& block, const Parameters<T, D>& p, const Recor
   for (int i = t; i < h1 * A; i += kThreads) sums.moments[group * h1 * A + i] += moment<T, D>(record, i / A, i % A);
 }
 
-// A round: a block has one tile, and marks it if it is crowded. After the rounds, a few blocks share the crowded tiles:
+// A round: a block has one share, and marks it if its tile is crowded. After the rounds, a few blocks share the crowded tiles:
 // each cuts them into boxes that are not, down to single pixels, and has sums of its own.
 template <class T, int D>
 template <class Block>
@@ -463,23 +467,23 @@ SCP_DEVICE void Parameters<T, D>::operator()(Block& block) const {
   const Record<T, D> record = p.record(block.index());
   if (p.crowded_pass) clear_sums(block, p, p.sum(block.index()));
   Walk<D>& walk = *memory.walk;
-  if (t == 0) walk.tile = p.crowded_pass ? block.index() : p.first_tile + block.index();
+  if (t == 0) walk.share = p.crowded_pass ? block.index() : p.first_share + block.index();
   for (;;) {
     block.sync();
-    if (walk.tile >= (p.crowded_pass ? p.groups * p.tiling.tiles : p.first_tile + block.index() + 1)) return;
+    if (walk.share >= (p.crowded_pass ? p.groups * p.shares.a_group() : p.first_share + block.index() + 1)) return;
     if (t == 0) {
-      walk.waiting = !p.crowded_pass || p.crowded[walk.tile] != 0 ? 1 : 0;
-      walk.boxes[0] = p.tiling.box(walk.tile % p.tiling.tiles);
+      walk.waiting = !p.crowded_pass || p.crowded[walk.share] != 0 ? 1 : 0;
+      walk.boxes[0] = p.tiling.box(p.shares.tile(walk.share));
     }
     for (;;) {
       block.sync();
       if (walk.waiting == 0) break;
       const Box<D> box = walk.boxes[walk.waiting - 1];
-      const bool done = differentiate(block, p, walk.tile / p.tiling.tiles, box, memory, record);
+      const bool done = differentiate(block, p, walk.share, box, memory, record);
       block.sync();
-      if (p.crowded_pass && done) add_to_sums(block, p, record, walk.tile / p.tiling.tiles, p.sum(block.index()));
+      if (p.crowded_pass && done) add_to_sums(block, p, record, p.shares.group(walk.share), p.sum(block.index()));
       if (t > 0) continue;
-      if (!p.crowded_pass) p.crowded[walk.tile] = !done;
+      if (!p.crowded_pass) p.crowded[walk.share] = !done;
       if (!p.crowded_pass && !done) *p.any_crowded = 1;
       --walk.waiting;
       if (p.crowded_pass && !done) {
@@ -487,7 +491,7 @@ SCP_DEVICE void Parameters<T, D>::operator()(Block& block) const {
         walk.waiting += 2;
       }
     }
-    if (t == 0) walk.tile += p.sums_count;
+    if (t == 0) walk.share += p.sums_count;
   }
 }
 

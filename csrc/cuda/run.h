@@ -17,6 +17,8 @@ namespace SCP_NAMESPACE {
 constexpr int64_t kRecordBytes = int64_t(16) << 20;
 // Blocks that work on crowded tiles.
 constexpr int kCrowdedBlocks = 8;
+// Samples are dealt out to several blocks a tile until a multiprocessor has so many blocks, or a block so few samples.
+constexpr int64_t kBlocksWanted = 2, kSamplesWanted = 4;
 constexpr int64_t kMostBlocks = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMostHidden = std::numeric_limits<uint16_t>::max();
 
@@ -40,7 +42,8 @@ class Run {
     a.inner_part = (a.inner + parts - 1) / parts;
     a.outer_part = a.outer < kWeights / a.inner_part ? a.outer : kWeights / a.inner_part;
     a.outer_parts = (a.outer + a.outer_part - 1) / a.outer_part;
-    a.net = net_;
+    a.net = net_, a.tiling = tiling_;
+    a.shares = shares_for(a.outer_parts);
     a.most_mixed = most_mixed([&](int most) {
       Carver carver(nullptr);
       a.most_mixed = most;
@@ -55,13 +58,12 @@ class Run {
       });
       size_records();
     }
-    a.tiling = tiling_;
     if (a.blocks(call_.groups) > kMostBlocks) throw Failure{SCP_UNSUPPORTED, "more tiles than a grid has blocks"};
     carve(nullptr);
   }
 
   scp_cuda_needs needs() const {
-    const int64_t all = call_.groups * tiling_.tiles;
+    const int64_t all = call_.groups * parameter_shares_.a_group();
     return {workspace_bytes_, apply_shared_, parameters_shared_, apply_.blocks(call_.groups), round_,
             round_ == 0 ? 0 : (all + round_ - 1) / round_};
   }
@@ -98,6 +100,19 @@ class Run {
     }
   }
 
+  // Few tiles and many samples: the samples in parts, each of which folds anew, until every multiprocessor has some blocks.
+  Shares shares_for(int64_t parts_of_a_tile) const {
+    Shares shares{tiling_.tiles, call_.groups == 1 ? call_.batch : 1, 0, 1};
+    const int64_t blocks = call_.groups * tiling_.tiles * parts_of_a_tile;
+    int64_t parts = blocks == 0 ? 1 : cuda_.multiprocessors * kBlocksWanted / blocks;
+    const int64_t most = shares.samples / kSamplesWanted;
+    parts = parts < most ? parts : most;
+    parts = parts < 1 ? 1 : parts;
+    shares.part_samples = (shares.samples + parts - 1) / parts;
+    shares.parts = shares.part_samples == 0 ? 1 : (shares.samples + shares.part_samples - 1) / shares.part_samples;
+    return shares;
+  }
+
   // Room for so many mixed units of layer 1: about three times what tiles have on average, less where shared memory is small.
   template <class Bytes>
   int most_mixed(const Bytes& bytes) const {
@@ -113,7 +128,8 @@ class Run {
     Carver carver(nullptr);
     Record<T, D> record(carver, net_.h1, net_.h2, net_.nc, most_mixed_);
     record_bytes_ = carver.used();
-    const int64_t all = call_.groups * tiling_.tiles;
+    parameter_shares_ = shares_for(1);
+    const int64_t all = call_.groups * parameter_shares_.a_group();
     int64_t room = kRecordBytes / record_bytes_;
     if (room < kCrowdedBlocks) room = kCrowdedBlocks;
     const int64_t rounds = (all + room - 1) / room;
@@ -130,7 +146,7 @@ class Run {
     w2t_ = from.take<T>(int64_t(net_.h1) * net_.h2);
     w3t_ = from.take<T>(int64_t(net_.h2) * net_.nc);
     if (parameters_) {
-      crowded_ = from.take<int>(call_.groups * tiling_.tiles);
+      crowded_ = from.take<int>(call_.groups * parameter_shares_.a_group());
       records_ = from.take<char>(round_ * record_bytes_);
       sums_ = from.take<char>(sums_count_ * sums_bytes_);
     }
@@ -150,12 +166,10 @@ class Run {
     return found;
   }
 
-  int64_t samples() const { return call_.groups == 1 ? call_.batch : 1; }
-
   template <class Launcher>
   void run_apply(Launcher& launcher) {
     Apply<T, D>& a = apply_;
-    a.net = net_, a.samples = samples();
+    a.net = net_;
     a.in = view(backward_ ? call_.logits : call_.features, call_.dtype, call_.spatial_dims);
     a.out = view(backward_ ? call_.grad_features : call_.logits, call_.dtype, call_.spatial_dims);
     a.bias = backward_ ? nullptr : static_cast<const T*>(call_.bias);
@@ -166,18 +180,18 @@ class Run {
   template <class Launcher>
   void run_parameters(Launcher& launcher) {
     Parameters<T, D> p{};
-    p.net = net_, p.tiling = tiling_, p.groups = call_.groups, p.samples = samples();
+    p.net = net_, p.tiling = tiling_, p.groups = call_.groups, p.shares = parameter_shares_;
     p.features = view(call_.features, call_.dtype, call_.spatial_dims);
     p.grad_logits = view(call_.logits, call_.dtype, call_.spatial_dims);
     p.classes = int(call_.classes), p.channels = int(call_.channels), p.most_mixed = most_mixed_;
     p.any_crowded = header_ + 1, p.crowded = crowded_;
     p.records = records_, p.record_bytes = record_bytes_;
     p.sums = sums_, p.sums_bytes = sums_bytes_, p.sums_count = sums_count_;
-    const int64_t all = call_.groups * tiling_.tiles;
-    for (p.first_tile = 0; p.first_tile < all; p.first_tile += round_) {
-      const int64_t tiles = all - p.first_tile < round_ ? all - p.first_tile : round_;
-      launcher.launch(p, tiles, parameters_shared_);
-      run_collect(launcher, p, tiles);
+    const int64_t all = call_.groups * parameter_shares_.a_group();
+    for (p.first_share = 0; p.first_share < all; p.first_share += round_) {
+      const int64_t shares = all - p.first_share < round_ ? all - p.first_share : round_;
+      launcher.launch(p, shares, parameters_shared_);
+      run_collect(launcher, p, shares);
     }
     p.crowded_pass = true;
     launcher.launch(p, sums_count_, parameters_shared_);
@@ -185,8 +199,8 @@ class Run {
   }
 
   template <class Launcher>
-  void run_collect(Launcher& launcher, const Parameters<T, D>& p, int64_t tiles) {
-    Collect<T, D> c{p, tiles, static_cast<T*>(call_.grad_w2), static_cast<T*>(call_.grad_w3),
+  void run_collect(Launcher& launcher, const Parameters<T, D>& p, int64_t shares) {
+    Collect<T, D> c{p, shares, static_cast<T*>(call_.grad_w2), static_cast<T*>(call_.grad_w3),
                     static_cast<T*>(call_.grad_b2), static_cast<T*>(call_.grad_b3), call_.grad_coefficients};
     launcher.launch(c, c.blocks(), 0);
   }
@@ -198,6 +212,7 @@ class Run {
   Network<T> net_{};
   Tiling<D> tiling_{};
   Apply<T, D> apply_{};
+  Shares parameter_shares_{};
   int64_t apply_shared_ = 0, parameters_shared_ = 0;
   int most_mixed_ = 0;
   int64_t record_bytes_ = 0, round_ = 0, sums_bytes_ = 0;

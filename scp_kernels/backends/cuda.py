@@ -24,6 +24,7 @@ class CudaCall(ctypes.Structure):
         ("call", abi.Call),
         ("device", ctypes.c_int32),
         ("stream", ctypes.c_void_p),
+        ("multiprocessors", ctypes.c_int32),
         ("shared_limit", ctypes.c_int64),
         ("workspace", ctypes.c_void_p),
         ("workspace_bytes", ctypes.c_int64),
@@ -55,9 +56,9 @@ def plan(loaded: ctypes.CDLL, call: CudaCall, backward: bool) -> Needs:
     return needs
 
 
-def sizes(problem: Problem, shared_limit: int) -> CudaCall:
+def sizes(problem: Problem, shared_limit: int, multiprocessors: int) -> CudaCall:
     """A call without data that asks for every gradient."""
-    call = CudaCall(call=abi.sizes(problem), shared_limit=shared_limit)
+    call = CudaCall(call=abi.sizes(problem), shared_limit=shared_limit, multiprocessors=multiprocessors)
     call.call.grad_coefficients = 1  # only its presence matters
     return call
 
@@ -104,8 +105,9 @@ class CudaBackend:
             return reason
         try:
             # Of the backward too: a forward that cannot be differentiated would be a trap.
+            multiprocessors, shared_limit = self.limits(problem.device)
             for backward in (False, True):
-                plan(self.library(), sizes(problem, self.shared_limit(problem.device)), backward)
+                plan(self.library(), sizes(problem, shared_limit, multiprocessors), backward)
         except RuntimeError as error:
             return str(error)
         return None
@@ -156,9 +158,10 @@ class CudaBackend:
     def capability(self, device: torch.device) -> tuple[int, int]:
         return torch.cuda.get_device_capability(device)
 
-    def shared_limit(self, device: torch.device) -> int:
-        """Bytes of shared memory that a block may ask for."""
-        return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
+    def limits(self, device: torch.device) -> tuple[int, int]:
+        """Multiprocessors of the device, and bytes of shared memory that a block may ask for."""
+        properties = torch.cuda.get_device_properties(device)
+        return properties.multi_processor_count, properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
 
     def stream(self, device: torch.device) -> int:
         return torch.cuda.current_stream(device).cuda_stream
@@ -170,11 +173,13 @@ class CudaBackend:
     def _run(self, described: abi.Call, problem: Problem, backward: bool) -> None:
         device = problem.device
         with self.on(device):
+            multiprocessors, shared_limit = self.limits(device)
             call = CudaCall(
                 call=described,
                 device=device.index or 0,
                 stream=self.stream(device),
-                shared_limit=self.shared_limit(device),
+                multiprocessors=multiprocessors,
+                shared_limit=shared_limit,
             )
             size = plan(self.library(), call, backward).workspace_bytes
             # The caching allocator keeps it from being reused before the stream is done with it.
