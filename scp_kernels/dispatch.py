@@ -116,5 +116,13 @@ def select(problem: Problem, backend: str) -> str:
 
 
 def _reason(name: str, problem: Problem) -> str | None:
-    backend = BACKENDS[name]
-    return backend.unusable() or backend.cannot_run(problem)
+    return _unusable(name) or BACKENDS[name].cannot_run(problem)
+
+
+def _unusable(name: str) -> str | None:
+    return BACKENDS[name].unusable()
+
+
+# Dynamo runs it while it traces and keeps the answer: looking for libraries and drivers is no part of a graph.
+# This is all that torch.compiler.assume_constant_result does, but for importing the compiler, which takes seconds.
+_unusable._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scp_kernels import dispatch, ops, transforms
+from scp_kernels import dispatch, ops
 from scp_kernels.checks import ArrayLike, check_position, check_tensors
 from scp_kernels.problem import Problem, identity_affine, position_matrix, whole_image_matrix
 from scp_kernels.reference import scp_reference
@@ -38,8 +38,8 @@ def scp(
             full image, for crops, flips, rotations and scalings. Not differentiable. Excludes ``origin``.
         extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size.
         position: ``"pixels"`` (eq. 5 as printed) or ``"centered"`` (``2·S/extent − 1``, better conditioned to train).
-        backend: ``"auto"`` (the fastest that can run; in forward-mode differentiation and exports to ONNX the
-            reference), or ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
+        backend: ``"auto"`` (the fastest that can run; the reference for forward-mode derivatives and for ONNX), or
+            ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
 
     Returns:
         Logits ``[B, N, *spatial]`` in the features' dtype; positions, Φ and accumulation are at least float32.
@@ -48,6 +48,7 @@ def scp(
         ValueError, TypeError: an argument of the wrong shape, dtype or device, named in the message; raised before
             anything runs.
         scp_kernels.BackendUnavailable: a backend asked for by name cannot run this call; the message says why.
+        NotImplementedError: a forward-mode derivative of a compiled backend that was asked for by name.
     """
     phi, residual = check_tensors(features, phi, residual, bias)
     affine, extent = check_position(features, origin, affine, extent, position)
@@ -64,25 +65,26 @@ def scp(
         compute_dtype=dtype,
         device=features.device,
     )
-    compiling = torch.compiler.is_compiling()
-    forward_mode = not compiling and torch.autograd.forward_ad._current_level >= 0
-    if backend == "auto" and (forward_mode or (compiling and _exports_to_onnx())):
-        backend = "reference"
-    chosen = dispatch.select(problem, backend)
+    chosen = dispatch.select(problem, "reference" if backend == "auto" and _needs_reference() else backend)
     if chosen == "reference":
         return scp_reference(features, phi, residual, bias, affine=affine, extent=extent, position=position)
-    if forward_mode:
-        raise dispatch.BackendUnavailable(
-            f"backend={chosen!r}: compiled backends have no forward-mode derivatives; use backend='reference'"
+    if _forward_mode():
+        # Autograd would take the operator for a constant, and give a tangent of zeros.
+        raise NotImplementedError(
+            f"backend={chosen!r}: compiled backends have no forward-mode derivative (jvp, jacfwd, hessian); "
+            "use backend='reference', or 'auto'"
         )
     matrix = _position_matrix(affine, extent, problem, position)
-    transformed = not compiling and torch._C._are_functorch_transforms_active()
-    run = transforms.Forward.apply if transformed else ops.scp_forward
-    return run(features, *phi, residual, bias, matrix, chosen)
+    return ops.forward(features, *phi, residual, bias, matrix, chosen)
 
 
-def _exports_to_onnx() -> bool:
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+def _forward_mode() -> bool:
+    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
+
+
+def _needs_reference() -> bool:
+    """Whether only plain PyTorch can do what is being done: forward-mode derivatives, and export to ONNX."""
+    return _forward_mode() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
 
 
 def _position_matrix(affine: Tensor | None, extent: Tensor | None, problem: Problem, position: str) -> Tensor:

@@ -1,11 +1,12 @@
-"""The torch operators: schemas, fakes, autograd and FLOP formulas. Nothing else registers anything.
+"""The torch operators: schemas, fakes, autograd, vmap and FLOP formulas. Nothing else registers anything.
 
 ``scp_kernels::scp_forward`` and ``scp_kernels::scp_backward`` run a compiled backend, named by their last argument.
 They own what all backends share: empty problems, dtypes, and the chain from the first layer's coefficients to its
-weight and bias. The reference needs no operator: it is plain PyTorch.
+weight and bias. The reference needs no operator: it is plain PyTorch. Second derivatives of compiled backends are
+those of the reference.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from scp_kernels import dispatch
 from scp_kernels.problem import Problem, first_layer_coefficients, first_layer_gradients
+from scp_kernels.reference import classify, map_indices
 
 _PARAMETERS = "Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w3, Tensor b3, Tensor residual"
 
@@ -123,36 +125,140 @@ def _backward_fake(grad_logits: Tensor, features: Tensor, *args: Any) -> list[Te
     return [t if need else features.new_empty(0) for t, need in zip(like, needs, strict=True)]
 
 
-def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """What ``scp_forward`` keeps for its backward: its inputs, nothing else."""
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, bias, matrix, ctx.backend = inputs
     ctx.save_for_backward(*tensors, matrix)
     ctx.has_bias = bias is not None
 
 
-def differentiate(
-    ctx: Any, grad_logits: Tensor, backward: Callable[..., Sequence[Tensor]] = scp_backward
-) -> tuple[Tensor | None, ...]:
-    """Gradients of ``scp_forward``'s inputs; those that need none are None."""
+def _differentiate(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, matrix = ctx.saved_tensors
     needs = [bool(n) for n in ctx.needs_input_grad[:9]]
     needs[8] = needs[8] and ctx.has_bias
+    backward = _TransformableBackward.apply if _transforming() else scp_backward
     gradients = backward(grad_logits, *tensors, matrix, ctx.backend, needs)
     return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None)
 
 
-torch.library.register_autograd("scp_kernels::scp_forward", differentiate, setup_context=setup_context)
+torch.library.register_autograd("scp_kernels::scp_forward", _differentiate, setup_context=_setup_context)
 
 
-def no_double_backward(ctx: Any, *gradients: Any) -> None:
-    """Raises: silently incomplete second derivatives would be worse."""
-    raise RuntimeError(
-        "scp_kernels: a compiled backend's backward is not itself differentiable; "
-        "use backend='reference' for double backward"
-    )
+def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, _, ctx.needs = inputs
+    ctx.save_for_backward(*tensors)
 
 
-torch.library.register_autograd("scp_kernels::scp_backward", no_double_backward)
+def _differentiate_twice(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...]:
+    """Derivatives of scp_backward, through the reference; they are differentiable again."""
+    if len(cotangents) == 1:  # a registered formula is given the list, an autograd.Function its elements
+        (cotangents,) = cotangents
+    grad_logits, features, *parameters, matrix = ctx.saved_tensors
+    s = map_indices(matrix, features.shape[2:])
+
+    def logits(features: Tensor, *parameters: Tensor) -> Tensor:
+        *phi, residual, bias = parameters
+        return classify(features, s, phi, residual, bias)
+
+    def gradients(grad_logits: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        found = torch.func.vjp(logits, *inputs)[1](grad_logits)
+        return tuple(g for g, need in zip(found, ctx.needs, strict=True) if need)
+
+    bias = parameters[0].new_zeros(parameters[-1].shape[0])  # its value has no part in any gradient
+    first, vjp = torch.func.vjp(gradients, grad_logits, features, *parameters, bias)
+    wanted = (c for c, need in zip(cotangents, ctx.needs, strict=True) if need)
+    given = tuple(torch.zeros_like(g) if c is None else c for g, c in zip(first, wanted, strict=True))
+    return (*vjp(given)[:-1], None, None, None)
+
+
+torch.library.register_autograd(
+    "scp_kernels::scp_backward", _differentiate_twice, setup_context=_setup_backward_context
+)
+
+
+def forward(*arguments: Any) -> Tensor:
+    """``scp_forward``, in a form that ``torch.func`` can differentiate too."""
+    return _TransformableForward.apply(*arguments) if _transforming() else scp_forward(*arguments)
+
+
+def _transforming() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+# Registered autograd formulas are closed to torch.func's grad and vjp; an autograd.Function of them is not.
+class _TransformableForward(torch.autograd.Function):
+    generate_vmap_rule = True
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_differentiate)
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        return scp_forward(*arguments)
+
+
+class _TransformableBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+    setup_context = staticmethod(_setup_backward_context)
+    backward = staticmethod(_differentiate_twice)
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(scp_backward(*arguments))
+
+
+def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """A tensor ``[B, …]`` that vmap maps over ``dim`` as one of ``size·B`` samples."""
+    tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return tensor.flatten(0, 1)
+
+
+def _fold_matrix(matrix: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
+    """The position matrices of the folded batch: one for all where there was one, else one a sample."""
+    if dim is None:
+        return matrix if matrix.ndim == 2 else _fold(matrix, None, size)
+    matrix = matrix.movedim(dim, 0)
+    if matrix.ndim == 3:
+        matrix = matrix.unsqueeze(1).expand(size, batch, *matrix.shape[1:])
+    return matrix.flatten(0, 1)
+
+
+def _one_by_one(operator: Any, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+    return [
+        operator(*(a.select(d, k) if isinstance(d, int) else a for a, d in zip(arguments, in_dims, strict=True)))
+        for k in range(size)
+    ]
+
+
+def _mapped(in_dims: Sequence[Any]) -> bool:
+    return any(dim is not None for dim in in_dims)
+
+
+@torch.library.register_vmap("scp_kernels::scp_forward")
+def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+    features, *parameters, matrix, backend = arguments
+    size = info.batch_size
+    if _mapped(in_dims[1:9]):  # every sample has a Φ of its own: there is nothing to share
+        return torch.stack(_one_by_one(scp_forward, size, in_dims, arguments)), 0
+    folded = _fold(features, in_dims[0], size)
+    batch = folded.shape[0] // size
+    matrix = _fold_matrix(matrix, in_dims[9], size, batch)
+    logits = scp_forward(folded, *parameters, matrix, backend)
+    return logits.unflatten(0, (size, batch)), 0
+
+
+@torch.library.register_vmap("scp_kernels::scp_backward")
+def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int | None]]:
+    grad_logits, features, *parameters, matrix, backend, needs = arguments
+    size = info.batch_size
+    if _mapped(in_dims[2:9]) or any(needs[1:]):  # parameters' gradients are sums over a batch, here wanted apart
+        found = _one_by_one(scp_backward, size, in_dims, arguments)
+        return [torch.stack(gradients) for gradients in zip(*found, strict=True)], [0] * len(needs)
+    folded = _fold(features, in_dims[1], size)
+    batch = folded.shape[0] // size
+    matrix = _fold_matrix(matrix, in_dims[9], size, batch)
+    gradients = scp_backward(_fold(grad_logits, in_dims[0], size), folded, *parameters, matrix, backend, needs)
+    if needs[0]:
+        gradients[0] = gradients[0].unflatten(0, (size, batch))
+    return gradients, [0 if need else None for need in needs]
 
 
 def _flops(features: Sequence[int], w1: Sequence[int], w2: Sequence[int], residual: Sequence[int], m: Sequence[int]):

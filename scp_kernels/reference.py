@@ -28,13 +28,10 @@ def positions(
     :func:`scp_reference`, already tensors.
     """
     dtype = torch.float32 if device is not None and device.type == "mps" else torch.float64
-    axes = [torch.arange(size, dtype=dtype, device=device) for size in spatial_shape]
-    index = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)[None]  # [1, d, P]
     if affine is None:
-        p = index
+        p = pixel_indices(spatial_shape, dtype, device)[None]  # [1, d, P]
     else:
-        affine = affine.to(device=device, dtype=dtype).reshape(-1, *affine.shape[-2:])
-        p = affine[:, :, :-1] @ index + affine[:, :, -1:]  # [G, d, P]
+        p = map_indices(affine.to(device=device, dtype=dtype), spatial_shape)  # [G, d, P]
     if extent is None:
         size = torch.stack([torch.full((), s, dtype=dtype, device=device) for s in spatial_shape])[None, :, None]
     else:
@@ -45,6 +42,18 @@ def positions(
     if position == "centered":
         s = 2 * s / torch.cat([size, size], dim=1) - 1
     return s
+
+
+def pixel_indices(spatial_shape: Sequence[int], dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """Index (i, j) of every pixel, ``[d, P]``."""
+    axes = [torch.arange(size, dtype=dtype, device=device) for size in spatial_shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+
+
+def map_indices(matrix: Tensor, spatial_shape: Sequence[int]) -> Tensor:
+    """``matrix · (i, j, 1)`` at every pixel, ``[G, rows, P]``, for one matrix ``[rows, d + 1]`` or G of them."""
+    matrix = matrix.reshape(-1, *matrix.shape[-2:])
+    return matrix[:, :, :-1] @ pixel_indices(spatial_shape, matrix.dtype, matrix.device) + matrix[:, :, -1:]
 
 
 def _linear(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
@@ -92,9 +101,6 @@ def scp_reference(
 
     The arguments are taken as they are: :func:`scp_kernels.scp` is the checked form.
     """
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    for tensor in phi:
-        dtype = torch.promote_types(dtype, tensor.dtype)
     if origin is not None:
         origin = torch.as_tensor(origin, dtype=torch.float64)
         identity = torch.eye(origin.shape[-1], dtype=origin.dtype, device=origin.device)
@@ -102,10 +108,19 @@ def scp_reference(
     if extent is not None:
         extent = torch.as_tensor(extent, dtype=torch.float64)
     with torch.autocast(features.device.type, enabled=False):
-        s = positions(features.shape[2:], affine=affine, extent=extent, position=position, device=features.device).to(
-            dtype
-        )
-        weight = weight_field(s, [t.to(dtype) for t in phi], residual.to(dtype))  # [G, N, C, P]
+        s = positions(features.shape[2:], affine=affine, extent=extent, position=position, device=features.device)
+    return classify(features, s, phi, residual, bias)
+
+
+def classify(
+    features: Tensor, s: Tensor, phi: Sequence[Tensor], residual: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Logits of eqs. 12 and 13 at the positions ``s`` ``[G, 2d, P]``; the rest as in :func:`scp_reference`."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    for tensor in phi:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        weight = weight_field(s.to(dtype), [t.to(dtype) for t in phi], residual.to(dtype))  # [G, N, C, P]
         x = features.to(dtype).flatten(2)  # [B, C, P]
         logits = torch.stack([(w * x).sum(1) for w in weight.unbind(1)], dim=1)  # [B, N, P]
         if bias is not None:

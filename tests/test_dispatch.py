@@ -205,15 +205,6 @@ def test_compile_runs_the_operator(spy):
         assert relative_error(x.grad, expected) <= 1e-6
 
 
-def test_double_backward_is_refused_not_wrong(spy):
-    inputs = make_inputs((4, 5))
-    x = inputs.features.clone().requires_grad_()
-    logits = scp(x, inputs.phi, inputs.residual, backend="cpu")
-    (gradient,) = torch.autograd.grad(logits.pow(2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="backend='reference' for double backward"):
-        gradient.sum().backward()
-
-
 def test_flops_are_the_nominal_ones(spy):
     inputs = make_inputs((6, 7), batch=3, channels=4, classes=2, hidden=(9, 5))
     phi = 4 * 9 + 9 * 5 + 5 * 8
