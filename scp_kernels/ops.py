@@ -164,7 +164,7 @@ def _differentiate_twice(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...
         return tuple(g for g, need in zip(found, ctx.needs, strict=True) if need)
 
     bias = parameters[0].new_zeros(parameters[-1].shape[0])  # its value has no part in any gradient
-    first, vjp = torch.func.vjp(gradients, grad_logits, features, *parameters, bias)
+    first, vjp = torch.func.vjp(gradients, grad_logits, features, *parameters, bias)  # type: ignore[misc]
     wanted = (c for c, need in zip(cotangents, ctx.needs, strict=True) if need)
     given = tuple(torch.zeros_like(g) if c is None else c for g, c in zip(first, wanted, strict=True))
     return (*vjp(given)[:-1], None, None, None)
