@@ -151,10 +151,9 @@ def report(capabilities: list[int]) -> bool:
     except library.LibraryUnavailable as error:
         print(f"\nCUDA library: {error}")
         return False
-    print(
-        "\nCUDA library, 128 threads a block; then KiB of shared memory a block / warps a multiprocessor for some heads\n"
-    )
-    print(f"{'kernel':22} {'cc':>4} {'registers':>9} {'stack':>5}", *(f"{name:>10}" for name in PROBLEMS))
+    print("\nCUDA library; for some heads: KiB of shared memory a block / warps that a multiprocessor holds\n")
+    heads = "".join(f"{name:>11}" for name in PROBLEMS)
+    print(f"{'kernel':22} {'cc':>4} {'registers':>9} {'stack':>5}{heads}")
     for kernel in sorted(found, key=lambda k: (k.name, k.dtype, k.axes or 0, k.capability)):
         axes = "" if kernel.axes is None else f", {kernel.axes}"
         cells = []
@@ -165,7 +164,7 @@ def report(capabilities: list[int]) -> bool:
         title = f"{kernel.name}<{kernel.dtype}{axes}>"
         print(
             f"{title:22} {kernel.capability:4} {kernel.registers:9} {kernel.stack_bytes:5}",
-            *(f"{cell:>10}" for cell in cells),
+            "".join(f"{cell:>11}" for cell in cells),
             *kernel.faults,
         )
     return any(kernel.faults for kernel in found)
