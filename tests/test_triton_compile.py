@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from allocations import allocated_beyond_results
+from cases import PAPER
 
 from scp_kernels.problem import Problem
 
@@ -100,8 +103,9 @@ def test_output_blocks(classes, channels, limit, classes_first):
 @pytest.mark.parametrize(("tiles", "groups"), [(1, 1), (560, 1), (561, 1), (35, 14), (3, 64), (7, 3000), (16384, 1)])
 @pytest.mark.parametrize("slab_bytes", [100, 74_000, 300_000, 10**8])
 def test_slabs_cover_every_tile_once_within_the_workspace(tiles, groups, slab_bytes):
-    slabs = launch.Slabs.of(tiles, groups, slab_bytes)
-    assert slabs.count * slab_bytes <= max(tables.WORKSPACE_BYTES, slab_bytes)
+    workspace = tables.BORROWED_BYTES
+    slabs = launch.Slabs.of(tiles, groups, slab_bytes, workspace)
+    assert slabs.count * slab_bytes <= max(workspace, slab_bytes)
     seen = []
     for slab in range(slabs.count):
         first_group = slab // slabs.slabs_per_group * slabs.groups_per_slab
@@ -116,14 +120,13 @@ def test_slabs_cover_every_tile_once_within_the_workspace(tiles, groups, slab_by
     assert seen == [(group, tile) for group in range(groups) for tile in range(tiles)]
 
 
-def test_memory_beyond_inputs_and_outputs_is_bounded():
-    """Backward's workspaces at the largest of the paper's sizes and at 2048², with one position map and with many."""
-    for changes in ({}, {"spatial_shape": (2048, 2048)}, {"batch": 64, "groups": 64}):
-        given = problem(**changes)
-        *_, plan = offline.abstract_plans(given, 90)
-        arguments = plan.launches[0].arguments
-        workspaces = [arguments[name] for name in ("partials", "moments", "w2t")]
-        assert sum(t.numel() * t.itemsize for t in workspaces) <= 2 * tables.WORKSPACE_BYTES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", PAPER, ids=str)
+def test_at_most_2_mib_beyond_inputs_outputs_and_gradients(case, dtype):
+    """Of all that either pass ever allocates, at the paper's sizes."""
+    used = allocated_beyond_results(replace(case, dtype=dtype).inputs("meta"))
+    assert set(used) == {"forward", "backward", "backward of the parameters alone"}
+    assert all(0 < n <= 2**21 for n in used.values()), used
 
 
 def test_plans_hold_nothing_the_size_of_the_weight_field():

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from allocations import allocated_beyond_results
 from left_out import LeftOut
 from problems import Inputs, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
@@ -174,6 +175,29 @@ def test_only_the_kernels_that_are_needed_run(monkeypatch, name):
     scp(tensors[0], tensors[1:7], tensors[7], backend="triton").backward(inputs.grad_logits)
     part = "features" if name == "features" else "parameters"
     assert ran == ["scp_forward_kernel", f"scp_backward_{part}_kernel"]
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_partial_sums_in_the_features_gradient(monkeypatch, small_blocks, dtype, form):
+    """Gradients are right with the workspace borrowed and with one allocated: another number of slabs."""
+    inputs = make_inputs((17, 21), channels=5, hidden=(9, 7), dtype=dtype)
+    inputs = replace(inputs, features=inputs.features.contiguous(memory_format=form))
+    slabs = []
+    run = launch.Launch.run
+    monkeypatch.setattr(launch.Launch, "run", lambda self: (slabs.append(self.grid[0]), run(self)))
+    for allocated in (2000, 2**20):
+        monkeypatch.setattr(tables, "ALLOCATED_BYTES", allocated)
+        check(inputs, dtype)
+    assert slabs[1] < slabs[4], "the gradient's memory holds as many slabs as a larger workspace"
+
+
+def test_allocations_are_those_that_the_plans_state():
+    """Real allocations of both passes are what the same calls allocate without memory (on ``meta``)."""
+    inputs = make_inputs((6, 17), channels=5, hidden=(9, 7))
+    with_memory = allocated_beyond_results(inputs)
+    assert with_memory == allocated_beyond_results(inputs.to("meta"))
+    assert max(with_memory.values()) <= 2**21
 
 
 def kinked(shape: tuple[int, int], **options) -> Inputs:

@@ -107,12 +107,15 @@ class TritonBackend:
         of_features = of_parameters = None
         with _on(problem.device):
             capability = _capability(problem.device)
+            plan = unwritten = None
             if needs_features:
-                of_features = launch.backward_features(
-                    grad_logits, features, phi, residual, coefficients, problem, capability
-                ).run()
+                plan = launch.backward_features(grad_logits, features, phi, residual, coefficients, problem, capability)
+                unwritten = plan.launches[0].arguments["grad_features"]
             if needs_parameters:
                 of_parameters = launch.backward_parameters(
-                    grad_logits, features, phi, coefficients, problem, capability
+                    grad_logits, features, phi, coefficients, problem, capability, unwritten
                 ).run()
+            # Last, because the parameters' partial sums may lie in the features' gradient.
+            if plan is not None:
+                of_features = plan.run()
         return of_features, of_parameters

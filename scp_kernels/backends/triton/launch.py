@@ -4,6 +4,7 @@ The same lists of launches are run on a GPU, run by the interpreter, and compile
 (with tensors on the ``meta`` device), so what the tests compile is what users run.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -226,15 +227,23 @@ class Slabs:
     tiles_per_slab: int
 
     @classmethod
-    def of(cls, tiles: int, groups: int, slab_bytes: int) -> "Slabs":
-        """As many slabs as fit ``tables.WORKSPACE_BYTES`` (one at least), and no more than there are tiles."""
-        most = max(1, min(tables.WORKSPACE_BYTES // slab_bytes, tables.MOST_SLABS))
+    def of(cls, tiles: int, groups: int, slab_bytes: int, workspace_bytes: int) -> "Slabs":
+        """As many slabs as fit the workspace (one at least), and no more than there are tiles."""
+        most = max(1, min(workspace_bytes // slab_bytes, tables.MOST_SLABS))
         if most >= groups:
             tiles_per_slab = triton.cdiv(tiles, min(tiles, most // groups))
             slabs_per_group = triton.cdiv(tiles, tiles_per_slab)
             return cls(slabs_per_group * groups, slabs_per_group, 1, tiles_per_slab)
         groups_per_slab = triton.cdiv(groups, most)
         return cls(triton.cdiv(groups, groups_per_slab), 1, groups_per_slab, tiles)
+
+
+def _workspace(size: int, unwritten: Tensor | None, device: torch.device) -> Tensor:
+    """``size`` zeros in float64, in the memory of ``unwritten`` if they fit there."""
+    storage = None if unwritten is None else unwritten.untyped_storage()
+    if storage is None or storage.nbytes() < size * torch.float64.itemsize:
+        return torch.zeros(size, dtype=torch.float64, device=device)
+    return torch.empty(0, dtype=torch.float64, device=device).set_(storage, 0, (size,)).zero_()
 
 
 def backward_parameters(
@@ -244,8 +253,12 @@ def backward_parameters(
     coefficients: Tensor,
     problem: Problem,
     capability: int,
+    unwritten: Tensor | None = None,
 ) -> Plan:
-    """The launch of the parameters' gradients; finishes as those of ``(coefficients, w2, b2, w3, b3)``."""
+    """The launch of the parameters' gradients; finishes as those of ``(coefficients, w2, b2, w3, b3)``.
+
+    ``unwritten`` is a tensor that is to be written only after this plan has run: its memory may serve as workspace.
+    """
     configuration = _configuration(tables.PARAMETERS, problem, capability)
     tiling = _Tiling.of(problem, configuration)
     block_n, block_c = output_blocks(
@@ -255,17 +268,27 @@ def backward_parameters(
     outputs = problem.num_classes * problem.channels
     sizes = (h1 * h2, h2, outputs * h2, outputs)
     dtype, device = problem.compute_dtype, features.device
-    slabs = Slabs.of(tiling.total, problem.groups, sum(sizes) * dtype.itemsize)
     blocks = triton.cdiv(h2, configuration.block_h2)
-    partials = torch.zeros(slabs.count, sum(sizes), dtype=dtype, device=device)
-    moments = torch.zeros(
+    moments_bytes = blocks * coefficients[0].numel() * torch.float64.itemsize  # of a slab and group
+    borrowed = 0 if unwritten is None else min(unwritten.untyped_storage().nbytes(), tables.BORROWED_BYTES)
+    slabs = Slabs.of(
+        tiling.total,
+        problem.groups,
+        sum(sizes) * dtype.itemsize + moments_bytes,
+        max(borrowed, tables.ALLOCATED_BYTES),
+    )
+    # In units of 16 bytes, the alignment that vector loads want.
+    moments_size = triton.cdiv(slabs.count * slabs.groups_per_slab * moments_bytes, 16)
+    partials_size = triton.cdiv(slabs.count * sum(sizes) * dtype.itemsize, 16)
+    workspace = _workspace(2 * (moments_size + partials_size), unwritten, device)
+    moments_shape = (
         slabs.count // slabs.slabs_per_group,
         slabs.slabs_per_group * blocks,
         slabs.groups_per_slab,
         *coefficients.shape[1:],
-        dtype=torch.float64,
-        device=device,
     )
+    moments = workspace[: math.prod(moments_shape)].view(moments_shape)
+    partials = workspace[2 * moments_size :].view(dtype)[: slabs.count * sum(sizes)].view(slabs.count, sum(sizes))
     arguments = _shared(problem, configuration, tiling, phi) | {
         "grad_logits": grad_logits,
         "x": features,
@@ -291,9 +314,10 @@ def backward_parameters(
     )
 
     def finish() -> tuple[Tensor, ...]:
-        of_w2t, of_b2, of_w3, of_b3 = partials.sum(0).split(sizes)
+        of_w2t, of_b2, of_w3, of_b3 = partials.split(sizes, 1)
+        of_w2 = torch.empty(h2, h1, dtype=dtype, device=device)
+        torch.sum(of_w2t.unflatten(1, (h1, h2)), 0, out=of_w2.t())
         of_coefficients = moments.sum(1).flatten(0, 1)[: problem.groups]
-        of_w2 = of_w2t.view(h1, h2).t().contiguous()
-        return of_coefficients, of_w2, of_b2.clone(), of_w3.view(outputs, h2).clone(), of_b3.clone()
+        return of_coefficients, of_w2, of_b2.sum(0), of_w3.sum(0).view(outputs, h2), of_b3.sum(0)
 
     return Plan((launch,), finish)

@@ -68,8 +68,10 @@ def abstract_plans(problem: Problem, capability: int, *, channels_last: bool = F
     residual, bias = empty(problem.num_classes, problem.channels), empty(problem.num_classes)
     coefficients = empty(problem.groups, h1, problem.spatial_dims + 1, dtype=torch.float64)
     yield launch.forward(features, phi, residual, bias, coefficients, problem, capability)
-    yield launch.backward_features(grad_logits, features, phi, residual, coefficients, problem, capability)
-    yield launch.backward_parameters(grad_logits, features, phi, coefficients, problem, capability)
+    of_features = launch.backward_features(grad_logits, features, phi, residual, coefficients, problem, capability)
+    yield of_features
+    unwritten = of_features.launches[0].arguments["grad_features"]
+    yield launch.backward_parameters(grad_logits, features, phi, coefficients, problem, capability, unwritten)
 
 
 def compile_launch(item: launch.Launch, capability: int) -> Resources:

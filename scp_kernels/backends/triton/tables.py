@@ -14,8 +14,10 @@ FORWARD, FEATURES, PARAMETERS = "forward", "backward_features", "backward_parame
 SHARED_MEMORY_KIB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 OLDEST_CAPABILITY = 75
 
-# Bytes of float32 partial sums in the backward pass of the parameters. More means more slabs and thus more programs.
-WORKSPACE_BYTES = 8 * 2**20
+# Bytes of partial sums in the backward pass of the parameters: more means more slabs and thus more programs. They lie
+# in the features' gradient before it is written, where that is larger than what may be allocated for them.
+ALLOCATED_BYTES = 5 * 2**18
+BORROWED_BYTES = 8 * 2**20
 MOST_SLABS = 512
 
 
