@@ -57,7 +57,7 @@ def check_tensors(
         "residual": (num_classes, channels), "bias": (num_classes,),
     }  # fmt: skip
     for name, tensor in named.items():
-        if tuple(tensor.shape) != expected[name]:
+        if tensor.shape != expected[name]:
             raise ValueError(
                 f"{name}: expected shape {list(expected[name])} for features {_shape(features)}, got {_shape(tensor)}"
             )

@@ -81,7 +81,7 @@ def _backward(
             gradients[0] = torch.empty_like(features)
         for k, parameter in enumerate(parameters, start=1):
             if needs[k]:
-                gradients[k] = torch.zeros_like(parameter)
+                gradients[k] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         return gradients
     if not (needs_features or needs_parameters):
         return gradients

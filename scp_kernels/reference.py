@@ -107,9 +107,14 @@ def scp_reference(
         affine = torch.cat([identity.expand(*origin.shape[:-1], -1, -1), origin.unsqueeze(-1)], dim=-1)
     if extent is not None:
         extent = torch.as_tensor(extent, dtype=torch.float64)
-    with torch.autocast(features.device.type, enabled=False):
+    with _without_autocast(features.device):
         s = positions(features.shape[2:], affine=affine, extent=extent, position=position, device=features.device)
     return classify(features, s, phi, residual, bias)
+
+
+def _without_autocast(device: torch.device) -> torch.autocast:
+    # Some devices (meta) have no autocast to switch off.
+    return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)
 
 
 def classify(
@@ -119,7 +124,7 @@ def classify(
     dtype = torch.promote_types(features.dtype, torch.float32)
     for tensor in phi:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    with torch.autocast(features.device.type, enabled=False):
+    with _without_autocast(features.device):
         weight = weight_field(s.to(dtype), [t.to(dtype) for t in phi], residual.to(dtype))  # [G, N, C, P]
         x = features.to(dtype).flatten(2)  # [B, C, P]
         logits = torch.stack([(w * x).sum(1) for w in weight.unbind(1)], dim=1)  # [B, N, P]

@@ -1,0 +1,105 @@
+"""The registered operators: opcheck, exact fakes, FLOP formulas."""
+
+import pytest
+import torch
+from problems import make_inputs
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from scp_kernels import backends, ops, scp
+from scp_kernels.backends import native
+from scp_kernels.problem import identity_affine, position_matrix
+
+needs_cpu = pytest.mark.skipif(
+    not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
+)
+PROBLEMS = {
+    "plain": {},
+    "bias": {"bias": True, "classes": 2},
+    "3-D": {"shape": (3, 4, 5), "bias": True},
+    "half": {"dtype": torch.bfloat16, "bias": True},
+    "double": {"dtype": torch.float64},
+    "no samples": {"batch": 0, "bias": True},
+    "no pixels": {"shape": (0, 7), "bias": True},
+    "one map a sample": {"batch": 3},
+    "channels last": {},
+    "flat channels": {},
+    "expanded": {},
+    "transposed weights": {"classes": 2},
+    "transposed weights, no samples": {"classes": 2, "batch": 0},
+}
+
+
+def arguments(name):
+    """Features, parameters, bias and position matrix of a problem, and its logits' gradient."""
+    options = dict(PROBLEMS[name])
+    inputs = make_inputs(options.pop("shape", (6, 7)), **options)
+    features, *phi, residual, bias = inputs.tensors
+    d = features.ndim - 2
+    extent = torch.tensor([float(n) for n in features.shape[2:]], dtype=torch.float64)
+    matrix = position_matrix(identity_affine(d, features.device), extent, "pixels")
+    if name == "one map a sample":
+        matrix = torch.stack([matrix, 2 * matrix, 3 * matrix])
+    if name == "channels last":
+        features = features.contiguous(memory_format=torch.channels_last)
+    if name == "flat channels":
+        features = torch.cat([features, features], 1)[:, :3]
+    if name == "expanded":
+        features = features[:1].expand(2, -1, -1, -1)
+    if name.startswith("transposed"):
+        phi = [w.t().contiguous().t() if w.ndim == 2 else w for w in phi]
+    return [features, *phi, residual, bias, matrix], inputs.grad_logits
+
+
+def described(tensor):
+    return tensor.shape, tensor.dtype, tensor.stride(), tensor.device
+
+
+@needs_cpu
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_fakes_are_exact(name):
+    tensors, grad = arguments(name)
+    *inputs, bias, matrix = tensors
+    everything = [True] * 8 + [bias is not None]
+    found = [ops.scp_forward(*tensors, "cpu")]
+    for needs in (everything, [True] + [False] * 8, [False] * 7 + everything[7:]):
+        found += ops.scp_backward(grad, *inputs, matrix, "cpu", needs)
+    with FakeTensorMode() as mode:
+        tensors, grad = [None if t is None else mode.from_tensor(t) for t in tensors], mode.from_tensor(grad)
+        *inputs, bias, matrix = tensors
+        fakes = [ops.scp_forward(*tensors, "cpu")]
+        for needs in (everything, [True] + [False] * 8, [False] * 7 + everything[7:]):
+            fakes += ops.scp_backward(grad, *inputs, matrix, "cpu", needs)
+    assert [described(t) for t in fakes] == [described(t) for t in found]
+
+
+@needs_cpu
+@pytest.mark.parametrize("name", ["plain", "bias", "3-D", "double", "no samples", "one map a sample", "channels last"])
+def test_opcheck(name):
+    tensors, grad = arguments(name)
+    leaves = [t if t is None else t.clone().requires_grad_() for t in tensors[:-1]]
+    torch.library.opcheck(ops.scp_forward, [*leaves, tensors[-1], "cpu"])
+    *inputs, bias, matrix = tensors
+    for needs in ([True] * 8 + [bias is not None], [True] + [False] * 8):
+        torch.library.opcheck(ops.scp_backward, [grad, *inputs, matrix, "cpu", needs])
+    # Twice differentiable too; the ahead-of-time trace of a second derivative is out of AOTAutograd's reach.
+    inputs = [t.clone().requires_grad_() for t in inputs]
+    arguments_ = [grad.clone().requires_grad_(), *inputs, matrix, "cpu", [True] * 8 + [False]]
+    torch.library.opcheck(
+        ops.scp_backward, arguments_, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+    )
+
+
+@needs_cpu
+def test_flops_are_nominal_and_the_plan_tells_the_executed_ones():
+    inputs = make_inputs((64, 64), batch=2, channels=8, classes=2, hidden=(64, 64))
+    phi = 4 * 64 + 64 * 64 + 64 * 16
+    x = inputs.features.clone().requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        logits = scp(x, inputs.phi, inputs.residual, backend="cpu")
+    assert counter.get_total_flops() == 2 * 64 * 64 * (phi + 2 * 16)
+    plan = native.last_plan()
+    assert plan.dense_macs == phi and plan.macs < phi / 2
+    with FlopCounterMode(display=False) as counter:
+        logits.sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * 64 * 64 * (phi + 2 * 16)
