@@ -43,7 +43,7 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def slug(machine: dict[str, Any]) -> str:
-    """A file's name for the machine, like ``nvidia-h200`` or ``xeon-avx512-2-cores``."""
+    """A file's name for the machine, like ``nvidia-geforce-rtx-2080-ti`` or ``epyc-avx2-8-cores``."""
     name = re.sub(r"\([A-Za-z]+\)|\b(CPU|Processor|Intel|AMD|\d+-Core)\b|@.*", " ", machine["device"])
     if machine["kind"] == "cpu":
         name += f" {machine['vectors']} {machine['cores']} cores"
