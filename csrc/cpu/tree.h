@@ -14,7 +14,7 @@ namespace SCP_NAMESPACE {
 constexpr int64_t kFieldBytes = 384 * 1024;
 // Rows longer than this are cut before fields are: the basis of a long thin box is large.
 constexpr int kLongestRow = 512;
-// Networks of at most so many mixed units are cut so many times at once (measured: a fifth less time than one by one).
+// Networks of at most so many mixed units are cut so many times at once (measured: up to a fifth less time than one by one).
 constexpr int kSmallNetwork = 100;
 constexpr int kLevelsAtOnce = 2;
 
