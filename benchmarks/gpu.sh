@@ -3,7 +3,7 @@
 #
 #   OUT=DIR bash benchmarks/gpu.sh
 #
-# Writes DIR/<device>.json (default: benchmarks/results) race by race, and DIR/gpu.log. No network: it uses the Python
+# Writes DIR/<device>.json (default: benchmarks/results) race by race, DIR/training/ and DIR/gpu.log. No network: it uses the Python
 # named by PYTHON (default python3) with torch, triton, pytest, pytest-benchmark, hypothesis and rich, and nvcc if there
 # is one. A stage that fails or runs out of time is reported at the end, and the next one starts.
 #
@@ -79,6 +79,14 @@ if [ "$DEVICE" = cuda ]; then
             stage "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" benchmarks/sanitized.py
         done
     fi
+fi
+# One network trained with either head; its data are synthetic, but reading them takes what scp_models takes.
+if "$PYTHON" -c "import scp_models.training, nilearn" 2>>"$LOG"; then
+    training=("$PYTHON" -m benchmarks.training "$OUT/training/$DEVICE.json" --device "$DEVICE")
+    [ "$DEVICE" = cpu ] && training+=(--capacity 16 --size 40 56 --subjects 4 --epochs 1)
+    stage "training" 100 "${training[@]}"
+else
+    echo "training: left out, the dependencies of scp_models are not installed (the log says which)"
 fi
 stage "operator, the rest" 300 "${race[@]}" --slow -k "test_operator and not ($paper)"
 
