@@ -1,0 +1,139 @@
+"""Measure launch configurations on this GPU and print the fastest as lines for the launch table.
+
+Usage: ``python -m benchmarks.tune [--case h256 …] [--kernel forward …]``, and with ``--capability 90`` without a GPU:
+then the candidates are only compiled, and those that spill or exceed the shared memory are named.
+
+A candidate is timed after its result agrees with that of the table's own line. The lines printed go before the general
+ones of ``scp_kernels/backends/triton/tables.py``.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest import mock
+
+import torch
+import triton
+
+from benchmarks.static import CASES
+from scp_kernels.backends.triton import launch, offline, tables
+from scp_kernels.backends.triton.tables import Configuration, Line
+from scp_kernels.problem import Problem, first_layer_coefficients, identity_affine, position_matrix
+
+KERNELS = (tables.FORWARD, tables.FEATURES, tables.PARAMETERS)
+# Relative difference of two configurations' results: rounding may put a pixel on the other side of a kink.
+TOLERANCE = 1e-3
+
+
+def candidates(kernel: str) -> Iterator[Configuration]:
+    """Configurations worth trying. Tiles above 64 pixels spill with exact products, on every architecture."""
+    outputs = (16,) if kernel == tables.PARAMETERS else (32, 64)
+    for tile, block_h2, block_outputs, warps in itertools.product(
+        ((4, 16), (8, 8), (2, 16), (4, 8)), (32, 64), outputs, (4, 8)
+    ):
+        yield Configuration(
+            tile, 16, block_h2, block_outputs, warps, max_registers=min(255, 65536 // (32 * warps) // 2)
+        )
+
+
+@contextmanager
+def first_in_table(kernel: str, configuration: Configuration) -> Iterator[None]:
+    """The configuration is what every call of ``kernel`` finds, for the length of a block."""
+    with mock.patch.object(tables, "TABLE", (Line(kernel, configuration), *tables.TABLE)):
+        yield
+
+
+def plan(kernel: str, problem: Problem, capability: int) -> launch.Plan:
+    """The plan of one pass, on ``meta``."""
+    return dict(zip(KERNELS, offline.abstract_plans(problem, capability), strict=True))[kernel]
+
+
+def fits(kernel: str, configuration: Configuration, problem: Problem, capability: int) -> bool:
+    """Whether the compiler finds registers and shared memory for every launch; needs no GPU."""
+    with first_in_table(kernel, configuration):
+        launches = plan(kernel, replace(problem, device=torch.device("meta")), capability).launches
+        return not any(offline.compile_launch(item, capability).faults for item in launches)
+
+
+def line(kernel: str, configuration: Configuration, problem: Problem, capability: int) -> str:
+    """The line of the table, as source, for this architecture, width and number of outputs."""
+    width, outputs = max(problem.hidden), problem.num_classes * problem.channels
+    found = Line(kernel, configuration, (capability, capability), (width, width), 1, (outputs, outputs))
+    return f"{found!r},"
+
+
+def on_device(item: launch.Launch, problem: Problem, device: torch.device) -> launch.Launch:
+    """The launch with memory in place of tensors that have none: random, but Φ's first layer as networks start."""
+    generator = torch.Generator().manual_seed(0)
+    d = problem.spatial_dims
+    bound = (2 * d) ** -0.5
+    weight = torch.empty(problem.hidden[0], 2 * d).uniform_(-bound, bound, generator=generator)
+    bias = torch.empty(problem.hidden[0]).uniform_(-bound, bound, generator=generator)
+    extent = torch.tensor(problem.spatial_shape, dtype=torch.float64)
+    matrix = position_matrix(identity_affine(d, extent.device), extent, "pixels")
+    torch.manual_seed(0)
+    arguments = {}
+    for name, value in item.arguments.items():
+        if name == "coefficients":
+            arguments[name] = first_layer_coefficients(weight, bias, matrix).to(device)
+        elif isinstance(value, torch.Tensor):
+            zero = name in ("partials", "moments")  # which the kernel adds to
+            memory = torch.empty_like(value, device=device)
+            arguments[name] = memory.zero_() if zero else memory.normal_(std=0.1)
+        else:
+            arguments[name] = value
+    return replace(item, arguments=arguments)
+
+
+def result(item: launch.Launch, kernel: str) -> torch.Tensor:
+    """What one run writes, summed over slabs, whose number depends on the configuration."""
+    item.run()
+    name = {tables.FORWARD: "y", tables.FEATURES: "grad_features", tables.PARAMETERS: "partials"}[kernel]
+    written = item.arguments[name]
+    return written.double().sum(0) if kernel == tables.PARAMETERS else written.double()
+
+
+def measure(kernel: str, problem: Problem, capability: int, device: torch.device) -> list[tuple[float, Configuration]]:
+    """Milliseconds and configuration, fastest first, of the candidates that fit and agree with the table's own."""
+    reference = result(on_device(plan(kernel, problem, capability).launches[0], problem, device), kernel)
+    timings = []
+    for configuration in candidates(kernel):
+        if not fits(kernel, configuration, problem, capability):
+            continue
+        with first_in_table(kernel, configuration):
+            item = on_device(plan(kernel, problem, capability).launches[0], problem, device)
+        found = result(item, kernel)
+        if (found - reference).norm() > TOLERANCE * reference.norm():
+            raise RuntimeError(f"{kernel} with {configuration} gives another result than the table's line")
+        timings.append((triton.testing.do_bench(item.run, return_mode="median"), configuration))
+    return sorted(timings, key=lambda timing: timing[0])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.splitlines()[0])
+    parser.add_argument("--case", nargs="*", default=["h64", "h128", "h256"], choices=list(CASES), metavar="NAME")
+    parser.add_argument("--kernel", nargs="*", default=list(KERNELS), choices=list(KERNELS), metavar="PASS")
+    parser.add_argument("--capability", type=int, metavar="CC", help="compile only, for this compute capability")
+    options = parser.parse_args(arguments)
+    if options.capability is None and not torch.cuda.is_available():
+        parser.error("no CUDA device to measure on; --capability CC compiles the candidates without one")
+    for name, kernel in itertools.product(options.case, options.kernel):
+        problem = CASES[name].problem
+        if options.capability is not None:
+            for configuration in candidates(kernel):
+                verdict = "fits" if fits(kernel, configuration, problem, options.capability) else "does not fit"
+                print(f"{name:8} {kernel:20} {verdict:12} {configuration}", flush=True)
+            continue
+        major, minor = torch.cuda.get_device_capability()
+        timings = measure(kernel, problem, 10 * major + minor, torch.device("cuda"))
+        for milliseconds, configuration in timings:
+            print(f"# {name:8} {kernel:20} {milliseconds:8.4f} ms  {configuration}", flush=True)
+        print(line(kernel, timings[0][1], problem, 10 * major + minor), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
