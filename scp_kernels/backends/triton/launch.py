@@ -243,7 +243,7 @@ def _workspace(size: int, unwritten: Tensor | None, device: torch.device) -> Ten
     storage = None if unwritten is None else unwritten.untyped_storage()
     if storage is None or storage.nbytes() < size * torch.float64.itemsize:
         return torch.zeros(size, dtype=torch.float64, device=device)
-    return torch.empty(0, dtype=torch.float64, device=device).set_(storage, 0, (size,)).zero_()
+    return torch.empty(0, dtype=torch.float64, device=device).set_(storage, 0, (size,), (1,)).zero_()
 
 
 def backward_parameters(
