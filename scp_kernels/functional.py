@@ -36,7 +36,9 @@ def scp(
         origin: ``[d]`` or ``[B, d]``: index in the full image of the map's first pixel, for a plain crop.
         affine: ``[d, d + 1]`` or ``[B, d, d + 1]``: maps an index ``(i, j, 1)`` of the feature map to its index in the
             full image, for crops, flips, rotations and scalings. Not differentiable. Excludes ``origin``.
-        extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size.
+        extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size. On a GPU,
+            positions given as numbers or as tensors of the host are copied, which waits for the device and cannot be
+            captured in a graph; give tensors that lie there.
         position: ``"pixels"`` (eq. 5 as printed) or ``"centered"`` (``2·S/extent − 1``, better conditioned to train).
         backend: ``"auto"`` (the fastest that can run; the reference for forward-mode derivatives and for ONNX), or
             ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
@@ -89,14 +91,16 @@ def _needs_reference() -> bool:
 
 def _position_matrix(affine: Tensor | None, extent: Tensor | None, problem: Problem, position: str) -> Tensor:
     """P of the call, with the defaults (identity, the map's own size) filled in."""
-    whole = affine is None and extent is None
-    # While a graph is traced, sizes may be symbols, which only operations on tensors can carry.
+    # Not on a GPU, where numbers of the host would have to be copied, which waits for it and cannot be captured in a
+    # graph. Not while a graph is traced: sizes may be symbols, which only operations on tensors can carry.
     if (
-        whole
+        affine is None
+        and extent is None
+        and problem.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and all(type(size) is int and size for size in problem.spatial_shape)
     ):
-        return whole_image_matrix(problem.spatial_shape, position, problem.device)
+        return whole_image_matrix(problem.spatial_shape, position)
     if affine is None:
         affine = identity_affine(problem.spatial_dims, problem.device)
     if extent is None:

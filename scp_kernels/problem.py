@@ -86,12 +86,12 @@ def position_matrix(affine: Tensor, extent: Tensor, position: str) -> Tensor:
     return matrix
 
 
-def whole_image_matrix(spatial_shape: tuple[int, ...], position: str, device: torch.device) -> Tensor:
-    """:func:`position_matrix` of a feature map that is the full image: the same values, from plain numbers.
+def whole_image_matrix(spatial_shape: tuple[int, ...], position: str) -> Tensor:
+    """:func:`position_matrix` of a feature map on the CPU that is the full image: the same values, from plain numbers.
 
     A dozen operations on tiny tensors would take longer than a small head.
     """
-    return torch.tensor(_whole_image_rows(spatial_shape, position), dtype=position_dtype(device), device=device)
+    return torch.tensor(_whole_image_rows(spatial_shape, position), dtype=torch.float64)
 
 
 @functools.lru_cache(maxsize=64)

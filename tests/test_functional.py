@@ -147,4 +147,4 @@ def test_the_matrix_of_a_whole_image_from_plain_numbers(shape, position):
     device = torch.device("cpu")
     extent = torch.tensor(shape, dtype=torch.float64)
     expected = position_matrix(identity_affine(len(shape), device), extent, position)
-    assert torch.equal(whole_image_matrix(shape, position, device), expected)
+    assert torch.equal(whole_image_matrix(shape, position), expected)

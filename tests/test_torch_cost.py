@@ -46,7 +46,7 @@ def test_importing_is_quick_and_starts_nothing():
 class Direct(torch.autograd.Function):
     """The same kernel called with nothing around it: no checks, no choice, no registered operator."""
 
-    matrix = whole_image_matrix((1, 1), "pixels", torch.device("cpu"))
+    matrix = whole_image_matrix((1, 1), "pixels")
 
     @staticmethod
     def forward(ctx, x, w1, b1, w2, b2, w3, b3, residual):

@@ -19,7 +19,8 @@ def test_kernels_under_the_interpreter():
     path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
     environment.pop("SCP_BACKEND", None)
-    files = [TESTS / "interpreted" / "triton_kernels.py", TESTS / "test_triton_gpu.py"]
+    interpreted = TESTS / "interpreted"
+    files = [interpreted / "triton_kernels.py", interpreted / "triton_torch.py", TESTS / "test_triton_gpu.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not TestOnTheDevice"]
     run = subprocess.run([*command, *map(str, files)], env=environment, cwd=TESTS, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
