@@ -48,6 +48,13 @@ def _problem(features: Tensor, w1: Tensor, w2: Tensor, residual: Tensor, matrix:
     )
 
 
+def _canonical(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous and in ``dtype``: itself, if it is. (Asking costs less than calling what would return it.)"""
+    if parameter.dtype == dtype and parameter.is_contiguous():
+        return parameter
+    return parameter.to(dtype).contiguous()
+
+
 @torch.library.impl("scp_kernels::scp_forward", "CompositeExplicitAutograd")
 def _forward(
     features: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, residual: Tensor,
@@ -57,8 +64,8 @@ def _forward(
     if problem.is_empty:
         return features.new_empty(problem.batch, problem.num_classes, *problem.spatial_shape)
     dtype = problem.compute_dtype
-    w2, b2, w3, b3, residual = (t.to(dtype).contiguous() for t in (w2, b2, w3, b3, residual))
-    bias = None if bias is None else bias.to(dtype).contiguous()
+    w2, b2, w3, b3, residual = (_canonical(t, dtype) for t in (w2, b2, w3, b3, residual))
+    bias = None if bias is None else _canonical(bias, dtype)
     coefficients = first_layer_coefficients(w1, b1, position_matrix)
     run = dispatch.BACKENDS[backend].forward
     return run(features, (w2, b2, w3, b3), residual, bias, coefficients, problem)
@@ -72,7 +79,7 @@ def _backward(
     parameters = (w1, b1, w2, b2, w3, b3, residual)
     problem = _problem(features, w1, w2, residual, position_matrix)
     needs_features, needs_parameters, needs_bias = needs[0], any(needs[1:8]), needs[8]
-    gradients = [features.new_empty(0) for _ in needs]
+    gradients: list[Tensor | None] = [None] * len(needs)
     if needs_bias:
         axes = [0, *range(2, grad_logits.ndim)]
         gradients[8] = grad_logits.sum(axes, dtype=problem.compute_dtype).to(w1.dtype)
@@ -82,32 +89,27 @@ def _backward(
         for k, parameter in enumerate(parameters, start=1):
             if needs[k]:
                 gradients[k] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-        return gradients
-    if not (needs_features or needs_parameters):
-        return gradients
-    dtype = problem.compute_dtype
-    canonical = tuple(t.to(dtype).contiguous() for t in (w2, b2, w3, b3))
-    of_features, of_parameters = dispatch.BACKENDS[backend].backward(
-        grad_logits,
-        features,
-        canonical,
-        residual.to(dtype).contiguous(),
-        first_layer_coefficients(w1, b1, position_matrix),
-        problem,
-        needs_features,
-        needs_parameters,
-    )
-    if of_features is not None:
-        gradients[0] = of_features
-    if of_parameters is not None:
-        coefficients, g2, gb2, g3, gb3 = of_parameters
-        g1, gb1 = first_layer_gradients(coefficients, position_matrix)
-        # w_r and b3 enter the weight field alike, so their gradients are the same numbers.
-        found = (g1, gb1, g2, gb2, g3, gb3, gb3.view_as(residual).clone())
-        for k, (parameter, gradient) in enumerate(zip(parameters, found, strict=True), start=1):
-            if needs[k]:
-                gradients[k] = gradient.to(parameter.dtype)
-    return gradients
+    elif needs_features or needs_parameters:
+        dtype = problem.compute_dtype
+        gradients[0], of_parameters = dispatch.BACKENDS[backend].backward(
+            grad_logits,
+            features,
+            tuple(_canonical(t, dtype) for t in (w2, b2, w3, b3)),
+            _canonical(residual, dtype),
+            first_layer_coefficients(w1, b1, position_matrix),
+            problem,
+            needs_features,
+            needs_parameters,
+        )
+        if of_parameters is not None:
+            coefficients, g2, gb2, g3, gb3 = of_parameters
+            g1, gb1 = first_layer_gradients(coefficients, position_matrix)
+            # w_r and b3 enter the weight field alike, so their gradients are the same numbers.
+            found = (g1, gb1, g2, gb2, g3, gb3, gb3.view_as(residual).clone())
+            for k, (parameter, gradient) in enumerate(zip(parameters, found, strict=True), start=1):
+                if needs[k]:
+                    gradients[k] = gradient.to(parameter.dtype)
+    return [features.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
 @torch.library.register_fake("scp_kernels::scp_forward")

@@ -140,5 +140,7 @@ def first_layer_gradients(gradient: Tensor, matrix: Tensor) -> tuple[Tensor, Ten
         gradient: ``[G, h₁, d + 1]``, the moments Σ g·(i, j, 1) of the pre-activations' gradients g.
         matrix: P, ``[2d, d + 1]`` or ``[G, 2d, d + 1]``.
     """
-    weight = (gradient @ matrix.transpose(-1, -2)).sum(0)
-    return weight, gradient[..., -1].sum(0)
+    if matrix.ndim == 2:
+        (gradient,) = gradient
+        return gradient @ matrix.T, gradient[:, -1].contiguous()
+    return (gradient @ matrix.transpose(-1, -2)).sum(0), gradient[..., -1].sum(0)
