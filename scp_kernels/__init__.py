@@ -8,7 +8,7 @@
 import scp_kernels.backends  # noqa: F401
 from scp_kernels.dispatch import BackendStatus, BackendUnavailable, backends
 from scp_kernels.functional import scp
-from scp_kernels.module import FusedSCP
+from scp_kernels.module import FusedSCP, ptflops_hook
 from scp_kernels.reference import scp_reference
 from scp_kernels.version import __version__
 
@@ -18,6 +18,7 @@ __all__ = [
     "FusedSCP",
     "__version__",
     "backends",
+    "ptflops_hook",
     "scp",
     "scp_reference",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from scp_kernels import reference
 from scp_kernels.checks import ArrayLike, check_position, check_tensors
 from scp_kernels.functional import scp
-from scp_kernels.problem import POSITIONS
+from scp_kernels.problem import POSITIONS, Problem
 
 PointwiseLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """What applies one matrix to each pixel's channels: a linear layer, or a convolution that is found to be 1×1."""
@@ -232,12 +232,39 @@ class FusedSCP(nn.Module):
         s = reference.positions(shape, affine=affine, extent=extent, position=self.position, device=features.device)
         return reference.weight_field(s.to(phi[0].dtype), phi, residual)[0].unflatten(-1, shape)
 
+    def macs(self, spatial_shape: Iterable[int], batch: int = 1) -> int:
+        """Nominal multiply-adds of a forward of ``[batch, C, *spatial_shape]`` at one position map: Φ once a pixel."""
+        weight = self.phi[0].weight
+        problem = Problem(
+            batch=batch,
+            channels=self.in_channels,
+            num_classes=self.num_classes,
+            hidden=self.hidden_channels,
+            spatial_shape=tuple(spatial_shape),
+            groups=1,
+            dtype=weight.dtype,
+            compute_dtype=weight.dtype,
+            device=weight.device,
+        )
+        return problem.phi_macs + problem.product_macs
+
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.num_classes}, hidden_channels={self.hidden_channels}, "
             f"spatial_dims={self.spatial_dims}, position={self.position!r}, bias={self.bias is not None}, "
             f"backend={self.backend!r}"
         )
+
+
+def ptflops_hook(head: FusedSCP, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+    """Count a :class:`FusedSCP` where ptflops counts modules: it knows layers, not registered operators.
+
+    ``get_model_complexity_info(net, shape, custom_modules_hooks={FusedSCP: ptflops_hook},
+    backend_specific_config={"count_functional": False})``. The last argument keeps ptflops from also counting the
+    plain PyTorch of ``backend="reference"``.
+    """
+    batch, _, *spatial_shape = logits.shape
+    head.__flops__ += head.macs(spatial_shape, batch)  # type: ignore[operator]  # ptflops made it, a number
 
 
 def _pointwise_layers(phi: nn.Sequential) -> tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]:

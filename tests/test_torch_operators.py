@@ -3,10 +3,12 @@
 import pytest
 import torch
 from problems import make_inputs
+from ptflops import get_model_complexity_info
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from scp_kernels import backends, ops, scp
+from scp_kernels import FusedSCP, backends, ops, ptflops_hook, scp
 from scp_kernels.backends import native
 from scp_kernels.problem import identity_affine, position_matrix
 
@@ -103,3 +105,23 @@ def test_flops_are_nominal_and_the_plan_tells_the_executed_ones():
     with FlopCounterMode(display=False) as counter:
         logits.sum().backward()
     assert counter.get_total_flops() == 2 * 2 * 64 * 64 * (phi + 2 * 16)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_ptflops_counts_the_head(backend):
+    if not backends()[backend].usable:
+        pytest.skip(backends()[backend].reason)
+    head = FusedSCP(8, 2, (16, 24), backend=backend)
+    convolution = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    macs, parameters = get_model_complexity_info(
+        nn.Sequential(convolution, head),
+        (3, 20, 30),
+        as_strings=False,
+        print_per_layer_stat=False,
+        backend="pytorch",
+        backend_specific_config={"count_functional": False},
+        custom_modules_hooks={FusedSCP: ptflops_hook},
+    )
+    assert head.macs((20, 30)) == 20 * 30 * (4 * 16 + 16 * 24 + 24 * 16 + 16)
+    assert macs == 20 * 30 * 27 * 8 + head.macs((20, 30))
+    assert parameters == sum(p.numel() for p in (*convolution.parameters(), *head.parameters()))
