@@ -234,7 +234,7 @@ class FusedSCP(nn.Module):
 
     def macs(self, spatial_shape: Iterable[int], batch: int = 1) -> int:
         """Nominal multiply-adds of a forward of ``[batch, C, *spatial_shape]`` at one position map: Φ once a pixel."""
-        weight = self.phi[0].weight
+        weight = self._phi_tensors()[0]
         problem = Problem(
             batch=batch,
             channels=self.in_channels,
@@ -264,7 +264,8 @@ def ptflops_hook(head: FusedSCP, inputs: tuple[Tensor, ...], logits: Tensor) -> 
     plain PyTorch of ``backend="reference"``.
     """
     batch, _, *spatial_shape = logits.shape
-    head.__flops__ += head.macs(spatial_shape, batch)  # type: ignore[operator]  # ptflops made it, a number
+    counted: Any = head  # ptflops has given it a counter
+    counted.__flops__ += head.macs(spatial_shape, batch)
 
 
 def _pointwise_layers(phi: nn.Sequential) -> tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]:
