@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 /* Raised with every incompatible change of what is declared here; the loader refuses another number. */
-#define SCP_ABI_VERSION 2
+#define SCP_ABI_VERSION 3
 
 enum scp_dtype { SCP_FLOAT64 = 0, SCP_FLOAT32 = 1, SCP_FLOAT16 = 2, SCP_BFLOAT16 = 3 };
 
@@ -53,7 +53,11 @@ struct scp_call {
   struct scp_tensor logits;        /* forward: Y [B, N, *size], written; backward: its gradient, read */
   struct scp_tensor grad_features; /* backward: gX, written; null data if not wanted */
 
-  const double* coefficients; /* [G, h1, d + 1]: pre-activation = sum over axes c[axis]*index[axis] + c[d] */
+  /* The first layer. The CPU backend reads it as it is, the CUDA backend as an affine function of the index. */
+  const void* w1;             /* CPU: [h1, 2d] */
+  const void* b1;             /* CPU: [h1] */
+  const double* positions;    /* CPU: P [G, 2d, d + 1], positions are P . (index, 1) */
+  const double* coefficients; /* CUDA: [G, h1, d + 1]: pre-activation = sum over axes c[axis]*index[axis] + c[d] */
   const void* w2;             /* [h2, h1] */
   const void* b2;             /* [h2] */
   const void* w3;             /* [N*C, h2] */
@@ -62,7 +66,9 @@ struct scp_call {
   const void* bias;           /* [N] or null; forward only */
 
   /* Gradients, all of them or none (null). */
-  double* grad_coefficients; /* [G, h1, d + 1] */
+  void* grad_w1;             /* CPU */
+  void* grad_b1;             /* CPU */
+  double* grad_coefficients; /* CUDA: [G, h1, d + 1] */
   void* grad_w2;
   void* grad_b2;
   void* grad_w3;

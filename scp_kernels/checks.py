@@ -1,5 +1,6 @@
 """Argument checks: every error names the argument, what was expected and what came, before anything runs."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from scp_kernels.problem import POSITIONS, identity_affine, position_dtype
 
-PHI_NAMES = ("w1", "b1", "w2", "b2", "w3", "b3")
+_NAMES = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual", "bias")
+_OPTIONAL = ("residual", "bias")
 
 ArrayLike = Tensor | Sequence[Any]
 
@@ -17,51 +19,73 @@ def check_tensors(
     features: Tensor, phi: Sequence[Tensor], residual: Tensor | None, bias: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Check X and the parameters; return Φ and w_r with their weights as matrices."""
-    _check_floating("features", features)
-    if features.ndim not in (4, 5):
-        raise ValueError(f"features: expected [B, C, H, W] or [B, C, D, H, W], got shape {_shape(features)}")
-    dims, channels = features.ndim - 2, features.shape[1]
-    if channels == 0:
-        raise ValueError("features: expected at least one channel, got none")
     if not isinstance(phi, Sequence) or len(phi) != 6:
         raise ValueError(f"phi: expected the six tensors (w1, b1, w2, b2, w3, b3), got {_describe(phi)}")
-    named = dict(zip(PHI_NAMES, phi, strict=True))
-    for name, tensor in named.items():
-        _check_floating(name, tensor)
-    if residual is not None:
-        named["residual"] = residual
-        _check_floating("residual", residual)
-    if bias is not None:
-        named["bias"] = bias
-        _check_floating("bias", bias)
-    dtype = named["w1"].dtype
-    for name, tensor in named.items():
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name}: expected {dtype} as w1 has (all parameters share a dtype), got {tensor.dtype}")
-        if tensor.device != features.device:
-            raise ValueError(f"{name}: expected on {features.device} as features are, got on {tensor.device}")
-    for name in ("w1", "w2", "w3", "residual"):
-        if name in named:
-            named[name] = _as_matrix(name, named[name])
+    tensors = (features, *phi, residual, bias)
+    for name, tensor in zip(_NAMES, tensors, strict=True):
+        if not isinstance(tensor, Tensor) and not (tensor is None and name in _OPTIONAL):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    described = tuple([None if t is None else (t.shape, t.dtype, t.device) for t in tensors])
+    # Remembered, where sizes are plain numbers: a network asks the same question at every step.
+    symbolic = type(features) is not Tensor or torch.compiler.is_compiling()
+    num_classes = (_check_described if symbolic else _check_described_once)(described)
+    if residual is None:
+        residual = features.new_zeros((num_classes, features.shape[1]), dtype=phi[0].dtype)
+    return tuple([t.flatten(1) if t.ndim > 2 else t for t in phi]), residual.flatten(
+        1
+    ) if residual.ndim > 2 else residual
 
-    h1, h2, outputs = (named[name].shape[0] for name in ("w1", "w2", "w3"))
+
+def _check_described(described: tuple[Any, ...]) -> int:
+    """Check shapes, dtypes and devices, in the order of ``_NAMES``; return the number of classes."""
+    shapes, dtypes, devices = (
+        {name: d[k] for name, d in zip(_NAMES, described, strict=True) if d is not None} for k in range(3)
+    )
+    for name, dtype in dtypes.items():
+        if dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {dtype}")
+    features, device = list(shapes.pop("features")), devices["features"]
+    if len(features) not in (4, 5):
+        raise ValueError(f"features: expected [B, C, H, W] or [B, C, D, H, W], got shape {features}")
+    dims, channels = len(features) - 2, features[1]
+    if channels == 0:
+        raise ValueError("features: expected at least one channel, got none")
+    for name in shapes:
+        if dtypes[name] != dtypes["w1"]:
+            raise TypeError(
+                f"{name}: expected {dtypes['w1']} as w1 has (all parameters share a dtype), got {dtypes[name]}"
+            )
+        if devices[name] != device:
+            raise ValueError(f"{name}: expected on {device} as features are, got on {devices[name]}")
+    for name in ("w1", "w2", "w3", "residual"):
+        if name not in shapes:
+            continue
+        rows_and_columns, ones = shapes[name][:2], shapes[name][2:]
+        if len(rows_and_columns) < 2 or any(size != 1 for size in ones):
+            raise ValueError(
+                f"{name}: expected the weight of a linear layer or of a 1×1 convolution, got shape {list(shapes[name])}"
+            )
+        shapes[name] = rows_and_columns
+
+    h1, h2, outputs = (shapes[name][0] for name in ("w1", "w2", "w3"))
     if outputs == 0 or outputs % channels:
         raise ValueError(
             f"w3: expected N·C rows for features of C = {channels} channels (N = number of classes), got {outputs}"
         )
     num_classes = outputs // channels
-    if residual is None:
-        named["residual"] = features.new_zeros((num_classes, channels), dtype=dtype)
     expected = {
         "w1": (h1, 2 * dims), "b1": (h1,), "w2": (h2, h1), "b2": (h2,), "w3": (outputs, h2), "b3": (outputs,),
         "residual": (num_classes, channels), "bias": (num_classes,),
     }  # fmt: skip
-    for name, tensor in named.items():
-        if tensor.shape != expected[name]:
+    for name, shape in shapes.items():
+        if tuple(shape) != expected[name]:
             raise ValueError(
-                f"{name}: expected shape {list(expected[name])} for features {_shape(features)}, got {_shape(tensor)}"
+                f"{name}: expected shape {list(expected[name])} for features {features}, got {list(shape)}"
             )
-    return tuple(named[name] for name in PHI_NAMES), named["residual"]
+    return num_classes
+
+
+_check_described_once = functools.lru_cache(maxsize=256)(_check_described)
 
 
 def check_position(
@@ -107,22 +131,6 @@ def _as_position_tensor(name: str, value: Any, features: Tensor, shape: tuple[in
             f"got {_shape(tensor)}"
         )
     return tensor
-
-
-def _check_floating(name: str, tensor: Any) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {tensor.dtype}")
-
-
-def _as_matrix(name: str, weight: Tensor) -> Tensor:
-    """A linear layer's weight as it is; a 1×1 convolution's without its trailing axes."""
-    if weight.ndim < 2 or any(size != 1 for size in weight.shape[2:]):
-        raise ValueError(
-            f"{name}: expected the weight of a linear layer or of a 1×1 convolution, got shape {_shape(weight)}"
-        )
-    return weight.flatten(1) if weight.ndim > 2 else weight
 
 
 def _flat(values: Any) -> list[Any]:

@@ -47,14 +47,14 @@ class Backend(Protocol):
         phi: tuple[Tensor, ...],
         residual: Tensor,
         bias: Tensor | None,
-        coefficients: Tensor,
+        matrix: Tensor,
         problem: Problem,
     ) -> Tensor:
         """Logits ``[B, N, *spatial]``, contiguous, in the features' dtype.
 
-        ``phi`` is ``(w2, b2, w3, b3)``; it, ``residual`` ``[N, C]`` and ``bias`` ``[N]`` are contiguous and in
-        ``problem.compute_dtype``. ``coefficients`` ``[G, h₁, d + 1]`` (float64) stand for the first layer: see
-        :func:`scp_kernels.problem.first_layer_coefficients`. Never called for an empty problem.
+        ``phi`` is ``(w1, b1, w2, b2, w3, b3)``; it, ``residual`` ``[N, C]`` and ``bias`` ``[N]`` are contiguous and in
+        ``problem.compute_dtype``. ``matrix`` is P, ``[2d, d + 1]`` or ``[B, 2d, d + 1]`` in float64; with it, the first
+        layer is :func:`scp_kernels.problem.first_layer_coefficients`. Never called for an empty problem.
         """
 
     def backward(
@@ -63,15 +63,15 @@ class Backend(Protocol):
         features: Tensor,
         phi: tuple[Tensor, ...],
         residual: Tensor,
-        coefficients: Tensor,
+        matrix: Tensor,
         problem: Problem,
         needs_features: bool,
         needs_parameters: bool,
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
-        """Gradient of the features (in their dtype and strides), and those of ``(coefficients, w2, b2, w3, b3)``.
+        """Gradient of the features (in their dtype and strides), and those of Φ's six tensors, as wide or wider.
 
-        The coefficients' gradient is ``[G, h₁, d + 1]`` in float64; the others are in ``compute_dtype``. The gradient
-        of ``residual`` is that of ``b3``, and β's is a plain sum of ``grad_logits``: neither is the backend's work.
+        The gradient of ``residual`` is that of ``b3``, and β's is a plain sum of ``grad_logits``: neither is the
+        backend's work.
         """
 
 

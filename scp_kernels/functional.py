@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scp_kernels import dispatch, ops
 from scp_kernels.checks import ArrayLike, check_position, check_tensors
-from scp_kernels.problem import Problem, identity_affine, position_matrix, whole_image_matrix
+from scp_kernels.problem import Problem, identity_affine, position_matrix, problem_of, whole_image_matrix
 from scp_kernels.reference import scp_reference
 
 
@@ -54,19 +54,8 @@ def scp(
     """
     phi, residual = check_tensors(features, phi, residual, bias)
     affine, extent = check_position(features, origin, affine, extent, position)
-    dtype = torch.promote_types(torch.promote_types(features.dtype, phi[0].dtype), torch.float32)
     per_sample = (affine is not None and affine.ndim == 3) or (extent is not None and extent.ndim == 2)
-    problem = Problem(
-        batch=features.shape[0],
-        channels=features.shape[1],
-        num_classes=residual.shape[0],
-        hidden=(phi[0].shape[0], phi[2].shape[0]),
-        spatial_shape=tuple(features.shape[2:]),
-        groups=features.shape[0] if per_sample else 1,
-        dtype=features.dtype,
-        compute_dtype=dtype,
-        device=features.device,
-    )
+    problem = problem_of(features, phi[0], phi[2], residual, features.shape[0] if per_sample else 1)
     chosen = dispatch.select(problem, "reference" if backend == "auto" and _needs_reference() else backend)
     if chosen == "reference":
         return scp_reference(features, phi, residual, bias, affine=affine, extent=extent, position=position)
@@ -97,7 +86,7 @@ def _position_matrix(affine: Tensor | None, extent: Tensor | None, problem: Prob
         affine is None
         and extent is None
         and problem.device.type == "cpu"
-        and not torch.compiler.is_compiling()
+        and not ops.watched()
         and all(type(size) is int and size for size in problem.spatial_shape)
     ):
         return whole_image_matrix(problem.spatial_shape, position)

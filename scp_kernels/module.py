@@ -175,8 +175,10 @@ class FusedSCP(nn.Module):
             self.bias.copy_(values.expand_as(self.bias))
 
     def _phi_tensors(self) -> tuple[Tensor, ...]:
+        first, second, third = _pointwise_layers(self.phi)
         # Biases are checked to be there; the type of a layer's bias does not say so.
-        return tuple(cast(Tensor, t) for layer in _pointwise_layers(self.phi) for t in (layer.weight, layer.bias))
+        tensors = (first.weight, first.bias, second.weight, second.bias, third.weight, third.bias)
+        return cast("tuple[Tensor, ...]", tensors)
 
     def _residual_tensor(self) -> Tensor | None:
         return None if self.residual is None else self.residual.weight
@@ -270,7 +272,8 @@ def ptflops_hook(head: FusedSCP, inputs: tuple[Tensor, ...], logits: Tensor) -> 
 
 def _pointwise_layers(phi: nn.Sequential) -> tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]:
     """Φ's three layers, without the ReLUs between them."""
-    return cast("tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]", (phi[0], phi[2], phi[4]))
+    first, _, second, _, third = phi
+    return cast("tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]", (first, second, third))
 
 
 def _check_layers(phi: nn.Module) -> None:

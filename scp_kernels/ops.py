@@ -1,9 +1,8 @@
 """The torch operators: schemas, fakes, autograd, vmap and FLOP formulas. Nothing else registers anything.
 
 ``scp_kernels::scp_forward`` and ``scp_kernels::scp_backward`` run a compiled backend, named by their last argument.
-They own what all backends share: empty problems, dtypes, and the chain from the first layer's coefficients to its
-weight and bias. The reference needs no operator: it is plain PyTorch. Second derivatives of compiled backends are
-those of the reference.
+They own what all backends share: empty problems, dtypes, and the gradients of w_r and β. The reference needs no
+operator: it is plain PyTorch. Second derivatives of compiled backends are those of the reference.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from scp_kernels import dispatch
-from scp_kernels.problem import Problem, first_layer_coefficients, first_layer_gradients
+from scp_kernels.problem import problem_of
 from scp_kernels.reference import classify, map_indices
 
 _PARAMETERS = "Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w3, Tensor b3, Tensor residual"
@@ -34,20 +33,6 @@ scp_forward = torch.ops.scp_kernels.scp_forward.default
 scp_backward = torch.ops.scp_kernels.scp_backward.default
 
 
-def _problem(features: Tensor, w1: Tensor, w2: Tensor, residual: Tensor, matrix: Tensor) -> Problem:
-    return Problem(
-        batch=features.shape[0],
-        channels=features.shape[1],
-        num_classes=residual.shape[0],
-        hidden=(w1.shape[0], w2.shape[0]),
-        spatial_shape=tuple(features.shape[2:]),
-        groups=matrix.shape[0] if matrix.ndim == 3 else 1,
-        dtype=features.dtype,
-        compute_dtype=torch.promote_types(torch.promote_types(features.dtype, w1.dtype), torch.float32),
-        device=features.device,
-    )
-
-
 def _canonical(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous and in ``dtype``: itself, if it is. (Asking costs less than calling what would return it.)"""
     if parameter.dtype == dtype and parameter.is_contiguous():
@@ -55,29 +40,26 @@ def _canonical(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return parameter.to(dtype).contiguous()
 
 
-@torch.library.impl("scp_kernels::scp_forward", "CompositeExplicitAutograd")
 def _forward(
     features: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, residual: Tensor,
     bias: Tensor | None, position_matrix: Tensor, backend: str,
 ) -> Tensor:  # fmt: skip
-    problem = _problem(features, w1, w2, residual, position_matrix)
+    problem = problem_of(features, w1, w2, residual, position_matrix.shape[0] if position_matrix.ndim == 3 else 1)
     if problem.is_empty:
         return features.new_empty(problem.batch, problem.num_classes, *problem.spatial_shape)
     dtype = problem.compute_dtype
-    w2, b2, w3, b3, residual = (_canonical(t, dtype) for t in (w2, b2, w3, b3, residual))
+    phi = tuple([_canonical(t, dtype) for t in (w1, b1, w2, b2, w3, b3)])
     bias = None if bias is None else _canonical(bias, dtype)
-    coefficients = first_layer_coefficients(w1, b1, position_matrix)
     run = dispatch.BACKENDS[backend].forward
-    return run(features, (w2, b2, w3, b3), residual, bias, coefficients, problem)
+    return run(features, phi, _canonical(residual, dtype), bias, position_matrix, problem)
 
 
-@torch.library.impl("scp_kernels::scp_backward", "CompositeExplicitAutograd")
 def _backward(
     grad_logits: Tensor, features: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor,
     residual: Tensor, position_matrix: Tensor, backend: str, needs: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
     parameters = (w1, b1, w2, b2, w3, b3, residual)
-    problem = _problem(features, w1, w2, residual, position_matrix)
+    problem = problem_of(features, w1, w2, residual, position_matrix.shape[0] if position_matrix.ndim == 3 else 1)
     needs_features, needs_parameters, needs_bias = needs[0], any(needs[1:8]), needs[8]
     gradients: list[Tensor | None] = [None] * len(needs)
     if needs_bias:
@@ -94,22 +76,24 @@ def _backward(
         gradients[0], of_parameters = dispatch.BACKENDS[backend].backward(
             grad_logits,
             features,
-            tuple(_canonical(t, dtype) for t in (w2, b2, w3, b3)),
+            tuple([_canonical(t, dtype) for t in (w1, b1, w2, b2, w3, b3)]),
             _canonical(residual, dtype),
-            first_layer_coefficients(w1, b1, position_matrix),
+            position_matrix,
             problem,
             needs_features,
             needs_parameters,
         )
         if of_parameters is not None:
-            coefficients, g2, gb2, g3, gb3 = of_parameters
-            g1, gb1 = first_layer_gradients(coefficients, position_matrix)
             # w_r and b3 enter the weight field alike, so their gradients are the same numbers.
-            found = (g1, gb1, g2, gb2, g3, gb3, gb3.view_as(residual).clone())
+            found = (*of_parameters, of_parameters[5].view_as(residual).clone())
             for k, (parameter, gradient) in enumerate(zip(parameters, found, strict=True), start=1):
                 if needs[k]:
                     gradients[k] = gradient.to(parameter.dtype)
     return [features.new_empty(0) if gradient is None else gradient for gradient in gradients]
+
+
+torch.library.impl("scp_kernels::scp_forward", "CompositeExplicitAutograd", _forward)
+torch.library.impl("scp_kernels::scp_backward", "CompositeExplicitAutograd", _backward)
 
 
 @torch.library.register_fake("scp_kernels::scp_forward")
@@ -138,6 +122,8 @@ def _differentiate(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
     needs = [bool(n) for n in ctx.needs_input_grad[:9]]
     needs[8] = needs[8] and ctx.has_bias
     backward = _TransformableBackward.apply if _transforming() else scp_backward
+    if not torch.is_grad_enabled() and not watched(grad_logits, *tensors):
+        backward = _backward
     gradients = backward(grad_logits, *tensors, matrix, ctx.backend, needs)
     return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None)
 
@@ -178,8 +164,44 @@ torch.library.register_autograd(
 
 
 def forward(*arguments: Any) -> Tensor:
-    """``scp_forward``, in a form that ``torch.func`` can differentiate too."""
-    return _TransformableForward.apply(*arguments) if _transforming() else scp_forward(*arguments)
+    """``scp_forward``, in a form that ``torch.func`` can differentiate too, and without detours where it can be."""
+    if _transforming():
+        return _TransformableForward.apply(*arguments)
+    tensors = [t for t in arguments[:-1] if t is not None]
+    if watched(*tensors):
+        return scp_forward(*arguments)
+    if torch.is_grad_enabled() and any([t.requires_grad for t in tensors]):
+        return _Unwatched.apply(*arguments)
+    return _forward(*arguments)
+
+
+def watched(*tensors: Tensor) -> bool:
+    """Whether somebody is to see the registered operators: a compiler, a tracer, a mode, a profiler, a subclass.
+
+    Where nobody is, their kernels are called as they are: PyTorch's dispatcher takes longer than a small head.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+        or not _PLAIN_TYPES.issuperset(map(type, tensors))
+    )
+
+
+_PLAIN_TYPES = {Tensor, torch.nn.Parameter}
+
+
+class _Unwatched(torch.autograd.Function):
+    backward = staticmethod(_differentiate)
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        logits = _forward(*arguments)
+        _setup_context(ctx, arguments, logits)
+        return logits
 
 
 def _transforming() -> bool:

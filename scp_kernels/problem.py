@@ -59,6 +59,34 @@ class Problem:
         return self.batch * self.pixels * self.num_classes * self.channels
 
 
+def problem_of(features: Tensor, w1: Tensor, w2: Tensor, residual: Tensor, groups: int) -> Problem:
+    """The problem of a call whose tensors have been checked."""
+    batch, channels, *shape = features.shape
+    described = (batch, channels, residual.shape[0], (w1.shape[0], w2.shape[0]), tuple(shape), groups)
+    dtypes = (features.dtype, w1.dtype)
+    # Remembered where sizes are plain numbers, as checks.py does.
+    symbolic = type(features) is not Tensor or torch.compiler.is_compiling()
+    return (_problem if symbolic else _problem_once)(*described, *dtypes, features.device)
+
+
+def _problem(
+    batch: int,
+    channels: int,
+    num_classes: int,
+    hidden: tuple[int, int],
+    spatial_shape: tuple[int, ...],
+    groups: int,
+    dtype: torch.dtype,
+    parameters_dtype: torch.dtype,
+    device: torch.device,
+) -> Problem:
+    compute_dtype = torch.promote_types(torch.promote_types(dtype, parameters_dtype), torch.float32)
+    return Problem(batch, channels, num_classes, hidden, spatial_shape, groups, dtype, compute_dtype, device)
+
+
+_problem_once = functools.lru_cache(maxsize=256)(_problem)
+
+
 def position_dtype(device: torch.device) -> torch.dtype:
     """Positions are float64, except on devices that have none (MPS)."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -86,16 +114,13 @@ def position_matrix(affine: Tensor, extent: Tensor, position: str) -> Tensor:
     return matrix
 
 
+@functools.lru_cache(maxsize=64)
 def whole_image_matrix(spatial_shape: tuple[int, ...], position: str) -> Tensor:
     """:func:`position_matrix` of a feature map on the CPU that is the full image: the same values, from plain numbers.
 
-    A dozen operations on tiny tensors would take longer than a small head.
+    A dozen operations on tiny tensors would take longer than a small head. The tensor is shared by all calls: not to be
+    written, and not to be asked for where a mode would put something else in its place.
     """
-    return torch.tensor(_whole_image_rows(spatial_shape, position), dtype=torch.float64)
-
-
-@functools.lru_cache(maxsize=64)
-def _whole_image_rows(spatial_shape: tuple[int, ...], position: str) -> list[list[float]]:
     d = len(spatial_shape)
     leading = [[float(row == column) for column in range(d + 1)] for row in range(d)]
     trailing = [
@@ -109,7 +134,8 @@ def _whole_image_rows(spatial_shape: tuple[int, ...], position: str) -> list[lis
             [value * scale - (column == d) for column, value in enumerate(row)]
             for row, scale in zip(rows, scales, strict=True)
         ]
-    return rows
+    with torch.inference_mode(False):  # autograd may save it later
+        return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def identity_affine(spatial_dims: int, device: torch.device) -> Tensor:

@@ -8,8 +8,8 @@ from problems import Inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scp_kernels import dispatch, ops
-from scp_kernels.problem import first_layer_coefficients, identity_affine, position_matrix
+from scp_kernels import dispatch
+from scp_kernels.problem import identity_affine, position_matrix, problem_of
 
 
 class Allocations(TorchDispatchMode):
@@ -45,21 +45,19 @@ def allocated_beyond_results(inputs: Inputs) -> dict[str, int]:
     shape = inputs.features.shape[2:]
     extent = torch.tensor(shape, dtype=torch.float64)
     matrix = position_matrix(identity_affine(len(shape), torch.device("cpu")), extent, "pixels").to(device)
-    w1, b1, w2, b2, w3, b3 = inputs.phi
     features = inputs.features
-    problem = ops._problem(features, w1, w2, inputs.residual, matrix)
+    problem = problem_of(features, inputs.phi[0], inputs.phi[2], inputs.residual, 1)
     backend = dispatch.BACKENDS["triton"]
     no_kernels = mock.patch.object(launch.Launch, "run", lambda self: None)
     used = {}
     with no_kernels if device.type == "meta" else nullcontext():
         for name in ("forward", "backward", "backward of the parameters alone"):
             with Allocations() as allocations:
-                coefficients = first_layer_coefficients(w1, b1, matrix)
                 if name == "forward":
-                    out = backend.forward(features, (w2, b2, w3, b3), inputs.residual, None, coefficients, problem)
+                    out = backend.forward(features, inputs.phi, inputs.residual, None, matrix, problem)
                 else:
                     out = backend.backward(
-                        inputs.grad_logits, features, (w2, b2, w3, b3), inputs.residual, coefficients, problem,
+                        inputs.grad_logits, features, inputs.phi, inputs.residual, matrix, problem,
                         name == "backward", True,
                     )  # fmt: skip
             used[name] = allocations.bytes_beyond(tensors_of(out))

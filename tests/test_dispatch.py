@@ -11,7 +11,7 @@ from tolerances import GRADIENTS, LOGITS, relative_error
 from torch.utils.flop_counter import FlopCounterMode
 
 from scp_kernels import BackendUnavailable, FusedSCP, backends, dispatch, ops, scp, scp_reference
-from scp_kernels.problem import identity_affine, position_matrix
+from scp_kernels.problem import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
 
 
 class Spy:
@@ -26,27 +26,27 @@ class Spy:
     def cannot_run(self, problem):
         return "float16 features are not for a spy" if problem.dtype == torch.float16 else None
 
-    def _layers(self, coefficients, phi, residual, problem):
+    def _layers(self, matrix, phi, residual, problem):
         axes = [torch.arange(n, dtype=torch.float64) for n in problem.spatial_shape]
         index = torch.stack([*torch.meshgrid(*axes, indexing="ij"), torch.ones(problem.spatial_shape)]).flatten(1)
-        w2, b2, w3, b3 = phi
-        first = (coefficients @ index).to(w2.dtype).relu()
+        w1, b1, w2, b2, w3, b3 = phi
+        first = (first_layer_coefficients(w1, b1, matrix) @ index).to(w2.dtype).relu()
         second = (w2 @ first + b2[:, None]).relu()
         weight = (w3 @ second + b3[:, None]).unflatten(1, residual.shape) + residual[..., None]
         return index, first, second, weight
 
-    def forward(self, features, phi, residual, bias, coefficients, problem):
+    def forward(self, features, phi, residual, bias, matrix, problem):
         type(self).calls += 1
-        *_, weight = self._layers(coefficients, phi, residual, problem)
+        *_, weight = self._layers(matrix, phi, residual, problem)
         x = features.to(problem.compute_dtype).flatten(2)
         logits = (weight * x[:, None]).sum(2)
         if bias is not None:
             logits = logits + bias[:, None]
         return logits.unflatten(2, problem.spatial_shape).to(problem.dtype).contiguous()
 
-    def backward(self, grad, features, phi, residual, coefficients, problem, needs_features, needs_parameters):
-        index, first, second, weight = self._layers(coefficients, phi, residual, problem)
-        w2, _, w3, _ = phi
+    def backward(self, grad, features, phi, residual, matrix, problem, needs_features, needs_parameters):
+        index, first, second, weight = self._layers(matrix, phi, residual, problem)
+        _, _, w2, _, w3, _ = phi
         g = grad.to(problem.compute_dtype).flatten(2)  # [B, N, P]
         of_features = None
         if needs_features:
@@ -64,8 +64,8 @@ class Spy:
         def total(a, b):
             return (a @ b.transpose(1, 2)).sum(0)
 
-        of_coefficients = g1.double() @ index.T
-        return of_features, (of_coefficients, total(g2, first), g2.sum((0, 2)), total(g3, second), g3.sum((0, 2)))
+        of_first = first_layer_gradients(g1.double() @ index.T, matrix)
+        return of_features, (*of_first, total(g2, first), g2.sum((0, 2)), total(g3, second), g3.sum((0, 2)))
 
 
 @pytest.fixture

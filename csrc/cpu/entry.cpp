@@ -4,6 +4,7 @@
 
 #include "../scp.h"
 #include "../shared/check.h"
+#include "first_layer.h"
 #include "keep.h"
 #include "level.h"
 
@@ -41,22 +42,26 @@ using scp::common::size_fault;
 int run(const scp_call* call, bool backward, char* message, int64_t size) {
   if (call == nullptr) return fail(message, size, SCP_BAD_ARGUMENT, "call: expected one");
   if (const char* what = size_fault(*call)) return fail(message, size, SCP_BAD_ARGUMENT, what);
-  if (const char* what = data_fault(*call, backward)) return fail(message, size, SCP_BAD_ARGUMENT, what);
+  if (call->hidden1 > 0 && (call->w1 == nullptr || call->b1 == nullptr || call->positions == nullptr))
+    return fail(message, size, SCP_BAD_ARGUMENT, "w1, b1, positions: expected data");
   const int level = call->level == kBest ? best_level() : call->level;
   if (!has(level)) return fail(message, size, SCP_UNSUPPORTED, "level: this machine does not have these vectors");
   if (call->report != nullptr) {
     for (int i = 0; i < SCP_REPORT_SIZE; ++i) call->report[i] = 0;
     call->report[SCP_REPORT_LEVEL] = level;
   }
-  if (backward && call->grad_coefficients == nullptr && call->grad_features.data == nullptr) return SCP_OK;
+  if (backward && call->grad_w1 == nullptr && call->grad_features.data == nullptr) return SCP_OK;
   try {
+    const scp::FirstLayer first(*call, scp::thread_scratch());
+    if (const char* what = data_fault(first.call(), backward)) return fail(message, size, SCP_BAD_ARGUMENT, what);
     switch (level) {
 #if defined(SCP_X86)
-      case kAvx512: scp::avx512::run(*call, backward); break;
-      case kAvx2: scp::avx2::run(*call, backward); break;
+      case kAvx512: scp::avx512::run(first.call(), backward); break;
+      case kAvx2: scp::avx2::run(first.call(), backward); break;
 #endif
-      default: scp::portable::run(*call, backward);
+      default: scp::portable::run(first.call(), backward);
     }
+    first.write_gradients();
   } catch (const std::bad_alloc&) {
     return fail(message, size, SCP_OUT_OF_MEMORY, "out of memory for scratch");
   }

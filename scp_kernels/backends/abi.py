@@ -1,6 +1,7 @@
 """``csrc/scp.h`` in ctypes: one call of a compiled backend, and its error codes."""
 
 import ctypes
+import functools
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from scp_kernels.problem import Problem
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 MOST_UNITS = 2**25
 """Sizes and widths stay below it."""
-PARAMETERS = ("coefficients", "w2", "b2", "w3", "b3")
 
 _OK, _BAD_ARGUMENT, _OUT_OF_MEMORY = range(3)
 
@@ -32,8 +32,9 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "groups", "channels", "classes", "hidden1", "hidden2")),
         ("size", ctypes.c_int64 * 3),
         *((name, _Tensor) for name in ("features", "logits", "grad_features")),
-        *((name, ctypes.c_void_p) for name in ("coefficients", "w2", "b2", "w3", "b3", "residual", "bias")),
-        *((f"grad_{name}", ctypes.c_void_p) for name in PARAMETERS),
+        *((name, ctypes.c_void_p) for name in ("w1", "b1", "positions", "coefficients")),
+        *((name, ctypes.c_void_p) for name in ("w2", "b2", "w3", "b3", "residual", "bias")),
+        *((f"grad_{name}", ctypes.c_void_p) for name in ("w1", "b1", "coefficients", "w2", "b2", "w3", "b3")),
         ("report", ctypes.c_void_p),
         ("keep_bytes", ctypes.c_int64),
     )
@@ -47,6 +48,11 @@ def describe(tensor: Tensor) -> _Tensor:
 
 def sizes(problem: Problem) -> Call:
     """A call that has its sizes and dtypes, and no data."""
+    return Call.from_buffer_copy(_sizes(problem))
+
+
+@functools.lru_cache(maxsize=64)
+def _sizes(problem: Problem) -> Call:
     return Call(
         spatial_dims=problem.spatial_dims,
         dtype=DTYPES[problem.dtype],
@@ -61,20 +67,12 @@ def sizes(problem: Problem) -> Call:
     )
 
 
-def inputs(
-    features: Tensor,
-    logits: Tensor,
-    phi: tuple[Tensor, ...],
-    residual: Tensor,
-    coefficients: Tensor,
-    problem: Problem,
-) -> Call:
-    """A call with all that is read; the tensors must outlive it."""
+def inputs(features: Tensor, logits: Tensor, phi: tuple[Tensor, ...], residual: Tensor, problem: Problem) -> Call:
+    """A call with all that is read but positions; the tensors must outlive it."""
     call = sizes(problem)
     call.features, call.logits = describe(features), describe(logits)
-    call.coefficients, call.residual = coefficients.data_ptr(), residual.data_ptr()
-    for name, parameter in zip(("w2", "b2", "w3", "b3"), phi, strict=True):
-        setattr(call, name, parameter.data_ptr())
+    call.w1, call.b1, call.w2, call.b2, call.w3, call.b3 = [t.data_ptr() for t in phi]
+    call.residual = residual.data_ptr()
     return call
 
 
@@ -90,11 +88,10 @@ def cannot_describe(problem: Problem) -> str | None:
     return None
 
 
-def gradients(call: Call, phi: tuple[Tensor, ...], coefficients: Tensor) -> tuple[Tensor, ...]:
-    """New tensors for the gradients of ``(coefficients, w2, b2, w3, b3)``, which the call is told of."""
-    found = (torch.empty_like(coefficients), *(torch.empty_like(t) for t in phi))
-    for name, gradient in zip(PARAMETERS, found, strict=True):
-        setattr(call, f"grad_{name}", gradient.data_ptr())
+def gradients(call: Call, phi: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """New tensors for the gradients of Φ's parameters, which the call is told of."""
+    found = tuple(torch.empty_like(t) for t in phi)
+    call.grad_w1, call.grad_b1, call.grad_w2, call.grad_b2, call.grad_w3, call.grad_b3 = [t.data_ptr() for t in found]
     return found
 
 

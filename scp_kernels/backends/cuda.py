@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scp_kernels.backends import abi, library
-from scp_kernels.problem import Problem
+from scp_kernels.problem import Problem, first_layer_coefficients, first_layer_gradients
 
 _OLDEST_CAPABILITY = (7, 5)
 
@@ -118,15 +118,17 @@ class CudaBackend:
         phi: tuple[Tensor, ...],
         residual: Tensor,
         bias: Tensor | None,
-        coefficients: Tensor,
+        matrix: Tensor,
         problem: Problem,
     ) -> Tensor:
         logits = torch.empty(
             (problem.batch, problem.num_classes, *problem.spatial_shape), dtype=features.dtype, device=features.device
         )
-        coefficients = coefficients.contiguous()
-        call = abi.inputs(features, logits, phi, residual, coefficients, problem)
-        call.bias = 0 if bias is None else bias.data_ptr()
+        call = abi.inputs(features, logits, phi, residual, problem)
+        if bias is not None:
+            call.bias = bias.data_ptr()
+        coefficients = first_layer_coefficients(phi[0], phi[1], matrix).contiguous()
+        call.coefficients = coefficients.data_ptr()
         self._run(call, problem, backward=False)
         return logits
 
@@ -136,19 +138,25 @@ class CudaBackend:
         features: Tensor,
         phi: tuple[Tensor, ...],
         residual: Tensor,
-        coefficients: Tensor,
+        matrix: Tensor,
         problem: Problem,
         needs_features: bool,
         needs_parameters: bool,
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
-        coefficients = coefficients.contiguous()
-        call = abi.inputs(features, grad_logits, phi, residual, coefficients, problem)
+        call = abi.inputs(features, grad_logits, phi, residual, problem)
+        coefficients = first_layer_coefficients(phi[0], phi[1], matrix).contiguous()
+        call.coefficients = coefficients.data_ptr()
         grad_features = torch.empty_like(features) if needs_features else None
         if grad_features is not None:
             call.grad_features = abi.describe(grad_features)
-        parameters = abi.gradients(call, phi, coefficients) if needs_parameters else None
+        if not needs_parameters:
+            self._run(call, problem, backward=True)
+            return grad_features, None
+        _, _, *others = abi.gradients(call, phi)
+        of_coefficients = torch.empty_like(coefficients)
+        call.grad_coefficients = of_coefficients.data_ptr()
         self._run(call, problem, backward=True)
-        return grad_features, parameters
+        return grad_features, (*first_layer_gradients(of_coefficients, matrix), *others)
 
     # What differs where tests run the kernels' code on the host.
 

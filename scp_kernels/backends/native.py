@@ -16,7 +16,6 @@ import ctypes
 import os
 import threading
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,15 +137,16 @@ class NativeCPU:
         phi: tuple[Tensor, ...],
         residual: Tensor,
         bias: Tensor | None,
-        coefficients: Tensor,
+        matrix: Tensor,
         problem: Problem,
     ) -> Tensor:
         logits = torch.empty(
             (problem.batch, problem.num_classes, *problem.spatial_shape), dtype=features.dtype, device=features.device
         )
-        coefficients = coefficients.contiguous()
-        call = _call(features, logits, phi, residual, coefficients, problem)
-        call.bias = 0 if bias is None else bias.data_ptr()
+        matrix = matrix.contiguous()
+        call = _call(features, logits, phi, residual, matrix, problem)
+        if bias is not None:
+            call.bias = bias.data_ptr()
         call.keep_bytes = _keep_bytes()
         _run(_library().scp_cpu_forward, call, problem)
         return logits
@@ -157,17 +157,17 @@ class NativeCPU:
         features: Tensor,
         phi: tuple[Tensor, ...],
         residual: Tensor,
-        coefficients: Tensor,
+        matrix: Tensor,
         problem: Problem,
         needs_features: bool,
         needs_parameters: bool,
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
-        coefficients = coefficients.contiguous()
-        call = _call(features, grad_logits, phi, residual, coefficients, problem)
+        matrix = matrix.contiguous()
+        call = _call(features, grad_logits, phi, residual, matrix, problem)
         grad_features = torch.empty_like(features) if needs_features else None
         if grad_features is not None:
             call.grad_features = abi.describe(grad_features)
-        parameters = abi.gradients(call, phi, coefficients) if needs_parameters else None
+        parameters = abi.gradients(call, phi) if needs_parameters else None
         _run(_library().scp_cpu_backward, call, problem)
         return grad_features, parameters
 
@@ -216,8 +216,11 @@ def _library() -> ctypes.CDLL:
     return _loaded
 
 
-def _call(*tensors_and_problem: Any) -> abi.Call:
-    call = abi.inputs(*tensors_and_problem)
+def _call(
+    features: Tensor, logits: Tensor, phi: tuple[Tensor, ...], residual: Tensor, matrix: Tensor, problem: Problem
+) -> abi.Call:
+    call = abi.inputs(features, logits, phi, residual, problem)
+    call.positions = matrix.data_ptr()
     call.threads, call.level, call.method = torch.get_num_threads(), _level(), _method()
     return call
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from scp_kernels.problem import Problem
+from scp_kernels.problem import Problem, first_layer_coefficients, first_layer_gradients
 
 # One axis of a CUDA grid holds 2³¹ − 1 programs, the other two 2¹⁶ − 1; indices of parameters are 32-bit.
 _MOST_TILES, _MOST_GROUPS, _MOST_INDEX = 2**31 - 1, 2**16 - 1, 2**31 - 1
@@ -82,14 +82,15 @@ class TritonBackend:
         phi: tuple[Tensor, ...],
         residual: Tensor,
         bias: Tensor | None,
-        coefficients: Tensor,
+        matrix: Tensor,
         problem: Problem,
     ) -> Tensor:
         from scp_kernels.backends.triton import launch
 
         with _on(problem.device):
             capability = _capability(problem.device)
-            return launch.forward(features, phi, residual, bias, coefficients, problem, capability).run()
+            coefficients = first_layer_coefficients(phi[0], phi[1], matrix)
+            return launch.forward(features, phi[2:], residual, bias, coefficients, problem, capability).run()
 
     def backward(
         self,
@@ -97,7 +98,7 @@ class TritonBackend:
         features: Tensor,
         phi: tuple[Tensor, ...],
         residual: Tensor,
-        coefficients: Tensor,
+        matrix: Tensor,
         problem: Problem,
         needs_features: bool,
         needs_parameters: bool,
@@ -107,14 +108,18 @@ class TritonBackend:
         of_features = of_parameters = None
         with _on(problem.device):
             capability = _capability(problem.device)
+            coefficients, later = first_layer_coefficients(phi[0], phi[1], matrix), phi[2:]
             plan = unwritten = None
             if needs_features:
-                plan = launch.backward_features(grad_logits, features, phi, residual, coefficients, problem, capability)
+                plan = launch.backward_features(
+                    grad_logits, features, later, residual, coefficients, problem, capability
+                )
                 unwritten = plan.launches[0].arguments["grad_features"]
             if needs_parameters:
-                of_parameters = launch.backward_parameters(
-                    grad_logits, features, phi, coefficients, problem, capability, unwritten
+                of_coefficients, *others = launch.backward_parameters(
+                    grad_logits, features, later, coefficients, problem, capability, unwritten
                 ).run()
+                of_parameters = (*first_layer_gradients(of_coefficients, matrix), *others)
             # Last, because the parameters' partial sums may lie in the features' gradient.
             if plan is not None:
                 of_features = plan.run()
