@@ -141,6 +141,13 @@ bool field_rows_touch(const Field<T, D>& field) {
   return field.stride[D - 2] == field.box.extent(D - 1);
 }
 
+// Pixels that are streamed at a time: long stretches stream best, as long as a few of them, for each class, stay in the
+// first-level cache (measured for one class).
+inline int longest_stretch(int N) {
+  const int pixels = 2048 / N / 64 * 64;
+  return pixels < 64 ? 64 : pixels;
+}
+
 namespace detail {
 // y (+)= sum over N channels of w x, on `count` pixels.
 template <class T, int N>
@@ -166,7 +173,7 @@ void stream_forward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T,
                     const Samples& samples, int N, int C, ScratchStack& scratch) {
   constexpr int kChannels = 4;
   const ScratchStack::Mark mark = scratch.mark();
-  const int longest = N <= 8 ? 1024 : (N <= 64 ? 128 : 64);
+  const int longest = longest_stretch(N);
   const bool merged = field_rows_touch(field) && rows_touch(X, field) && rows_touch(Y, field);
   T* x_buffer = take<T>(scratch, kChannels * longest);
   T* y_buffer = take<T>(scratch, int64_t(N) * longest);
@@ -201,71 +208,97 @@ void stream_forward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T,
 }
 
 namespace detail {
-// One class, one channel, one sample: gx (+)= gy w where wanted, and gw (+)= gy x where wanted.
-template <class T, bool kFeatures, bool kWeights>
-SCP_INLINE void meet_gradient(const T* gy, const T* w, const T* x, T* gx, T* gw, int count, bool first_class,
-                              bool first_sample) {
+// One channel of one sample: gx = sum over the N classes of gy w where wanted, and gw[n] (+)= gy[n] x where wanted.
+// `ahead` is the x that will be wanted next. Every x is a stretch of its own, whose beginning hardware does not foresee.
+template <class T, bool kFeatures, bool kWeights, bool kPastCaches>
+void meet_gradient(const T* const* gy, const T* const* w, const T* x, const T* ahead, T* gx, T* const* gw, int N,
+                   int count, bool first_sample) {
   constexpr int L = kLanes<T>;
   int p = 0;
   for (; p + L <= count; p += L) {
-    const Vector<T> g = load(gy + p);
-    if (kFeatures) store(gx + p, first_class ? g * load(w + p) : fma(g, load(w + p), load(gx + p)));
-    if (kWeights) store(gw + p, first_sample ? g * load(x + p) : fma(g, load(x + p), load(gw + p)));
+    if (kWeights) __builtin_prefetch(ahead + p);
+    Vector<T> sum = zero<T>(), features = zero<T>();
+    if (kWeights) features = load(x + p);
+    for (int n = 0; n < N; ++n) {
+      const Vector<T> g = load(gy[n] + p);
+      if (kFeatures) sum = n == 0 ? g * load(w[n] + p) : fma(g, load(w[n] + p), sum);
+      if (kWeights) store(gw[n] + p, first_sample ? g * features : fma(g, features, load(gw[n] + p)));
+    }
+    if (kFeatures && kPastCaches) store_past_caches(gx + p, sum);
+    if (kFeatures && !kPastCaches) store(gx + p, sum);
   }
   if (p < count) {
-    const int n = count - p;
-    const Vector<T> g = load_first(gy + p, n);
-    if (kFeatures) {
-      const Vector<T> old = first_class ? zero<T>() : load_first(gx + p, n);
-      store_first(gx + p, fma(g, load_first(w + p, n), old), n);
+    const int rest = count - p;
+    Vector<T> sum = zero<T>();
+    for (int n = 0; n < N; ++n) {
+      const Vector<T> g = load_first(gy[n] + p, rest);
+      if (kFeatures) sum = n == 0 ? g * load_first(w[n] + p, rest) : fma(g, load_first(w[n] + p, rest), sum);
+      if (kWeights) {
+        const Vector<T> product = g * load_first(x + p, rest);
+        store(gw[n] + p, first_sample ? product : load(gw[n] + p) + product);
+      }
     }
-    if (kWeights) {
-      const Vector<T> old = first_sample ? zero<T>() : load(gw + p);
-      store(gw + p, fma(g, load_first(x + p, n), old));
-    }
+    if (kFeatures) store_first(gx + p, sum, rest);
   }
 }
 }  // namespace detail
 
 // gX[b, c] = sum_n gY[b, n] W[n, c], and the field becomes gW[n, c] = sum_b gY[b, n] X[b, c]; either only where wanted.
+// `past_caches`: gX is too large to be found in a cache by whoever reads it next, so it need not go through them.
 template <class T, int D, bool kFeatures, bool kWeights>
 void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T, D>& gY, const Rows<T, D>& gX,
-                     const Samples& samples, int N, int C, ScratchStack& scratch) {
-  constexpr int kChannels = 4;
+                     const Samples& samples, int N, int C, bool past_caches, ScratchStack& scratch) {
   const ScratchStack::Mark mark = scratch.mark();
-  const int longest = N <= 4 ? 512 : (N <= 32 ? 128 : 64);
+  const int longest = longest_stretch(N);
+  const int together = gY.direct() ? 1 : 4;  // channels that share the conversion of gY
   const bool merged = field_rows_touch(field) && rows_touch(gY, field) && (!kWeights || rows_touch(X, field)) &&
                       (!kFeatures || rows_touch(gX, field));
   T* x_buffer = take<T>(scratch, longest);
   T* gx_buffer = take<T>(scratch, longest);
   T* gy_buffer = take<T>(scratch, int64_t(N) * longest);
   const T** gy = take<const T*>(scratch, N);
-  T* gw = take<T>(scratch, int64_t(kChannels) * N * longest);
+  const T** w = take<const T*>(scratch, N);
+  T** gw = take<T*>(scratch, N);
+  T* gw_buffer = take<T>(scratch, int64_t(together) * N * longest);
   const int row_end = int(field.stride[D - 2]);
   for_each_stretch(field, merged, longest, [&](const int(&index)[D], int skip, int count) SCP_LAMBDA_INLINE {
     const int64_t at = field.offset(index) + skip;
-    for (int c0 = 0; c0 < C; c0 += kChannels) {
-      const int channels = C - c0 < kChannels ? C - c0 : kChannels;
+    for (int c0 = 0; c0 < C; c0 += together) {
+      const int channels = C - c0 < together ? C - c0 : together;
       for (int64_t s = 0; s < samples.count; ++s) {
         const int64_t b = samples.number[s];
         const int64_t gy_at = gY.offset(b, 0, index) + skip * gY.tensor.stride_spatial[D - 1];
         for (int n = 0; n < N; ++n)
           gy[n] = gY.read(gy_at + n * gY.tensor.stride_channel, count, gy_buffer + int64_t(n) * longest);
         for (int i = 0; i < channels; ++i) {
-          const T* x = nullptr;
+          const T *x = nullptr, *ahead = nullptr;
           T* gx = nullptr;
           int64_t gx_at = 0;
-          if (kWeights)
+          if (kWeights) {
             x = X.read(X.offset(b, c0 + i, index) + skip * X.tensor.stride_spatial[D - 1], count, x_buffer);
+            ahead = x;
+            if (X.direct()) {
+              if (i + 1 < channels) {
+                ahead = x + X.tensor.stride_channel;
+              } else if (s + 1 < samples.count) {
+                ahead = X.in_place(X.offset(samples.number[s + 1], c0, index) + skip);
+              } else if (c0 + together < C) {
+                ahead = X.in_place(X.offset(samples.number[0], c0 + together, index) + skip);
+              }
+            }
+          }
           if (kFeatures) {
             gx_at = gX.offset(b, c0 + i, index) + skip * gX.tensor.stride_spatial[D - 1];
             gx = gX.target(gx_at, gx_buffer);
           }
           for (int n = 0; n < N; ++n) {
-            const T* w = field.values + (int64_t(n) * C + c0 + i) * field.plane + at;
-            detail::meet_gradient<T, kFeatures, kWeights>(gy[n], w, x, gx, gw + (int64_t(i) * N + n) * longest, count,
-                                                          n == 0, s == 0);
+            w[n] = field.values + (int64_t(n) * C + c0 + i) * field.plane + at;
+            gw[n] = gw_buffer + (int64_t(i) * N + n) * longest;
           }
+          const bool past = kFeatures && past_caches && gX.direct() && is_aligned(gx);
+          const auto meet = past ? detail::meet_gradient<T, kFeatures, kWeights, true>
+                                 : detail::meet_gradient<T, kFeatures, kWeights, false>;
+          meet(gy, w, x, ahead, gx, gw, N, count, s == 0);
           if (kFeatures) gX.finish(gx, gx_at, count);
         }
       }
@@ -273,7 +306,7 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
       for (int i = 0; i < channels; ++i) {
         for (int n = 0; n < N; ++n) {
           T* to = field.values + (int64_t(n) * C + c0 + i) * field.plane + at;
-          std::memcpy(to, gw + (int64_t(i) * N + n) * longest, count * sizeof(T));
+          std::memcpy(to, gw_buffer + (int64_t(i) * N + n) * longest, count * sizeof(T));
           // Pixels in a row's padding are nobody's.
           if (!merged && skip + count == field.box.extent(D - 1))
             for (int p = skip + count; p < row_end; ++p) to[p - skip] = T(0);
@@ -281,6 +314,7 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
       }
     }
   });
+  if (past_caches) finish_stores_past_caches();
   scratch.release(mark);
 }
 

@@ -61,6 +61,12 @@ Rows<T, D> rows_of(const scp_tensor& tensor, int dtype) {
   return rows;
 }
 
+inline int64_t feature_bytes(const scp_call& call) {
+  int64_t bytes = call.batch * call.channels * (call.dtype == SCP_FLOAT64 ? 8 : 4);
+  for (int axis = 0; axis < call.spatial_dims; ++axis) bytes *= call.size[axis];
+  return bytes;
+}
+
 template <class T, int D>
 class Run {
  public:
@@ -74,6 +80,7 @@ class Run {
     job_.backward = backward;
     job_.needs_features = backward && call.grad_features.data != nullptr;
     job_.needs_parameters = backward && call.grad_coefficients != nullptr;
+    job_.past_caches = feature_bytes(call) >= kPastCachesBytes;
     job_.direct = D == 2 && maps_.count() == call.batch && job_.X.direct() && job_.Y.direct() &&
                   (!job_.needs_features || job_.gX.direct()) && (!backward || job_.needs_parameters);
   }

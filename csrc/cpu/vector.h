@@ -58,6 +58,26 @@ SCP_INLINE void store(T* p, Vector<T> v) {
   *reinterpret_cast<typename detail::VectorOf<T>::unaligned*>(p) = v;
 }
 template <class T>
+SCP_INLINE bool is_aligned(const T* p) {
+  return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0;
+}
+// Past the caches, for what is not read again soon; p is aligned. Other threads see it after the finish.
+template <class T>
+SCP_INLINE void store_past_caches(T* p, Vector<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
+#else
+  store(p, v);
+#endif
+}
+SCP_INLINE void finish_stores_past_caches() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+template <class T>
 SCP_INLINE Vector<T> splat(T x) {
   return x - Vector<T>{};
 }
