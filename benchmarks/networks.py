@@ -122,7 +122,8 @@ def executed_macs(network: SegmentationNetwork, batch: int = 1) -> int | None:
     native.release_kept()  # else nothing might be left to execute
     with torch.no_grad():
         head(inputs)
-    return macs + round(native.last_plan().macs * HEIGHT * WIDTH)
+    plan = native.last_plan()
+    return macs + round(plan.macs * plan.position_maps * plan.map_pixels)
 
 
 def _phi_macs(head: PaperStyle | FusedSCP) -> int:

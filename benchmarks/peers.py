@@ -179,21 +179,32 @@ def resident(case: Case, step: str, name: str) -> int | None:
     return resident_growth(call(subject, inputs, step))
 
 
-def forward_macs(name: str, subject: Subject, case: Case, features: Tensor) -> int | None:
-    """Multiply-adds that a forward executes; None where nobody counts them."""
-    problem = case.problem(features.device)
+def executed_macs(name: str, subject: Subject, case: Case, inputs: Inputs, step: str) -> int | None:
+    """Multiply-adds that one call executes; None where nobody counts them."""
+    problem = case.problem(inputs.features.device)
+    product = problem.product_macs * (3 if step == "training" else 1)  # Y; the gradients of X and of W
     if name in (PLAIN, PRECOMPUTED):
-        return problem.product_macs
-    if name == PAPER_STYLE:
-        return case.batch * problem.phi_macs + 2 * problem.product_macs
-    if name in (BATCH_SHARED, COMPILED):
-        return problem.phi_macs + problem.product_macs
-    if name in ("cpu", "cpu" + FROZEN):
-        if subject.prepare is not None:
-            subject.prepare()
-        with torch.no_grad():
-            subject.module(features)
-        plan = native.last_plan()
-        phi = 0 if plan.kept == "read" else round(plan.macs * problem.pixels)
-        return phi + problem.product_macs
-    return None
+        return product
+    if name in (PAPER_STYLE, BATCH_SHARED, COMPILED):
+        phi = problem.phi_macs
+        if step == "training":  # every layer's gradients of weights and of inputs, but for the positions'
+            phi = 3 * phi - problem.pixels * 2 * problem.spatial_dims * case.hidden
+        # Paper-style: Φ for every sample, and w_r X apart.
+        return case.batch * phi + 2 * product if name == PAPER_STYLE else phi + product
+    if name not in ("cpu", "cpu" + FROZEN):
+        return None
+    if subject.prepare is not None:
+        subject.prepare()
+    if step == "forward":
+        call(subject, inputs, step)()
+        return _phi_macs_of_last_plan() + product
+    leaves = (inputs.features.detach().requires_grad_(), *subject.parameters)
+    logits = subject.module(leaves[0])
+    forward = _phi_macs_of_last_plan()
+    torch.autograd.grad(logits, leaves, inputs.grad_logits)
+    return forward + _phi_macs_of_last_plan() + product
+
+
+def _phi_macs_of_last_plan() -> int:
+    plan = native.last_plan()
+    return round(plan.macs * plan.position_maps * plan.map_pixels)

@@ -172,21 +172,21 @@ class Machine:
     def _operations(self) -> str:
         """Multiply-adds a pixel, executed and nominal; the roofline."""
         counted = []
-        for race in self.operator("forward"):
+        for race in (*self.operator("forward"), *self.operator("training")):
             executed = [f["executed_macs"] for n, f in race["subjects"].items() if f["ours"] and f["executed_macs"]]
             if executed and race["case"]["batch"] == 1:
                 pixels = math.prod(race["case"]["shape"])
                 nominal = race["nominal_macs"]
                 counted.append([
-                    case_name(race["case"]), f"{nominal / pixels:,.0f}", f"{executed[-1] / pixels:,.0f}",
+                    case_name(race["case"]), race["step"], f"{nominal / pixels:,.0f}", f"{executed[-1] / pixels:,.0f}",
                     short(nominal / executed[-1]),
                 ])  # fmt: skip
         if not counted:
             return ""
         path, link = self._picture("roofline", "Roofline")
         plots.roofline(self.operator("forward"), path)
-        title = "**Multiply-adds of a forward**, a pixel: the head as printed, and what ours executes.\n"
-        return "\n".join([title, table(["case", "nominal", "executed", "nominal ÷ executed"], counted), link])
+        title = "**Multiply-adds** a pixel: the head as printed, and what ours executes.\n"
+        return "\n".join([title, table(["case", "step", "nominal", "executed", "nominal ÷ executed"], counted), link])
 
     def _scaling(self, steps: list[str]) -> str:
         def line(**fixed: Any) -> list[Race]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import Case
 from memory import bytes_saved_for_backward, cuda_peak
-from peers import FROZEN, PLAIN, Subject, call, forward_macs, resident, subjects
+from peers import FROZEN, PLAIN, Subject, call, executed_macs, resident, subjects
 from problems import Inputs
 from race import Entrant
 from tolerances import GRADIENTS, LOGITS, relative_error
@@ -85,9 +85,7 @@ def test_operator(benchmark, laboratory, case: Case, step: str):
             wrong[who] = f"{type(error).__name__}: {error}"
             del entered[who]
     calls = {who: call(subject, inputs, step) for who, subject in entered.items()}
-    executed = {}
-    if step == "forward":
-        executed = {who: forward_macs(who, subject, case, inputs.features) for who, subject in entered.items()}
+    executed = {who: executed_macs(who, subject, case, inputs, step) for who, subject in entered.items()}
 
     figures = laboratory.race(benchmark, {who: Entrant(calls[who], entered[who].prepare) for who in entered})
     moved = bytes_moved(case, step)
@@ -100,7 +98,7 @@ def test_operator(benchmark, laboratory, case: Case, step: str):
         figure |= {
             "saved_bytes": saved,
             "peak_bytes": peak,
-            "executed_macs": executed.get(who),
+            "executed_macs": executed[who],
             "bandwidth": moved / clock["median"],
             "bandwidth_share": moved / clock["median"] / laboratory.copy_bandwidth,
             "errors": errors,

@@ -90,8 +90,8 @@ enum scp_report {
   SCP_REPORT_MIXED2,
   SCP_REPORT_MOST_MIXED1,
   SCP_REPORT_MOST_MIXED2,
-  SCP_REPORT_BUILD_MACS, /* multiply-adds executed in building the tree */
-  SCP_REPORT_LEAF_MACS,  /* and in evaluating Phi at its leaves */
+  SCP_REPORT_BUILD_MACS, /* multiply-adds executed in building the tree, and in its adjoint */
+  SCP_REPORT_LEAF_MACS,  /* and in evaluating Phi at its leaves, and in the adjoint of that */
   SCP_REPORT_MAPS,       /* distinct position maps */
   SCP_REPORT_KEPT,       /* scp_kept */
   SCP_REPORT_SIZE = 16

@@ -334,6 +334,13 @@ def test_the_plan_of_the_last_call():
     assert plan.dense_macs == 4 * 256 + 256 * 256 + 256 * 32
     # The claim of the project: exact evaluation with a small part of the operations.
     assert plan.macs < plan.dense_macs / 40
+    leaves = [t.clone().requires_grad_() for t in (inputs.features, *inputs.phi, inputs.residual)]
+    logits = scp(leaves[0], leaves[1:7], leaves[7], backend="cpu")
+    torch.autograd.grad(logits, leaves, inputs.grad_logits)
+    backward = native.last_plan()
+    assert backward.nodes == plan.nodes and backward.map_pixels == 160 * 224
+    # Both gradients, of every product: about twice a forward for what is adjoint, and W again.
+    assert 2 * plan.macs < backward.macs < 2 * plan.dense_macs / 15
     scp(inputs.features[..., :16, :16], inputs.phi, inputs.residual, backend="cpu")
     assert native.last_plan().dense
 
@@ -449,7 +456,9 @@ def test_what_is_kept_is_bounded(monkeypatch):
     assert "SCP_CPU_KEEP_MB: expected a number" in backends()["cpu"].reason
 
 
-def test_what_is_kept_serves_many_threads_and_forked_children(monkeypatch):
+@pytest.fixture
+def calls_of_frozen_heads(monkeypatch):
+    """A function of k that calls one of four heads, now and then after all that is kept was dropped: was it right?"""
     problems = [make_inputs((40, 48), batch=1, channels=5, hidden=(40, 24), seed=seed) for seed in range(4)]
     truths = [uncached(monkeypatch, p.features, p.phi, p.residual) for p in problems]
 
@@ -459,18 +468,25 @@ def test_what_is_kept_serves_many_threads_and_forked_children(monkeypatch):
             native.release_kept()
         return torch.equal(scp(inputs.features, inputs.phi, inputs.residual, backend="cpu"), truths[k % 4])
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a forked child cannot start OpenMP's threads again
+    yield call
+    torch.set_num_threads(threads)
+
+
+def test_what_is_kept_serves_many_threads(calls_of_frozen_heads):
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(calls_of_frozen_heads, range(400)))
+
+
+def test_a_child_forked_among_threads_has_what_is_kept(calls_of_frozen_heads):
     def fork_and_call() -> int:
         child = os.fork()
         if child == 0:
-            os._exit(0 if all(call(k) for k in range(1, 9)) else 1)
+            os._exit(0 if all(calls_of_frozen_heads(k) for k in range(1, 9)) else 1)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a forked child cannot start OpenMP's threads again
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            results = pool.map(call, range(400))
-            children = [fork_and_call() for _ in range(4)]
-            assert all(results) and children == [0] * 4
-    finally:
-        torch.set_num_threads(threads)
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(calls_of_frozen_heads, range(400))
+        children = [fork_and_call() for _ in range(4)]
+        assert all(results) and children == [0] * 4

@@ -104,7 +104,9 @@ def environment(request) -> dict[str, str]:
 def test_the_suite_of_the_cpu_backend(environment):
     # pytest captures nothing (-s): a report must outlive the process that it ends.
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-s", "-p", "no:cacheprovider", "tests/test_cpu_backend.py"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    # AddressSanitizer's own allocator may be locked when another thread forks, and stays so in the child.
+    command += ["-k", "not forked_among_threads"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-8000:]
     assert " passed" in result.stdout
 

@@ -87,7 +87,7 @@ SCP_INLINE void pull_on2(const Network<T>& net, const Node<T, D>& parent, const 
 
 template <class T, int D>
 void pull(const Network<T>& net, const Node<T, D>& parent, const Node<T, D>& child, const GradientSums<T>& sums,
-          ScratchStack& scratch) {
+          ScratchStack& scratch, Counters& counters) {
   constexpr int A = kAffineRows<D>;
   constexpr int L = kLanes<T>;
   const ScratchStack::Mark mark = scratch.mark();
@@ -147,6 +147,7 @@ void pull(const Network<T>& net, const Node<T, D>& parent, const Node<T, D>& chi
   pull_rows(child.g_cf, parent.cf, parent.g_cf, ncp);
   for (int q = 0; q < child.on1; ++q)
     add_moments<T, D>(sums, parent.unit1[child.on1_row[q]], child.centre, moments[q]);
+  counters.build_macs += (double(parent.m2) + net.nc) * (D + 2.0 * A * child.on1) + 2.0 * child.on2 * child.basis() * net.nc;
   scratch.release(mark);
 }
 

@@ -109,7 +109,7 @@ class Walk {
       }
     }
     walk(node);
-    if (gradients && !job_.dense) pull(job_.net, parent, node, sums_, scratch_);
+    if (gradients && !job_.dense) pull(job_.net, parent, node, sums_, scratch_, counters_);
     scratch_.release(mark);
   }
 
@@ -247,7 +247,12 @@ class Walk {
     counters_.mixed2 += pixels * m2;
     if (m1 > counters_.most_mixed1) counters_.most_mixed1 = m1;
     if (m2 > counters_.most_mixed2) counters_.most_mixed2 = m2;
-    counters_.leaf_macs += pixels * (D * m1 + m2 * (D + m1) + job_.net.nc * (D + m1 + m2));
+    const double nc = job_.net.nc, basis = kAffineRows<D> + m1;
+    const bool needs_weights = filling_ || !job_.backward || (field_ == nullptr && job_.needs_features);
+    counters_.leaf_macs += pixels * (D * m1 + m2 * (D + m1));
+    if (needs_weights) counters_.leaf_macs += pixels * nc * (D + m1 + m2);
+    if (job_.backward && !filling_)  // leaf_backward, product by product
+      counters_.leaf_macs += pixels * (m2 * nc + (basis + m2) * nc + basis * m2 + m1 * (nc + m2) + m1 * (D + 1));
   }
 
   const Job<T, D>& job_;

@@ -36,7 +36,7 @@ _KEPT = ("no", "stored", "read")
 
 @dataclass(frozen=True)
 class Plan:
-    """What the last call did, counted while it was done. Multiply-adds are those of Φ, for one pixel."""
+    """What the last call did, counted while it was done. Multiply-adds are Φ's, for a pixel of a position map."""
 
     level: str
     """Vector level that ran."""
@@ -46,16 +46,18 @@ class Plan:
     leaves: int
     pixels: int
     """Pixels at the leaves, over all position maps (a backward that evaluates W first counts them twice)."""
+    map_pixels: int
+    """Pixels of one position map."""
     mixed_units: tuple[float, float]
     """Mean number of mixed units at a pixel's leaf, of layers 1 and 2."""
     most_mixed_units: tuple[int, int]
     """The same, at the worst leaf."""
     build_macs: float
-    """Multiply-adds a pixel spent in building the tree."""
+    """Multiply-adds a pixel spent in building the tree; in a backward also in its adjoint."""
     leaf_macs: float
-    """Multiply-adds a pixel spent at the leaves, up to W."""
+    """Multiply-adds a pixel spent at the leaves, up to W; in a backward also from W's gradient back."""
     dense_macs: float
-    """Multiply-adds a pixel of the plain evaluation of Φ."""
+    """Multiply-adds a pixel of the plain evaluation of Φ, forward."""
     position_maps: int
     """Distinct position maps: samples with equal ones share one evaluation of Φ."""
     kept: str
@@ -81,16 +83,18 @@ def last_plan() -> Plan:
     report, problem = _last.report, _last.problem
     level, dense, nodes, leaves, pixels, mixed1, mixed2, most1, most2, build, leaf, maps, kept = report[:13]
     scale = 1 / max(pixels, 1.0)
+    a_pixel = 1 / max(maps * problem.pixels, 1.0)
     return Plan(
         level=next(name for name, number in LEVELS.items() if number == int(level)),
         dense=bool(dense),
         nodes=int(nodes),
         leaves=int(leaves),
         pixels=int(pixels),
+        map_pixels=problem.pixels,
         mixed_units=(mixed1 * scale, mixed2 * scale),
         most_mixed_units=(int(most1), int(most2)),
-        build_macs=build * scale,
-        leaf_macs=leaf * scale,
+        build_macs=build * a_pixel,
+        leaf_macs=leaf * a_pixel,
         dense_macs=problem.phi_macs / (problem.groups * problem.pixels),
         position_maps=int(maps),
         kept=_KEPT[int(kept)],
