@@ -117,8 +117,9 @@ from scp_kernels.backends import native
 from scp_kernels.problem import Problem
 print(native._library()._name)
 problem = Problem(1, 3, 1, (8, 4096), (20, 20), 1, torch.float32, torch.float32, torch.device("cpu"))
-x, w2, b2, w3, b3, residual = (torch.zeros(s) for s in ((1, 3, 20, 20), (4, 8), (4,), (3, 4), (3,), (1, 3)))
-native.NativeCPU().forward(x, (w2, b2, w3, b3), residual, None, torch.zeros(1, 8, 3, dtype=torch.float64), problem)
+shapes = ((1, 3, 20, 20), (1, 3), (8, 4), (8,), (4, 8), (4,), (3, 4), (3,))
+x, residual, *phi = (torch.zeros(shape) for shape in shapes)
+native.NativeCPU().forward(x, tuple(phi), residual, None, torch.zeros(4, 3, dtype=torch.float64), problem)
 """
 
 
