@@ -1,11 +1,14 @@
 """The registered operators: opcheck, exact fakes, FLOP formulas."""
 
+import warnings
+
 import pytest
 import torch
 from problems import make_inputs
 from ptflops import get_model_complexity_info
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from scp_kernels import FusedSCP, backends, ops, ptflops_hook, scp
@@ -125,3 +128,41 @@ def test_ptflops_counts_the_head(backend):
     assert head.macs((20, 30)) == 20 * 30 * (4 * 16 + 16 * 24 + 24 * 16 + 16)
     assert macs == 20 * 30 * 27 * 8 + head.macs((20, 30))
     assert parameters == sum(p.numel() for p in (*convolution.parameters(), *head.parameters()))
+
+
+@needs_cpu
+def test_whoever_watches_sees_the_operators():
+    """Where nobody does, eager calls go past them; the results are the same."""
+    head = FusedSCP(3, 2, 16, backend="cpu")
+    x = torch.randn(2, 3, 18, 20, requires_grad=True)
+    tensors = [x, *head.parameters()]
+    logits = head(x)
+    gradients = torch.autograd.grad(logits, tensors, torch.ones_like(logits))
+
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        watched = head(x)
+        watched_gradients = torch.autograd.grad(watched, tensors, torch.ones_like(watched))
+    assert [f for f in seen if f.namespace == "scp_kernels"] == [ops.scp_forward, ops.scp_backward]
+    assert torch.equal(watched, logits)
+    assert all(torch.equal(a, b) for a, b in zip(watched_gradients, gradients, strict=True))
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        torch.autograd.grad(head(x).sum(), tensors)
+    assert {"scp_kernels::scp_forward", "scp_kernels::scp_backward"} <= {event.key for event in profile.key_averages()}
+
+
+@needs_cpu
+def test_a_trace_holds_the_operator_and_no_constant():
+    head = FusedSCP(3, 2, 16, backend="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and the checks of arguments are traced away
+        traced = torch.jit.trace(head, torch.randn(1, 3, 18, 20))
+    other = torch.randn(1, 3, 18, 20)
+    assert torch.equal(traced(other), head(other))
