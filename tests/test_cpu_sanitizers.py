@@ -30,7 +30,10 @@ SANITIZERS = [
 RUNTIMES = ("libasan.so", "libubsan.so", "libstdc++.so")
 
 RECORD = library.build_record()["cpu"]
-pytestmark = pytest.mark.skipif(not RECORD["built"], reason=f"the CPU backend was not built: {RECORD.get('reason')}")
+pytestmark = [
+    pytest.mark.skipif(not RECORD["built"], reason=f"the CPU backend was not built: {RECORD.get('reason')}"),
+    pytest.mark.xdist_group("cpu_sanitizers"),  # one library for them all
+]
 
 
 def compiler() -> list[str]:
