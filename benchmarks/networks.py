@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scp_kernels import FusedSCP, dispatch
 from scp_kernels.backends import native
-from scp_kernels.problem import Problem
+from scp_kernels.problem import problem_of
 
 CHANNELS, HEIGHT, WIDTH = 3, 160, 224
 CAPACITIES = (128, 256, 512)
@@ -114,7 +114,8 @@ def executed_macs(network: SegmentationNetwork, batch: int = 1) -> int | None:
     if isinstance(head, PaperStyle):
         return macs + batch * _phi_macs(head) + product  # W·X and w_r·X apart
     inputs = torch.zeros(features.shape, device=next(network.parameters()).device)
-    backend = dispatch.select(_problem(head, inputs), head.backend)
+    tensors = (head.phi[0].weight, head.phi[2].weight, head.residual.weight)
+    backend = dispatch.select(problem_of(inputs, *tensors, groups=1), head.backend)
     if backend == "reference":
         return macs + _phi_macs(head)
     if backend != "cpu":
@@ -122,24 +123,9 @@ def executed_macs(network: SegmentationNetwork, batch: int = 1) -> int | None:
     native.release_kept()  # else nothing might be left to execute
     with torch.no_grad():
         head(inputs)
-    plan = native.last_plan()
-    return macs + round(plan.macs * plan.position_maps * plan.map_pixels)
+    return macs + native.last_plan().total_macs
 
 
 def _phi_macs(head: PaperStyle | FusedSCP) -> int:
     """Of Φ, evaluated as printed at each pixel."""
     return HEIGHT * WIDTH * sum(layer.weight.numel() for layer in head.phi[::2])
-
-
-def _problem(head: FusedSCP, features: Tensor) -> Problem:
-    return Problem(
-        batch=len(features),
-        channels=head.in_channels,
-        num_classes=head.num_classes,
-        hidden=head.hidden_channels,
-        spatial_shape=tuple(features.shape[2:]),
-        groups=1,
-        dtype=features.dtype,
-        compute_dtype=torch.promote_types(features.dtype, torch.float32),
-        device=features.device,
-    )

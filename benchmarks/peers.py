@@ -197,14 +197,9 @@ def executed_macs(name: str, subject: Subject, case: Case, inputs: Inputs, step:
         subject.prepare()
     if step == "forward":
         call(subject, inputs, step)()
-        return _phi_macs_of_last_plan() + product
+        return native.last_plan().total_macs + product
     leaves = (inputs.features.detach().requires_grad_(), *subject.parameters)
     logits = subject.module(leaves[0])
-    forward = _phi_macs_of_last_plan()
+    forward = native.last_plan().total_macs
     torch.autograd.grad(logits, leaves, inputs.grad_logits)
-    return forward + _phi_macs_of_last_plan() + product
-
-
-def _phi_macs_of_last_plan() -> int:
-    plan = native.last_plan()
-    return round(plan.macs * plan.position_maps * plan.map_pixels)
+    return forward + native.last_plan().total_macs + product

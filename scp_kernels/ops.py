@@ -33,6 +33,10 @@ scp_forward = torch.ops.scp_kernels.scp_forward.default
 scp_backward = torch.ops.scp_kernels.scp_backward.default
 
 
+def _groups(matrix: Tensor) -> int:
+    return matrix.shape[0] if matrix.ndim == 3 else 1
+
+
 def _canonical(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous and in ``dtype``: itself, if it is. (Asking costs less than calling what would return it.)"""
     if parameter.dtype == dtype and parameter.is_contiguous():
@@ -44,7 +48,7 @@ def _forward(
     features: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, residual: Tensor,
     bias: Tensor | None, position_matrix: Tensor, backend: str,
 ) -> Tensor:  # fmt: skip
-    problem = problem_of(features, w1, w2, residual, position_matrix.shape[0] if position_matrix.ndim == 3 else 1)
+    problem = problem_of(features, w1, w2, residual, _groups(position_matrix))
     if problem.is_empty:
         return features.new_empty(problem.batch, problem.num_classes, *problem.spatial_shape)
     dtype = problem.compute_dtype
@@ -59,7 +63,7 @@ def _backward(
     residual: Tensor, position_matrix: Tensor, backend: str, needs: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
     parameters = (w1, b1, w2, b2, w3, b3, residual)
-    problem = problem_of(features, w1, w2, residual, position_matrix.shape[0] if position_matrix.ndim == 3 else 1)
+    problem = problem_of(features, w1, w2, residual, _groups(position_matrix))
     needs_features, needs_parameters, needs_bias = needs[0], any(needs[1:8]), needs[8]
     gradients: list[Tensor | None] = [None] * len(needs)
     if needs_bias:
@@ -121,8 +125,11 @@ def _differentiate(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, matrix = ctx.saved_tensors
     needs = [bool(n) for n in ctx.needs_input_grad[:9]]
     needs[8] = needs[8] and ctx.has_bias
-    backward = _TransformableBackward.apply if _transforming() else scp_backward
-    if not torch.is_grad_enabled() and not watched(grad_logits, *tensors):
+    if _transforming():
+        backward = _TransformableBackward.apply
+    elif torch.is_grad_enabled() or watched(grad_logits, *tensors):
+        backward = scp_backward
+    else:
         backward = _backward
     gradients = backward(grad_logits, *tensors, matrix, ctx.backend, needs)
     return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None)

@@ -9,6 +9,7 @@ from torch import Tensor
 from scp_kernels.problem import Problem
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+PHI = ("w1", "b1", "w2", "b2", "w3", "b3")
 MOST_UNITS = 2**25
 """Sizes and widths stay below it."""
 
@@ -34,7 +35,7 @@ class Call(ctypes.Structure):
         *((name, _Tensor) for name in ("features", "logits", "grad_features")),
         *((name, ctypes.c_void_p) for name in ("w1", "b1", "positions", "coefficients")),
         *((name, ctypes.c_void_p) for name in ("w2", "b2", "w3", "b3", "residual", "bias")),
-        *((f"grad_{name}", ctypes.c_void_p) for name in ("w1", "b1", "coefficients", "w2", "b2", "w3", "b3")),
+        *((f"grad_{name}", ctypes.c_void_p) for name in (*PHI[:2], "coefficients", *PHI[2:])),
         ("report", ctypes.c_void_p),
         ("keep_bytes", ctypes.c_int64),
     )
@@ -71,7 +72,8 @@ def inputs(features: Tensor, logits: Tensor, phi: tuple[Tensor, ...], residual: 
     """A call with all that is read but positions; the tensors must outlive it."""
     call = sizes(problem)
     call.features, call.logits = describe(features), describe(logits)
-    call.w1, call.b1, call.w2, call.b2, call.w3, call.b3 = [t.data_ptr() for t in phi]
+    for name, parameter in zip(PHI, phi, strict=True):
+        setattr(call, name, parameter.data_ptr())
     call.residual = residual.data_ptr()
     return call
 
@@ -88,10 +90,11 @@ def cannot_describe(problem: Problem) -> str | None:
     return None
 
 
-def gradients(call: Call, phi: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """New tensors for the gradients of Φ's parameters, which the call is told of."""
-    found = tuple(torch.empty_like(t) for t in phi)
-    call.grad_w1, call.grad_b1, call.grad_w2, call.grad_b2, call.grad_w3, call.grad_b3 = [t.data_ptr() for t in found]
+def gradients(call: Call, parameters: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """New tensors for the gradients of some parameters, by name, which the call is told of."""
+    found = tuple([torch.empty_like(t) for t in parameters.values()])
+    for name, gradient in zip(parameters, found, strict=True):
+        setattr(call, f"grad_{name}", gradient.data_ptr())
     return found
 
 

@@ -152,9 +152,8 @@ class CudaBackend:
         if not needs_parameters:
             self._run(call, problem, backward=True)
             return grad_features, None
-        _, _, *others = abi.gradients(call, phi)
-        of_coefficients = torch.empty_like(coefficients)
-        call.grad_coefficients = of_coefficients.data_ptr()
+        later = dict(zip(abi.PHI[2:], phi[2:], strict=True))
+        of_coefficients, *others = abi.gradients(call, {"coefficients": coefficients, **later})
         self._run(call, problem, backward=True)
         return grad_features, (*first_layer_gradients(of_coefficients, matrix), *others)
 

@@ -68,6 +68,11 @@ class Plan:
         """Multiply-adds a pixel executed in all."""
         return self.build_macs + self.leaf_macs
 
+    @property
+    def total_macs(self) -> int:
+        """Multiply-adds executed over all pixels of all position maps."""
+        return round(self.macs * self.position_maps * self.map_pixels)
+
 
 _last = threading.local()
 
@@ -171,7 +176,7 @@ class NativeCPU:
         grad_features = torch.empty_like(features) if needs_features else None
         if grad_features is not None:
             call.grad_features = abi.describe(grad_features)
-        parameters = abi.gradients(call, phi) if needs_parameters else None
+        parameters = abi.gradients(call, dict(zip(abi.PHI, phi, strict=True))) if needs_parameters else None
         _run(_library().scp_cpu_backward, call, problem)
         return grad_features, parameters
 
