@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.flop_counter import FlopCounterMode
 
-from scp_kernels import FusedSCP, dispatch
+from scp_kernels import FusedSCP, count_macs, dispatch
 from scp_kernels.backends import native
 from scp_kernels.problem import problem_of
 
@@ -98,11 +98,8 @@ def resident(name: str, batch: int, step: str) -> int | None:
     return resident_growth(STEPS[step](build(name), x))
 
 
-def executed_macs(network: SegmentationNetwork, batch: int = 1) -> int | None:
-    """Multiply-adds executed in an inference: convolutions, and what the head's backend really does for Φ.
-
-    None where the backend that runs does not count them.
-    """
+def executed_macs(network: SegmentationNetwork, batch: int = 1) -> int:
+    """Multiply-adds executed in an inference: convolutions, and what the head's backend really does for Φ."""
     on_meta = copy.deepcopy(network).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         features = on_meta.features(torch.empty(batch, CHANNELS, HEIGHT, WIDTH, device="meta"))
@@ -118,12 +115,11 @@ def executed_macs(network: SegmentationNetwork, batch: int = 1) -> int | None:
     backend = dispatch.select(problem_of(inputs, *tensors, groups=1), head.backend)
     if backend == "reference":
         return macs + _phi_macs(head)
-    if backend != "cpu":
-        return None
-    native.release_kept()  # else nothing might be left to execute
-    with torch.no_grad():
+    if backend == "cpu":
+        native.release_kept()  # else nothing might be left to execute
+    with torch.no_grad(), count_macs() as executed:
         head(inputs)
-    return macs + native.last_plan().total_macs
+    return macs + executed.macs
 
 
 def _phi_macs(head: PaperStyle | FusedSCP) -> int:

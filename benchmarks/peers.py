@@ -14,8 +14,7 @@ from memory import resident_growth
 from problems import Inputs
 from torch import Tensor, nn
 
-from scp_kernels import FusedSCP
-from scp_kernels.backends import native
+from scp_kernels import FusedSCP, count_macs
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 PLAIN, PAPER_STYLE, BATCH_SHARED = "plain 1x1", "paper-style", "batch-shared"
@@ -179,8 +178,8 @@ def resident(case: Case, step: str, name: str) -> int | None:
     return resident_growth(call(subject, inputs, step))
 
 
-def executed_macs(name: str, subject: Subject, case: Case, inputs: Inputs, step: str) -> int | None:
-    """Multiply-adds that one call executes; None where nobody counts them."""
+def executed_macs(name: str, subject: Subject, case: Case, inputs: Inputs, step: str) -> int:
+    """Multiply-adds that one call executes."""
     problem = case.problem(inputs.features.device)
     product = problem.product_macs * (3 if step == "training" else 1)  # Y; the gradients of X and of W
     if name in (PLAIN, PRECOMPUTED):
@@ -191,15 +190,8 @@ def executed_macs(name: str, subject: Subject, case: Case, inputs: Inputs, step:
             phi = 3 * phi - problem.pixels * 2 * problem.spatial_dims * case.hidden
         # Paper-style: Φ for every sample, and w_r X apart.
         return case.batch * phi + 2 * product if name == PAPER_STYLE else phi + product
-    if name not in ("cpu", "cpu" + FROZEN):
-        return None
     if subject.prepare is not None:
         subject.prepare()
-    if step == "forward":
+    with count_macs() as executed:
         call(subject, inputs, step)()
-        return native.last_plan().total_macs + product
-    leaves = (inputs.features.detach().requires_grad_(), *subject.parameters)
-    logits = subject.module(leaves[0])
-    forward = native.last_plan().total_macs
-    torch.autograd.grad(logits, leaves, inputs.grad_logits)
-    return forward + native.last_plan().total_macs + product
+    return executed.macs + product

@@ -74,7 +74,7 @@ struct scp_call {
   void* grad_w3;
   void* grad_b3;
 
-  double* report; /* [SCP_REPORT_SIZE] or null: what the plan did */
+  double* report; /* [SCP_REPORT_SIZE] or null: what the plan did; CUDA: device memory, multiply-adds are added to it */
 
   int64_t keep_bytes; /* forward: W may be kept between calls while all that is kept has at most so many; 0: never */
 };
@@ -113,7 +113,7 @@ SCP_EXPORT int scp_cpu_backward(const struct scp_call* call, char* message, int6
 SCP_EXPORT int64_t scp_cpu_kept_bytes(void);
 SCP_EXPORT void scp_cpu_release_kept(void);
 
-/* A call of the CUDA backend. Tensors and workspace are device memory; `threads`, `level`, `method`, `report` and
+/* A call of the CUDA backend. Tensors and workspace are device memory; `threads`, `level`, `method` and
    `keep_bytes` of scp_call are not used. Nothing is allocated, and nothing waits for the device. */
 struct scp_cuda_call {
   struct scp_call call;

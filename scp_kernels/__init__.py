@@ -6,6 +6,7 @@
 
 # The package of backends is imported first, so that the function of the same name is what `scp_kernels.backends` means.
 import scp_kernels.backends  # noqa: F401
+from scp_kernels.counting import count_macs
 from scp_kernels.dispatch import BackendStatus, BackendUnavailable, backends
 from scp_kernels.functional import scp
 from scp_kernels.module import FusedSCP, ptflops_hook
@@ -18,6 +19,7 @@ __all__ = [
     "FusedSCP",
     "__version__",
     "backends",
+    "count_macs",
     "ptflops_hook",
     "scp",
     "scp_reference",

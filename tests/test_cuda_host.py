@@ -9,7 +9,7 @@ from problems import evaluate, make_inputs
 from test_cpu_backend import NON_FINITE, OPTIONS, away_from_kinks, integer_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
 
-from scp_kernels import BackendUnavailable, dispatch, scp, scp_reference
+from scp_kernels import BackendUnavailable, count_macs, dispatch, scp, scp_reference
 from scp_kernels.backends.cuda import plan, sizes
 from scp_kernels.problem import Problem
 
@@ -259,6 +259,42 @@ def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
             seed=seed,
         )
     )  # fmt: skip
+
+
+def all_on(shape, channels, hidden):
+    """A head whose units are all on, on the whole map."""
+    inputs = make_inputs(shape, batch=1, channels=channels, hidden=hidden)
+    w1, b1, w2, b2, *rest = inputs.phi
+    inputs.phi = (w1.abs(), b1.abs() + 1, w2.abs(), b2.abs() + 1, *rest)
+    return inputs
+
+
+def executed(inputs):
+    """Multiply-adds of a forward, and of both."""
+    leaves = [t.clone().requires_grad_() for t in inputs.tensors[:8]]
+    with count_macs() as count:
+        logits = scp(leaves[0], leaves[1:7], leaves[7], backend="cuda")
+        forward = count.macs
+        torch.autograd.grad(logits, leaves, inputs.grad_logits)
+    return forward, count.macs
+
+
+def test_executed_multiply_adds_by_hand():
+    """One tile, nothing mixed: every product of csrc/cuda can be told from the sizes."""
+    h1, h2, channels = 24, 40, 20
+    pixels, outputs = 128, 24  # outputs in eights; 32 and 16 of them are folded at a time
+    fold = 4 * 2 * h1 + 3 * h1 * h2
+    apply = fold + 3 * h2 * 32 + pixels * outputs * 2
+    parts = 2 * (3 * h2 * 16 + 8 * pixels * 6 + 2 * h2 * 3 * 16)
+    parameters = fold + parts + 3 * h1 * h2
+    collect = 3 * h1 * h2
+    assert executed(all_on((8, 16), channels, (h1, h2))) == (apply, 2 * apply + parameters + collect)
+
+
+def test_executed_multiply_adds_of_mixed_and_crowded_tiles():
+    straight, both = executed(all_on((16, 32), 3, (90, 20)))
+    mixed, mixed_both = executed(concurrent_lines((16, 32), 90, torch.float32))
+    assert mixed > straight and mixed_both - mixed > both - straight
 
 
 def test_workspace_is_bounded():

@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from scp_kernels import FusedSCP, backends, ops, ptflops_hook, scp
+from scp_kernels import FusedSCP, backends, count_macs, ops, ptflops_hook, scp
 from scp_kernels.backends import native
 from scp_kernels.problem import identity_affine, position_matrix
 
@@ -108,6 +108,28 @@ def test_flops_are_nominal_and_the_plan_tells_the_executed_ones():
     with FlopCounterMode(display=False) as counter:
         logits.sum().backward()
     assert counter.get_total_flops() == 2 * 2 * 64 * 64 * (phi + 2 * 16)
+
+
+@needs_cpu
+def test_what_is_executed_is_counted_in_and_out_of_a_graph():
+    inputs = make_inputs((64, 64), channels=8, hidden=(64, 64))
+    x = inputs.features.clone().requires_grad_()
+    with count_macs() as count:
+        logits = scp(x, inputs.phi, inputs.residual, backend="cpu")
+        forward = native.last_plan().total_macs
+        assert count.macs == forward > 0
+        logits.sum().backward()
+        assert count.macs == forward + native.last_plan().total_macs > forward
+        with pytest.raises(RuntimeError, match="under way"), count_macs():
+            pass
+    total = count.macs
+    scp(x, inputs.phi, inputs.residual, backend="cpu")
+    assert count.macs == total, "counted after its end"
+    compiled = torch.compile(scp, backend="aot_eager", fullgraph=True)
+    native.release_kept()  # else W would be read, and nothing be executed
+    with count_macs() as count, torch.no_grad():
+        compiled(inputs.features, inputs.phi, inputs.residual, backend="cpu")
+    assert count.macs == forward
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -87,6 +87,16 @@ SCP_DEVICE void evaluate_weights(Block& block, const Network<T>& net, const Fold
   }
 }
 
+// Multiply-adds of evaluate_weights.
+template <int D>
+SCP_DEVICE double pixel_macs(const Folded& folded, int width) {
+  const int outputs = (width + 7) / 8 * 8, chunks = (folded.mixed2 + kColumns - 1) / kColumns;
+  const int rows = folded.bounded ? folded.mixed1 : 0;
+  const double phi = double(D) * rows + double(outputs) * (D + rows);
+  return phi + double(chunks) * (kColumns * (kAffineRows<D> + folded.mixed1) + D * folded.mixed1) +
+         double(outputs) * folded.mixed2;
+}
+
 // Samples b_first .. b_end - 1 at a pixel, for the weights [inner_count, outer_count] of one part, inner index first.
 template <class T, int D, class S>
 SCP_DEVICE void stream(const Apply<T, D>& a, const T (&weight)[kWeights], const int (&index)[D], int64_t b_first,
@@ -161,6 +171,7 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
         memory.fold.offset[j] = j < width ? (inner_first + j % inner_count) * a.inner_stride +
                                                 (outer_first + j / inner_count) * a.outer_stride
                                           : -1;
+      count(block, a.net, SCP_REPORT_LEAF_MACS, [&] { return kThreads * pixel_macs<D>(folded, width); });
       T weight[kWeights];
       fold_outputs<T, D, kWeights>(block, a.net, folded, memory.fold);
       evaluate_weights<T, D>(block, a.net, folded, memory.fold, width, position, weight);

@@ -2,7 +2,7 @@
 // imitates one (host_block.h) compile the very same code.
 //
 // A block offers: thread(), 0 .. kThreads - 1; index(), the block's number in its grid; sync(), a barrier of its
-// threads; shared(), its memory.
+// threads; shared(), its memory; add(at, value), to a sum in global memory to which other blocks add too.
 #ifndef SCP_CUDA_BLOCK_H
 #define SCP_CUDA_BLOCK_H
 
@@ -41,6 +41,7 @@ class DeviceBlock {
     extern __shared__ __align__(16) char memory[];
     return memory;
   }
+  __device__ __forceinline__ void add(double* at, double value) const { atomicAdd(at, value); }
 };
 #endif
 

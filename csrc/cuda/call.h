@@ -27,7 +27,14 @@ struct Network {
   const T* residual;
   const double* coefficients;  // [G, h1, dims + 1]
   const int* not_finite;       // other than 0 if some parameter is NaN or infinite
+  double* report;              // scp_report: multiply-adds are added up here as they are done; or null
 };
+
+// Counts what a block does, where the caller wants it counted. `macs()` is evaluated by one thread.
+template <class T, class Block, class Macs>
+SCP_DEVICE void count(Block& block, const Network<T>& net, scp_report entry, const Macs& macs) {
+  if (net.report != nullptr && block.thread() == 0) block.add(net.report + entry, macs());
+}
 
 // The map of pixels cut into tiles of kThreads. Maps of fewer than D axes have leading ones of size 1.
 template <int D>

@@ -55,6 +55,7 @@ SCP_DEVICE void Collect<T, D>::operator()(Block& block) const {
   // Earlier rounds left their sums in the gradients.
   const bool continued = c.shares == 0 || c.of.first_share > 0;
   int64_t index = block.index();
+  if (index == 0) count(block, c.of.net, SCP_REPORT_BUILD_MACS, [&] { return double(c.shares) * A * h1 * h2; });
   if (index < c.w2_blocks()) {
     const int u = int(index % c.whole(h1)) * kThreads + t, k = int(index / c.whole(h1)) * kCollected;
     if (u >= h1) return;

@@ -187,6 +187,10 @@ SCP_DEVICE const Folded& fold(Block& block, const Network<T>& net, const double*
   block.sync();
   list_units(block, memory.class2, h2, memory.unit2, memory.counts, found.on2, found.mixed2);
   if (t == 0) *memory.folded = found;
+  count(block, net, SCP_REPORT_BUILD_MACS, [&] {
+    const double lines = 2.0 * D * h1 + 2.0 * D * (found.on1 + found.mixed1);
+    return lines + double(h2) * A * found.on1 + (found.bounded ? double(h2) * (A + 2) * found.mixed1 : 0);
+  });
   block.sync();
   return *memory.folded;
 }
@@ -225,6 +229,7 @@ SCP_DEVICE void fold_outputs(Block& block, const Network<T>& net, const Folded& 
   constexpr int A = kAffineRows<D>;
   constexpr int kQuads = K / 4;
   const int rows = folded.bounded ? A + folded.mixed1 : A;
+  count(block, net, SCP_REPORT_BUILD_MACS, [&] { return double(folded.on2) * rows * K; });
   block.sync();
   SCP_NO_UNROLL
   for (int i = block.thread(); i < rows * K; i += kThreads) {

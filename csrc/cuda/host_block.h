@@ -30,6 +30,7 @@ class HostBlock {
   int64_t index() const;
   void sync() const;
   char* shared() const;
+  void add(double* at, double value) const { *at += value; }
 
  private:
   HostGrid& grid_;

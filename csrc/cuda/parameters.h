@@ -193,6 +193,18 @@ SCP_DEVICE void clear(Block& block, const Parameters<T, D>& p, const Record<T, D
     for (int axis = 0; axis < D; ++axis) record.centre[axis] = 0;
 }
 
+// Multiply-adds of `differentiate` for `width` outputs, in its order; what is folded apart.
+template <int D>
+SCP_DEVICE double part_macs(const Folded& folded, int width) {
+  constexpr double A = kAffineRows<D>, kPixels = kThreads;
+  const double m1 = folded.mixed1, m2 = folded.mixed2, parts = 1 + m1, chunks = (folded.mixed2 + kColumns - 1) / kColumns;
+  const double of_outputs = parts * kPairs * kPixels * (D + 2 * D) + m1 * kPairs * 4 * A;
+  const double of_on = 2 * folded.on2 * (A + m1) * kGradients;
+  const double z_and_gz = kPixels * chunks * (kColumns * (A + m1) + D * m1 + kColumns * kGradients);
+  const double of_mixed = m2 * kPixels * width + m2 * parts * kPixels * 2 * D + m1 * m2 * 2 * A;
+  return of_outputs + of_on + z_and_gz + of_mixed;
+}
+
 // Fills the record of a box, or clears it and returns false: the box has too many mixed units of layer 1.
 template <class T, int D, class Block>
 SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t share, const Box<D>& box,
@@ -238,6 +250,7 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t s
     for (int j = 0; j < kGradients; ++j) memory.pixels[t * kGradientStride + j] = grad[j];
     SCP_NO_UNROLL
     for (int j = t; j < kGradients; j += kThreads) fold_memory.offset[j] = j < width ? first + j : -1;
+    count(block, net, SCP_REPORT_LEAF_MACS, [&] { return part_macs<D>(folded, width); });
     fold_outputs<T, D, kGradients>(block, net, folded, fold_memory);
 
     // g_cf, and the outputs' part of the moments.
@@ -355,6 +368,7 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t s
     }
   }
 
+  count(block, net, SCP_REPORT_BUILD_MACS, [&] { return double(A) * folded.on1 * (folded.on2 + folded.mixed2); });
   // Moments: mixed units by what was gathered, those that are on by the affine rows' gradients, which take x's place.
   block.sync();
   SCP_NO_UNROLL
@@ -438,6 +452,7 @@ SCP_DEVICE void add_to_sums(Block& block, const Parameters<T, D>& p, const Recor
                             const Sums<T, D>& sums) {
   constexpr int A = kAffineRows<D>;
   const int t = block.thread(), h1 = p.net.h1, h2 = p.net.h2, nc = p.net.nc;
+  count(block, p.net, SCP_REPORT_BUILD_MACS, [&] { return double(A) * h1 * h2; });
   SCP_NO_UNROLL
   for (int64_t i = t; i < int64_t(h1) * h2; i += kThreads) {
     T sum[1] = {sums.w2t[i]};

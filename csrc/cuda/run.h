@@ -157,7 +157,7 @@ class Run {
     net_.w2 = static_cast<const T*>(call_.w2), net_.b2 = static_cast<const T*>(call_.b2);
     net_.b3 = static_cast<const T*>(call_.b3), net_.residual = static_cast<const T*>(call_.residual);
     net_.w2t = w2t_, net_.w3t = w3t_;
-    net_.coefficients = call_.coefficients, net_.not_finite = header_;
+    net_.coefficients = call_.coefficients, net_.not_finite = header_, net_.report = call_.report;
   }
 
   static View<D> view(const scp_tensor& tensor, int dtype, int dims) {

@@ -16,6 +16,10 @@ MOST_UNITS = 2**25
 _OK, _BAD_ARGUMENT, _OUT_OF_MEMORY = range(3)
 
 
+REPORT_SIZE = 16
+"""``SCP_REPORT_SIZE``: numbers in a report."""
+
+
 class _Tensor(ctypes.Structure):
     _fields_ = (
         ("data", ctypes.c_void_p),

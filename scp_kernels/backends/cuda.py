@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from scp_kernels import counting
 from scp_kernels.backends import abi, library
 from scp_kernels.problem import Problem, first_layer_coefficients, first_layer_gradients
 
@@ -192,6 +193,10 @@ class CudaBackend:
             # The caching allocator keeps it from being reused before the stream is done with it.
             workspace = torch.empty(size, dtype=torch.uint8, device=device)
             call.workspace, call.workspace_bytes = workspace.data_ptr(), size
+            if (count := counting.current()) is not None:
+                report = torch.zeros(abi.REPORT_SIZE, dtype=torch.float64, device=device)
+                call.call.report = report.data_ptr()
+                count.add(report)
             function = self.library().scp_cuda_backward if backward else self.library().scp_cuda_forward
             message = abi.Message()
             message.check(function(ctypes.byref(call), message.buffer, len(message.buffer)), "CUDA")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scp_kernels import counting
 from scp_kernels.backends import abi, library
 from scp_kernels.problem import Problem
 
@@ -30,7 +31,6 @@ METHOD_VARIABLE = "SCP_CPU_METHOD"
 KEEP_VARIABLE = "SCP_CPU_KEEP_MB"
 KEEP_MB = 64
 
-_REPORT_SIZE = 16
 _KEPT = ("no", "stored", "read")
 
 
@@ -235,8 +235,10 @@ def _call(
 
 
 def _run(function, call: abi.Call, problem: Problem) -> None:
-    report = (ctypes.c_double * _REPORT_SIZE)()
+    report = (ctypes.c_double * abi.REPORT_SIZE)()
     message = abi.Message()
     call.report = ctypes.addressof(report)
     message.check(function(ctypes.byref(call), message.buffer, len(message.buffer)), "CPU")
     _last.report, _last.problem = report, problem
+    if (count := counting.current()) is not None:
+        count.add(last_plan().total_macs)

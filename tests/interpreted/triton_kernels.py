@@ -13,9 +13,9 @@ from left_out import LeftOut
 from problems import Inputs, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
 
-from scp_kernels import backends, dispatch, scp, scp_reference
-from scp_kernels.backends.triton import interpreting, launch, tables
-from scp_kernels.problem import Problem
+from scp_kernels import backends, count_macs, dispatch, scp, scp_reference
+from scp_kernels.backends.triton import interpreting, launch, tables, work
+from scp_kernels.problem import Problem, first_layer_coefficients, identity_affine, position_matrix
 
 assert interpreting(), "TRITON_INTERPRET=1 has to be set before Triton is imported"
 
@@ -33,10 +33,14 @@ def check(inputs: Inputs, dtype: torch.dtype = torch.float32, **options) -> None
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
-    """Outputs that a kernel leaves unwritten are NaN, not what happened to lie there."""
+    """Outputs that a kernel leaves unwritten are NaN (or huge), not what happened to lie there."""
 
     def filled(function):
-        return lambda *args, **kwargs: function(*args, **kwargs).fill_(torch.nan)
+        def made(*args, **kwargs) -> torch.Tensor:
+            tensor = function(*args, **kwargs)
+            return tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
+
+        return made
 
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(launch.torch, name, filled(getattr(torch, name)))
@@ -252,3 +256,54 @@ def test_nan_in_the_first_layers_parameters_reaches_the_logits():
     inputs = make_inputs((3, 4))
     inputs.phi[1][2] = torch.nan
     assert scp(inputs.features, inputs.phi, inputs.residual, backend="triton").isnan().all()
+
+
+def test_mixed_units_are_those_that_change_sign_on_a_tile():
+    """On a tile, an affine function changes its sign at a corner or nowhere."""
+    inputs = make_inputs((13, 37), channels=3, hidden=(21, 18))
+    matrix = position_matrix(identity_affine(2, torch.device("cpu")), torch.tensor([13.0, 37.0]).double(), "pixels")
+    coefficients = first_layer_coefficients(*inputs.phi[:2], matrix)
+    problem = Problem(1, 3, 1, (21, 18), (13, 37), 1, torch.float32, torch.float32, torch.device("cpu"))
+    plan = launch.forward(inputs.features[:1], inputs.phi[2:], inputs.residual, None, coefficients, problem, 75)
+    item = plan.launches[0]
+    height, width = item.arguments["TILE_H"], item.arguments["TILE_W"]
+    found = []
+    for row in range(0, 13, height):
+        for column in range(0, 37, width):
+            corners = [[i, j, 1.0] for i in (row, row + height - 1) for j in (column, column + width - 1)]
+            values = coefficients[0] @ torch.tensor(corners, dtype=torch.float64).T  # [h1, 4]
+            found.append(int(((values > 0).any(1) & (values < 0).any(1)).sum()))
+    assert work.mixed_units(item).tolist() == [found] and sum(found) > 0
+
+
+def test_executed_multiply_adds():
+    """Without mixed units they are known from the sizes; each mixed unit adds to them."""
+    inputs = make_inputs((8, 16), batch=1, channels=16, hidden=(32, 64))
+    w1, b1, *rest = inputs.phi
+
+    def executed(bias: torch.Tensor) -> tuple[int, int]:
+        leaf = inputs.features.clone().requires_grad_()
+        parameters = [t.clone().requires_grad_() for t in (w1, bias, *rest)]
+        with count_macs() as count:
+            logits = scp(leaf, parameters, inputs.residual, backend="triton")
+            forward = count.macs
+            torch.autograd.grad(logits.sum(), [leaf, *parameters])
+        return forward, count.macs - forward
+
+    pixels, layer_2 = 8 * 16, 32 * 64
+    forward, backward = executed(b1 + 1e4)
+    tiles = forward_tiles(inputs, pixels)
+    assert forward == tiles * 3 * layer_2 + pixels * 64 * (2 + 16)
+    assert backward > 2 * forward
+    mixed_forward, mixed_backward = executed(b1)
+    assert mixed_forward > forward and mixed_backward > backward
+
+
+def forward_tiles(inputs: Inputs, pixels: int) -> int:
+    """Tiles of the forward kernel, which divide this map."""
+    problem = Problem(1, 16, 1, (32, 64), (8, 16), 1, torch.float32, torch.float32, torch.device("cpu"))
+    coefficients = torch.zeros(1, 32, 3, dtype=torch.float64)
+    plan = launch.forward(inputs.features, inputs.phi[2:], inputs.residual, None, coefficients, problem, 75)
+    height, width = (plan.launches[0].arguments[name] for name in ("TILE_H", "TILE_W"))
+    assert 8 % height == 0 and 16 % width == 0
+    return pixels // (height * width)

@@ -1,17 +1,22 @@
 """The Triton backend: NVIDIA GPUs, and CPU tensors under Triton's interpreter. Importing this imports no Triton.
 
 ``layers`` holds the device functions that the kernels share, ``forward`` and ``backward`` the kernels, ``tables`` the
-launch configurations, and ``launch`` turns a call into launches.
+launch configurations, ``launch`` turns a call into launches, and ``work`` counts what these execute.
 """
 
 import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from scp_kernels import counting
 from scp_kernels.problem import Problem, first_layer_coefficients, first_layer_gradients
+
+if TYPE_CHECKING:
+    from scp_kernels.backends.triton import launch
 
 # One axis of a CUDA grid holds 2³¹ − 1 programs, the other two 2¹⁶ − 1; indices of parameters are 32-bit.
 _MOST_TILES, _MOST_GROUPS, _MOST_INDEX = 2**31 - 1, 2**16 - 1, 2**31 - 1
@@ -90,7 +95,8 @@ class TritonBackend:
         with _on(problem.device):
             capability = _capability(problem.device)
             coefficients = first_layer_coefficients(phi[0], phi[1], matrix)
-            return launch.forward(features, phi[2:], residual, bias, coefficients, problem, capability).run()
+            plan = launch.forward(features, phi[2:], residual, bias, coefficients, problem, capability)
+            return _run(plan)
 
     def backward(
         self,
@@ -116,11 +122,24 @@ class TritonBackend:
                 )
                 unwritten = plan.launches[0].arguments["grad_features"]
             if needs_parameters:
-                of_coefficients, *others = launch.backward_parameters(
-                    grad_logits, features, later, coefficients, problem, capability, unwritten
-                ).run()
+                of_coefficients, *others = _run(
+                    launch.backward_parameters(
+                        grad_logits, features, later, coefficients, problem, capability, unwritten
+                    )
+                )
                 of_parameters = (*first_layer_gradients(of_coefficients, matrix), *others)
             # Last, because the parameters' partial sums may lie in the features' gradient.
             if plan is not None:
-                of_features = plan.run()
+                of_features = _run(plan)
         return of_features, of_parameters
+
+
+def _run(plan: "launch.Plan") -> Any:
+    """Run the launches of a plan, and count what they execute where somebody wants to know."""
+    found = plan.run()
+    if (count := counting.current()) is not None:
+        from scp_kernels.backends.triton import work
+
+        for item in plan.launches:
+            count.add(work.macs(item))
+    return found
