@@ -8,47 +8,48 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// Bound of one mixed unit of layer 1, for step 3: relu(l) = value + slopes . (index - centre) +- slack.
+// Affine functions in the place of some mixed units q of the parent's layer 1, one array a coefficient.
 template <class T, int D>
-struct ChordRow {
-  const T* row;  // the parent's row of A2
-  T line[kAffineRows<D>];
-  T slack;
+struct Lines {
+  int count;
+  const int* row;       // [count]: index of the unit among the parent's
+  const T* coefficient; // [kAffineRows (+ 1), room]: value, slopes (, slack)
+  int room;
+
+  SCP_INLINE Vector<T> at(int a, int q) const { return splat(coefficient[a * int64_t(room) + q]); }
 };
 
-template <class T, int D>
-struct OnRow {
-  const T* row;  // the parent's row of A2
-  const T* line;
-};
-
-// Steps 2 and 3 on V vectors of columns: the affine rows of z, then off, on or mixed.
+// Steps 2 and 3 on V vectors of columns: the affine rows of z, then off, on or mixed. `on` are the newly-on units of layer 1,
+// `mixed` the chords of the mixed ones.
 template <class T, int D, int V>
-SCP_INLINE void fold_columns(const Node<T, D>& parent, int column, const OnRow<T, D>* on, int on_count,
-                             const ChordRow<T, D>* mixed, int mixed_count, const double (&shift)[D],
-                             const double (&half_extent)[D], T* x, unsigned* bits_on, unsigned* bits_off) {
+SCP_INLINE void fold_columns(const Node<T, D>& parent, int column, const Lines<T, D>& on, const Lines<T, D>& mixed,
+                             const double (&shift)[D], const double (&half_extent)[D], T* x, unsigned* bits_on,
+                             unsigned* bits_off) {
   constexpr int A = kAffineRows<D>;
   constexpr int L = kLanes<T>;
   const int64_t stride = parent.m2p;
+  const T* const A2 = parent.A2 + column;
   Vector<T> z[A][V];
   for (int v = 0; v < V; ++v) {
-    for (int a = 0; a < A; ++a) z[a][v] = load(parent.A2 + a * stride + column + v * L);
+    for (int a = 0; a < A; ++a) z[a][v] = load(A2 + a * stride + v * L);
     for (int a = 1; a < A; ++a) z[0][v] = fma(splat(T(shift[a - 1])), z[a][v], z[0][v]);
   }
-  for (int q = 0; q < on_count; ++q) {
+  for (int q = 0; q < on.count; ++q) {
+    const T* const row = A2 + (A + on.row[q]) * stride;
     for (int v = 0; v < V; ++v) {
-      const Vector<T> weight = load(on[q].row + column + v * L);
-      for (int a = 0; a < A; ++a) z[a][v] = fma(weight, splat(on[q].line[a]), z[a][v]);
+      const Vector<T> weight = load(row + v * L);
+      for (int a = 0; a < A; ++a) z[a][v] = fma(weight, on.at(a, q), z[a][v]);
     }
   }
   Vector<T> radius[V] = {};
   for (int v = 0; v < V; ++v)
     for (int a = 0; a < A; ++a) store(x + a * stride + column + v * L, z[a][v]);
-  for (int q = 0; q < mixed_count; ++q) {
+  for (int q = 0; q < mixed.count; ++q) {
+    const T* const row = A2 + (A + mixed.row[q]) * stride;
     for (int v = 0; v < V; ++v) {
-      const Vector<T> weight = load(mixed[q].row + column + v * L);
-      for (int a = 0; a < A; ++a) z[a][v] = fma(weight, splat(mixed[q].line[a]), z[a][v]);
-      radius[v] = fma(magnitude(weight), splat(mixed[q].slack), radius[v]);
+      const Vector<T> weight = load(row + v * L);
+      for (int a = 0; a < A; ++a) z[a][v] = fma(weight, mixed.at(a, q), z[a][v]);
+      radius[v] = fma(magnitude(weight), mixed.at(A, q), radius[v]);
     }
   }
   for (int v = 0; v < V; ++v) {
@@ -59,15 +60,23 @@ SCP_INLINE void fold_columns(const Node<T, D>& parent, int column, const OnRow<T
   }
 }
 
-// Columns of `row` whose bit is set, packed; the rest of the last vector is 0. Writes up to one vector past the end.
+// Columns whose bit is set of each row, packed into rows `packed_columns` long, whole vectors; their ends are 0.
 template <class T>
-SCP_INLINE void pack_columns(const T* row, const uint16_t* kept, int words, T* packed) {
+SCP_INLINE void pack_columns(const T* const* row, int rows, const uint16_t* kept, int words, T* packed,
+                             int packed_columns) {
+  int done = 0, written = 0;
+  const auto room = [&] { return packed_columns - done < kLanes<T> ? packed_columns - done : kLanes<T>; };
   for (int w = 0; w < words; ++w) {
-    if (kept[w] == 0) continue;
-    store(packed, compress(load(row + w * kLanes<T>), kept[w]));
-    packed += __builtin_popcount(kept[w]);
+    const unsigned bits = kept[w];
+    if (bits == 0) continue;
+    // A whole vector, but never past the row's end: beyond the columns that are set it is 0, until the next one comes.
+    for (int r = 0; r < rows; ++r)
+      store_first(packed + int64_t(r) * packed_columns + done, compress(load(row[r] + w * kLanes<T>), bits), room());
+    written = done + room();
+    done += __builtin_popcount(bits);
   }
-  store(packed, zero<T>());
+  if (written == packed_columns) return;
+  for (int r = 0; r < rows; ++r) store_first(packed + int64_t(r) * packed_columns + done, zero<T>(), room());
 }
 
 template <class T, int D>
@@ -84,7 +93,7 @@ void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& b
     half_extent[axis] = box.half_extent(axis);
   }
 
-  // 1. Layer 1: off, on or mixed.
+  // 1. Layer 1: off, on or mixed. Lists are packed a vector at a time, never past the vector that was read.
   using Doubles = Vector<double>;
   constexpr int U = kLanes<double>;
   const int candidates = parent.m1;
@@ -93,8 +102,7 @@ void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& b
   int* row1 = take<int>(scratch, room);
   int* on1_row = take<int>(scratch, room);
   T* on1_line = take<T>(scratch, room * A);
-  auto* on = take<OnRow<T, D>>(scratch, room);
-  auto* mixed = take<ChordRow<T, D>>(scratch, room);
+  T* chords = take<T>(scratch, room * (A + 1));
   double* line1 = take<double>(scratch, room * A);
   int m1 = 0, on1 = 0;
   for (int q0 = 0; q0 < candidates; q0 += U) {
@@ -102,67 +110,63 @@ void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& b
     const Doubles radius = line.radius(half_extent);
     const Doubles lowest = line.value - radius, highest = line.value + radius;
     const unsigned all = candidates - q0 >= U ? (1u << U) - 1 : (1u << (candidates - q0)) - 1;
-    unsigned is_on = positive(lowest) & all;
-    unsigned is_mixed = all & ~is_on & ~not_positive(highest);
-    if ((is_on | is_mixed) == 0) continue;
-    const Chord<Doubles> bound = chord(lowest, highest);
-    double lines[A][U], chords[A + 1][U];
-    store(lines[0], line.value);
-    store(chords[0], bound.scale * line.value + bound.slack);
-    for (int axis = 0; axis < D; ++axis) {
-      store(lines[1 + axis], line.slope[axis]);
-      store(chords[1 + axis], bound.scale * line.slope[axis]);
+    const unsigned is_on = positive(lowest) & all;
+    const unsigned is_mixed = all & ~is_on & ~not_positive(highest);
+    if (is_on != 0) {
+      store_rounded(on1_line + on1, compress(line.value, is_on));
+      for (int axis = 0; axis < D; ++axis)
+        store_rounded(on1_line + (1 + axis) * room + on1, compress(line.slope[axis], is_on));
+      list_lanes<double>(q0, is_on, on1_row + on1);
+      on1 += __builtin_popcount(is_on);
     }
-    store(chords[A], bound.slack);
-    for (; is_on; is_on &= is_on - 1) {
-      const int lane = __builtin_ctz(is_on);
-      T* to = on1_line + on1 * A;
-      for (int a = 0; a < A; ++a) to[a] = T(lines[a][lane]);
-      on[on1] = {parent.A2 + (A + q0 + lane) * stride, to};
-      on1_row[on1++] = q0 + lane;
-    }
-    for (; is_mixed; is_mixed &= is_mixed - 1) {
-      const int lane = __builtin_ctz(is_mixed);
-      ChordRow<T, D>& to = mixed[m1];
-      to.row = parent.A2 + (A + q0 + lane) * stride;
-      for (int a = 0; a < A; ++a) to.line[a] = T(chords[a][lane]);
-      to.slack = T(chords[A][lane]);
-      for (int a = 0; a < A; ++a) line1[a * room + m1] = lines[a][lane];
-      unit1[m1] = parent.unit1[q0 + lane];
-      row1[m1++] = q0 + lane;
+    if (is_mixed != 0) {
+      const Chord<Doubles> bound = chord(lowest, highest);
+      store_rounded(chords + m1, compress(bound.scale * line.value + bound.slack, is_mixed));
+      store(line1 + m1, compress(line.value, is_mixed));
+      for (int axis = 0; axis < D; ++axis) {
+        store_rounded(chords + (1 + axis) * room + m1, compress(bound.scale * line.slope[axis], is_mixed));
+        store(line1 + (1 + axis) * room + m1, compress(line.slope[axis], is_mixed));
+      }
+      store_rounded(chords + A * room + m1, compress(bound.slack, is_mixed));
+      compress_integers<double>(parent.unit1 + q0, is_mixed, unit1 + m1);
+      list_lanes<double>(q0, is_mixed, row1 + m1);
+      m1 += __builtin_popcount(is_mixed);
     }
   }
   child.m1 = m1, child.unit1 = unit1, child.line1 = line1, child.m1p = room, child.row1 = row1;
   child.on1 = on1, child.on1_row = on1_row, child.on1_line = on1_line;
 
   // 2 and 3. Layer 2: affine rows, then off, on or mixed.
+  const Lines<T, D> on{on1, on1_row, on1_line, room}, mixed{m1, row1, chords, room};
   const int words = int(stride) / L;
   T* x = take<T>(scratch, A * stride);
   uint16_t* kept = take<uint16_t>(scratch, words);
-  int* unit2 = take<int>(scratch, stride + L);  // lists are packed a vector at a time, so they need room for one more
-  int* on2_column = take<int>(scratch, stride + L);
-  int* on2_unit = take<int>(scratch, stride + L);
+  int* unit2 = take<int>(scratch, stride);
+  int* on2_column = take<int>(scratch, stride);
+  int* on2_unit = take<int>(scratch, stride);
   int m2 = 0, on2 = 0;
   for (int w = 0; w < words;) {
     unsigned bits_on[2], bits_off[2];
     int vectors = 1;
     if (w + 2 <= words) {
       vectors = 2;
-      fold_columns<T, D, 2>(parent, w * L, on, on1, mixed, m1, child.shift, half_extent, x, bits_on, bits_off);
+      fold_columns<T, D, 2>(parent, w * L, on, mixed, child.shift, half_extent, x, bits_on, bits_off);
     } else {
-      fold_columns<T, D, 1>(parent, w * L, on, on1, mixed, m1, child.shift, half_extent, x, bits_on, bits_off);
+      fold_columns<T, D, 1>(parent, w * L, on, mixed, child.shift, half_extent, x, bits_on, bits_off);
     }
     for (int v = 0; v < vectors; ++v, ++w) {
       const int column = w * L;
       const int valid = parent.m2 - column;
       const unsigned all = valid >= L ? (1u << L) - 1 : (1u << valid) - 1;
-      unsigned is_on = bits_on[v] & all;
+      const unsigned is_on = bits_on[v] & all;
       const unsigned is_mixed = all & ~bits_on[v] & ~bits_off[v];
       kept[w] = uint16_t(is_mixed);
       compress_integers<T>(parent.unit2 + column, is_mixed, unit2 + m2);
       m2 += __builtin_popcount(is_mixed);
+      if (is_on == 0) continue;
       compress_integers<T>(parent.unit2 + column, is_on, on2_unit + on2);
-      for (; is_on; is_on &= is_on - 1) on2_column[on2++] = column + __builtin_ctz(is_on);
+      list_lanes<T>(column, is_on, on2_column + on2);
+      on2 += __builtin_popcount(is_on);
     }
   }
   child.m2 = m2, child.m2p = padded<T>(m2), child.unit2 = unit2, child.x = x, child.kept = kept;
@@ -172,7 +176,7 @@ void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& b
   const int basis = A + m1;
   const T** src = take<const T*>(scratch, basis);
   for (int a = 0; a < A; ++a) src[a] = x + a * stride;
-  for (int q = 0; q < m1; ++q) src[A + q] = mixed[q].row;
+  for (int q = 0; q < m1; ++q) src[A + q] = parent.A2 + (A + row1[q]) * stride;
 
   // 4. Output: recentre, fold the newly-on units of layer 1, then those of layer 2 for good.
   const int ncp = net.ncp;
@@ -183,24 +187,23 @@ void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& b
     for (int a = 1; a < A; ++a) c[0] = fma(splat(T(child.shift[a - 1])), c[a], c[0]);
     for (int q = 0; q < on1; ++q) {
       const Vector<T> weight = load(parent.cf + int64_t(A + on1_row[q]) * ncp + n);
-      for (int a = 0; a < A; ++a) c[a] = fma(weight, splat(on1_line[q * A + a]), c[a]);
+      for (int a = 0; a < A; ++a) c[a] = fma(weight, on.at(a, q), c[a]);
     }
     for (int a = 0; a < A; ++a) store(cf + a * ncp + n, c[a]);
-    for (int q = 0; q < m1; ++q)
-      store(cf + int64_t(A + q) * ncp + n, load(parent.cf + int64_t(A + row1[q]) * ncp + n));
   }
-  if (on2 > 0) {
-    add_product<TallTile, T>(
-        basis, ncp / L, on2, [=](int r, int k) SCP_LAMBDA_INLINE { return src[r][on2_column[k]]; },
-        [=, W3T = net.W3T](int k) SCP_LAMBDA_INLINE { return W3T + int64_t(on2_unit[k]) * ncp; },
-        [=](int r) SCP_LAMBDA_INLINE { return cf + int64_t(r) * ncp; });
-  }
+  const T** from = take<const T*>(scratch, basis);
+  for (int a = 0; a < A; ++a) from[a] = cf + a * ncp;
+  for (int q = 0; q < m1; ++q) from[A + q] = parent.cf + int64_t(A + row1[q]) * ncp;
+  product<TallTile, T>(
+      basis, ncp / L, on2, [=](int r, int k) SCP_LAMBDA_INLINE { return src[r][on2_column[k]]; },
+      [=, W3T = net.W3T](int k) SCP_LAMBDA_INLINE { return W3T + int64_t(on2_unit[k]) * ncp; },
+      [=](int r, int v) SCP_LAMBDA_INLINE { return load(from[r] + v * L); },
+      [=](int r, int v, Vector<T> sum) SCP_LAMBDA_INLINE { store(cf + int64_t(r) * ncp + v * L, sum); });
   child.cf = cf;
 
   // 5. Keep the mixed rows and columns of A2.
-  T* A2 = take<T>(scratch, int64_t(basis) * child.m2p + 2 * L);
-  if (m2 > 0)
-    for (int r = 0; r < basis; ++r) pack_columns(src[r], kept, words, A2 + int64_t(r) * child.m2p);
+  T* A2 = take<T>(scratch, int64_t(basis) * child.m2p);
+  pack_columns(src, basis, kept, words, A2, child.m2p);
   child.A2 = A2;
 
   counters.nodes += 1;

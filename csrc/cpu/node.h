@@ -60,7 +60,7 @@ struct Node {
   const int* row1;     // [m1]: index of unit1 among p's mixed units
   int on1;             // units of layer 1 newly on here: index among p's mixed units, and (value, slopes) about centre
   const int* on1_row;  // [on1]
-  const T* on1_line;   // [on1, kAffineRows]
+  const T* on1_line;   // [kAffineRows, m1p]
   int on2;             // units of layer 2 newly on here: p's column, and number
   const int* on2_column;    // [on2]
   const int* on2_unit;      // [on2]

@@ -126,7 +126,6 @@ void pull(const Network<T>& net, const Node<T, D>& parent, const Node<T, D>& chi
       }
     }
     for (int q = 0; q < child.on1; ++q) {
-      const T* line = child.on1_line + q * A;
       const T* value = values + (A + child.on1_row[q]) * columns;
       T* to = g_values + (A + child.on1_row[q]) * columns;
       Vector<T> moment[A] = {};
@@ -135,7 +134,7 @@ void pull(const Network<T>& net, const Node<T, D>& parent, const Node<T, D>& chi
         Vector<T> total = load(to + k);
         for (int a = 0; a < A; ++a) {
           const Vector<T> ga = load(g + a * columns + k);
-          total = fma(splat(line[a]), ga, total);
+          total = fma(splat(child.on1_line[a * int64_t(child.m1p) + q]), ga, total);
           moment[a] = fma(weight, ga, moment[a]);
         }
         store(to + k, total);

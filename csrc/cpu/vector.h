@@ -94,6 +94,14 @@ SCP_INLINE P* kept_in_memory(P* p) {
   return p;
 }
 
+// A vector of doubles rounded to T, into as many places.
+template <class T>
+SCP_INLINE void store_rounded(T* p, Vector<double> v) {
+  typedef T Rounded __attribute__((vector_size(kLanes<double> * sizeof(T))));
+  typedef T InMemory __attribute__((vector_size(kLanes<double> * sizeof(T)), aligned(alignof(T)), may_alias));
+  *reinterpret_cast<InMemory*>(p) = __builtin_convertvector(v, Rounded);
+}
+
 // Lane numbers 0, 1, 2 ...
 template <class T>
 SCP_INLINE Vector<T> iota() {
@@ -155,6 +163,16 @@ SCP_INLINE void compress_integers(const int* from, unsigned bits, int* to) {
                         _mm256_maskz_compress_epi32(
                             __mmask8(bits), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
   }
+}
+// first + lane of the lanes whose bit is set; may write as many integers as T has lanes.
+template <class T>
+SCP_INLINE void list_lanes(int first, unsigned bits, int* to) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i listed = _mm512_maskz_compress_epi32(__mmask16(bits), _mm512_add_epi32(lanes, _mm512_set1_epi32(first)));
+  if constexpr (kLanes<T> == 16)
+    _mm512_storeu_si512(to, listed);
+  else
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(listed));
 }
 SCP_INLINE float sum(Vector<float> v) { return _mm512_reduce_add_ps(v); }
 SCP_INLINE double sum(Vector<double> v) { return _mm512_reduce_add_pd(v); }
@@ -233,6 +251,11 @@ SCP_INLINE V compress(V v, unsigned bits) {
 template <class T>
 SCP_INLINE void compress_integers(const int* from, unsigned bits, int* to) {
   for (; bits; bits &= bits - 1) *to++ = from[__builtin_ctz(bits)];
+}
+// first + lane of the lanes whose bit is set; may write as many integers as T has lanes.
+template <class T>
+SCP_INLINE void list_lanes(int first, unsigned bits, int* to) {
+  for (; bits; bits &= bits - 1) *to++ = first + __builtin_ctz(bits);
 }
 template <class V>
 SCP_INLINE V expand(V v, unsigned bits) {
