@@ -60,23 +60,15 @@ SCP_INLINE void fold_columns(const Node<T, D>& parent, int column, const Lines<T
   }
 }
 
-// Columns whose bit is set of each row, packed into rows `packed_columns` long, whole vectors; their ends are 0.
+// Columns of `row` whose bit is set, packed; the rest of the last vector is 0. Writes up to one vector past the end.
 template <class T>
-SCP_INLINE void pack_columns(const T* const* row, int rows, const uint16_t* kept, int words, T* packed,
-                             int packed_columns) {
-  int done = 0, written = 0;
-  const auto room = [&] { return packed_columns - done < kLanes<T> ? packed_columns - done : kLanes<T>; };
+SCP_INLINE void pack_columns(const T* row, const uint16_t* kept, int words, T* packed) {
   for (int w = 0; w < words; ++w) {
-    const unsigned bits = kept[w];
-    if (bits == 0) continue;
-    // A whole vector, but never past the row's end: beyond the columns that are set it is 0, until the next one comes.
-    for (int r = 0; r < rows; ++r)
-      store_first(packed + int64_t(r) * packed_columns + done, compress(load(row[r] + w * kLanes<T>), bits), room());
-    written = done + room();
-    done += __builtin_popcount(bits);
+    if (kept[w] == 0) continue;
+    store(packed, compress(load(row + w * kLanes<T>), kept[w]));
+    packed += __builtin_popcount(kept[w]);
   }
-  if (written == packed_columns) return;
-  for (int r = 0; r < rows; ++r) store_first(packed + int64_t(r) * packed_columns + done, zero<T>(), room());
+  store(packed, zero<T>());
 }
 
 template <class T, int D>
@@ -202,8 +194,8 @@ void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& b
   child.cf = cf;
 
   // 5. Keep the mixed rows and columns of A2.
-  T* A2 = take<T>(scratch, int64_t(basis) * child.m2p);
-  pack_columns(src, basis, kept, words, A2, child.m2p);
+  T* A2 = take<T>(scratch, int64_t(basis) * child.m2p + L);
+  for (int r = 0; r < basis; ++r) pack_columns(src[r], kept, words, A2 + int64_t(r) * child.m2p);
   child.A2 = A2;
 
   counters.nodes += 1;
