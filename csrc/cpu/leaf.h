@@ -167,8 +167,10 @@ SCP_INLINE void evaluate_weights(const Network<T>& net, const Node<T, D>& node, 
 //   g_cf[r, n] += phi_r gW[n],   gW3[n, k] += relu(z_k) gW[n],   g_A2[r, k] += phi_r gz_k       (summed over pixels)
 //   gz_k = 1[z_k > 0] sum_n W3[n, k] gW[n]
 //   g_l(u) = 1[l_u > 0] (sum_n cf[u, n] gW[n] + sum_k A2[u, k] gz_k), and its moments.
+//
+// Not inlined: the registers that it needs would be missing where leaves are evaluated forward.
 template <class T, int D>
-SCP_INLINE void leaf_backward(const Network<T>& net, const Node<T, D>& node, const Panel<T, D>& panel, const T* gW,
+__attribute__((noinline)) void leaf_backward(const Network<T>& net, const Node<T, D>& node, const Panel<T, D>& panel, const T* gW,
                               const GradientSums<T>& sums, ScratchStack& scratch) {
   constexpr int A = kAffineRows<D>;
   constexpr int L = kLanes<T>;
@@ -177,8 +179,9 @@ SCP_INLINE void leaf_backward(const Network<T>& net, const Node<T, D>& node, con
   const int ncp = net.ncp, m1 = node.m1, m2 = node.m2, m2p = node.m2p, basis = node.basis();
   const T* const psi = panel.psi(node);
 
-  T* gz = take<T>(scratch, int64_t(m2p) * P);
-  for (int k = m2; k < m2p; ++k)
+  const int gz_rows = (m2 + kLaneGroup<T> - 1) / kLaneGroup<T> * kLaneGroup<T>;
+  T* gz = take<T>(scratch, int64_t(gz_rows) * P);
+  for (int k = m2; k < gz_rows; ++k)
     for (int p = 0; p < P; p += L) store(gz + k * P + p, zero<T>());
   product<WideTile, T>(
       m2, kBlockVectors<T>, net.nc,
@@ -189,25 +192,17 @@ SCP_INLINE void leaf_backward(const Network<T>& net, const Node<T, D>& node, con
         store(gz + k * P + v * L, where_positive(load(psi + k * P + v * L), g));
       });
 
-  // Sums over pixels are products with pixels as the inner index, so gW and gz are transposed once.
-  T* gWT = take<T>(scratch, int64_t(P) * ncp);
-  transpose_matrix(gW, ncp, P, ncp, gWT);
   const int functions = basis + m2;
   T** out = take<T*>(scratch, functions);
   for (int r = 0; r < basis; ++r) out[r] = node.g_cf + int64_t(r) * ncp;
   for (int k = 0; k < m2; ++k) out[basis + k] = sums.W3T + int64_t(node.unit2[k]) * ncp;
-  add_product<TallTile, T>(
-      functions, ncp / L, P, [f = panel.values](int r, int p) SCP_LAMBDA_INLINE { return f[r * P + p]; },
-      [=](int p) SCP_LAMBDA_INLINE { return gWT + int64_t(p) * ncp; },
+  const auto function = [f = panel.values](int r) SCP_LAMBDA_INLINE { return f + r * P; };
+  add_inner_products<kBlockVectors<T>, T>(
+      functions, net.nc, function, [=](int n) SCP_LAMBDA_INLINE { return gW + int64_t(n) * P; },
       [=](int r) SCP_LAMBDA_INLINE { return out[r]; });
-  if (m2 > 0) {
-    T* gzT = take<T>(scratch, int64_t(P) * m2p);
-    transpose_matrix(gz, m2p, P, m2p, gzT);
-    add_product<TallTile, T>(
-        basis, m2p / L, P, [f = panel.values](int r, int p) SCP_LAMBDA_INLINE { return f[r * P + p]; },
-        [=](int p) SCP_LAMBDA_INLINE { return gzT + int64_t(p) * m2p; },
-        [=, g_A2 = node.g_A2](int r) SCP_LAMBDA_INLINE { return g_A2 + int64_t(r) * m2p; });
-  }
+  add_inner_products<kBlockVectors<T>, T>(
+      basis, m2, function, [=](int k) SCP_LAMBDA_INLINE { return gz + k * P; },
+      [=, g_A2 = node.g_A2](int r) SCP_LAMBDA_INLINE { return g_A2 + int64_t(r) * m2p; });
 
   T* gl = take<T>(scratch, int64_t(m1) * P);
   const T* const phi = panel.phi();

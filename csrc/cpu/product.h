@@ -81,6 +81,36 @@ SCP_INLINE void add_product(int rows, int vectors, int depth, Scalar scalar, Row
       [=](int r, int v, Vector<T> sum) SCP_LAMBDA_INLINE { store(out(r) + v * kLanes<T>, sum); });
 }
 
+// Inner products of rows, V vectors long: out(r)[n] += left(r) . right(n) for r < rows, n < columns. Some more columns are
+// written to, up to a multiple of kLaneGroup; right(n) has to be there for them. (Sums over lanes cost about what the products
+// do; transposing, so that no sum is over lanes, costs as much for 32 columns, and more for fewer.)
+template <int V, class T, class Left, class Right, class Out>
+SCP_INLINE void add_inner_products(int rows, int columns, Left left, Right right, Out out) {
+  constexpr int L = kLanes<T>, N = kLaneGroup<T>, R = L / N;
+  for (int r0 = 0; r0 < rows; r0 += R) {
+    const T* a[R];
+    T* to[R];
+    for (int r = 0; r < R; ++r) {
+      const int row = r0 + r < rows ? r0 + r : rows - 1;
+      a[r] = left(row), to[r] = out(row);
+    }
+    for (int n = 0; n < columns; n += N) {
+      Vector<T> sum[L];
+      for (int v = 0; v < V; ++v) {
+        Vector<T> x[R];
+        for (int r = 0; r < R; ++r) x[r] = load(a[r] + v * L);
+        for (int i = 0; i < N; ++i) {
+          const Vector<T> y = load(right(n + i) + v * L);
+          for (int r = 0; r < R; ++r) sum[r + i * R] = v == 0 ? x[r] * y : fma(x[r], y, sum[r + i * R]);
+        }
+      }
+      alignas(64) T found[L];
+      store(found, sums<T>(sum));
+      for (int r = 0; r < R && r0 + r < rows; ++r) add_group(to[r] + n, found + r * N);
+    }
+  }
+}
+
 }  // namespace SCP_NAMESPACE
 }  // namespace scp
 

@@ -284,7 +284,51 @@ SCP_INLINE V zip_upper(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int lanes = sizeof...(I);
   return __builtin_shufflevector(a, b, ((I % 2 ? lanes + I / 2 : I / 2) + lanes / 2)...);
 }
+// Within each group of G lanes, those of a and b in turn, from its lower or upper half.
+template <int G, int kHalf, class V, int... I>
+SCP_INLINE V zip_groups(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int lanes = sizeof...(I);
+  return __builtin_shufflevector(a, b, ((I % 2 ? lanes : 0) + I / G * G + kHalf * (G / 2) + I % G / 2)...);
+}
+// The even or odd groups of a, then those of b.
+template <int G, int kOdd, class V, int... I>
+SCP_INLINE V every_other_group(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int lanes = sizeof...(I), half = lanes / 2;
+  return __builtin_shufflevector(a, b, ((I < half ? 0 : lanes) + (2 * (I % half / G) + kOdd) * G + I % G)...);
+}
 }  // namespace detail
+
+// Lanes in 16 bytes.
+template <class T>
+constexpr int kLaneGroup = 16 / int(sizeof(T));
+
+// to += from, a group of lanes.
+template <class T>
+SCP_INLINE void add_group(T* to, const T* from) {
+  typedef T Group __attribute__((vector_size(16), aligned(alignof(T)), may_alias));
+  *reinterpret_cast<Group*>(to) += *reinterpret_cast<const Group*>(from);
+}
+
+// The sums of as many vectors as each has lanes: lane g * kLaneGroup + i is that of vector g + i * (lanes / kLaneGroup).
+// Shuffles within groups come first, then those of whole groups: each is one instruction.
+template <class T>
+SCP_INLINE Vector<T> sums(Vector<T> (&v)[kLanes<T>]) {
+  using Lanes = std::make_integer_sequence<int, kLanes<T>>;
+  int count = kLanes<T>;
+  for (int rest = kLaneGroup<T>; rest > 1; rest /= 2) {
+    count /= 2;
+    for (int i = 0; i < count; ++i)
+      v[i] = detail::zip_groups<kLaneGroup<T>, 0>(v[i], v[i + count], Lanes{}) +
+             detail::zip_groups<kLaneGroup<T>, 1>(v[i], v[i + count], Lanes{});
+  }
+  if constexpr (kLanes<T> > kLaneGroup<T>) {
+    for (; count > 1; count /= 2)
+      for (int i = 0; i < count / 2; ++i)
+        v[i] = detail::every_other_group<kLaneGroup<T>, 0>(v[2 * i], v[2 * i + 1], Lanes{}) +
+               detail::every_other_group<kLaneGroup<T>, 1>(v[2 * i], v[2 * i + 1], Lanes{});
+  }
+  return v[0];
+}
 
 // Transposes a square of vectors from rows `stride_in` apart to rows `stride_out` apart: log2(lanes) perfect shuffles.
 template <class T>
