@@ -10,8 +10,9 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// W of about this many bytes is held in a field: it stays in a core's second-level cache beside the tree.
-constexpr int64_t kFieldBytes = 384 * 1024;
+// W of about this many bytes is held in a field. A smaller one would be a longer and thinner box, in which more units are mixed
+// (384 KiB: a fifth more time for two samples at h = 256, C = 32).
+constexpr int64_t kFieldBytes = 1152 * 1024;
 // Rows longer than this are cut before fields are: the basis of a long thin box is large.
 constexpr int kLongestRow = 512;
 // Networks of at most so many mixed units are cut so many times at once (measured: up to a fifth less time than one by one).
@@ -85,14 +86,7 @@ class Walk {
   }
 
   // The whole task where W was kept by an earlier call.
-  void run_kept(const Box<D>& box) {
-    const int axis = axis_to_cut_for(job_, box);
-    if (axis < 0 || samples_.count == 1 || box.pixels() <= job_.field_pixels()) return stream_logits(part_of(*kept_, box));
-    Box<D> first, second;
-    cut_box<T, D>(box, axis, first, second);
-    run_kept(first);
-    run_kept(second);
-  }
+  void run_kept(const Box<D>& box) { stream_logits(part_of(*kept_, box)); }
 
  private:
   void visit(const Node<T, D>& parent, const Box<D>& box) {
