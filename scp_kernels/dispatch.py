@@ -28,12 +28,11 @@ class BackendStatus:
 
 
 class Backend(Protocol):
-    """The few functions that every compiled backend offers. Reasons are sentences; None means "yes".
-
-    A backend may also have a true ``only_by_name``: then ``"auto"`` passes it by.
-    """
+    """The few functions that every compiled backend offers. Reasons are sentences; None means "yes"."""
 
     name: str
+    device_type: str
+    """Type of the devices on which ``"auto"`` considers the backend."""
 
     def unusable(self) -> str | None:
         """Why this machine cannot run the backend at all (not built, no driver …)."""
@@ -106,7 +105,7 @@ def select(problem: Problem, backend: str) -> str:
     if backend == "auto" and (override := os.environ.get(ENVIRONMENT_VARIABLE)):
         backend, source = override, ENVIRONMENT_VARIABLE
     if backend == "auto":
-        automatic = (name for name, b in BACKENDS.items() if not getattr(b, "only_by_name", False))
+        automatic = (name for name, b in BACKENDS.items() if b.device_type == problem.device.type)
         return next((name for name in automatic if _reason(name, problem) is None), "reference")
     if backend not in NAMES:
         raise ValueError(f"{source}: expected 'auto' or one of {NAMES}, got {backend!r}")

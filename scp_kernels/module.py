@@ -181,7 +181,8 @@ class FusedSCP(nn.Module):
         return cast("tuple[Tensor, ...]", tensors)
 
     def _residual_tensor(self) -> Tensor | None:
-        return None if self.residual is None else self.residual.weight
+        residual = self.residual
+        return None if residual is None else residual.weight
 
     def forward(
         self,

@@ -56,12 +56,12 @@ class Case:
         )
 
     def backends(self, device: torch.device | str = "cpu") -> list[str]:
-        """Compiled backends that take the case, in the order of ``"auto"``; none that runs by name only."""
+        """Compiled backends that take the case, in the order of ``"auto"``; none that the device has by name only."""
         problem = self.problem(device)
         return [
             name
             for name, backend in dispatch.BACKENDS.items()
-            if not getattr(backend, "only_by_name", False)
+            if backend.device_type == problem.device.type
             and backend.unusable() is None
             and backend.cannot_run(problem) is None
         ]

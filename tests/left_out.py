@@ -2,6 +2,8 @@
 
 
 class LeftOut:
+    device_type = "cpu"
+
     def __init__(self, name: str) -> None:
         self.name = name
 

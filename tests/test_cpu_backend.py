@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from cpu_settings import ask_cpu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from problems import away_from_kinks, evaluate, make_inputs
@@ -90,9 +91,7 @@ def test_after_training(shape, position):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(37, 41), (9, 10, 11)], ids=str)
 def test_every_vector_level_and_dtype(monkeypatch, level, dtype, shape):
-    monkeypatch.setenv(native.LEVEL_VARIABLE, level)
-    if reason := native.NativeCPU().unusable():
-        pytest.skip(reason)
+    ask_cpu(monkeypatch, level=native.LEVELS[level])
     inputs = make_inputs(shape, batch=2, channels=5, hidden=(40, 24), classes=3, bias=True, dtype=dtype)
     check(away_from_kinks(inputs))
     assert native.last_plan().level == level
@@ -100,7 +99,7 @@ def test_every_vector_level_and_dtype(monkeypatch, level, dtype, shape):
 
 @pytest.mark.parametrize("method", ["tree", "dense"])
 def test_both_ways_of_evaluation(monkeypatch, method):
-    monkeypatch.setenv(native.METHOD_VARIABLE, method)
+    ask_cpu(monkeypatch, method=native.METHODS[method])
     for batch in (1, 2):
         check(away_from_kinks(make_inputs((33, 50), batch=batch, channels=6, hidden=(48, 40), classes=2)))
         assert native.last_plan().dense == (method == "dense")
@@ -206,9 +205,7 @@ def integer_inputs(shape, hidden, seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_kinks_on_pixels(monkeypatch, level, shape, seed):
     """No pixel is masked here: off means zero slope, at zero itself too."""
-    monkeypatch.setenv(native.LEVEL_VARIABLE, level)
-    if reason := native.NativeCPU().unusable():
-        pytest.skip(reason)
+    ask_cpu(monkeypatch, level=native.LEVELS[level])
     check(integer_inputs(shape, (12, 10), seed))
 
 
@@ -345,14 +342,34 @@ def test_the_plan_of_the_last_call():
     assert native.last_plan().dense
 
 
-def test_a_level_that_does_not_exist(monkeypatch):
-    monkeypatch.setenv(native.LEVEL_VARIABLE, "mmx")
-    assert "SCP_CPU_LEVEL: expected one of" in backends()["cpu"].reason
+VARIABLES = (native.LEVEL_VARIABLE, native.METHOD_VARIABLE, native.KEEP_VARIABLE)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (native.LEVEL_VARIABLE, "mmx", "SCP_CPU_LEVEL: expected one of"),
+        (native.METHOD_VARIABLE, "fast", "SCP_CPU_METHOD: expected one of"),
+        (native.KEEP_VARIABLE, "much", "SCP_CPU_KEEP_MB: expected a number"),
+    ],
+)
+def test_the_environment_is_checked(monkeypatch, variable, value, message):
+    monkeypatch.setattr(native, "settings", native.settings.__wrapped__)  # as before the first call
+    assert backends()["cpu"].usable
+    monkeypatch.setenv(variable, value)
+    assert message in backends()["cpu"].reason
+
+
+def test_the_environment_is_followed(monkeypatch):
+    for variable, value in zip(VARIABLES, ("portable", "dense", "3"), strict=True):
+        monkeypatch.setenv(variable, value)
+    asked = native.settings.__wrapped__()
+    assert asked == native.Settings(native.LEVELS["portable"], native.METHODS["dense"], 3 << 20)
 
 
 def uncached(monkeypatch, *arguments, **options):
     with monkeypatch.context() as patch:
-        patch.setenv(native.KEEP_VARIABLE, "0")
+        ask_cpu(patch, keep_bytes=0)
         logits = scp(*arguments, backend="cpu", **options)
         assert native.last_plan().kept == "no"
     return logits
@@ -373,9 +390,7 @@ KEPT_CASES = {
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("case", KEPT_CASES)
 def test_frozen_weights_are_evaluated_once(monkeypatch, level, case):
-    monkeypatch.setenv(native.LEVEL_VARIABLE, level)
-    if reason := native.NativeCPU().unusable():
-        pytest.skip(reason)
+    ask_cpu(monkeypatch, level=native.LEVELS[level])
     shape, sizes, options = KEPT_CASES[case]
     inputs = make_inputs(shape, channels=5, hidden=(40, 24), classes=2, bias=True, **sizes)
     arguments = inputs.phi, inputs.residual, inputs.bias
@@ -436,7 +451,7 @@ def test_storing_waits_longer_each_time_that_it_was_in_vain():
 
 
 def test_what_is_kept_is_bounded(monkeypatch):
-    monkeypatch.setenv(native.KEEP_VARIABLE, "1")
+    ask_cpu(monkeypatch, keep_bytes=1 << 20)
     kept = set()
     for seed in range(100):
         inputs = make_inputs((64, 64), batch=1, channels=16, hidden=(16, 8), seed=seed)  # W is 256 KiB
@@ -452,8 +467,6 @@ def test_what_is_kept_is_bounded(monkeypatch):
     for _ in range(3):
         scp(large.features, large.phi, large.residual, backend="cpu")
     assert native.last_plan().kept == "no"
-    monkeypatch.setenv(native.KEEP_VARIABLE, "much")
-    assert "SCP_CPU_KEEP_MB: expected a number" in backends()["cpu"].reason
 
 
 @pytest.fixture

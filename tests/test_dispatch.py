@@ -18,6 +18,7 @@ class Spy:
     """A backend written out in plain torch, from the first layer's coefficients on, as compiled ones are."""
 
     name = "cpu"
+    device_type = "cpu"
     calls = 0
 
     def unusable(self):

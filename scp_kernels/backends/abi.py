@@ -47,8 +47,12 @@ class Call(ctypes.Structure):
 
 def describe(tensor: Tensor) -> _Tensor:
     """``struct scp_tensor``: where ``[batch, channels, *spatial]`` lies."""
-    batch, channel, *spatial = tensor.stride()
-    return _Tensor(tensor.data_ptr(), batch, channel, tuple(spatial))
+    return _strided(tensor.data_ptr(), tensor.stride())
+
+
+def _strided(data: int, strides: tuple[int, ...]) -> _Tensor:
+    batch, channel, *spatial = strides
+    return _Tensor(data, batch, channel, tuple(spatial))
 
 
 def sizes(problem: Problem) -> Call:
@@ -72,10 +76,18 @@ def _sizes(problem: Problem) -> Call:
     )
 
 
+@functools.lru_cache(maxsize=256)
+def _layout(problem: Problem, features: tuple[int, ...], logits: tuple[int, ...]) -> Call:
+    """A call with its sizes and its tensors' strides."""
+    call = sizes(problem)
+    call.features, call.logits = _strided(0, features), _strided(0, logits)
+    return call
+
+
 def inputs(features: Tensor, logits: Tensor, phi: tuple[Tensor, ...], residual: Tensor, problem: Problem) -> Call:
     """A call with all that is read but positions; the tensors must outlive it."""
-    call = sizes(problem)
-    call.features, call.logits = describe(features), describe(logits)
+    call = Call.from_buffer_copy(_layout(problem, features.stride(), logits.stride()))
+    call.features.data, call.logits.data = features.data_ptr(), logits.data_ptr()
     for name, parameter in zip(PHI, phi, strict=True):
         setattr(call, name, parameter.data_ptr())
     call.residual = residual.data_ptr()
@@ -106,7 +118,8 @@ class Message:
     """Room for the sentence that comes with an error code."""
 
     def __init__(self) -> None:
-        self.buffer = ctypes.create_string_buffer(256)
+        self.size = 256
+        self.buffer = ctypes.create_string_buffer(self.size)
 
     @property
     def text(self) -> str:

@@ -50,9 +50,7 @@ def plan(loaded: ctypes.CDLL, call: CudaCall, backward: bool) -> Needs:
         RuntimeError: the device's shared memory (``call.shared_limit``) is too small for the widths.
     """
     needs, message = Needs(), abi.Message()
-    status = loaded.scp_cuda_plan(
-        ctypes.byref(call), backward, ctypes.byref(needs), message.buffer, len(message.buffer)
-    )
+    status = loaded.scp_cuda_plan(ctypes.byref(call), backward, ctypes.byref(needs), message.buffer, message.size)
     message.check(status, "CUDA")
     return needs
 
@@ -199,7 +197,7 @@ class CudaBackend:
                 count.add(report)
             function = self.library().scp_cuda_backward if backward else self.library().scp_cuda_forward
             message = abi.Message()
-            message.check(function(ctypes.byref(call), message.buffer, len(message.buffer)), "CUDA")
+            message.check(function(ctypes.byref(call), message.buffer, message.size), "CUDA")
 
 
 def _version(number: int) -> str:

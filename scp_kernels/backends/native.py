@@ -4,7 +4,7 @@ The kernels evaluate Φ exactly by the kd-tree of specialised networks (csrc/REA
 the four dtypes of features, so nothing is copied here.
 
 The vector level is the best that the machine has; the environment variable ``SCP_CPU_LEVEL`` (``avx512``, ``avx2``,
-``portable``) chooses another, for tests and comparisons.
+``portable``) chooses another, for tests and comparisons. Environment variables are read once, at the first call.
 
 With frozen weights the field W is kept: from the third forward with the same parameters and positions on, it is read.
 Parameters are compared by content, so a kept field is never stale, and the logits are the same bit for bit. All that is
@@ -13,6 +13,7 @@ kept takes at most 64 MiB, or what the environment variable ``SCP_CPU_KEEP_MB`` 
 """
 
 import ctypes
+import functools
 import os
 import threading
 from dataclasses import dataclass
@@ -74,7 +75,16 @@ class Plan:
         return round(self.macs * self.position_maps * self.map_pixels)
 
 
-_last = threading.local()
+class _Last(threading.local):
+    """A thread's last call: its report, and the problem, None before the first."""
+
+    def __init__(self) -> None:
+        self.problem: Problem | None = None
+        self.report = (ctypes.c_double * abi.REPORT_SIZE)()
+        self.message = abi.Message()
+
+
+_last = _Last()
 
 
 def last_plan() -> Plan:
@@ -83,9 +93,9 @@ def last_plan() -> Plan:
     Raises:
         RuntimeError: the thread has made none.
     """
-    if not hasattr(_last, "report"):
-        raise RuntimeError("last_plan: this thread has not called the CPU backend yet")
     report, problem = _last.report, _last.problem
+    if problem is None:
+        raise RuntimeError("last_plan: this thread has not called the CPU backend yet")
     level, dense, nodes, leaves, pixels, mixed1, mixed2, most1, most2, build, leaf, maps, kept = report[:13]
     scale = 1 / max(pixels, 1.0)
     a_pixel = 1 / max(maps * problem.pixels, 1.0)
@@ -120,19 +130,15 @@ class NativeCPU:
     """The ``"cpu"`` backend: see :class:`scp_kernels.dispatch.Backend`."""
 
     name = "cpu"
+    device_type = "cpu"
 
     def unusable(self) -> str | None:
         try:
-            _library()
-        except library.LibraryUnavailable as error:
+            loaded, level = _library(), settings().level
+        except (library.LibraryUnavailable, ValueError) as error:
             return str(error)
-        try:
-            level = _level()
-            _keep_bytes()
-        except ValueError as error:
-            return str(error)
-        if level and not _library().scp_cpu_levels() >> level & 1:
-            return f"{LEVEL_VARIABLE}={os.environ[LEVEL_VARIABLE]}: this machine does not have these vectors"
+        if level and not loaded.scp_cpu_levels() >> level & 1:
+            return f"{LEVEL_VARIABLE}={list(LEVELS)[level - 1]}: this machine does not have these vectors"
         return None
 
     def cannot_run(self, problem: Problem) -> str | None:
@@ -156,7 +162,7 @@ class NativeCPU:
         call = _call(features, logits, phi, residual, matrix, problem)
         if bias is not None:
             call.bias = bias.data_ptr()
-        call.keep_bytes = _keep_bytes()
+        call.keep_bytes = settings().keep_bytes
         _run(_library().scp_cpu_forward, call, problem)
         return logits
 
@@ -181,29 +187,32 @@ class NativeCPU:
         return grad_features, parameters
 
 
-def _level() -> int:
-    name = os.environ.get(LEVEL_VARIABLE)
-    if not name:
-        return 0
-    if name not in LEVELS:
-        raise ValueError(f"{LEVEL_VARIABLE}: expected one of {tuple(LEVELS)}, got {name!r}")
-    return LEVELS[name]
+@dataclass(frozen=True)
+class Settings:
+    """What the environment asks of the kernels, as ``struct scp_call`` says it."""
+
+    level: int
+    method: int
+    keep_bytes: int
 
 
-def _method() -> int:
-    name = os.environ.get(METHOD_VARIABLE) or "auto"
-    if name not in METHODS:
-        raise ValueError(f"{METHOD_VARIABLE}: expected one of {tuple(METHODS)}, got {name!r}")
-    return METHODS[name]
+@functools.cache
+def settings() -> Settings:
+    """The environment's settings.
 
-
-def _keep_bytes() -> int:
-    text = os.environ.get(KEEP_VARIABLE)
-    if not text:
-        return KEEP_MB << 20
-    if not text.isdecimal():
-        raise ValueError(f"{KEEP_VARIABLE}: expected a number of MiB, got {text!r}")
-    return int(text) << 20
+    Raises:
+        ValueError: a variable has a value that it cannot have.
+    """
+    level = os.environ.get(LEVEL_VARIABLE)
+    if level and level not in LEVELS:
+        raise ValueError(f"{LEVEL_VARIABLE}: expected one of {tuple(LEVELS)}, got {level!r}")
+    method = os.environ.get(METHOD_VARIABLE) or "auto"
+    if method not in METHODS:
+        raise ValueError(f"{METHOD_VARIABLE}: expected one of {tuple(METHODS)}, got {method!r}")
+    keep = os.environ.get(KEEP_VARIABLE) or str(KEEP_MB)
+    if not keep.isdecimal():
+        raise ValueError(f"{KEEP_VARIABLE}: expected a number of MiB, got {keep!r}")
+    return Settings(LEVELS[level] if level else 0, METHODS[method], int(keep) << 20)
 
 
 _loaded: ctypes.CDLL | None = None
@@ -230,15 +239,15 @@ def _call(
 ) -> abi.Call:
     call = abi.inputs(features, logits, phi, residual, problem)
     call.positions = matrix.data_ptr()
-    call.threads, call.level, call.method = torch.get_num_threads(), _level(), _method()
+    asked = settings()
+    call.threads, call.level, call.method = torch.get_num_threads(), asked.level, asked.method
     return call
 
 
 def _run(function, call: abi.Call, problem: Problem) -> None:
-    report = (ctypes.c_double * abi.REPORT_SIZE)()
-    message = abi.Message()
-    call.report = ctypes.addressof(report)
-    message.check(function(ctypes.byref(call), message.buffer, len(message.buffer)), "CPU")
-    _last.report, _last.problem = report, problem
+    last = _last
+    call.report = ctypes.addressof(last.report)
+    last.message.check(function(ctypes.byref(call), last.message.buffer, last.message.size), "CPU")
+    last.problem = problem
     if (count := counting.current()) is not None:
         count.add(last_plan().total_macs)

@@ -45,11 +45,8 @@ class TritonBackend:
     """See :class:`scp_kernels.dispatch.Backend`."""
 
     name = "triton"
-
-    @property
-    def only_by_name(self) -> bool:
-        """The interpreter is for tests: thousands of times slower than the reference, so never an automatic choice."""
-        return interpreting()
+    # CPU tensors, which the interpreter takes, come by name only: it is thousands of times slower than the reference.
+    device_type = "cuda"
 
     def unusable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
