@@ -141,17 +141,19 @@ bool field_rows_touch(const Field<T, D>& field) {
   return field.stride[D - 2] == field.box.extent(D - 1);
 }
 
-// Pixels that are streamed at a time: long stretches stream best, as long as a few of them, for each class, stay in the
-// first-level cache (measured for one class).
-inline int longest_stretch(int N) {
-  const int pixels = 2048 / N / 64 * 64;
+// Pixels that are streamed at a time, for one class: long stretches stream best, as long as a few of them, for each class, stay
+// in the first-level cache (measured).
+constexpr int kForwardStretch = 3072, kBackwardStretch = 2048;
+
+inline int longest_stretch(int pixels, int N) {
+  pixels = pixels / N / 64 * 64;
   return pixels < 64 ? 64 : pixels;
 }
 
 // Pixels of the field that all samples pass by before the next: their W stays in the second-level cache meanwhile (measured
 // against 512 and 768 KiB, and against the whole field for each sample).
 inline int longest_passed(int N, int C, size_t bytes_a_number) {
-  const int stretch = longest_stretch(N);
+  const int stretch = longest_stretch(kForwardStretch, N);
   const int64_t pixels = 384 * 1024 / (int64_t(N) * C * int64_t(bytes_a_number)) / stretch * stretch;
   return pixels < stretch ? stretch : int(pixels);
 }
@@ -181,7 +183,7 @@ void stream_forward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T,
                     const Samples& samples, int N, int C, ScratchStack& scratch) {
   constexpr int kChannels = 4;
   const ScratchStack::Mark mark = scratch.mark();
-  const int longest = longest_stretch(N);
+  const int longest = longest_stretch(kForwardStretch, N);
   const bool merged = field_rows_touch(field) && rows_touch(X, field) && rows_touch(Y, field);
   T* x_buffer = take<T>(scratch, kChannels * longest);
   T* y_buffer = take<T>(scratch, int64_t(N) * longest);
@@ -260,7 +262,7 @@ template <class T, int D, bool kFeatures, bool kWeights>
 void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T, D>& gY, const Rows<T, D>& gX,
                      const Samples& samples, int N, int C, bool past_caches, ScratchStack& scratch) {
   const ScratchStack::Mark mark = scratch.mark();
-  const int longest = longest_stretch(N);
+  const int longest = longest_stretch(kBackwardStretch, N);
   const int together = gY.direct() ? 1 : 4;  // channels that share the conversion of gY
   const bool merged = field_rows_touch(field) && rows_touch(gY, field) && (!kWeights || rows_touch(X, field)) &&
                       (!kFeatures || rows_touch(gX, field));
