@@ -18,7 +18,9 @@ FLAGS = ["-std=c++17", "-O2", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno
 
 
 def worst_error(*command: str, **environment: str) -> float:
-    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment).stdout)
+    return float(
+        subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment).stdout
+    )
 
 
 @pytest.mark.skipif(compiler is None, reason="needs a C++ compiler")
