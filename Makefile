@@ -10,6 +10,7 @@ BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CXX_FILES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/*.cpp)
 SOURCES := $(shell find csrc scp_kernels models -type f ! -path '*__pycache__*' ! -name '*.so' ! -name build.json)
 # Two test processes of one thread each beat one of two; in one process torch's threads would wait for each other. The
 # guard's ratios too are steadier where no thread waits for another on a busy machine.
@@ -47,18 +48,20 @@ demo: $(STAMP)  ## train and evaluate SCP and its comparisons on phantoms; print
 test: $(STAMP)  ## the test suite
 	$(ONE_THREAD) $(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
-lint: $(VENV)/.dependencies types  ## ruff and mypy
+lint: $(VENV)/.dependencies types  ## ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 # mypy has to know models/ by the name under which it is imported.
 types: $(VENV)/.dependencies
 	@mkdir -p build/types && ln -sfn $(CURDIR)/models build/types/scp_models
 	MYPYPATH=build/types $(BIN)/mypy -p scp_kernels -p scp_models
 
-format: $(VENV)/.dependencies  ## let ruff rewrite what it can
+format: $(VENV)/.dependencies  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(STAMP)  ## the benchmarks, each beside its peers; BENCH_ARGS="--slow --record benchmarks/results"
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds $(BENCH_ARGS)

@@ -21,10 +21,10 @@ enum scp_dtype { SCP_FLOAT64 = 0, SCP_FLOAT32 = 1, SCP_FLOAT16 = 2, SCP_BFLOAT16
 
 enum scp_status {
   SCP_OK = 0,
-  SCP_BAD_ARGUMENT = 1,  /* the message says which */
+  SCP_BAD_ARGUMENT = 1, /* the message says which */
   SCP_OUT_OF_MEMORY = 2,
-  SCP_UNSUPPORTED = 3,   /* this machine lacks what the call asks for */
-  SCP_DEVICE_ERROR = 4   /* CUDA's own message */
+  SCP_UNSUPPORTED = 3, /* this machine lacks what the call asks for */
+  SCP_DEVICE_ERROR = 4 /* CUDA's own message */
 };
 
 /* Ways to evaluate Phi. */
@@ -118,11 +118,11 @@ SCP_EXPORT void scp_cpu_release_kept(void);
 struct scp_cuda_call {
   struct scp_call call;
   int32_t device;
-  void* stream;             /* cudaStream_t */
-  int32_t multiprocessors;  /* of the device: how far work is shared out depends on it, hence the order of sums */
-  int64_t shared_limit;     /* bytes of shared memory that a block may have on the device */
-  void* workspace;          /* aligned to 16 bytes */
-  int64_t workspace_bytes;  /* at least what scp_cuda_plan says */
+  void* stream;            /* cudaStream_t */
+  int32_t multiprocessors; /* of the device: how far work is shared out depends on it, hence the order of sums */
+  int64_t shared_limit;    /* bytes of shared memory that a block may have on the device */
+  void* workspace;         /* aligned to 16 bytes */
+  int64_t workspace_bytes; /* at least what scp_cuda_plan says */
 };
 
 /* CUDA versions (12040 is 12.4) that the driver supports, 0 without a driver, and that the library was built with. */
@@ -131,7 +131,8 @@ SCP_EXPORT int scp_cuda_driver(int32_t* driver, int32_t* built_with);
 /* What a call needs, and what it comes to: a backward for the gradients that are not null. */
 struct scp_cuda_needs {
   int64_t workspace_bytes;
-  int64_t shared_apply, shared_parameters; /* bytes of shared memory a block, of the two kinds of kernels that are large */
+  int64_t shared_apply,
+      shared_parameters; /* bytes of shared memory a block, of the two kinds of kernels that are large */
   int64_t blocks_apply, blocks_parameters; /* blocks of a launch */
   int64_t rounds;                          /* launches over the tiles, for gradients of parameters */
 };

@@ -33,9 +33,14 @@ double relu(double x) { return x > 0 ? x : 0; }
 // Logits, and the gradients of sum(logits * grad_logits), one pixel after another.
 Results reference(const Parameters& p, const Floats& x, const Floats& grad_logits, int batch, int height, int width) {
   const int pixels = height * width;
-  Results found{Doubles(batch * kClasses * pixels), Doubles(batch * kChannels * pixels),
-                Doubles(kHidden1 * 4), Doubles(kHidden1), Doubles(kHidden2 * kHidden1), Doubles(kHidden2),
-                Doubles(kOutputs * kHidden2), Doubles(kOutputs)};
+  Results found{Doubles(batch * kClasses * pixels),
+                Doubles(batch * kChannels * pixels),
+                Doubles(kHidden1 * 4),
+                Doubles(kHidden1),
+                Doubles(kHidden2 * kHidden1),
+                Doubles(kHidden2),
+                Doubles(kOutputs * kHidden2),
+                Doubles(kOutputs)};
   for (int pixel = 0; pixel < pixels; ++pixel) {
     const int i = pixel / width, j = pixel % width;
     const double s[4] = {double(i), double(j), double(height - i), double(width - j)};
@@ -96,9 +101,12 @@ double relative_error(const Floats& found, const Doubles& truth) {
 
 double check(int threads, int batch, int height, int width) {
   std::mt19937 random(1);
-  const Parameters p{normal(random, kHidden1 * 4, 0.5),        normal(random, kHidden1, 5),
-                     normal(random, kHidden2 * kHidden1, 0.2), normal(random, kHidden2, 2),
-                     normal(random, kOutputs * kHidden2, 0.2), normal(random, kOutputs, 0.2),
+  const Parameters p{normal(random, kHidden1 * 4, 0.5),
+                     normal(random, kHidden1, 5),
+                     normal(random, kHidden2 * kHidden1, 0.2),
+                     normal(random, kHidden2, 2),
+                     normal(random, kOutputs * kHidden2, 0.2),
+                     normal(random, kOutputs, 0.2),
                      normal(random, kOutputs, 0.3)};
   const int pixels = height * width;
   Floats x = normal(random, batch * kChannels * pixels, 1), grad_logits = normal(random, batch * kClasses * pixels, 1);

@@ -65,8 +65,7 @@ SCP_INLINE void apply_direct(const Network<T>& net, const Node<T, 2>& node, cons
         coming.fetch(c, v);
         y[v] = fma(w, load(X.in_place(x_at.offset[v] + c * X.tensor.stride_channel)), y[v]);
       });
-      for (int v = 0; v < kBlockVectors<T>; ++v)
-        store(Y.in_place(y_at.offset[v] + n * Y.tensor.stride_channel), y[v]);
+      for (int v = 0; v < kBlockVectors<T>; ++v) store(Y.in_place(y_at.offset[v] + n * Y.tensor.stride_channel), y[v]);
     } else {
       evaluate_weights(net, node, panel, n * C, C, [&](int c, int v, Vector<T> w) SCP_LAMBDA_INLINE {
         y[v] = fma(w, load_first(X.in_place(x_at.offset[v] + c * X.tensor.stride_channel), x_at.lanes[v]), y[v]);

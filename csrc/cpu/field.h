@@ -141,8 +141,8 @@ bool field_rows_touch(const Field<T, D>& field) {
   return field.stride[D - 2] == field.box.extent(D - 1);
 }
 
-// Pixels that are streamed at a time, for one class: long stretches stream best, as long as a few of them, for each class, stay
-// in the first-level cache (measured).
+// Pixels that are streamed at a time, for one class: long stretches stream best, as long as a few of them, for each
+// class, stay in the first-level cache (measured).
 constexpr int kForwardStretch = 3072, kBackwardStretch = 2048;
 
 inline int longest_stretch(int pixels, int N) {
@@ -150,8 +150,8 @@ inline int longest_stretch(int pixels, int N) {
   return pixels < 64 ? 64 : pixels;
 }
 
-// Pixels of the field that all samples pass by before the next: their W stays in the second-level cache meanwhile (measured
-// against 512 and 768 KiB, and against the whole field for each sample).
+// Pixels of the field that all samples pass by before the next: their W stays in the second-level cache meanwhile
+// (measured against 512 and 768 KiB, and against the whole field for each sample).
 inline int longest_passed(int N, int C, size_t bytes_a_number) {
   const int stretch = longest_stretch(kForwardStretch, N);
   const int64_t pixels = 384 * 1024 / (int64_t(N) * C * int64_t(bytes_a_number)) / stretch * stretch;
@@ -188,7 +188,7 @@ void stream_forward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T,
   T* x_buffer = take<T>(scratch, kChannels * longest);
   T* y_buffer = take<T>(scratch, int64_t(N) * longest);
   // One stretch of one sample.
-  const auto stream = [&](const int(&index)[D], int skip, int count, int64_t b) SCP_LAMBDA_INLINE {
+  const auto stream = [&](const int (&index)[D], int skip, int count, int64_t b) SCP_LAMBDA_INLINE {
     const int64_t at = field.offset(index) + skip;
     const int64_t x_at = X.offset(b, 0, index) + skip * X.tensor.stride_spatial[D - 1];
     const int64_t y_at = Y.offset(b, 0, index) + skip * Y.tensor.stride_spatial[D - 1];
@@ -209,10 +209,9 @@ void stream_forward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T,
         }
       }
     }
-    for (int n = 0; n < N; ++n)
-      Y.finish(y_buffer + int64_t(n) * longest, y_at + n * Y.tensor.stride_channel, count);
+    for (int n = 0; n < N; ++n) Y.finish(y_buffer + int64_t(n) * longest, y_at + n * Y.tensor.stride_channel, count);
   };
-  for_each_stretch(field, merged, longest_passed(N, C, sizeof(T)), [&](const int(&index)[D], int first, int all) {
+  for_each_stretch(field, merged, longest_passed(N, C, sizeof(T)), [&](const int (&index)[D], int first, int all) {
     for (int64_t s = 0; s < samples.count; ++s)
       for (int skip = first; skip < first + all; skip += longest)
         stream(index, skip, first + all - skip < longest ? first + all - skip : longest, samples.number[s]);
@@ -222,7 +221,8 @@ void stream_forward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T,
 
 namespace detail {
 // One channel of one sample: gx = sum over the N classes of gy w where wanted, and gw[n] (+)= gy[n] x where wanted.
-// `ahead` is the x that will be wanted next. Every x is a stretch of its own, whose beginning hardware does not foresee.
+// `ahead` is the x that will be wanted next. Every x is a stretch of its own, whose beginning hardware does not
+// foresee.
 template <class T, bool kFeatures, bool kWeights, bool kPastCaches>
 void meet_gradient(const T* const* gy, const T* const* w, const T* x, const T* ahead, T* gx, T* const* gw, int N,
                    int count, bool first_sample) {
@@ -274,7 +274,7 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
   T** gw = take<T*>(scratch, N);
   T* gw_buffer = take<T>(scratch, int64_t(together) * N * longest);
   const int row_end = int(field.stride[D - 2]);
-  for_each_stretch(field, merged, longest, [&](const int(&index)[D], int skip, int count) SCP_LAMBDA_INLINE {
+  for_each_stretch(field, merged, longest, [&](const int (&index)[D], int skip, int count) SCP_LAMBDA_INLINE {
     const int64_t at = field.offset(index) + skip;
     for (int c0 = 0; c0 < C; c0 += together) {
       const int channels = C - c0 < together ? C - c0 : together;

@@ -12,15 +12,15 @@ namespace SCP_NAMESPACE {
 template <class T, int D>
 struct Lines {
   int count;
-  const int* row;       // [count]: index of the unit among the parent's
-  const T* coefficient; // [kAffineRows (+ 1), room]: value, slopes (, slack)
+  const int* row;        // [count]: index of the unit among the parent's
+  const T* coefficient;  // [kAffineRows (+ 1), room]: value, slopes (, slack)
   int room;
 
   SCP_INLINE Vector<T> at(int a, int q) const { return splat(coefficient[a * int64_t(room) + q]); }
 };
 
-// Steps 2 and 3 on V vectors of columns: the affine rows of z, then off, on or mixed. `on` are the newly-on units of layer 1,
-// `mixed` the chords of the mixed ones.
+// Steps 2 and 3 on V vectors of columns: the affine rows of z, then off, on or mixed. `on` are the newly-on units of
+// layer 1, `mixed` the chords of the mixed ones.
 template <class T, int D, int V>
 SCP_INLINE void fold_columns(const Node<T, D>& parent, int column, const Lines<T, D>& on, const Lines<T, D>& mixed,
                              const double (&shift)[D], const double (&half_extent)[D], T* x, unsigned* bits_on,
@@ -199,8 +199,8 @@ void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& b
   child.A2 = A2;
 
   counters.nodes += 1;
-  counters.build_macs += double(parent.m2) * (A * on1 + (A + 1) * m1) + double(net.nc) * (A * on1 + double(on2) * basis) +
-                         double(candidates) * (2 * D);
+  counters.build_macs += double(parent.m2) * (A * on1 + (A + 1) * m1) +
+                         double(net.nc) * (A * on1 + double(on2) * basis) + double(candidates) * (2 * D);
 }
 
 }  // namespace SCP_NAMESPACE

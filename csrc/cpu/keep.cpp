@@ -32,7 +32,8 @@ struct KeptField {
 namespace {
 
 constexpr int64_t kMostEntries = 64;
-// A field makes room for another only after this many calls without use: fields used in turn do not push each other out.
+// A field makes room for another only after this many calls without use: fields used in turn do not push each other
+// out.
 constexpr int64_t kIdleCalls = 64;
 constexpr int64_t kMostPatience = 1024;
 

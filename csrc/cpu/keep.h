@@ -1,11 +1,11 @@
 // Weight fields kept between calls: with frozen weights, Phi is evaluated once and then only streamed.
 //
-// A field is valid for the very bytes of all that W is a function of: they are kept beside it and compared on every call,
-// so whatever changes a parameter, and however, the field is never stale. What a call returns does not depend on whether
-// W was kept: it is bit for bit the same.
+// A field is valid for the very bytes of all that W is a function of: they are kept beside it and compared on every
+// call, so whatever changes a parameter, and however, the field is never stale. What a call returns does not depend on
+// whether W was kept: it is bit for bit the same.
 //
-// Rules. The first call with some coefficients of layer 1 only remembers them; the second stores W; the third reads it. A
-// training step changes the coefficients, so it never stores, and pays for one comparison that ends early. Where the
+// Rules. The first call with some coefficients of layer 1 only remembers them; the second stores W; the third reads it.
+// A training step changes the coefficients, so it never stores, and pays for one comparison that ends early. Where the
 // coefficients stay but other parameters change, the next storing waits for twice as many calls.
 #ifndef SCP_CPU_KEEP_H
 #define SCP_CPU_KEEP_H

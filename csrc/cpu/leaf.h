@@ -35,7 +35,7 @@ struct Block {
   int valid[D];
   int run_index[kRuns<T, D>][D];  // first pixel of each run; meaningless where the run is not valid
   bool run_valid[kRuns<T, D>];
-  int run_length;                 // valid pixels of each valid run
+  int run_length;  // valid pixels of each valid run
 };
 
 template <class T, int D>
@@ -142,9 +142,8 @@ SCP_INLINE void evaluate_basis(const Node<T, D>& node, const Block<T, D>& block,
       node.m2, kBlockVectors<T>, node.m1,
       [=, A2 = node.A2 + A * stride](int k, int q) SCP_LAMBDA_INLINE { return A2[q * stride + k]; },
       [=](int q) SCP_LAMBDA_INLINE { return phi + q * kBlockPixels; },
-      [=, A2 = node.A2](int k, int v) SCP_LAMBDA_INLINE {
-        return affine_on_block<T, D>(coordinates, A2 + k, stride, v);
-      },
+      [=, A2 = node.A2](int k, int v)
+          SCP_LAMBDA_INLINE { return affine_on_block<T, D>(coordinates, A2 + k, stride, v); },
       [=](int k, int v, Vector<T> z) SCP_LAMBDA_INLINE { store(psi + k * kBlockPixels + v * L, relu(z)); });
 }
 
@@ -157,9 +156,8 @@ SCP_INLINE void evaluate_weights(const Network<T>& net, const Node<T, D>& node, 
       count, kBlockVectors<T>, node.m1 + node.m2,
       [=, rows = panel.rows](int n, int k) SCP_LAMBDA_INLINE { return rows[k][first + n]; },
       [=](int k) SCP_LAMBDA_INLINE { return phi + k * kBlockPixels; },
-      [=, coordinates = panel.affine(), cf = node.cf + first, ncp = net.ncp](int n, int v) SCP_LAMBDA_INLINE {
-        return affine_on_block<T, D>(coordinates, cf + n, ncp, v);
-      },
+      [=, coordinates = panel.affine(), cf = node.cf + first, ncp = net.ncp](int n, int v)
+          SCP_LAMBDA_INLINE { return affine_on_block<T, D>(coordinates, cf + n, ncp, v); },
       use);
 }
 
@@ -170,8 +168,8 @@ SCP_INLINE void evaluate_weights(const Network<T>& net, const Node<T, D>& node, 
 //
 // Not inlined: the registers that it needs would be missing where leaves are evaluated forward.
 template <class T, int D>
-__attribute__((noinline)) void leaf_backward(const Network<T>& net, const Node<T, D>& node, const Panel<T, D>& panel, const T* gW,
-                              const GradientSums<T>& sums, ScratchStack& scratch) {
+__attribute__((noinline)) void leaf_backward(const Network<T>& net, const Node<T, D>& node, const Panel<T, D>& panel,
+                                             const T* gW, const GradientSums<T>& sums, ScratchStack& scratch) {
   constexpr int A = kAffineRows<D>;
   constexpr int L = kLanes<T>;
   constexpr int P = kBlockPixels;
@@ -184,13 +182,11 @@ __attribute__((noinline)) void leaf_backward(const Network<T>& net, const Node<T
   for (int k = m2; k < gz_rows; ++k)
     for (int p = 0; p < P; p += L) store(gz + k * P + p, zero<T>());
   product<WideTile, T>(
-      m2, kBlockVectors<T>, net.nc,
-      [=, rows = panel.rows + m1](int k, int n) SCP_LAMBDA_INLINE { return rows[k][n]; },
+      m2, kBlockVectors<T>, net.nc, [=, rows = panel.rows + m1](int k, int n) SCP_LAMBDA_INLINE { return rows[k][n]; },
       [=](int n) SCP_LAMBDA_INLINE { return gW + int64_t(n) * P; },
       [](int, int) SCP_LAMBDA_INLINE { return zero<T>(); },
-      [=](int k, int v, Vector<T> g) SCP_LAMBDA_INLINE {
-        store(gz + k * P + v * L, where_positive(load(psi + k * P + v * L), g));
-      });
+      [=](int k, int v, Vector<T> g)
+          SCP_LAMBDA_INLINE { store(gz + k * P + v * L, where_positive(load(psi + k * P + v * L), g)); });
 
   const int functions = basis + m2;
   T** out = take<T*>(scratch, functions);
@@ -216,9 +212,8 @@ __attribute__((noinline)) void leaf_backward(const Network<T>& net, const Node<T
       [=, A2 = node.A2 + int64_t(A) * m2p](int q, int k) SCP_LAMBDA_INLINE { return A2[int64_t(q) * m2p + k]; },
       [=](int k) SCP_LAMBDA_INLINE { return gz + k * P; },
       [=](int q, int v) SCP_LAMBDA_INLINE { return load(gl + q * P + v * L); },
-      [=](int q, int v, Vector<T> g) SCP_LAMBDA_INLINE {
-        store(gl + q * P + v * L, where_positive(load(phi + q * P + v * L), g));
-      });
+      [=](int q, int v, Vector<T> g)
+          SCP_LAMBDA_INLINE { store(gl + q * P + v * L, where_positive(load(phi + q * P + v * L), g)); });
   for (int q = 0; q < m1; ++q) {
     Vector<T> moment[A] = {};
     for (int v = 0; v < kBlockVectors<T>; ++v) {

@@ -22,9 +22,9 @@ SCP_INLINE T* take(ScratchStack& scratch, int64_t count) {
 template <class T>
 struct Network {
   int h1, h2;
-  int nc;    // N*C, outputs of Phi: n*C + c is W[n, c]
-  int ncp;   // nc padded to whole vectors; the padding is 0 everywhere
-  int h2p;   // h2 padded
+  int nc;        // N*C, outputs of Phi: n*C + c is W[n, c]
+  int ncp;       // nc padded to whole vectors; the padding is 0 everywhere
+  int h2p;       // h2 padded
   const T* A2;   // [basis of the root, h2p]: b2, zeros for the slopes, W2 transposed
   const T* cf;   // [basis of the root, ncp]: b3 + w_r, zeros
   const T* W3T;  // [h2, ncp]
@@ -42,15 +42,15 @@ struct Node {
   Box<D> box;
   double centre[D];
 
-  int m1;                  // mixed units of layer 1 ...
-  const int* unit1;        // ... their numbers, [m1] ...
-  const double* line1;     // ... and pre-activations about the centre: values, then slopes on each axis, [D + 1, m1p]
-  int m1p;                 // distance between them: whole vectors of doubles
-  int m2;                  // mixed units of layer 2 ...
-  const int* unit2;        // ... and their numbers, [m2], room for whole vectors
-  int m2p;                 // m2 padded to whole vectors: the distance between rows of A2
-  const T* A2;             // [kAffineRows + m1, m2p], columns in the order of unit2, padding 0
-  const T* cf;             // [kAffineRows + m1, ncp]
+  int m1;               // mixed units of layer 1 ...
+  const int* unit1;     // ... their numbers, [m1] ...
+  const double* line1;  // ... and pre-activations about the centre: values, then slopes on each axis, [D + 1, m1p]
+  int m1p;              // distance between them: whole vectors of doubles
+  int m2;               // mixed units of layer 2 ...
+  const int* unit2;     // ... and their numbers, [m2], room for whole vectors
+  int m2p;              // m2 padded to whole vectors: the distance between rows of A2
+  const T* A2;          // [kAffineRows + m1, m2p], columns in the order of unit2, padding 0
+  const T* cf;          // [kAffineRows + m1, ncp]
 
   T* g_A2;  // gradients of the two above (backward only)
   T* g_cf;
@@ -62,10 +62,10 @@ struct Node {
   const int* on1_row;  // [on1]
   const T* on1_line;   // [kAffineRows, m1p]
   int on2;             // units of layer 2 newly on here: p's column, and number
-  const int* on2_column;    // [on2]
-  const int* on2_unit;      // [on2]
-  const T* x;               // [kAffineRows, p.m2p]: p's affine rows recentred, newly-on units of layer 1 added
-  const uint16_t* kept;     // [p.m2p / lanes]: one bit for each of p's columns kept
+  const int* on2_column;  // [on2]
+  const int* on2_unit;    // [on2]
+  const T* x;             // [kAffineRows, p.m2p]: p's affine rows recentred, newly-on units of layer 1 added
+  const uint16_t* kept;   // [p.m2p / lanes]: one bit for each of p's columns kept
 
   template <class V>
   SCP_INLINE Affine<V, D> lines(int q) const {
@@ -81,9 +81,9 @@ struct Node {
 // What a plan did, for introspection: counted as the work is done.
 struct Counters {
   double nodes, leaves, pixels;
-  double mixed1, mixed2;          // sums over pixels
+  double mixed1, mixed2;  // sums over pixels
   double most_mixed1, most_mixed2;
-  double build_macs, leaf_macs;   // multiply-adds
+  double build_macs, leaf_macs;  // multiply-adds
 
   void add(const Counters& other) {
     nodes += other.nodes;

@@ -19,8 +19,7 @@ void transpose_any(const T* in, int rows, int columns, int64_t in_stride, T* out
     for (int c = 0; c < whole_columns; c += L)
       transpose(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
   for (int r = 0; r < rows; ++r)
-    for (int c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
-      out[c * out_stride + r] = in[r * in_stride + c];
+    for (int c = r < whole_rows ? whole_columns : 0; c < columns; ++c) out[c * out_stride + r] = in[r * in_stride + c];
 }
 
 // 0 * x is 0 unless x is infinite or NaN.
@@ -45,7 +44,8 @@ bool prepare(const scp_call& call, ScratchStack& scratch, Network<T>& net) {
   const T *w2 = static_cast<const T*>(call.w2), *b2 = static_cast<const T*>(call.b2);
   const T *w3 = static_cast<const T*>(call.w3), *b3 = static_cast<const T*>(call.b3);
   const T* residual = static_cast<const T*>(call.residual);
-  const size_t a2_size = size_t(A + h1) * h2p + 2 * kLanes<T>, cf_size = size_t(A + h1) * ncp, w3_size = size_t(h2) * ncp;
+  const size_t a2_size = size_t(A + h1) * h2p + 2 * kLanes<T>, cf_size = size_t(A + h1) * ncp,
+               w3_size = size_t(h2) * ncp;
   T* A2 = take<T>(scratch, int64_t(a2_size));
   T* cf = take<T>(scratch, int64_t(cf_size));
   T* W3T = take<T>(scratch, int64_t(w3_size));

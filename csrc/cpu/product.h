@@ -69,8 +69,7 @@ SCP_INLINE void product(int rows, int vectors, int depth, Scalar scalar, Row row
   int v = 0;
   for (; v + Tile::vectors <= vectors; v += Tile::vectors)
     detail::product_column<T, Tile::rows, Tile::vectors>(rows, v, depth, scalar, row, start, finish);
-  for (; v < vectors; ++v)
-    detail::product_column<T, Tile::rows, 1>(rows, v, depth, scalar, row, start, finish);
+  for (; v < vectors; ++v) detail::product_column<T, Tile::rows, 1>(rows, v, depth, scalar, row, start, finish);
 }
 
 // The commonest case: out(r) += sum over k of scalar(r, k) * row(k), on rows of `vectors` vectors.
@@ -81,9 +80,9 @@ SCP_INLINE void add_product(int rows, int vectors, int depth, Scalar scalar, Row
       [=](int r, int v, Vector<T> sum) SCP_LAMBDA_INLINE { store(out(r) + v * kLanes<T>, sum); });
 }
 
-// Inner products of rows, V vectors long: out(r)[n] += left(r) . right(n) for r < rows, n < columns. Some more columns are
-// written to, up to a multiple of kLaneGroup; right(n) has to be there for them. (Sums over lanes cost about what the products
-// do; transposing, so that no sum is over lanes, costs as much for 32 columns, and more for fewer.)
+// Inner products of rows, V vectors long: out(r)[n] += left(r) . right(n) for r < rows, n < columns. Some more columns
+// are written to, up to a multiple of kLaneGroup; right(n) has to be there for them. (Sums over lanes cost about what
+// the products do; transposing, so that no sum is over lanes, costs as much for 32 columns, and more for fewer.)
 template <int V, class T, class Left, class Right, class Out>
 SCP_INLINE void add_inner_products(int rows, int columns, Left left, Right right, Out out) {
   constexpr int L = kLanes<T>, N = kLaneGroup<T>, R = L / N;

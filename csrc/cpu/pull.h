@@ -144,9 +144,9 @@ void pull(const Network<T>& net, const Node<T, D>& parent, const Node<T, D>& chi
   };
   pull_rows(gx, parent.A2, parent.g_A2, stride);
   pull_rows(child.g_cf, parent.cf, parent.g_cf, ncp);
-  for (int q = 0; q < child.on1; ++q)
-    add_moments<T, D>(sums, parent.unit1[child.on1_row[q]], child.centre, moments[q]);
-  counters.build_macs += (double(parent.m2) + net.nc) * (D + 2.0 * A * child.on1) + 2.0 * child.on2 * child.basis() * net.nc;
+  for (int q = 0; q < child.on1; ++q) add_moments<T, D>(sums, parent.unit1[child.on1_row[q]], child.centre, moments[q]);
+  counters.build_macs +=
+      (double(parent.m2) + net.nc) * (D + 2.0 * A * child.on1) + 2.0 * child.on2 * child.basis() * net.nc;
   scratch.release(mark);
 }
 

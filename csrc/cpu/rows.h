@@ -16,22 +16,38 @@ SCP_INLINE T convert_in(S x) {
   return T(to_float(x));
 }
 template <>
-SCP_INLINE float convert_in<float, float>(float x) { return x; }
+SCP_INLINE float convert_in<float, float>(float x) {
+  return x;
+}
 template <>
-SCP_INLINE float convert_in<float, double>(double x) { return float(x); }
+SCP_INLINE float convert_in<float, double>(double x) {
+  return float(x);
+}
 template <>
-SCP_INLINE double convert_in<double, float>(float x) { return x; }
+SCP_INLINE double convert_in<double, float>(float x) {
+  return x;
+}
 template <>
-SCP_INLINE double convert_in<double, double>(double x) { return x; }
+SCP_INLINE double convert_in<double, double>(double x) {
+  return x;
+}
 
 template <class T>
-SCP_INLINE void convert_out(T x, double& out) { out = x; }
+SCP_INLINE void convert_out(T x, double& out) {
+  out = x;
+}
 template <class T>
-SCP_INLINE void convert_out(T x, float& out) { out = float(x); }
+SCP_INLINE void convert_out(T x, float& out) {
+  out = float(x);
+}
 template <class T>
-SCP_INLINE void convert_out(T x, Half& out) { from_float(float(x), out); }
+SCP_INLINE void convert_out(T x, Half& out) {
+  from_float(float(x), out);
+}
 template <class T>
-SCP_INLINE void convert_out(T x, BFloat16& out) { from_float(float(x), out); }
+SCP_INLINE void convert_out(T x, BFloat16& out) {
+  from_float(float(x), out);
+}
 
 template <class T, class S>
 inline void read_strided(const S* from, int64_t stride, int count, T* to) {

@@ -178,8 +178,7 @@ class Run {
     if (job_.needs_parameters) {
       sums_ = take<SlotSums<T>>(scratch_, slots_);
       // One thread adds each slot to the first as it ends: the same order of additions, with two arrays.
-      for (int s = 0; s < slots_; ++s)
-        sums_[s] = sequential_ && s > 1 ? sums_[1] : make_sums<T, D>(job_.net, scratch_);
+      for (int s = 0; s < slots_; ++s) sums_[s] = sequential_ && s > 1 ? sums_[1] : make_sums<T, D>(job_.net, scratch_);
       moments_ = take<double>(scratch_, all_tasks * moment_size_);
       std::memset(moments_, 0, size_t(all_tasks * moment_size_) * sizeof(double));
     }

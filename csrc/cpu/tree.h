@@ -10,16 +10,17 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// W of about this many bytes is held in a field. A smaller one would be a longer and thinner box, in which more units are mixed
-// (384 KiB: a fifth more time for two samples at h = 256, C = 32).
+// W of about this many bytes is held in a field. A smaller one would be a longer and thinner box, in which more units
+// are mixed (384 KiB: a fifth more time for two samples at h = 256, C = 32).
 constexpr int64_t kFieldBytes = 1152 * 1024;
 // Rows longer than this are cut before fields are: the basis of a long thin box is large.
 constexpr int kLongestRow = 512;
-// Networks of at most so many mixed units are cut so many times at once (measured: up to a fifth less time than one by one).
+// Networks of at most so many mixed units are cut so many times at once (measured: up to a fifth less time than one by
+// one).
 constexpr int kSmallNetwork = 100;
 constexpr int kLevelsAtOnce = 2;
-// A network whose mixed units cost at most so many multiply-adds on its box is a leaf, of many blocks if need be: cutting
-// the box would spare a part of them, and cost two nodes (measured: up to a third less time at small widths).
+// A network whose mixed units cost at most so many multiply-adds on its box is a leaf, of many blocks if need be:
+// cutting the box would spare a part of them, and cost two nodes (measured: up to a third less time at small widths).
 constexpr int64_t kLeafWork = 64 * 1024;
 
 // A gradient of the features of at least so many bytes is written past the caches.
@@ -34,9 +35,9 @@ struct Job {
   int N, C;
   bool backward;
   bool needs_features, needs_parameters;  // backward only
-  bool dense;   // no tree: every block is evaluated with the root's network
-  bool direct;  // one sample a position map, all rows direct: no field
-  bool past_caches;  // gX is larger than any cache that it could be found in later
+  bool dense;                             // no tree: every block is evaluated with the root's network
+  bool direct;                            // one sample a position map, all rows direct: no field
+  bool past_caches;                       // gX is larger than any cache that it could be found in later
 
   int64_t field_pixels() const { return kFieldBytes / int64_t(sizeof(T)) / net.nc; }
 };
@@ -200,9 +201,10 @@ class Walk {
   }
 
   void stream(const Field<T, D>& field) {
-    const auto run = job_.needs_features
-                         ? (job_.needs_parameters ? stream_backward<T, D, true, true> : stream_backward<T, D, true, false>)
-                         : stream_backward<T, D, false, true>;
+    const auto run =
+        job_.needs_features
+            ? (job_.needs_parameters ? stream_backward<T, D, true, true> : stream_backward<T, D, true, false>)
+            : stream_backward<T, D, false, true>;
     run(field, job_.X, job_.Y, job_.gX, samples_, job_.N, job_.C, job_.past_caches, scratch_);
   }
 
@@ -223,9 +225,10 @@ class Walk {
         read_field(*field_, block, net.nc, gW);
       } else if constexpr (D == 2) {
         if (!job_.backward)
-          return apply_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y, job_.bias, samples_.number[0], job_.N, job_.C);
-        meet_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y, job_.needs_features ? &job_.gX : nullptr, samples_.number[0], job_.N,
-                    job_.C, weights, gW);
+          return apply_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y, job_.bias,
+                              samples_.number[0], job_.N, job_.C);
+        meet_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y,
+                    job_.needs_features ? &job_.gX : nullptr, samples_.number[0], job_.N, job_.C, weights, gW);
       }
       if (job_.needs_parameters) leaf_backward(net, node, panel, gW, sums_, scratch_);
     });

@@ -1,7 +1,8 @@
 // A vector of floats or doubles, as wide as this vector level's registers, and the few operations the kernels need.
 //
-// Arithmetic (+ - *) is the compilers' vector extension, so the same source serves AVX-512, AVX2, SSE2, NEON and others.
-// Only what the extension cannot say well (masks, compression, relu with PyTorch's NaN) has a version per level.
+// Arithmetic (+ - *) is the compilers' vector extension, so the same source serves AVX-512, AVX2, SSE2, NEON and
+// others. Only what the extension cannot say well (masks, compression, relu with PyTorch's NaN) has a version per
+// level.
 #ifndef SCP_CPU_VECTOR_H
 #define SCP_CPU_VECTOR_H
 
@@ -138,9 +139,7 @@ SCP_INLINE Vector<float> load_first(const float* p, int n) {
 SCP_INLINE Vector<double> load_first(const double* p, int n) {
   return _mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
 }
-SCP_INLINE void store_first(float* p, Vector<float> v, int n) {
-  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
-}
+SCP_INLINE void store_first(float* p, Vector<float> v, int n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v); }
 SCP_INLINE void store_first(double* p, Vector<double> v, int n) {
   _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
 }
@@ -159,16 +158,17 @@ SCP_INLINE void compress_integers(const int* from, unsigned bits, int* to) {
   if constexpr (kLanes<T> == 16) {
     _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(bits), _mm512_loadu_si512(from)));
   } else {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                        _mm256_maskz_compress_epi32(
-                            __mmask8(bits), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(to),
+        _mm256_maskz_compress_epi32(__mmask8(bits), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
   }
 }
 // first + lane of the lanes whose bit is set; may write as many integers as T has lanes.
 template <class T>
 SCP_INLINE void list_lanes(int first, unsigned bits, int* to) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i listed = _mm512_maskz_compress_epi32(__mmask16(bits), _mm512_add_epi32(lanes, _mm512_set1_epi32(first)));
+  const __m512i listed =
+      _mm512_maskz_compress_epi32(__mmask16(bits), _mm512_add_epi32(lanes, _mm512_set1_epi32(first)));
   if constexpr (kLanes<T> == 16)
     _mm512_storeu_si512(to, listed);
   else
@@ -309,8 +309,8 @@ SCP_INLINE void add_group(T* to, const T* from) {
   *reinterpret_cast<Group*>(to) += *reinterpret_cast<const Group*>(from);
 }
 
-// The sums of as many vectors as each has lanes: lane g * kLaneGroup + i is that of vector g + i * (lanes / kLaneGroup).
-// Shuffles within groups come first, then those of whole groups: each is one instruction.
+// The sums of as many vectors as each has lanes: lane g * kLaneGroup + i is that of vector g + i * (lanes /
+// kLaneGroup). Shuffles within groups come first, then those of whole groups: each is one instruction.
 template <class T>
 SCP_INLINE Vector<T> sums(Vector<T> (&v)[kLanes<T>]) {
   using Lanes = std::make_integer_sequence<int, kLanes<T>>;

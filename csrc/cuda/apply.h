@@ -21,11 +21,11 @@ struct Apply {
   Network<T> net;
   Tiling<D> tiling;
   View<D> in, out;
-  const T* bias;                  // [outer] or null
-  int inner, outer;               // C and N, or N and C
-  int inner_stride, outer_stride; // of W: 1 and C, or C and 1
-  int inner_part, outer_part;     // how much of each a part has: their product is at most kWeights
-  int outer_parts;                // parts of the outer index, each a block's own
+  const T* bias;                   // [outer] or null
+  int inner, outer;                // C and N, or N and C
+  int inner_stride, outer_stride;  // of W: 1 and C, or C and 1
+  int inner_part, outer_part;      // how much of each a part has: their product is at most kWeights
+  int outer_parts;                 // parts of the outer index, each a block's own
   Shares shares;
   int most_mixed;
 
@@ -40,7 +40,8 @@ struct ApplyMemory {
   T* carry;  // [kCarried, kThreads], only if the inner index has several parts
 
   SCP_HD ApplyMemory(Carver& from, const Apply<T, D>& a)
-      : fold(from, a.net.h1, a.net.h2, a.most_mixed), carry(from.take<T>(a.inner > a.inner_part ? kCarried * kThreads : 0)) {}
+      : fold(from, a.net.h1, a.net.h2, a.most_mixed),
+        carry(from.take<T>(a.inner > a.inner_part ? kCarried * kThreads : 0)) {}
 };
 
 // W at a pixel: weight j is the output that offset[j] names.
@@ -63,7 +64,8 @@ SCP_DEVICE void evaluate_weights(Block& block, const Network<T>& net, const Fold
       add(memory.cf + (A + q) * kWeights, basis);
     }
   }
-  // Mixed units of layer 2: a panel of columns, and if layer 1 has too many rows for a panel, a few columns by all of it.
+  // Mixed units of layer 2: a panel of columns, and if layer 1 has too many rows for a panel, a few columns by all of
+  // it.
   const bool whole = folded.mixed1 <= memory.most_mixed;
   const int columns = whole ? kPanel : kColumns;
   for (int first = 0; first < folded.mixed2; first += columns) {

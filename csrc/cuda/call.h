@@ -1,4 +1,5 @@
-// What kernels know of a call: the network, the map of pixels cut into tiles, and users' tensors with any strides and dtype.
+// What kernels know of a call: the network, the map of pixels cut into tiles, and users' tensors with any strides and
+// dtype.
 #ifndef SCP_CUDA_CALL_H
 #define SCP_CUDA_CALL_H
 
@@ -18,12 +19,12 @@ constexpr int kAffineRows = D + 1;
 template <class T>
 struct Network {
   int h1, h2;
-  int nc;          // N*C, outputs of Phi: n*C + c is W[n, c]
-  const T* w2;     // [h2, h1]
-  const T* w2t;    // [h1, h2]
-  const T* b2;     // [h2]
-  const T* w3t;    // [h2, nc]
-  const T* b3;     // [nc]
+  int nc;        // N*C, outputs of Phi: n*C + c is W[n, c]
+  const T* w2;   // [h2, h1]
+  const T* w2t;  // [h1, h2]
+  const T* b2;   // [h2]
+  const T* w3t;  // [h2, nc]
+  const T* b3;   // [nc]
   const T* residual;
   const double* coefficients;  // [G, h1, dims + 1]
   const int* not_finite;       // other than 0 if some parameter is NaN or infinite
@@ -39,7 +40,7 @@ SCP_DEVICE void count(Block& block, const Network<T>& net, scp_report entry, con
 // The map of pixels cut into tiles of kThreads. Maps of fewer than D axes have leading ones of size 1.
 template <int D>
 struct Tiling {
-  int dims;         // axes of the user's tensors
+  int dims;  // axes of the user's tensors
   int size[D];
   int log_tile[D];  // binary logarithms of a tile's extents
   int count[D];     // tiles on each axis
@@ -104,17 +105,29 @@ struct View {
 
 // Elements of a user's tensor in the type that is computed in.
 template <class T>
-SCP_DEVICE T load_as(const float* at) { return T(*at); }
+SCP_DEVICE T load_as(const float* at) {
+  return T(*at);
+}
 template <class T>
-SCP_DEVICE T load_as(const double* at) { return T(*at); }
+SCP_DEVICE T load_as(const double* at) {
+  return T(*at);
+}
 template <class T, class S>
-SCP_DEVICE T load_as(const S* at) { return T(to_float(*at)); }
+SCP_DEVICE T load_as(const S* at) {
+  return T(to_float(*at));
+}
 template <class T>
-SCP_DEVICE void store_as(T value, float* at) { *at = float(value); }
+SCP_DEVICE void store_as(T value, float* at) {
+  *at = float(value);
+}
 template <class T>
-SCP_DEVICE void store_as(T value, double* at) { *at = double(value); }
+SCP_DEVICE void store_as(T value, double* at) {
+  *at = double(value);
+}
 template <class T, class S>
-SCP_DEVICE void store_as(T value, S* at) { from_float(float(value), *at); }
+SCP_DEVICE void store_as(T value, S* at) {
+  from_float(float(value), *at);
+}
 
 template <class P>
 struct Pointee;

@@ -13,7 +13,7 @@ constexpr int kCollected = 4;
 template <class T, int D>
 struct Collect {
   Parameters<T, D> of;
-  int64_t shares;    // of this round; 0: the sums of crowded tiles, which come last
+  int64_t shares;        // of this round; 0: the sums of crowded tiles, which come last
   T *w2, *w3, *b2, *b3;  // gradients in the user's layouts: [h2, h1], [nc, h2], [h2], [nc]
   double* coefficients;  // [G, h1, dims + 1]
 
@@ -28,12 +28,14 @@ struct Collect {
   SCP_HD int64_t w2_blocks() const { return whole(of.net.h1) * ((of.net.h2 + kCollected - 1) / kCollected); }
   SCP_HD int64_t w3_blocks() const { return whole(int64_t(of.net.h2) * of.net.nc); }
   SCP_HD int64_t bias_blocks() const { return whole(of.net.h2 + of.net.nc); }
-  SCP_HD int64_t moment_blocks() const { return whole((end_group() - first_group()) * of.net.h1 * (of.tiling.dims + 1)); }
+  SCP_HD int64_t moment_blocks() const {
+    return whole((end_group() - first_group()) * of.net.h1 * (of.tiling.dims + 1));
+  }
   SCP_HD int64_t blocks() const { return w2_blocks() + w3_blocks() + bias_blocks() + moment_blocks(); }
 };
 
-// Adds value(i) of each source in order to `from`: records of the shares first .. first + count - 1 of the round (those of
-// crowded tiles are empty), or the sums of crowded tiles.
+// Adds value(i) of each source in order to `from`: records of the shares first .. first + count - 1 of the round (those
+// of crowded tiles are empty), or the sums of crowded tiles.
 template <class T, int D, class OfRecord, class OfSums>
 SCP_DEVICE void for_each_source(const Collect<T, D>& c, int64_t first, int64_t count, const OfRecord& of_record,
                                 const OfSums& of_sums) {

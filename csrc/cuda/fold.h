@@ -1,4 +1,5 @@
-// Phi on a box from Phi itself: tile_linear's "Child from parent" where the parent is the root, by one block of threads.
+// Phi on a box from Phi itself: tile_linear's "Child from parent" where the parent is the root, by one block of
+// threads.
 //
 // Layer 1 is sorted into off, on and mixed units; those that are on fold into the affine rows x of layer 2's
 // pre-activations; a zonotope bounds those and sorts layer 2; its units that are on fold into the outputs. Because the
@@ -70,7 +71,8 @@ struct FoldMemory {
 
 // Lists the units that are on, then the mixed ones, each in ascending order.
 template <class Block>
-SCP_DEVICE void list_units(Block& block, const uint8_t* classes, int n, uint16_t* list, int* counts, int& on, int& mixed) {
+SCP_DEVICE void list_units(Block& block, const uint8_t* classes, int n, uint16_t* list, int* counts, int& on,
+                           int& mixed) {
   const int t = block.thread(), length = (n + kListers - 1) / kListers;
   const int first = t * length < n ? t * length : n, end = first + length < n ? first + length : n;
   if (t < kListers) {
@@ -112,8 +114,8 @@ SCP_DEVICE Affine<T, D> line_about(const double* coefficients, int dims, int u, 
 
 // Steps 1 to 3. `dense`: every unit counts as mixed. On a box of one pixel nothing is mixed, whatever NaN says.
 template <class T, int D, int K, class Block>
-SCP_DEVICE const Folded& fold(Block& block, const Network<T>& net, const double* coefficients, int dims, const Box<D>& box,
-                       bool dense, const FoldMemory<T, D, K>& memory) {
+SCP_DEVICE const Folded& fold(Block& block, const Network<T>& net, const double* coefficients, int dims,
+                              const Box<D>& box, bool dense, const FoldMemory<T, D, K>& memory) {
   constexpr int A = kAffineRows<D>;
   const int t = block.thread(), h1 = net.h1, h2 = net.h2;
   double centre[D], half_extent[D];
@@ -198,8 +200,8 @@ SCP_DEVICE const Folded& fold(Block& block, const Network<T>& net, const double*
 // Brings columns first .. first + count - 1 (at most kPanel) of layer 2's list into the panels: the affine rows, mixed
 // units row .. row + rows - 1 of layer 1, and the outputs. The rest of a panel is 0.
 template <class T, int D, int K, class Block>
-SCP_DEVICE void load_panel(Block& block, const Network<T>& net, const Folded& folded,
-                           const FoldMemory<T, D, K>& memory, int first, int count, int row, int rows) {
+SCP_DEVICE void load_panel(Block& block, const Network<T>& net, const Folded& folded, const FoldMemory<T, D, K>& memory,
+                           int first, int count, int row, int rows) {
   constexpr int A = kAffineRows<D>;
   block.sync();
   SCP_NO_UNROLL
@@ -208,8 +210,7 @@ SCP_DEVICE void load_panel(Block& block, const Network<T>& net, const Folded& fo
     T value = 0;
     if (q < count) {
       const int k = memory.unit2[first + q];
-      value = r < A ? memory.x[r * net.h2 + k]
-                    : net.w2t[int64_t(memory.unit1[folded.on1 + row + r - A]) * net.h2 + k];
+      value = r < A ? memory.x[r * net.h2 + k] : net.w2t[int64_t(memory.unit1[folded.on1 + row + r - A]) * net.h2 + k];
     }
     memory.rows[r * kPanelStride + q] = value;
   }
@@ -222,7 +223,8 @@ SCP_DEVICE void load_panel(Block& block, const Network<T>& net, const Folded& fo
   block.sync();
 }
 
-// Step 4: cf of the outputs that `offset` names, w_r included. Rows beyond the affine ones only where layer 2 is sorted.
+// Step 4: cf of the outputs that `offset` names, w_r included. Rows beyond the affine ones only where layer 2 is
+// sorted.
 template <class T, int D, int K, class Block>
 SCP_DEVICE void fold_outputs(Block& block, const Network<T>& net, const Folded& folded,
                              const FoldMemory<T, D, K>& memory) {
@@ -277,7 +279,8 @@ SCP_DEVICE void add_row(const T* row, T basis, T (&sum)[N], int first = 0) {
 template <class T, int D, int K>
 SCP_DEVICE void start_columns(const FoldMemory<T, D, K>& memory, int q, const T (&position)[D], T (&z)[kColumns]) {
   for (int i = 0; i < kColumns; ++i) z[i] = 0;
-  for (int a = 0; a < kAffineRows<D>; ++a) add_row(memory.rows + a * kPanelStride + q, a == 0 ? T(1) : position[a - 1], z);
+  for (int a = 0; a < kAffineRows<D>; ++a)
+    add_row(memory.rows + a * kPanelStride + q, a == 0 ? T(1) : position[a - 1], z);
 }
 template <class T, int D, int K>
 SCP_DEVICE void add_to_columns(const Folded& folded, const FoldMemory<T, D, K>& memory, int q, int row, int rows,

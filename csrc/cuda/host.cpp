@@ -1,5 +1,5 @@
-// The CUDA library's programs on the host, behind the same entry points: for tests where there is no GPU. Built by them,
-// not by an installation. The environment variable SCP_HOST_ORDER says in which order a block's threads run.
+// The CUDA library's programs on the host, behind the same entry points: for tests where there is no GPU. Built by
+// them, not by an installation. The environment variable SCP_HOST_ORDER says in which order a block's threads run.
 #include <cstdlib>
 #include <cstring>
 

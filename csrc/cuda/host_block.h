@@ -41,8 +41,12 @@ class HostGrid {
  public:
   // Order 0 runs threads as they are numbered, 1 backwards, any other number shuffles them anew at every barrier.
   HostGrid(int order, int64_t shared_bytes)
-      : order_(order), random_(unsigned(order)), memory_(size_t(shared_bytes + kGuard)), fibres_(kThreads),
-        stacks_(new char[size_t(kThreads) * kStack]), turn_(kThreads) {
+      : order_(order),
+        random_(unsigned(order)),
+        memory_(size_t(shared_bytes + kGuard)),
+        fibres_(kThreads),
+        stacks_(new char[size_t(kThreads) * kStack]),
+        turn_(kThreads) {
     for (int t = 0; t < kThreads; ++t) turn_[t] = t;
     if (order == 1) std::reverse(turn_.begin(), turn_.end());
   }

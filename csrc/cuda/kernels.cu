@@ -16,7 +16,8 @@ template <int D>
 constexpr int kBlocksAtOnce<Parameters<float, D>> = 3;
 
 template <class Program>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Program>) scp_kernel(const __grid_constant__ Program program) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Program>)
+    scp_kernel(const __grid_constant__ Program program) {
   DeviceBlock block;
   program(block);
 }

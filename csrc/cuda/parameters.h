@@ -1,10 +1,10 @@
-// Gradients of Phi's parameters from the pixels of one box, by one block: tile_linear's "Leaf, backward" and "Pull", where
-// the parent is the root.
+// Gradients of Phi's parameters from the pixels of one box, by one block: tile_linear's "Leaf, backward" and "Pull",
+// where the parent is the root.
 //
-// A mixed unit u of layer 1 is an affine function on its half of the box: relu(l_u) = 1[l_u > 0] (c_u + a_u di + b_u dj).
-// So all that is needed of a quantity g over the box (gW[n], or gz_k of a mixed unit of layer 2) is, for the whole box and
-// for the half of every mixed u, its sums against 1, di, dj. From these follow g_cf and gA2, and the moments of g_l(u), which
-// are cf[u, :] and A2[u, :] times them.
+// A mixed unit u of layer 1 is an affine function on its half of the box: relu(l_u) = 1[l_u > 0] (c_u + a_u di + b_u
+// dj). So all that is needed of a quantity g over the box (gW[n], or gz_k of a mixed unit of layer 2) is, for the whole
+// box and for the half of every mixed u, its sums against 1, di, dj. From these follow g_cf and gA2, and the moments of
+// g_l(u), which are cf[u, :] and A2[u, :] times them.
 #ifndef SCP_CUDA_PARAMETERS_H
 #define SCP_CUDA_PARAMETERS_H
 
@@ -29,12 +29,12 @@ constexpr int kNoSlot = -1;
 // What one box contributes, in global memory: sums over many boxes are then made in a fixed order.
 template <class T, int D>
 struct Record {
-  T* z;        // [A + most_mixed, h2]: gradients of the affine rows of layer 2, then of W2's rows of mixed units
-  T* w3;       // [h2, nc]
-  T* line;     // [h1, 4]: of units that are on, 0 of others
-  T* moments;  // [h1, A]: of the pre-activations' gradients, about the centre
-  T* b3;       // [nc]
-  int* slot;   // [h1]: number of a mixed unit, or kNoSlot
+  T* z;            // [A + most_mixed, h2]: gradients of the affine rows of layer 2, then of W2's rows of mixed units
+  T* w3;           // [h2, nc]
+  T* line;         // [h1, 4]: of units that are on, 0 of others
+  T* moments;      // [h1, A]: of the pre-activations' gradients, about the centre
+  T* b3;           // [nc]
+  int* slot;       // [h1]: number of a mixed unit, or kNoSlot
   double* centre;  // [D]
 
   SCP_HD Record(Carver& from, int h1, int h2, int nc, int most_mixed) {
@@ -51,8 +51,8 @@ struct Record {
 // Sums of boxes that no record can hold: whole gradients.
 template <class T, int D>
 struct Sums {
-  T* w2t;           // [h1, h2]
-  T* w3;            // [h2, nc]
+  T* w2t;  // [h1, h2]
+  T* w3;   // [h2, nc]
   T* b2;
   T* b3;
   double* moments;  // [G, h1, A], about the origin: of 1, then of the index on each axis
@@ -73,15 +73,15 @@ struct Parameters {
   View<D> features, grad_logits;
   int classes, channels;
   int64_t groups;
-  Shares shares;           // a record each
+  Shares shares;  // a record each
   int most_mixed;
-  bool crowded_pass;       // the tiles that the rounds have marked as crowded; else a round, one share a block
-  int64_t first_share;     // of the round, over all position maps
-  int* crowded;            // [shares]: 1 where a tile has more mixed units than a record has room for
+  bool crowded_pass;    // the tiles that the rounds have marked as crowded; else a round, one share a block
+  int64_t first_share;  // of the round, over all position maps
+  int* crowded;         // [shares]: 1 where a tile has more mixed units than a record has room for
   int* any_crowded;
-  char* records;           // one for each share of a round
+  char* records;  // one for each share of a round
   int64_t record_bytes;
-  char* sums;              // one for each block that works on crowded tiles
+  char* sums;  // one for each block that works on crowded tiles
   int64_t sums_bytes;
   int sums_count;
 
@@ -98,23 +98,24 @@ struct Parameters {
   }
 };
 
-// Where a block is in its tiles: in shared memory, because it would take registers all the while that a box is worked on.
+// Where a block is in its tiles: in shared memory, because it would take registers all the while that a box is worked
+// on.
 template <int D>
 struct Walk {
   int64_t share;
-  int waiting;             // boxes of the tile that are still to be visited ...
-  Box<D> boxes[kMostCuts]; // ... the last one first
+  int waiting;              // boxes of the tile that are still to be visited ...
+  Box<D> boxes[kMostCuts];  // ... the last one first
 };
 
 template <class T, int D>
 struct ParametersMemory {
-  T* pixels;         // [kThreads, kGradientStride]: a pixel's gW, then its index - centre on each axis
-  T* hidden;         // [kColumns, kColumnStride]: relu(z) of some mixed columns ...
-  T* grad_hidden;    // ... and gz
+  T* pixels;       // [kThreads, kGradientStride]: a pixel's gW, then its index - centre on each axis
+  T* hidden;       // [kColumns, kColumnStride]: relu(z) of some mixed columns ...
+  T* grad_hidden;  // ... and gz
   Walk<D>* walk;
   FoldMemory<T, D, kGradients> fold;
-  T* outputs;        // [A + most_mixed, kGradients]: g_cf
-  T* partial;        // [most_mixed, kColumns, A]: parts of the moments of mixed units
+  T* outputs;  // [A + most_mixed, kGradients]: g_cf
+  T* partial;  // [most_mixed, kColumns, A]: parts of the moments of mixed units
 
   // What has a fixed size comes first: its address is a constant, and takes no register.
   SCP_HD ParametersMemory(Carver& from, int h1, int h2, int most)
@@ -197,7 +198,8 @@ SCP_DEVICE void clear(Block& block, const Parameters<T, D>& p, const Record<T, D
 template <int D>
 SCP_DEVICE double part_macs(const Folded& folded, int width) {
   constexpr double A = kAffineRows<D>, kPixels = kThreads;
-  const double m1 = folded.mixed1, m2 = folded.mixed2, parts = 1 + m1, chunks = (folded.mixed2 + kColumns - 1) / kColumns;
+  const double m1 = folded.mixed1, m2 = folded.mixed2, parts = 1 + m1,
+               chunks = (folded.mixed2 + kColumns - 1) / kColumns;
   const double of_outputs = parts * kPairs * kPixels * (D + 2 * D) + m1 * kPairs * 4 * A;
   const double of_on = 2 * folded.on2 * (A + m1) * kGradients;
   const double z_and_gz = kPixels * chunks * (kColumns * (A + m1) + D * m1 + kColumns * kGradients);
@@ -338,7 +340,8 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t s
           T sum = 0;
           SCP_UNROLL_BY_8
           for (int pixel = 0; pixel < kThreads; ++pixel)
-            sum = multiply_add(memory.hidden[i * kColumnStride + pixel], memory.pixels[pixel * kGradientStride + j], sum);
+            sum =
+                multiply_add(memory.hidden[i * kColumnStride + pixel], memory.pixels[pixel * kGradientStride + j], sum);
           record.w3[int64_t(fold_memory.unit2[folded.on2 + start + q + i]) * nc + first + j] = sum;
         }
         SCP_NO_UNROLL
@@ -398,8 +401,8 @@ SCP_DEVICE bool differentiate(Block& block, const Parameters<T, D>& p, int64_t s
   return true;
 }
 
-// Gradient of W2's row u, columns k .. k + N - 1 (fewer at the end), from one record. Nothing is skipped for units that are
-// off: loads that wait for no decision can all be under way.
+// Gradient of W2's row u, columns k .. k + N - 1 (fewer at the end), from one record. Nothing is skipped for units that
+// are off: loads that wait for no decision can all be under way.
 template <class T, int D, int N>
 SCP_DEVICE void add_w2(const Record<T, D>& record, int h2, int u, int k, T (&sum)[N]) {
   constexpr int A = kAffineRows<D>;
@@ -469,8 +472,8 @@ SCP_DEVICE void add_to_sums(Block& block, const Parameters<T, D>& p, const Recor
   for (int i = t; i < h1 * A; i += kThreads) sums.moments[group * h1 * A + i] += moment<T, D>(record, i / A, i % A);
 }
 
-// A round: a block has one share, and marks it if its tile is crowded. After the rounds, a few blocks share the crowded tiles:
-// each cuts them into boxes that are not, down to single pixels, and has sums of its own.
+// A round: a block has one share, and marks it if its tile is crowded. After the rounds, a few blocks share the crowded
+// tiles: each cuts them into boxes that are not, down to single pixels, and has sums of its own.
 template <class T, int D>
 template <class Block>
 SCP_DEVICE void Parameters<T, D>::operator()(Block& block) const {

@@ -15,10 +15,10 @@ constexpr int kLookers = 8;
 template <class T>
 struct Prepare {
   Network<T> net;
-  const T* w3;              // [nc, h2]
-  T *w2t, *w3t;             // written
-  int64_t coefficients;     // how many there are
-  int* not_finite;          // 0 before
+  const T* w3;           // [nc, h2]
+  T *w2t, *w3t;          // written
+  int64_t coefficients;  // how many there are
+  int* not_finite;       // 0 before
 
   template <class Block>
   SCP_DEVICE void operator()(Block& block) const;
@@ -57,8 +57,7 @@ SCP_DEVICE bool transpose_square(Block& block, const T* in, T* out, int rows, in
   SCP_NO_UNROLL
   for (int i = block.thread(); i < kSquare * kSquare; i += kThreads) {
     const int r = i % kSquare, c = i / kSquare;
-    if (row + r < rows && column + c < columns)
-      out[int64_t(column + c) * rows + row + r] = held[r * (kSquare + 1) + c];
+    if (row + r < rows && column + c < columns) out[int64_t(column + c) * rows + row + r] = held[r * (kSquare + 1) + c];
   }
   return all_finite;
 }

@@ -1,6 +1,7 @@
 // A call as a sequence of launches. A template over who launches: a CUDA stream, or the host's imitation of a grid.
 //
-// A launcher offers clear(at, bytes), and launch(program, blocks, shared_bytes), where program(block) is a block's work.
+// A launcher offers clear(at, bytes), and launch(program, blocks, shared_bytes), where program(block) is a block's
+// work.
 #ifndef SCP_CUDA_RUN_H
 #define SCP_CUDA_RUN_H
 
@@ -64,7 +65,11 @@ class Run {
 
   scp_cuda_needs needs() const {
     const int64_t all = call_.groups * parameter_shares_.a_group();
-    return {workspace_bytes_, apply_shared_, parameters_shared_, apply_.blocks(call_.groups), round_,
+    return {workspace_bytes_,
+            apply_shared_,
+            parameters_shared_,
+            apply_.blocks(call_.groups),
+            round_,
             round_ == 0 ? 0 : (all + round_ - 1) / round_};
   }
 
@@ -100,7 +105,8 @@ class Run {
     }
   }
 
-  // Few tiles and many samples: the samples in parts, each of which folds anew, until every multiprocessor has some blocks.
+  // Few tiles and many samples: the samples in parts, each of which folds anew, until every multiprocessor has some
+  // blocks.
   Shares shares_for(int64_t parts_of_a_tile) const {
     Shares shares{tiling_.tiles, call_.groups == 1 ? call_.batch : 1, 0, 1};
     const int64_t blocks = call_.groups * tiling_.tiles * parts_of_a_tile;
@@ -113,7 +119,8 @@ class Run {
     return shares;
   }
 
-  // Room for so many mixed units of layer 1: about three times what tiles have on average, less where shared memory is small.
+  // Room for so many mixed units of layer 1: about three times what tiles have on average, less where shared memory is
+  // small.
   template <class Bytes>
   int most_mixed(const Bytes& bytes) const {
     int most = 8 + net_.h1 / (call_.spatial_dims == 2 ? 6 : 4);
@@ -200,8 +207,13 @@ class Run {
 
   template <class Launcher>
   void run_collect(Launcher& launcher, const Parameters<T, D>& p, int64_t shares) {
-    Collect<T, D> c{p, shares, static_cast<T*>(call_.grad_w2), static_cast<T*>(call_.grad_w3),
-                    static_cast<T*>(call_.grad_b2), static_cast<T*>(call_.grad_b3), call_.grad_coefficients};
+    Collect<T, D> c{p,
+                    shares,
+                    static_cast<T*>(call_.grad_w2),
+                    static_cast<T*>(call_.grad_w3),
+                    static_cast<T*>(call_.grad_b2),
+                    static_cast<T*>(call_.grad_b3),
+                    call_.grad_coefficients};
     launcher.launch(c, c.blocks(), 0);
   }
 
@@ -223,7 +235,8 @@ class Run {
   char *records_ = nullptr, *sums_ = nullptr;
 };
 
-// Calls use(run) with the run of the call's type and number of axes. In float64 maps of two axes are volumes of one slice.
+// Calls use(run) with the run of the call's type and number of axes. In float64 maps of two axes are volumes of one
+// slice.
 template <class Use>
 void with_run(const scp_cuda_call& call, bool backward, const Use& use) {
   if (call.call.compute_dtype == SCP_FLOAT64) {
@@ -268,9 +281,8 @@ int run_call(const scp_cuda_call* call, bool backward, Launcher& launcher, char*
 }
 
 inline int plan_call(const scp_cuda_call* call, bool backward, scp_cuda_needs* needs, char* message, int64_t size) {
-  return guarded(call, backward, false, message, size, [&] {
-    with_run(*call, backward, [&](auto& run) { *needs = run.needs(); });
-  });
+  return guarded(call, backward, false, message, size,
+                 [&] { with_run(*call, backward, [&](auto& run) { *needs = run.needs(); }); });
 }
 
 }  // namespace SCP_NAMESPACE

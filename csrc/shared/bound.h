@@ -1,5 +1,5 @@
-// Is a ReLU unit off, on or mixed on a box, and what may be said of its output? (tile_linear: "Notation", "Child", 1 and 3)
-// Shared by the CPU backend and by device code.
+// Is a ReLU unit off, on or mixed on a box, and what may be said of its output? (tile_linear: "Notation", "Child", 1
+// and 3) Shared by the CPU backend and by device code.
 #ifndef SCP_SHARED_BOUND_H
 #define SCP_SHARED_BOUND_H
 
@@ -8,8 +8,8 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// A unit with pre-activation in [lowest, highest] on a box is off if highest <= 0, on if lowest > 0, else mixed: strictly
-// so, that ReLU'(0) = 0 holds for kinks on pixels, and written so that a NaN bound makes it mixed.
+// A unit with pre-activation in [lowest, highest] on a box is off if highest <= 0, on if lowest > 0, else mixed:
+// strictly so, that ReLU'(0) = 0 holds for kinks on pixels, and written so that a NaN bound makes it mixed.
 //
 // V is double, or a vector of doubles: the same formulas for one unit or several.
 

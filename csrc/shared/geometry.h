@@ -24,7 +24,8 @@ struct Box {
   }
 };
 
-// Where to cut an interval of `extent` pixels in two: a multiple of `grain` next to the middle, or 0 if none lies inside.
+// Where to cut an interval of `extent` pixels in two: a multiple of `grain` next to the middle, or 0 if none lies
+// inside.
 SCP_HD inline int cut(int extent, int grain) {
   int middle = (extent / 2 + grain - 1) / grain * grain;
   if (middle >= extent) middle = (extent - 1) / grain * grain;
