@@ -37,6 +37,8 @@ CXX_FLAGS = [
     *("-Wall", "-Wextra"),
 ]
 CXX_LINK_FLAGS = ["-shared", "-fopenmp"]
+# Taken where the compiler knows them. GCC else spills the operands of the leaves' products inside their loops.
+CXX_TUNING_FLAGS = ["-fira-region=all"]
 # csrc/cpu/kernels.cpp is compiled once for each vector level, and the best one is picked when the library runs.
 X86_LEVELS = {
     "portable": [],
@@ -123,6 +125,10 @@ def probe(compiler: list[str], flags: list[str], source: str, suffix: str) -> st
     return f"{shlex.join(compiler)} failed on a trivial program at install: {message.strip()}"
 
 
+def knows(compiler: list[str], flag: str) -> bool:
+    return probe(compiler, [flag, "-Werror", "-c"], "int scp_probe;\n", ".cpp") is None
+
+
 def find_ninja() -> str | None:
     try:
         import ninja  # the build requirement brings its own binary, which need not be on the path
@@ -160,10 +166,11 @@ def plan_cpu() -> Library:
         return Library("cpu", reason="this version has no CPU kernels")
     compiler, reason = find_compiler("CXX", "c++", "g++", "clang++")
     reason = reason or probe(compiler, [*CXX_FLAGS, *CXX_LINK_FLAGS], CXX_PROBE, ".cpp")
+    flags = [*CXX_FLAGS, *(f for f in CXX_TUNING_FLAGS if reason is None and knows(compiler, f))]
     levels = VECTOR_LEVELS.get(platform.machine(), OTHER_MACHINES)
     objects = [(kernels, level, [f"-DSCP_VECTOR_LEVEL={level}", *flags]) for level, flags in levels.items()]
     objects += [(source, "", []) for source in sorted(kernels.parent.glob("*.cpp")) if source != kernels]
-    return Library("cpu", reason, compiler, objects, CXX_FLAGS, CXX_LINK_FLAGS, levels)
+    return Library("cpu", reason, compiler, objects, flags, CXX_LINK_FLAGS, levels)
 
 
 def plan_cuda() -> Library:

@@ -210,31 +210,42 @@ class Walk {
 
   void leaf(const Node<T, D>& node) {
     const ScratchStack::Mark mark = scratch_.mark();
-    const Network<T>& net = job_.net;
-    const Panel<T, D> panel = make_panel(net, node, scratch_);
-    T *gW = nullptr, *weights = nullptr;
-    if (job_.backward && !filling_) {
-      gW = take<T>(scratch_, int64_t(net.ncp) * kBlockPixels);
-      weights = take<T>(scratch_, int64_t(net.ncp) * kBlockPixels);
-      for (int64_t p = int64_t(net.nc) * kBlockPixels; p < int64_t(net.ncp) * kBlockPixels; ++p) gW[p] = T(0);
-    }
-    for_each_block<T, D>(node.box, [&](const Block<T, D>& block) {
-      if (field_ != nullptr) {
+    const Panel<T, D> panel = make_panel(job_.net, node, scratch_);
+    if (filling_) {
+      for_each_block<T, D>(node.box, [&](const Block<T, D>& block) {
         evaluate_basis(node, block, panel);
-        if (filling_) return fill_field(net, node, block, panel, *field_);
-        read_field(*field_, block, net.nc, gW);
-      } else if constexpr (D == 2) {
-        if (!job_.backward)
-          return apply_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y, job_.bias,
-                              samples_.number[0], job_.N, job_.C);
-        meet_direct(net, node, block, block_at<T, D>(map_, next_.index), panel, job_.X, job_.Y,
-                    job_.needs_features ? &job_.gX : nullptr, samples_.number[0], job_.N, job_.C, weights, gW);
-      }
-      if (job_.needs_parameters) leaf_backward(net, node, panel, gW, sums_, scratch_);
-    });
+        fill_field(job_.net, node, block, panel, *field_);
+      });
+    } else if (job_.backward) {
+      differentiate(node, panel);
+    } else if constexpr (D == 2) {
+      for_each_block<T, D>(node.box, [&](const Block<T, D>& block) {
+        apply_direct(job_.net, node, block, next_block(), panel, job_.X, job_.Y, job_.bias, samples_.number[0], job_.N,
+                     job_.C);
+      });
+    }
     count_leaf(node);
     scratch_.release(mark);
   }
+
+  void differentiate(const Node<T, D>& node, const Panel<T, D>& panel) {
+    const Network<T>& net = job_.net;
+    T* const gW = take<T>(scratch_, int64_t(net.ncp) * kBlockPixels);
+    for (int64_t p = int64_t(net.nc) * kBlockPixels; p < int64_t(net.ncp) * kBlockPixels; ++p) gW[p] = T(0);
+    T* const weights = job_.direct ? take<T>(scratch_, int64_t(net.ncp) * kBlockPixels) : nullptr;
+    for_each_block<T, D>(node.box, [&](const Block<T, D>& block) {
+      if (!job_.direct) {
+        evaluate_basis(node, block, panel);
+        read_field(*field_, block, net.nc, gW);
+      } else if constexpr (D == 2) {
+        meet_direct(net, node, block, next_block(), panel, job_.X, job_.Y, job_.needs_features ? &job_.gX : nullptr,
+                    samples_.number[0], job_.N, job_.C, weights, gW);
+      }
+      leaf_backward(net, node, panel, gW, sums_, scratch_);
+    });
+  }
+
+  Block<T, D> next_block() const { return block_at<T, D>(map_, next_.index); }
 
   void count_leaf(const Node<T, D>& node) {
     const double pixels = double(node.box.pixels()), m1 = node.m1, m2 = node.m2;
