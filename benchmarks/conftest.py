@@ -30,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: minutes, or gigabytes, on a CPU; needs --slow")
     config.addinivalue_line("markers", "guarded: what --short runs")
     config.stash[RACES] = {}
+    machine.keep_freed_memory()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -110,6 +110,26 @@ def test_flops_are_nominal_and_the_plan_tells_the_executed_ones():
     assert counter.get_total_flops() == 2 * 2 * 64 * 64 * (phi + 2 * 16)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_executed_is_counted_on_every_device(backend):
+    inputs = make_inputs((64, 64), channels=8, hidden=(64, 64), seed=11).to(device_of(backend))
+    counted = []
+    for _ in range(2):
+        leaves = [t.clone().requires_grad_() for t in inputs.tensors[:8]]
+        with count_macs() as count:
+            logits = scp(leaves[0], leaves[1:7], leaves[7], backend=backend)
+            forward = count.macs
+            torch.autograd.grad(logits.sum(), leaves)
+        counted.append((forward, count.macs - forward))
+    assert counted[0] == counted[1], "the same work"
+    forward, backward = counted[0]
+    if backend == "reference":
+        assert forward == backward == 0
+    else:
+        assert 0 < forward < backward
+        assert forward < 64 * 64 * (4 * 64 + 64 * 64 + 64 * 8)
+
+
 @needs_cpu
 def test_what_is_executed_is_counted_in_and_out_of_a_graph():
     inputs = make_inputs((64, 64), channels=8, hidden=(64, 64))

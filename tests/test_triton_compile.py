@@ -13,7 +13,7 @@ from scp_kernels.problem import Problem
 
 pytest.importorskip("triton")
 
-from scp_kernels.backends.triton import TritonBackend, interpreting, launch, offline, tables
+from scp_kernels.backends.triton import TritonBackend, interpreting, launch, offline, tables, work
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 leaves nothing to compile")
 
@@ -58,6 +58,13 @@ def test_no_spills_and_shared_memory_within_the_limit(capability, changes, chann
         found = offline.compile_launch(plan.launches[0], capability)
         assert found.registers > 16
         assert not found.faults, found
+
+
+@pytest.mark.parametrize("capability", [75, 90])
+def test_what_counts_mixed_units_compiles(capability):
+    for plan in offline.abstract_plans(problem(), capability):
+        counter, _ = work.counting(plan.launches[0])
+        assert not offline.compile_launch(counter, capability).faults
 
 
 def test_a_kernel_that_spills_is_seen(monkeypatch):

@@ -68,15 +68,21 @@ class TileWork:
         )
 
 
-def mixed_units(item: Launch) -> Tensor:
-    """Mixed units of layer 1 on each tile of each position map, ``[groups, tiles]`` (int32)."""
+def counting(item: Launch) -> tuple[Launch, Tensor]:
+    """The launch that counts another's mixed units, and the tensor ``[groups, tiles]`` (int32) that it fills."""
     sizes = item.arguments
-    names = ("coefficients", "w2t", "h1", "tiles_h", "tiles_w", "DIMS", "TILE_H", "TILE_W", "BLOCK_H1")
     groups = sizes["coefficients"].shape[0]
     tiles = sizes["tiles"] if item.kernel is scp_backward_parameters_kernel else item.grid[0]
     found = torch.empty(groups, tiles, dtype=torch.int32, device=sizes["coefficients"].device)
+    names = ("coefficients", "w2t", "h1", "tiles_h", "tiles_w", "DIMS", "TILE_H", "TILE_W", "BLOCK_H1")
     own = {name: sizes[name] for name in names} | {"mixed_units": found}
-    Launch(scp_mixed_units_kernel, (tiles, groups, 1), own, {"num_warps": 1}).run()
+    return Launch(scp_mixed_units_kernel, (tiles, groups, 1), own, {"num_warps": 1}), found
+
+
+def mixed_units(item: Launch) -> Tensor:
+    """Mixed units of layer 1 on each tile of each position map, ``[groups, tiles]``."""
+    launch, found = counting(item)
+    launch.run()
     return found
 
 
