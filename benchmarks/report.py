@@ -30,7 +30,8 @@ each call is synchronised and, if it is short, preceded by untimed calls of the 
 rounds of times taken within one round, so that a busy machine meets all alike; it is the subject's time over ours:
 *more than 1 means that we are faster*. Before its time counts, each subject's logits and gradients are compared with
 float64: ours within the table of tolerances, the others' to show that they compute the same function. float32 is
-float32: TensorFloat-32 is off.
+float32: TensorFloat-32 is off. On a CPU the process keeps the memory that it frees (glibc): page faults of fresh memory
+can take longer than a call, and come and go with what else a process has done.
 
 | subject | what |
 |---|---|

@@ -106,7 +106,8 @@ def environment(request) -> dict[str, str]:
 
 def test_the_suite_of_the_cpu_backend(environment):
     # pytest captures nothing (-s): a report must outlive the process that it ends.
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-s", "-p", "no:cacheprovider", "tests/test_cpu_backend.py"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-s", "-p", "no:cacheprovider"]
+    command += ["tests/test_cpu_backend.py", "tests/test_cpu_kept.py"]
     # AddressSanitizer's own allocator may be locked when another thread forks, and stays so in the child.
     command += ["-k", "not forked_among_threads"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
