@@ -24,12 +24,12 @@ def scp_mixed_units_kernel(
 ):  # fmt: skip
     """The number of mixed units of layer 1 on each tile, ``[groups, tiles]``. Grid: (tiles, groups)."""
     dtype: tl.constexpr = w2t.dtype.element_ty
-    depth_index, first_row, first_column, _, _ = tile_pixels(tl.program_id(0), tiles_h, tiles_w, TILE_H, TILE_W)
+    depth_index, first_row, first_column, _i, _j = tile_pixels(tl.program_id(0), tiles_h, tiles_w, TILE_H, TILE_W)
     group = tl.program_id(1).to(tl.int64)
     total = 0
     for start in range(0, h1, BLOCK_H1):
         u = start + tl.arange(0, BLOCK_H1)
-        _, _, _, _, mixed = first_layer(
+        _c, _a, _b, _on, mixed = first_layer(
             coefficients + group * h1 * (DIMS + 1), u, h1, depth_index, first_row, first_column, dtype,
             DIMS, TILE_H, TILE_W,
         )  # fmt: skip
