@@ -1,10 +1,17 @@
-"""Other settings of the CPU backend, for one test."""
+"""Tests of the CPU backend: where they run, and other settings for one of them."""
 
 from dataclasses import replace
 
 import pytest
 
+from scp_kernels import backends
 from scp_kernels.backends import native
+
+LEVELS = list(native.LEVELS)
+
+needs_cpu = pytest.mark.skipif(
+    not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
+)
 
 
 def ask_cpu(monkeypatch: pytest.MonkeyPatch, **changes: int) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from cpu_settings import needs_cpu
 from cuda_host import SOURCES, compiler
 from tolerances import GRADIENTS
 
-from scp_kernels.backends import library, native
+from scp_kernels.backends import library
 
 DRIVER = Path(__file__).parent / "c_abi.cpp"
 CROSS, EMULATOR = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
@@ -24,7 +25,7 @@ def worst_error(*command: str, **environment: str) -> float:
 
 
 @pytest.mark.skipif(compiler is None, reason="needs a C++ compiler")
-@pytest.mark.skipif(native.NativeCPU().unusable() is not None, reason="the CPU library was not built")
+@needs_cpu
 def test_the_installed_library(tmp_path):
     installed = library.find("cpu")
     program = tmp_path / "program"

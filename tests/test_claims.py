@@ -2,13 +2,11 @@
 
 import pytest
 import torch
+from cpu_settings import needs_cpu
 from memory import cuda_peak
 from networks import CAPACITIES, STEPS, activation_bytes, build, executed_macs, image
 from scp_models.complexity import count_parameters
 
-from scp_kernels import backends
-
-needs_cpu_backend = pytest.mark.skipif(not backends()["cpu"].usable, reason="the CPU backend was not built")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -21,12 +19,12 @@ def test_scp_256_has_three_quarters_fewer_parameters_than_base_512():
     assert round(found, 3) == 0.747
 
 
-@needs_cpu_backend
+@needs_cpu
 def test_scp_256_executes_74_percent_fewer_operations_than_base_512():
     assert reduction(executed_macs(build("SCP 256", backend="cpu")), executed_macs(build("Base 512"))) >= 0.74
 
 
-@needs_cpu_backend
+@needs_cpu
 @pytest.mark.parametrize("capacity", CAPACITIES[:2])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_scp_keeps_what_base_keeps(capacity, batch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cpu_settings import ask_cpu
+from cpu_settings import LEVELS, ask_cpu, needs_cpu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from problems import away_from_kinks, evaluate, make_inputs
@@ -12,16 +12,7 @@ from tolerances import GRADIENTS, LOGITS, relative_error
 from scp_kernels import FusedSCP, backends, scp, scp_reference
 from scp_kernels.backends import native
 
-pytestmark = pytest.mark.skipif(
-    not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
-)
-LEVELS = list(native.LEVELS)
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept():
-    """No test sees the weight fields that another one left."""
-    native.release_kept()
+pytestmark = [needs_cpu, pytest.mark.usefixtures("nothing_kept")]
 
 
 def check(inputs, **options):

@@ -5,22 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cpu_settings import ask_cpu
+from cpu_settings import LEVELS, ask_cpu, needs_cpu
 from problems import make_inputs
 
-from scp_kernels import FusedSCP, backends, scp
+from scp_kernels import FusedSCP, scp
 from scp_kernels.backends import native
 
-pytestmark = pytest.mark.skipif(
-    not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
-)
-LEVELS = list(native.LEVELS)
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept():
-    """No test sees the weight fields that another one left."""
-    native.release_kept()
+pytestmark = [needs_cpu, pytest.mark.usefixtures("nothing_kept")]
 
 
 def uncached(monkeypatch, *arguments, **options):

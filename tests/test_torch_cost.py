@@ -5,11 +5,11 @@ import subprocess
 import sys
 import time
 
-import pytest
 import torch
+from cpu_settings import needs_cpu
 from problems import make_inputs
 
-from scp_kernels import backends, dispatch, scp
+from scp_kernels import dispatch, scp
 from scp_kernels.problem import problem_of, whole_image_matrix
 
 IMPORT_SECONDS = 0.3
@@ -64,7 +64,7 @@ class Direct(torch.autograd.Function):
         return of_x, *of_phi, of_phi[-1].view_as(residual).clone()
 
 
-@pytest.mark.skipif(not backends()["cpu"].usable, reason="the CPU backend was not built")
+@needs_cpu
 def test_a_call_costs_little_more_than_its_kernel():
     inputs = make_inputs((1, 1), batch=1, channels=1, hidden=(1, 1))
     plain = inputs.tensors[:8]

@@ -5,19 +5,17 @@ import warnings
 import pytest
 import torch
 from backend_names import BACKENDS, device_of
+from cpu_settings import needs_cpu
 from problems import make_inputs
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from scp_kernels import FusedSCP, backends, count_macs, ops, ptflops_hook, scp
+from scp_kernels import FusedSCP, count_macs, ops, ptflops_hook, scp
 from scp_kernels.backends import native
 from scp_kernels.problem import identity_affine, position_matrix
 
-needs_cpu = pytest.mark.skipif(
-    not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
-)
 PROBLEMS = {
     "plain": {},
     "bias": {"bias": True, "classes": 2},

@@ -100,7 +100,7 @@ def last_plan() -> Plan:
     scale = 1 / max(pixels, 1.0)
     a_pixel = 1 / max(maps * problem.pixels, 1.0)
     return Plan(
-        level=next(name for name, number in LEVELS.items() if number == int(level)),
+        level=_level_name(int(level)),
         dense=bool(dense),
         nodes=int(nodes),
         leaves=int(leaves),
@@ -114,6 +114,10 @@ def last_plan() -> Plan:
         position_maps=int(maps),
         kept=_KEPT[int(kept)],
     )
+
+
+def _level_name(number: int) -> str:
+    return next(name for name, level in LEVELS.items() if level == number)
 
 
 def kept_bytes() -> int:
@@ -138,7 +142,7 @@ class NativeCPU:
         except (library.LibraryUnavailable, ValueError) as error:
             return str(error)
         if level and not loaded.scp_cpu_levels() >> level & 1:
-            return f"{LEVEL_VARIABLE}={list(LEVELS)[level - 1]}: this machine does not have these vectors"
+            return f"{LEVEL_VARIABLE}={_level_name(level)}: this machine does not have these vectors"
         return None
 
     def cannot_run(self, problem: Problem) -> str | None:
