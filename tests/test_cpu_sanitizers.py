@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,6 +35,8 @@ pytestmark = [
     pytest.mark.skipif(not RECORD["built"], reason=f"the CPU backend was not built: {RECORD.get('reason')}"),
     pytest.mark.xdist_group("cpu_sanitizers"),  # one library for them all
 ]
+
+UNFINISHED = "unfinished-"
 
 
 def compiler() -> list[str]:
@@ -88,12 +91,21 @@ def environment(request) -> dict[str, str]:
     place = cache / key.hexdigest()[:16]
     folder = place / library.PACKAGE
     if not (folder / "libscp_cpu.so").exists():
+        # Made aside and then put into its place whole: another process may be at it too.
         for old in cache.iterdir():
-            shutil.rmtree(old)
-        folder.mkdir(parents=True)
-        (folder / "__init__.py").touch()
-        (folder / "build.json").write_text(json.dumps(library.build_record()))
-        compile_everything(folder, command, flags)
+            if old != place and not old.name.startswith(UNFINISHED):
+                shutil.rmtree(old, ignore_errors=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=cache))
+        made = unfinished / library.PACKAGE
+        made.mkdir()
+        (made / "__init__.py").touch()
+        (made / "build.json").write_text(json.dumps(library.build_record()))
+        compile_everything(made, command, flags)
+        try:
+            unfinished.rename(place)
+        except OSError:
+            shutil.rmtree(unfinished)
+            assert (folder / "libscp_cpu.so").exists()
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(place), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
