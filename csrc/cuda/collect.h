@@ -20,16 +20,18 @@ struct Collect {
   template <class Block>
   SCP_DEVICE void operator()(Block& block) const;
 
+  SCP_HD const Network<T>& net() const { return of.subject.net; }
+  SCP_HD int64_t a_group() const { return of.subject.shares.a_group(); }
   SCP_HD static int64_t whole(int64_t count) { return (count + kThreads - 1) / kThreads; }
-  SCP_HD int64_t first_group() const { return shares == 0 ? 0 : of.first_share / of.shares.a_group(); }
+  SCP_HD int64_t first_group() const { return shares == 0 ? 0 : of.first_share / a_group(); }
   SCP_HD int64_t end_group() const {
-    return shares == 0 ? of.groups : (of.first_share + shares - 1) / of.shares.a_group() + 1;
+    return shares == 0 ? of.groups : (of.first_share + shares - 1) / a_group() + 1;
   }
-  SCP_HD int64_t w2_blocks() const { return whole(of.net.h1) * ((of.net.h2 + kCollected - 1) / kCollected); }
-  SCP_HD int64_t w3_blocks() const { return whole(int64_t(of.net.h2) * of.net.nc); }
-  SCP_HD int64_t bias_blocks() const { return whole(of.net.h2 + of.net.nc); }
+  SCP_HD int64_t w2_blocks() const { return whole(net().h1) * ((net().h2 + kCollected - 1) / kCollected); }
+  SCP_HD int64_t w3_blocks() const { return whole(int64_t(net().h2) * net().nc); }
+  SCP_HD int64_t bias_blocks() const { return whole(net().h2 + net().nc); }
   SCP_HD int64_t moment_blocks() const {
-    return whole((end_group() - first_group()) * of.net.h1 * (of.tiling.dims + 1));
+    return whole((end_group() - first_group()) * net().h1 * (of.subject.tiling.dims + 1));
   }
   SCP_HD int64_t blocks() const { return w2_blocks() + w3_blocks() + bias_blocks() + moment_blocks(); }
 };
@@ -53,11 +55,11 @@ SCP_DEVICE void Collect<T, D>::operator()(Block& block) const {
   const Collect& c = *this;
   constexpr int A = kAffineRows<D>;
   if (c.shares == 0 && *c.of.any_crowded == 0) return;
-  const int h1 = c.of.net.h1, h2 = c.of.net.h2, nc = c.of.net.nc, t = block.thread();
+  const int h1 = c.net().h1, h2 = c.net().h2, nc = c.net().nc, t = block.thread();
   // Earlier rounds left their sums in the gradients.
   const bool continued = c.shares == 0 || c.of.first_share > 0;
   int64_t index = block.index();
-  if (index == 0) count(block, c.of.net, SCP_REPORT_BUILD_MACS, [&] { return double(c.shares) * A * h1 * h2; });
+  if (index == 0) count(block, c.net(), SCP_REPORT_BUILD_MACS, [&] { return double(c.shares) * A * h1 * h2; });
   if (index < c.w2_blocks()) {
     const int u = int(index % c.whole(h1)) * kThreads + t, k = int(index / c.whole(h1)) * kCollected;
     if (u >= h1) return;
@@ -100,13 +102,13 @@ SCP_DEVICE void Collect<T, D>::operator()(Block& block) const {
     return;
   }
   index -= c.bias_blocks();
-  const int columns = c.of.tiling.dims + 1;
+  const int columns = c.of.subject.tiling.dims + 1;
   const int64_t i = index * kThreads + t, group = c.first_group() + i / (int64_t(h1) * columns);
   if (group >= c.end_group()) return;
   const int u = int(i / columns % h1), column = int(i % columns);
   // The coefficients' last column is that of 1; a leading axis that the user's tensors lack has none.
-  const int a = column == columns - 1 ? 0 : 1 + c.of.tiling.first_axis() + column;
-  const int64_t start = group * c.of.shares.a_group() - c.of.first_share, end = start + c.of.shares.a_group();
+  const int a = column == columns - 1 ? 0 : 1 + c.of.subject.tiling.first_axis() + column;
+  const int64_t start = group * c.a_group() - c.of.first_share, end = start + c.a_group();
   const int64_t first = start < 0 ? 0 : start, last = end < c.shares ? end : c.shares;
   double sum = 0;
   for_each_source(

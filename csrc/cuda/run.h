@@ -187,10 +187,10 @@ class Run {
   template <class Launcher>
   void run_parameters(Launcher& launcher) {
     Parameters<T, D> p{};
-    p.net = net_, p.tiling = tiling_, p.groups = call_.groups, p.shares = parameter_shares_;
-    p.features = view(call_.features, call_.dtype, call_.spatial_dims);
-    p.grad_logits = view(call_.logits, call_.dtype, call_.spatial_dims);
-    p.classes = int(call_.classes), p.channels = int(call_.channels), p.most_mixed = most_mixed_;
+    p.subject.net = net_, p.subject.tiling = tiling_, p.subject.shares = parameter_shares_, p.subject.channels = int(call_.channels);
+    p.subject.features = view(call_.features, call_.dtype, call_.spatial_dims);
+    p.subject.grad_logits = view(call_.logits, call_.dtype, call_.spatial_dims);
+    p.groups = call_.groups, p.most_mixed = most_mixed_;
     p.any_crowded = header_ + 1, p.crowded = crowded_;
     p.records = records_, p.record_bytes = record_bytes_;
     p.sums = sums_, p.sums_bytes = sums_bytes_, p.sums_count = sums_count_;
