@@ -24,9 +24,7 @@ struct Collect {
   SCP_HD int64_t a_group() const { return of.subject.shares.a_group(); }
   SCP_HD static int64_t whole(int64_t count) { return (count + kThreads - 1) / kThreads; }
   SCP_HD int64_t first_group() const { return shares == 0 ? 0 : of.first_share / a_group(); }
-  SCP_HD int64_t end_group() const {
-    return shares == 0 ? of.groups : (of.first_share + shares - 1) / a_group() + 1;
-  }
+  SCP_HD int64_t end_group() const { return shares == 0 ? of.groups : (of.first_share + shares - 1) / a_group() + 1; }
   SCP_HD int64_t w2_blocks() const { return whole(net().h1) * ((net().h2 + kCollected - 1) / kCollected); }
   SCP_HD int64_t w3_blocks() const { return whole(int64_t(net().h2) * net().nc); }
   SCP_HD int64_t bias_blocks() const { return whole(net().h2 + net().nc); }

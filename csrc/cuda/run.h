@@ -187,7 +187,8 @@ class Run {
   template <class Launcher>
   void run_parameters(Launcher& launcher) {
     Parameters<T, D> p{};
-    p.subject.net = net_, p.subject.tiling = tiling_, p.subject.shares = parameter_shares_, p.subject.channels = int(call_.channels);
+    p.subject.net = net_, p.subject.tiling = tiling_, p.subject.shares = parameter_shares_,
+    p.subject.channels = int(call_.channels);
     p.subject.features = view(call_.features, call_.dtype, call_.spatial_dims);
     p.subject.grad_logits = view(call_.logits, call_.dtype, call_.spatial_dims);
     p.groups = call_.groups, p.most_mixed = most_mixed_;
