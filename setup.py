@@ -48,7 +48,7 @@ X86_LEVELS = {
         "-mprefer-vector-width=512",
     ],
 }
-VECTOR_LEVELS = {"x86_64": X86_LEVELS, "AMD64": X86_LEVELS}
+VECTOR_LEVELS = {"x86_64": X86_LEVELS}
 OTHER_MACHINES: dict[str, list[str]] = {"portable": []}
 
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0"]

@@ -4,11 +4,7 @@
 
 #include <stdint.h>
 
-#if defined(_WIN32)
-#define SCP_EXPORT __declspec(dllexport)
-#else
 #define SCP_EXPORT __attribute__((visibility("default")))
-#endif
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,7 +1,7 @@
-"""Spatially covariant segmentation heads that cost nothing.
+"""Spatially covariant segmentation heads for PyTorch.
 
 ``FusedSCP`` replaces a segmentation network's last 1×1 convolution by the spatially covariant pixel-aligned classifier
-(SCP) of "Spatially Covariant Lesion Segmentation" (IJCAI 2023), without its per-pixel weights ever being materialized.
+(SCP) of "Spatially Covariant Lesion Segmentation" (IJCAI 2023), evaluated without materializing its per-pixel weights.
 """
 
 # The package of backends is imported first, so that the function of the same name is what `scp_kernels.backends` means.

@@ -31,9 +31,8 @@ def check_tensors(
     num_classes = (_check_described if symbolic else _check_described_once)(described)
     if residual is None:
         residual = features.new_zeros((num_classes, features.shape[1]), dtype=phi[0].dtype)
-    return tuple([t.flatten(1) if t.ndim > 2 else t for t in phi]), residual.flatten(
-        1
-    ) if residual.ndim > 2 else residual
+    matrices = [t.flatten(1) if t.ndim > 2 else t for t in (*phi, residual)]
+    return tuple(matrices[:-1]), matrices[-1]
 
 
 def _check_described(described: tuple[Any, ...]) -> int:
@@ -68,6 +67,9 @@ def _check_described(described: tuple[Any, ...]) -> int:
         shapes[name] = rows_and_columns
 
     h1, h2, outputs = (shapes[name][0] for name in ("w1", "w2", "w3"))
+    for name, width in (("w1", h1), ("w2", h2)):
+        if width == 0:
+            raise ValueError(f"{name}: expected at least one hidden unit, got none")
     if outputs == 0 or outputs % channels:
         raise ValueError(
             f"w3: expected N·C rows for features of C = {channels} channels (N = number of classes), got {outputs}"

@@ -107,11 +107,16 @@ def select(problem: Problem, backend: str) -> str:
     if backend == "auto":
         automatic = (name for name, b in BACKENDS.items() if b.device_type == problem.device.type)
         return next((name for name in automatic if _reason(name, problem) is None), "reference")
-    if backend not in NAMES:
-        raise ValueError(f"{source}: expected 'auto' or one of {NAMES}, got {backend!r}")
+    check_name(backend, source)
     if backend != "reference" and (reason := _reason(backend, problem)) is not None:
         raise BackendUnavailable(f"{source}={backend!r}: {reason}")
     return backend
+
+
+def check_name(backend: str, source: str = "backend") -> None:
+    """Raises ValueError unless ``backend`` is ``"auto"`` or the name of a backend, usable or not."""
+    if backend not in ("auto", *NAMES):
+        raise ValueError(f"{source}: expected 'auto' or one of {NAMES}, got {backend!r}")
 
 
 def _reason(name: str, problem: Problem) -> str | None:

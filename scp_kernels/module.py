@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from scp_kernels import reference
 from scp_kernels.checks import ArrayLike, check_position, check_tensors
+from scp_kernels.dispatch import check_name
 from scp_kernels.functional import scp
 from scp_kernels.problem import POSITIONS, Problem
 
@@ -60,7 +61,10 @@ class FusedSCP(nn.Module):
         super().__init__()
         if hidden_channels is None:
             hidden_channels = 8 * in_channels
-        h1, h2 = (hidden_channels, hidden_channels) if isinstance(hidden_channels, int) else hidden_channels
+        widths = (hidden_channels, hidden_channels) if isinstance(hidden_channels, int) else tuple(hidden_channels)
+        if len(widths) != 2:
+            raise ValueError(f"hidden_channels: expected one width or two, got {hidden_channels}")
+        h1, h2 = widths
         sizes = {"in_channels": in_channels, "num_classes": num_classes, "hidden_channels": min(h1, h2)}
         for name, value in sizes.items():
             if value < 1:
@@ -113,6 +117,7 @@ class FusedSCP(nn.Module):
         # Wrong names are told at construction, not at the first batch.
         if position not in POSITIONS:
             raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
+        check_name(backend)
 
     @classmethod
     def from_layers(
@@ -222,7 +227,7 @@ class FusedSCP(nn.Module):
     ) -> Tensor:
         """``W + w_r`` at every pixel, ``[N, C, *spatial_shape]``: for plots, and differentiable.
 
-        This is the tensor that the operator never makes; its memory is N·C·H·W numbers. Position arguments as in
+        This is the tensor that the operator spares its users; its memory is N·C·H·W numbers. Position arguments as in
         :func:`scp`, shared ones only.
         """
         shape = tuple(spatial_shape)

@@ -2,7 +2,9 @@
 // Prints the largest error of logits and gradients relative to their largest number; compiled and run by test_c_abi.py.
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdio>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -99,6 +101,23 @@ double relative_error(const Floats& found, const Doubles& truth) {
   return error / largest;
 }
 
+// Whether a backward call is refused where one of the pointers that it needs is null.
+bool refuses_null(const scp_call& complete) {
+  for (size_t pointer :
+       {offsetof(scp_call, features.data), offsetof(scp_call, logits.data), offsetof(scp_call, w1),
+        offsetof(scp_call, b1), offsetof(scp_call, positions), offsetof(scp_call, w2), offsetof(scp_call, b2),
+        offsetof(scp_call, w3), offsetof(scp_call, b3), offsetof(scp_call, residual), offsetof(scp_call, grad_w1),
+        offsetof(scp_call, grad_b1), offsetof(scp_call, grad_w2), offsetof(scp_call, grad_b2),
+        offsetof(scp_call, grad_w3), offsetof(scp_call, grad_b3)}) {
+    scp_call call = complete;
+    std::memset(reinterpret_cast<char*>(&call) + pointer, 0, sizeof(void*));
+    if (scp_cpu_backward(&call, nullptr, 0) == SCP_BAD_ARGUMENT) continue;
+    std::fprintf(stderr, "not refused: a call whose pointer at byte %zu is null\n", pointer);
+    return false;
+  }
+  return true;
+}
+
 double check(int threads, int batch, int height, int width) {
   std::mt19937 random(1);
   const Parameters p{normal(random, kHidden1 * 4, 0.5),
@@ -138,6 +157,7 @@ double check(int threads, int batch, int height, int width) {
     std::fprintf(stderr, "status %d: %s\n", status, message);
     return INFINITY;
   }
+  if (!refuses_null(call)) return INFINITY;
   const Results truth = reference(p, x, grad_logits, batch, height, width);
   return std::max({relative_error(logits, truth.logits), relative_error(grad_x, truth.features),
                    relative_error(grad_w1, truth.w1), relative_error(grad_b1, truth.b1),
@@ -151,6 +171,6 @@ int main() {
   for (int threads : {1, 2})
     for (int batch : {1, 3})
       for (int height : {5, 37, 90}) worst = std::max(worst, check(threads, batch, height, height + 4));
-  std::printf("%.3g\n", worst);
+  std::printf("%.3g %zu %zu %d\n", worst, sizeof(scp_call), sizeof(scp_cuda_call), int(SCP_REPORT_SIZE));
   return 0;
 }

@@ -1,5 +1,6 @@
 """``csrc/scp.h`` from C++, without Python: against the installed library, and on Arm, compiled across and emulated."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from cpu_settings import needs_cpu
 from cuda_host import SOURCES, compiler
 from tolerances import GRADIENTS
 
-from scp_kernels.backends import library
+from scp_kernels.backends import abi, cuda, library
 
 DRIVER = Path(__file__).parent / "c_abi.cpp"
 CROSS, EMULATOR = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
@@ -19,9 +20,11 @@ FLAGS = ["-std=c++17", "-O2", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno
 
 
 def worst_error(*command: str, **environment: str) -> float:
-    return float(
-        subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment).stdout
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    error, *sizes = done.stdout.split()
+    assert list(map(int, sizes)) == [ctypes.sizeof(abi.Call), ctypes.sizeof(cuda.CudaCall), abi.REPORT_SIZE]
+    return float(error)
 
 
 @pytest.mark.skipif(compiler is None, reason="needs a C++ compiler")

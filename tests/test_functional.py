@@ -29,6 +29,8 @@ BAD = [
     ({"phi": [ones(8, 4)]}, ValueError, r"phi: expected the six tensors .* got 1 of them"),
     ({"w1": ones(8, 5)}, ValueError, r"w1: expected shape \[8, 4\].* got \[8, 5\]"),
     ({"w1": ones(8, 4, 3, 3)}, ValueError, r"w1: expected the weight of a linear layer or of a 1×1 convolution"),
+    ({"w1": ones(0, 4)}, ValueError, r"w1: expected at least one hidden unit, got none"),
+    ({"w2": ones(0, 8)}, ValueError, r"w2: expected at least one hidden unit, got none"),
     ({"b1": ones(7)}, ValueError, r"b1: expected shape \[8\].* got \[7\]"),
     ({"w2": ones(7, 9)}, ValueError, r"w2: expected shape \[7, 8\].* got \[7, 9\]"),
     ({"b2": ones(8)}, ValueError, r"b2: expected shape \[7\]"),

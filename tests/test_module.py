@@ -136,6 +136,8 @@ def test_from_layers_without_a_residual():
         (lambda: FusedSCP(3, 0), "num_classes: expected at least 1, got 0"),
         (lambda: FusedSCP(3, hidden_channels=(4, 0)), "hidden_channels: expected at least 1, got 0"),
         (lambda: FusedSCP(3, spatial_dims=1), "spatial_dims: expected 2 or 3, got 1"),
+        (lambda: FusedSCP(3, hidden_channels=(4, 5, 6)), "hidden_channels: expected one width or two, got"),
+        (lambda: FusedSCP(3, backend="tpu"), "backend: expected 'auto' or one of .* got 'tpu'"),
         (lambda: FusedSCP(3, position="raw"), "position: expected one of .* got 'raw'"),
         (lambda: FusedSCP(3, 2, bias=True, bias_init=[1.0]), "bias_init: expected a number or 2 of them"),
         (lambda: FusedSCP.from_layers(nn.Linear(4, 4)), "phi: expected Sequential.* got Linear"),

@@ -12,7 +12,7 @@ namespace {
 
 enum Level { kBest = 0, kPortable = 1, kAvx2 = 2, kAvx512 = 3 };
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
 #define SCP_X86 1
 bool has(int level) {
   __builtin_cpu_init();
@@ -42,8 +42,12 @@ using scp::common::size_fault;
 int run(const scp_call* call, bool backward, char* message, int64_t size) {
   if (call == nullptr) return fail(message, size, SCP_BAD_ARGUMENT, "call: expected one");
   if (const char* what = size_fault(*call)) return fail(message, size, SCP_BAD_ARGUMENT, what);
-  if (call->hidden1 > 0 && (call->w1 == nullptr || call->b1 == nullptr || call->positions == nullptr))
+  if (call->w1 == nullptr || call->b1 == nullptr || call->positions == nullptr)
     return fail(message, size, SCP_BAD_ARGUMENT, "w1, b1, positions: expected data");
+  if (backward && (call->grad_w1 == nullptr) != (call->grad_b1 == nullptr))
+    return fail(message, size, SCP_BAD_ARGUMENT, "gradients of parameters: expected all of them or none");
+  if (const char* what = data_fault(*call, backward, call->grad_w1))
+    return fail(message, size, SCP_BAD_ARGUMENT, what);
   const int level = call->level == kBest ? best_level() : call->level;
   if (!has(level)) return fail(message, size, SCP_UNSUPPORTED, "level: this machine does not have these vectors");
   if (call->report != nullptr) {
@@ -53,7 +57,6 @@ int run(const scp_call* call, bool backward, char* message, int64_t size) {
   if (backward && call->grad_w1 == nullptr && call->grad_features.data == nullptr) return SCP_OK;
   try {
     const scp::FirstLayer first(*call, scp::thread_scratch());
-    if (const char* what = data_fault(first.call(), backward)) return fail(message, size, SCP_BAD_ARGUMENT, what);
     switch (level) {
 #if defined(SCP_X86)
       case kAvx512: scp::avx512::run(first.call(), backward); break;

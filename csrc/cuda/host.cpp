@@ -24,8 +24,10 @@ class Host {
 
 int run_on_host(const scp_cuda_call* call, bool backward, char* message, int64_t size) {
   try {
-    Host host;
-    return run_call(call, backward, host, message, size);
+    return run_call(call, backward, message, size, [](auto& run) {
+      Host host;
+      run(host);
+    });
   } catch (const std::logic_error& error) {
     return common::fail(message, size, SCP_DEVICE_ERROR, error.what());
   }

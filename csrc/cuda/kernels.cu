@@ -64,14 +64,11 @@ class CurrentDevice {
 };
 
 int run_on_device(const scp_cuda_call* call, bool backward, char* message, int64_t size) {
-  if (call == nullptr) return common::fail(message, size, SCP_BAD_ARGUMENT, "call: expected one");
-  try {
+  return run_call(call, backward, message, size, [&](auto& run) {
     CurrentDevice current(call->device);
     Stream stream(call->stream);
-    return run_call(call, backward, stream, message, size);
-  } catch (const Failure& failure) {
-    return common::fail(message, size, failure.status, failure.what);
-  }
+    run(stream);
+  });
 }
 
 }  // namespace

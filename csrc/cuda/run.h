@@ -258,8 +258,11 @@ int guarded(const scp_cuda_call* call, bool backward, bool with_data, char* mess
   if (call == nullptr) return common::fail(message, size, SCP_BAD_ARGUMENT, "call: expected one");
   const scp_call& of = call->call;
   if (const char* what = common::size_fault(of)) return common::fail(message, size, SCP_BAD_ARGUMENT, what);
-  if (with_data)
-    if (const char* what = common::data_fault(of, backward)) return common::fail(message, size, SCP_BAD_ARGUMENT, what);
+  if (with_data) {
+    if (of.coefficients == nullptr) return common::fail(message, size, SCP_BAD_ARGUMENT, "coefficients: expected data");
+    if (const char* what = common::data_fault(of, backward, of.grad_coefficients))
+      return common::fail(message, size, SCP_BAD_ARGUMENT, what);
+  }
   if (of.dtype == SCP_FLOAT64 && of.compute_dtype != SCP_FLOAT64)
     return common::fail(message, size, SCP_BAD_ARGUMENT, "compute_dtype: expected float64 for float64 features");
   try {
@@ -270,13 +273,14 @@ int guarded(const scp_cuda_call* call, bool backward, bool with_data, char* mess
   return SCP_OK;
 }
 
-template <class Launcher>
-int run_call(const scp_cuda_call* call, bool backward, Launcher& launcher, char* message, int64_t size) {
+// A call, once it makes sense: with_launcher(run) calls run with a launcher.
+template <class WithLauncher>
+int run_call(const scp_cuda_call* call, bool backward, char* message, int64_t size, const WithLauncher& with_launcher) {
   return guarded(call, backward, true, message, size, [&] {
     with_run(*call, backward, [&](auto& run) {
       if (call->workspace == nullptr || call->workspace_bytes < run.needs().workspace_bytes)
         throw Failure{SCP_BAD_ARGUMENT, "workspace: smaller than scp_cuda_plan says"};
-      run(launcher);
+      with_launcher(run);
     });
   });
 }
