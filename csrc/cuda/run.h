@@ -14,8 +14,9 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// Records of tiles are kept for so many bytes at a time (or for kCrowdedBlocks tiles, if they take more).
-constexpr int64_t kRecordBytes = int64_t(16) << 20;
+// Records of tiles are kept for so many bytes at a time (or for kCrowdedBlocks tiles, if they take more), and for more
+// where a round would otherwise have fewer blocks than kBlocksWanted a multiprocessor.
+constexpr int64_t kRecordBytes = int64_t(16) << 20, kMostRecordBytes = int64_t(64) << 20;
 // Blocks that work on crowded tiles.
 constexpr int kCrowdedBlocks = 8;
 // Samples are dealt out to several blocks a tile until a multiprocessor has so many blocks, or a block so few samples.
@@ -120,11 +121,15 @@ class Run {
   }
 
   // Room for so many mixed units of layer 1: about three times what tiles have on average, less where shared memory is
-  // small.
+  // small. The larger a tile is beside the map, the more kinks cross it; on small maps nearly all of them may.
   template <class Bytes>
   int most_mixed(const Bytes& bytes) const {
-    int most = 8 + net_.h1 / (call_.spatial_dims == 2 ? 6 : 4);
-    if (most > net_.h1) most = net_.h1 > 0 ? net_.h1 : 1;
+    double share = call_.spatial_dims == 2 ? 1. / 6 : 1. / 4, beside_map = 0;
+    for (int axis = tiling_.first_axis(); axis < D; ++axis)
+      beside_map += double(1 << tiling_.log_tile[axis]) / (tiling_.size[axis] > 0 ? tiling_.size[axis] : 1);
+    if (share < 1.5 * beside_map) share = 1.5 * beside_map;
+    int most = share < 1 ? 8 + int(share * net_.h1) : net_.h1;
+    if (most > net_.h1) most = net_.h1;
     while (most > 1 && bytes(most) > cuda_.shared_limit) --most;
     if (bytes(most) > cuda_.shared_limit)
       throw Failure{SCP_UNSUPPORTED, "the device's shared memory is too small for such hidden widths"};
@@ -138,6 +143,8 @@ class Run {
     parameter_shares_ = shares_for(1);
     const int64_t all = call_.groups * parameter_shares_.a_group();
     int64_t room = kRecordBytes / record_bytes_;
+    const int64_t wanted = cuda_.multiprocessors * kBlocksWanted, most = kMostRecordBytes / record_bytes_;
+    if (room < wanted) room = wanted < most ? wanted : most;
     if (room < kCrowdedBlocks) room = kCrowdedBlocks;
     const int64_t rounds = (all + room - 1) / room;
     round_ = rounds == 0 ? 0 : (all + rounds - 1) / rounds;
