@@ -29,6 +29,8 @@ class CudaCall(ctypes.Structure):
         ("shared_limit", ctypes.c_int64),
         ("workspace", ctypes.c_void_p),
         ("workspace_bytes", ctypes.c_int64),
+        ("lent", ctypes.c_void_p),
+        ("lent_bytes", ctypes.c_int64),
     )
 
 
@@ -39,6 +41,7 @@ class Needs(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             "workspace_bytes", "shared_apply", "shared_parameters", "blocks_apply", "blocks_parameters", "rounds",
+            "most_mixed",
         )
     )  # fmt: skip
 
@@ -153,7 +156,7 @@ class CudaBackend:
             return grad_features, None
         later = dict(zip(abi.PHI[2:], phi[2:], strict=True))
         of_coefficients, *others = abi.gradients(call, {"coefficients": coefficients, **later})
-        self._run(call, problem, backward=True)
+        self._run(call, problem, backward=True, lent=grad_features)
         return grad_features, (*first_layer_gradients(of_coefficients, matrix), *others)
 
     # What differs where tests run the kernels' code on the host.
@@ -176,7 +179,8 @@ class CudaBackend:
         """Makes the tensors' device current."""
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
-    def _run(self, described: abi.Call, problem: Problem, backward: bool) -> None:
+    def _run(self, described: abi.Call, problem: Problem, backward: bool, lent: Tensor | None = None) -> None:
+        """Run a call; ``lent`` is the features' gradient, in whose memory intermediate results may lie before it."""
         device = problem.device
         with self.on(device):
             multiprocessors, shared_limit = self.limits(device)
@@ -187,6 +191,8 @@ class CudaBackend:
                 multiprocessors=multiprocessors,
                 shared_limit=shared_limit,
             )
+            if lent is not None:
+                call.lent, call.lent_bytes = lent.data_ptr(), lent.untyped_storage().nbytes()
             size = plan(self.library(), call, backward).workspace_bytes
             # The caching allocator keeps it from being reused before the stream is done with it.
             workspace = torch.empty(size, dtype=torch.uint8, device=device)
