@@ -130,6 +130,12 @@ def test_crowded_tiles(shape):
     check(inputs)
 
 
+def test_a_device_older_than_the_build(host, monkeypatch):
+    monkeypatch.setattr(host, "capability", lambda device: (6, 1))
+    with pytest.raises(BackendUnavailable, match=r"compute capability 6.1; the library was built from \d"):
+        check(make_inputs())
+
+
 def test_small_maps_have_room_for_all():
     """Where a tile is a good part of the map, half of the units may be mixed on it."""
     inputs = concurrent_lines((24, 40), 90)

@@ -15,7 +15,14 @@ from scp_kernels import counting
 from scp_kernels.backends import abi, library
 from scp_kernels.problem import Problem, first_layer_coefficients, first_layer_gradients
 
-_OLDEST_CAPABILITY = (7, 5)
+_OLDEST_CAPABILITY = 75
+
+
+@functools.cache
+def oldest_capability() -> int:
+    """The oldest compute capability (86 is 8.6) that the library was built for; newer ones run it too, by its PTX."""
+    variants = library.build_record()["cuda"].get("variants", {})
+    return min((int(name.rstrip("af")) for name in variants if name != "ptx"), default=_OLDEST_CAPABILITY)
 
 
 class CudaCall(ctypes.Structure):
@@ -101,8 +108,9 @@ class CudaBackend:
     def cannot_run(self, problem: Problem) -> str | None:
         if problem.device.type != self.device_type:
             return f"tensors are on {problem.device}, not on a CUDA device"
-        if (capability := self.capability(problem.device)) < _OLDEST_CAPABILITY:
-            return f"{problem.device} has compute capability {capability[0]}.{capability[1]}; 7.5 is the least"
+        major, minor = self.capability(problem.device)
+        if 10 * major + minor < (oldest := oldest_capability()):
+            return f"{problem.device} has compute capability {major}.{minor}; the library was built from {oldest / 10} on"
         if (reason := abi.cannot_describe(problem)) is not None:
             return reason
         try:
