@@ -106,6 +106,10 @@ def test_position_maps(dtype, options):
     check(away_from_kinks(make_inputs((40, 33), channels=6, hidden=(48, 32), dtype=dtype), **options), **options)
 
 
+def as_affine(origin):
+    return torch.cat([torch.eye(2).expand(len(origin), 2, 2), origin[:, :, None]], 2).double()
+
+
 def test_samples_with_equal_position_maps_share_one_evaluation():
     g = torch.Generator().manual_seed(0)
     distinct = torch.randn(2, 2, 3, generator=g, dtype=torch.float64) * torch.tensor([1.0, 1.0, 20.0])
@@ -130,6 +134,29 @@ def test_one_map_given_for_each_sample_is_the_shared_one():
     for name, gradient in gradients.items():
         # Those of the first layer are summed over the samples' maps, two of which add zero.
         assert relative_error(gradient, shared_gradients[name]) <= 1e-7, name
+
+
+@pytest.mark.parametrize("zeroed", [slice(None), [1, 3], [2, 3]], ids=["all", "an axis", "trailing borders"])
+def test_maps_that_differ_where_the_first_layer_does_not_look(zeroed):
+    """Equal coefficients, hence equal W, but the first layer's gradient has each map's own positions in it."""
+    inputs = make_inputs((20, 24), batch=3, channels=4, hidden=(16, 12), dtype=torch.float64)
+    inputs.phi[0][:, zeroed] = 0
+    maps = {
+        "origin": torch.tensor([[0.0, 0.0], [0.0, 60.0], [0.0, 0.0]]),
+        "extent": torch.tensor([[160.0, 224.0], [160.0, 224.0], [160.0, 230.0]]),
+    }
+    inputs = away_from_kinks(inputs, affine=as_affine(maps["origin"]), extent=maps["extent"])
+    check(inputs, **maps)
+
+
+def test_many_position_maps():
+    """Points sampled from one image, each a map of its own: the time grows with their number, not with its square."""
+    inputs = make_inputs((1, 1), batch=20_000, channels=4, hidden=(8, 8))
+    origin = torch.rand(20_000, 2, generator=torch.Generator().manual_seed(0)) * 100
+    logits = scp(inputs.features, inputs.phi, inputs.residual, origin=origin, extent=(160, 224), backend="cpu")
+    truth = scp_reference(inputs.features, inputs.phi, inputs.residual, origin=origin, extent=(160, 224))
+    assert native.last_plan().position_maps == 20_000
+    assert relative_error(logits, truth) <= LOGITS[torch.float32]
 
 
 def test_one_position_map_a_sample():

@@ -116,6 +116,16 @@ def test_what_is_kept_is_bounded(monkeypatch):
     assert native.last_plan().kept == "no"
 
 
+def test_many_position_maps_are_not_remembered(monkeypatch):
+    """A crop for each sample never comes again; the coefficients alone would be megabytes a call."""
+    ask_cpu(monkeypatch, keep_bytes=1 << 20)
+    inputs = make_inputs((4, 4), batch=500, channels=4, hidden=(256, 8))
+    for seed in range(3):
+        origin = torch.rand(500, 2, generator=torch.Generator().manual_seed(seed)) * 100
+        scp(inputs.features, inputs.phi, inputs.residual, origin=origin, extent=(160, 224), backend="cpu")
+        assert native.kept_bytes() == 0
+
+
 @pytest.fixture
 def calls_of_frozen_heads(monkeypatch):
     """A function of k that calls one of four heads, now and then after all that is kept was dropped: was it right?"""
