@@ -1,4 +1,4 @@
-// A child's network from its parent's: tile_linear's "Child from parent", steps 1 to 5. The adjoint is in pull.h.
+// A child's network from its parent's: docs/tile_linear.md, "Child", steps 1 to 5. The adjoint is in pull.h.
 #ifndef SCP_CPU_FOLD_H
 #define SCP_CPU_FOLD_H
 
@@ -71,21 +71,12 @@ SCP_INLINE void pack_columns(const T* row, const uint16_t* kept, int words, T* p
   store(packed, zero<T>());
 }
 
+// Step 1: units of the parent's layer 1 that are mixed here, and those newly on. Lists are packed a vector at a time,
+// never past the vector that was read. Returns the chords of the mixed ones.
 template <class T, int D>
-void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& box, ScratchStack& scratch,
-                Node<T, D>& child, Counters& counters) {
+SCP_INLINE Lines<T, D> classify_layer1(const Node<T, D>& parent, const double (&half_extent)[D], ScratchStack& scratch,
+                                       Node<T, D>& child) {
   constexpr int A = kAffineRows<D>;
-  constexpr int L = kLanes<T>;
-  const int64_t stride = parent.m2p;
-  double half_extent[D];
-  child.box = box;
-  for (int axis = 0; axis < D; ++axis) {
-    child.centre[axis] = box.centre(axis);
-    child.shift[axis] = child.centre[axis] - parent.centre[axis];
-    half_extent[axis] = box.half_extent(axis);
-  }
-
-  // 1. Layer 1: off, on or mixed. Lists are packed a vector at a time, never past the vector that was read.
   using Doubles = Vector<double>;
   constexpr int U = kLanes<double>;
   const int candidates = parent.m1;
@@ -127,11 +118,17 @@ void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& b
   }
   child.m1 = m1, child.unit1 = unit1, child.line1 = line1, child.m1p = room, child.row1 = row1;
   child.on1 = on1, child.on1_row = on1_row, child.on1_line = on1_line;
+  return {m1, row1, chords, room};
+}
 
-  // 2 and 3. Layer 2: affine rows, then off, on or mixed.
-  const Lines<T, D> on{on1, on1_row, on1_line, room}, mixed{m1, row1, chords, room};
+// Steps 2 and 3 for all columns: x, and which units of the parent's layer 2 are kept, or newly on.
+template <class T, int D>
+SCP_INLINE void classify_layer2(const Node<T, D>& parent, const Lines<T, D>& on, const Lines<T, D>& mixed,
+                                const double (&half_extent)[D], ScratchStack& scratch, Node<T, D>& child) {
+  constexpr int L = kLanes<T>;
+  const int64_t stride = parent.m2p;
   const int words = int(stride) / L;
-  T* x = take<T>(scratch, A * stride);
+  T* x = take<T>(scratch, kAffineRows<D> * stride);
   uint16_t* kept = take<uint16_t>(scratch, words);
   int* unit2 = take<int>(scratch, stride);
   int* on2_column = take<int>(scratch, stride);
@@ -163,44 +160,70 @@ void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& b
   }
   child.m2 = m2, child.m2p = padded<T>(m2), child.unit2 = unit2, child.x = x, child.kept = kept;
   child.on2 = on2, child.on2_column = on2_column, child.on2_unit = on2_unit;
+}
 
-  // Rows of layer 2 before columns are dropped: src in tile_linear.
-  const int basis = A + m1;
-  const T** src = take<const T*>(scratch, basis);
-  for (int a = 0; a < A; ++a) src[a] = x + a * stride;
-  for (int q = 0; q < m1; ++q) src[A + q] = parent.A2 + (A + row1[q]) * stride;
-
-  // 4. Output: recentre, fold the newly-on units of layer 1, then those of layer 2 for good.
-  const int ncp = net.ncp;
+// Step 4: the child's cf.
+template <class T, int D>
+SCP_INLINE void fold_outputs(const Network<T>& net, const Node<T, D>& parent, const Lines<T, D>& on,
+                             const T* const* src, ScratchStack& scratch, Node<T, D>& child) {
+  constexpr int A = kAffineRows<D>;
+  constexpr int L = kLanes<T>;
+  const int ncp = net.ncp, basis = child.basis();
+  const int *on2_column = child.on2_column, *on2_unit = child.on2_unit;
   T* cf = take<T>(scratch, int64_t(basis) * ncp);
   for (int n = 0; n < ncp; n += L) {
     Vector<T> c[A];
     for (int a = 0; a < A; ++a) c[a] = load(parent.cf + a * ncp + n);
     for (int a = 1; a < A; ++a) c[0] = fma(splat(T(child.shift[a - 1])), c[a], c[0]);
-    for (int q = 0; q < on1; ++q) {
-      const Vector<T> weight = load(parent.cf + int64_t(A + on1_row[q]) * ncp + n);
+    for (int q = 0; q < on.count; ++q) {
+      const Vector<T> weight = load(parent.cf + int64_t(A + on.row[q]) * ncp + n);
       for (int a = 0; a < A; ++a) c[a] = fma(weight, on.at(a, q), c[a]);
     }
     for (int a = 0; a < A; ++a) store(cf + a * ncp + n, c[a]);
   }
   const T** from = take<const T*>(scratch, basis);
   for (int a = 0; a < A; ++a) from[a] = cf + a * ncp;
-  for (int q = 0; q < m1; ++q) from[A + q] = parent.cf + int64_t(A + row1[q]) * ncp;
+  for (int q = 0; q < child.m1; ++q) from[A + q] = parent.cf + int64_t(A + child.row1[q]) * ncp;
   product<TallTile, T>(
-      basis, ncp / L, on2, [=](int r, int k) SCP_LAMBDA_INLINE { return src[r][on2_column[k]]; },
+      basis, ncp / L, child.on2, [=](int r, int k) SCP_LAMBDA_INLINE { return src[r][on2_column[k]]; },
       [=, W3T = net.W3T](int k) SCP_LAMBDA_INLINE { return W3T + int64_t(on2_unit[k]) * ncp; },
       [=](int r, int v) SCP_LAMBDA_INLINE { return load(from[r] + v * L); },
       [=](int r, int v, Vector<T> sum) SCP_LAMBDA_INLINE { store(cf + int64_t(r) * ncp + v * L, sum); });
   child.cf = cf;
+}
 
-  // 5. Keep the mixed rows and columns of A2.
-  T* A2 = take<T>(scratch, int64_t(basis) * child.m2p + L);
-  for (int r = 0; r < basis; ++r) pack_columns(src[r], kept, words, A2 + int64_t(r) * child.m2p);
+// Step 5: the mixed rows and columns of A2.
+template <class T, int D>
+SCP_INLINE void keep_mixed(const Node<T, D>& parent, const T* const* src, ScratchStack& scratch, Node<T, D>& child) {
+  const int words = parent.m2p / kLanes<T>;
+  T* A2 = take<T>(scratch, int64_t(child.basis()) * child.m2p + kOverhang<T>);
+  for (int r = 0; r < child.basis(); ++r) pack_columns(src[r], child.kept, words, A2 + int64_t(r) * child.m2p);
   child.A2 = A2;
+}
 
+// The child of `parent` on `box`.
+template <class T, int D>
+void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& box, ScratchStack& scratch,
+                Node<T, D>& child, Counters& counters) {
+  constexpr int A = kAffineRows<D>;
+  double half_extent[D];
+  child.box = box;
+  for (int axis = 0; axis < D; ++axis) {
+    child.centre[axis] = box.centre(axis);
+    child.shift[axis] = child.centre[axis] - parent.centre[axis];
+    half_extent[axis] = box.half_extent(axis);
+  }
+  const Lines<T, D> mixed = classify_layer1(parent, half_extent, scratch, child);
+  const Lines<T, D> on{child.on1, child.on1_row, child.on1_line, child.m1p};
+  classify_layer2(parent, on, mixed, half_extent, scratch, child);
+  const T* const* src = source_rows(parent, child, scratch);
+  fold_outputs(net, parent, on, src, scratch, child);
+  keep_mixed(parent, src, scratch, child);
+
+  const double m1 = child.m1, on1 = child.on1, basis = child.basis();
   counters.nodes += 1;
-  counters.build_macs += double(parent.m2) * (A * on1 + (A + 1) * m1) +
-                         double(net.nc) * (A * on1 + double(on2) * basis) + double(candidates) * (2 * D);
+  counters.build_macs += double(parent.m2) * (A * on1 + (A + 1) * m1) + double(net.nc) * (A * on1 + child.on2 * basis) +
+                         double(parent.m1) * (2 * D);
 }
 
 }  // namespace SCP_NAMESPACE

@@ -1,4 +1,4 @@
-// A leaf: the specialised network evaluated on blocks of 64 pixels. tile_linear's "Leaf, forward" and "Leaf, backward".
+// A leaf: the specialised network evaluated on blocks of 64 pixels. docs/tile_linear.md, "Leaf".
 #ifndef SCP_CPU_LEAF_H
 #define SCP_CPU_LEAF_H
 
@@ -22,7 +22,7 @@ constexpr int block_extent(int axis) {
   return 8;
 }
 
-// A block is `pieces` runs of pixels that are neighbours in memory; a vector holds one, several, or a part of one.
+// A block is kRuns runs of pixels that are neighbours in memory; a vector holds one, several, or a part of one.
 template <class T, int D>
 constexpr int kRun = block_extent<T, D>(D - 1);
 template <class T, int D>
@@ -35,7 +35,6 @@ struct Block {
   int valid[D];
   int run_index[kRuns<T, D>][D];  // first pixel of each run; meaningless where the run is not valid
   bool run_valid[kRuns<T, D>];
-  int run_length;  // valid pixels of each valid run
 };
 
 template <class T, int D>
@@ -46,7 +45,6 @@ SCP_INLINE Block<T, D> block_at(const Box<D>& box, const int (&first)[D]) {
     block.first[axis] = first[axis];
     block.valid[axis] = left < block_extent<T, D>(axis) ? left : block_extent<T, D>(axis);
   }
-  block.run_length = block.valid[D - 1];
   for (int run = 0; run < kRuns<T, D>; ++run) {
     int rest = run;
     block.run_valid[run] = true;

@@ -1,4 +1,4 @@
-// Phi specialised to a box of pixels: a node of the tree. Symbols as in tile_linear's "One node".
+// Phi specialised to a box of pixels: a node of the tree. Symbols as in docs/tile_linear.md, "Node".
 #ifndef SCP_CPU_NODE_H
 #define SCP_CPU_NODE_H
 
@@ -17,6 +17,10 @@ template <class T>
 SCP_INLINE T* take(ScratchStack& scratch, int64_t count) {
   return static_cast<T*>(scratch.allocate(size_t(count) * sizeof(T)));
 }
+
+// pack_columns stores, and add_unpacked loads, up to one vector behind a matrix's last column.
+template <class T>
+constexpr int kOverhang = kLanes<T>;
 
 // The parameters of Phi beyond the first layer, in the layouts the tree works on. Made once a call.
 template <class T>
@@ -77,6 +81,17 @@ struct Node {
 
   int basis() const { return kAffineRows<D> + m1; }
 };
+
+// src in docs/tile_linear.md: the child's rows of layer 2 before columns are dropped, as the parent has them. [basis]
+template <class T, int D>
+SCP_INLINE const T* const* source_rows(const Node<T, D>& parent, const Node<T, D>& child, ScratchStack& scratch) {
+  constexpr int A = kAffineRows<D>;
+  const int64_t stride = parent.m2p;
+  const T** src = take<const T*>(scratch, child.basis());
+  for (int a = 0; a < A; ++a) src[a] = child.x + a * stride;
+  for (int q = 0; q < child.m1; ++q) src[A + q] = parent.A2 + (A + child.row1[q]) * stride;
+  return src;
+}
 
 // What a plan did, for introspection: counted as the work is done.
 struct Counters {

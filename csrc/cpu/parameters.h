@@ -44,7 +44,7 @@ bool prepare(const scp_call& call, ScratchStack& scratch, Network<T>& net) {
   const T *w2 = static_cast<const T*>(call.w2), *b2 = static_cast<const T*>(call.b2);
   const T *w3 = static_cast<const T*>(call.w3), *b3 = static_cast<const T*>(call.b3);
   const T* residual = static_cast<const T*>(call.residual);
-  const size_t a2_size = size_t(A + h1) * h2p + 2 * kLanes<T>, cf_size = size_t(A + h1) * ncp,
+  const size_t a2_size = size_t(A + h1) * h2p + kOverhang<T>, cf_size = size_t(A + h1) * ncp,
                w3_size = size_t(h2) * ncp;
   T* A2 = take<T>(scratch, int64_t(a2_size));
   T* cf = take<T>(scratch, int64_t(cf_size));
@@ -72,7 +72,7 @@ template <class T, int D>
 SlotSums<T> make_sums(const Network<T>& net, ScratchStack& scratch) {
   constexpr int A = kAffineRows<D>;
   SlotSums<T> sums;
-  const int64_t a2 = int64_t(A + net.h1) * net.h2p + kLanes<T>, cf = int64_t(A + net.h1) * net.ncp;
+  const int64_t a2 = int64_t(A + net.h1) * net.h2p + kOverhang<T>, cf = int64_t(A + net.h1) * net.ncp;
   sums.size = a2 + cf + int64_t(net.h2) * net.ncp;
   sums.all = take<T>(scratch, sums.size);
   sums.A2 = sums.all;
@@ -88,7 +88,7 @@ void add_sums(const SlotSums<T>& from, const SlotSums<T>& to) {
   for (; i < to.size; ++i) to.all[i] += from.all[i];
 }
 
-// The sums as the caller wants them (tile_linear, the end of "Pull"): gW2 = g_A2 transposed, gb2 its row 0, and
+// The sums as the caller wants them (docs/tile_linear.md, the end of "Pull"): gW2 = g_A2 transposed, gb2 its row 0, and
 // gb3 = gw_r = row 0 of g_cf.
 template <class T, int D>
 void write_gradients(const Network<T>& net, const SlotSums<T>& sums, const scp_call& call) {

@@ -1,4 +1,4 @@
-// The exact adjoint of `specialise` (fold.h): a child's gradients into its parent's. tile_linear's "Pull".
+// The exact adjoint of `specialise` (fold.h): a child's gradients into its parent's. docs/tile_linear.md, "Pull".
 #ifndef SCP_CPU_PULL_H
 #define SCP_CPU_PULL_H
 
@@ -56,14 +56,10 @@ SCP_INLINE void transpose_matrix(const T* in, int rows, int columns, int rows_pa
 template <class T, int D>
 SCP_INLINE void pull_on2(const Network<T>& net, const Node<T, D>& parent, const Node<T, D>& child,
                          const GradientSums<T>& sums, T* const* g_src, ScratchStack& scratch) {
-  constexpr int A = kAffineRows<D>;
   constexpr int L = kLanes<T>;
   const int ncp = net.ncp, basis = child.basis(), on2 = child.on2;
   const int *column = child.on2_column, *unit = child.on2_unit;
-  const T** src = take<const T*>(scratch, basis);
-  for (int a = 0; a < A; ++a) src[a] = child.x + a * int64_t(parent.m2p);
-  for (int q = 0; q < child.m1; ++q) src[A + q] = parent.A2 + int64_t(A + child.row1[q]) * parent.m2p;
-
+  const T* const* src = source_rows(parent, child, scratch);
   add_product<TallTile, T>(
       on2, ncp / L, basis, [=](int k, int r) SCP_LAMBDA_INLINE { return src[r][column[k]]; },
       [=, g_cf = child.g_cf](int r) SCP_LAMBDA_INLINE { return g_cf + int64_t(r) * ncp; },

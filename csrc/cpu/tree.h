@@ -99,7 +99,7 @@ class Walk {
     } else {
       specialise(job_.net, parent, box, scratch_, node, counters_);
       if (gradients) {
-        node.g_A2 = zeros(int64_t(node.basis()) * node.m2p + 2 * kLanes<T>);
+        node.g_A2 = zeros(int64_t(node.basis()) * node.m2p + kOverhang<T>);
         node.g_cf = zeros(int64_t(node.basis()) * job_.net.ncp);
       }
     }

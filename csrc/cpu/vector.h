@@ -65,16 +65,16 @@ SCP_INLINE bool is_aligned(const T* p) {
 // Past the caches, for what is not read again soon; p is aligned. Other threads see it after the finish.
 template <class T>
 SCP_INLINE void store_past_caches(T* p, Vector<T> v) {
-#if defined(__AVX512F__)
+#if defined(SCP_AVX512)
   _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
-#elif defined(__AVX2__)
+#elif defined(SCP_AVX2)
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
 #else
   store(p, v);
 #endif
 }
 SCP_INLINE void finish_stores_past_caches() {
-#if defined(__AVX2__)
+#if defined(SCP_AVX512) || defined(SCP_AVX2)
   _mm_sfence();
 #endif
 }
@@ -101,14 +101,6 @@ SCP_INLINE void store_rounded(T* p, Vector<double> v) {
   typedef T Rounded __attribute__((vector_size(kLanes<double> * sizeof(T))));
   typedef T InMemory __attribute__((vector_size(kLanes<double> * sizeof(T)), aligned(alignof(T)), may_alias));
   *reinterpret_cast<InMemory*>(p) = __builtin_convertvector(v, Rounded);
-}
-
-// Lane numbers 0, 1, 2 ...
-template <class T>
-SCP_INLINE Vector<T> iota() {
-  Vector<T> v;
-  for (int lane = 0; lane < kLanes<T>; ++lane) v[lane] = T(lane);
-  return v;
 }
 
 #if defined(SCP_AVX512)

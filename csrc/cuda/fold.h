@@ -1,5 +1,4 @@
-// Phi on a box from Phi itself: tile_linear's "Child from parent" where the parent is the root, by one block of
-// threads.
+// Phi on a box from Phi itself: docs/tile_linear.md, "Child" where the parent is the root, by one block of threads.
 //
 // Layer 1 is sorted into off, on and mixed units; those that are on fold into the affine rows x of layer 2's
 // pre-activations; a zonotope bounds those and sorts layer 2; its units that are on fold into the outputs. Because the

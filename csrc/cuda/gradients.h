@@ -1,5 +1,5 @@
-// Gradients of Phi's parameters from the pixels of one box, by one block: tile_linear's "Leaf, backward" and "Pull",
-// where the parent is the root.
+// Gradients of Phi's parameters from the pixels of one box, by one block: docs/tile_linear.md, "Leaf" and "Pull", where
+// the parent is the root.
 //
 // A mixed unit u of layer 1 is an affine function on its half of the box: relu(l_u) = 1[l_u > 0] (c_u + a_u di + b_u
 // dj). So all that is needed of a quantity g over the box (gW[n], or gz_k of a mixed unit of layer 2) is, for the whole

@@ -1,5 +1,5 @@
-// Is a ReLU unit off, on or mixed on a box, and what may be said of its output? (tile_linear: "Notation", "Child", 1
-// and 3) Shared by the CPU backend and by device code.
+// Is a ReLU unit off, on or mixed on a box, and what may be said of its output? (docs/tile_linear.md: "Notation",
+// "Child", 1 and 3) Shared by the CPU backend and by device code.
 #ifndef SCP_SHARED_BOUND_H
 #define SCP_SHARED_BOUND_H
 
