@@ -22,9 +22,16 @@ compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.w
 
 
 @functools.cache
-def build() -> ctypes.CDLL:
-    """Compiles the library, once for each state of its sources: several test processes share it."""
-    digest = hashlib.sha256()
+def build(*, races: bool = False) -> ctypes.CDLL:
+    """Compiles the library, once for each state of its sources: several test processes share it.
+
+    Args:
+        races: every access to memory is looked at (csrc/cuda/host_races.h); GCC only.
+    """
+    flags = ["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    if races:
+        flags.append("-DSCP_HOST_RACES")
+    digest = hashlib.sha256(repr(flags).encode())
     for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("shared/*"), *SOURCES.glob("cuda/*")]):
         digest.update(path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"scp-cuda-host-{os.getuid()}"
@@ -32,8 +39,16 @@ def build() -> ctypes.CDLL:
     target = folder / f"{digest.hexdigest()[:16]}.so"
     if not target.exists():
         mine = target.with_suffix(f".{os.getpid()}")
-        flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
-        subprocess.run([compiler, *flags, str(SOURCES / "cuda" / "host.cpp"), "-o", str(mine)], check=True)
+        objects = []
+        for source in ("host", "host_races") if races else ("host",):
+            objects.append(str(mine.with_suffix(f".{source}.o")))
+            own = [*flags, "-fsanitize=thread"] if races and source == "host" else flags
+            subprocess.run(
+                [compiler, *own, "-c", str(SOURCES / "cuda" / f"{source}.cpp"), "-o", objects[-1]], check=True
+            )
+        subprocess.run([compiler, "-shared", *objects, "-o", str(mine)], check=True)
+        for file in objects:
+            Path(file).unlink()
         mine.replace(target)
     return declare(ctypes.CDLL(str(target)))
 
@@ -43,14 +58,14 @@ class HostCuda(CudaBackend):
 
     device_type = "cpu"
 
-    def __init__(self, shared_memory: int = 227 * 1024, multiprocessors: int = 4) -> None:
-        self.shared_memory, self.multiprocessors = shared_memory, multiprocessors
+    def __init__(self, shared_memory: int = 227 * 1024, multiprocessors: int = 4, races: bool = False) -> None:
+        self.shared_memory, self.multiprocessors, self.races = shared_memory, multiprocessors, races
 
     def unusable(self) -> None:
         return None
 
     def library(self) -> ctypes.CDLL:
-        return build()
+        return build(races=self.races)
 
     def capability(self, device: torch.device) -> tuple[int, int]:
         return (7, 5)

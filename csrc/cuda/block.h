@@ -2,7 +2,8 @@
 // imitates one (host_block.h) compile the very same code.
 //
 // A block offers: thread(), 0 .. kThreads - 1; index(), the block's number in its grid; sync(), a barrier of its
-// threads; shared(), its memory; add(at, value), to a sum in global memory to which other blocks add too.
+// threads; shared(), its memory; add(at, value), to a sum in global memory to which other blocks add too; raise(flag),
+// which sets a flag to 1 that others may be setting too.
 #ifndef SCP_CUDA_BLOCK_H
 #define SCP_CUDA_BLOCK_H
 
@@ -42,6 +43,7 @@ class DeviceBlock {
     return memory;
   }
   __device__ __forceinline__ void add(double* at, double value) const { atomicAdd(at, value); }
+  __device__ __forceinline__ void raise(int* flag) const { *flag = 1; }
 };
 #endif
 

@@ -1,5 +1,6 @@
 // The CUDA library's programs on the host, behind the same entry points: for tests where there is no GPU. Built by
-// them, not by an installation. The environment variable SCP_HOST_ORDER says in which order a block's threads run.
+// them, not by an installation. The environment variable SCP_HOST_ORDER says in which order a block's threads run, and
+// SCP_HOST_WITHOUT_BARRIER which barrier is left out (host_block.h).
 #include <cstdlib>
 #include <cstring>
 
@@ -16,9 +17,14 @@ class Host {
 
   template <class Program>
   void launch(const Program& program, int64_t blocks, int64_t shared_bytes) {
-    const char* order = std::getenv("SCP_HOST_ORDER");
-    HostGrid grid(order == nullptr ? 0 : std::atoi(order), shared_bytes);
+    HostGrid grid(number("SCP_HOST_ORDER"), shared_bytes, number("SCP_HOST_WITHOUT_BARRIER"));
     grid.run(blocks, [&](HostBlock& block) { program(block); });
+  }
+
+ private:
+  static int number(const char* variable) {
+    const char* value = std::getenv(variable);
+    return value == nullptr ? 0 : std::atoi(value);
   }
 };
 

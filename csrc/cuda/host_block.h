@@ -1,8 +1,8 @@
 // A block of threads on the host: fibres that run one after another from barrier to barrier, in any order.
 //
 // What it shows: results of the very code that a GPU runs; threads that do not all come to the same barrier; missing
-// barriers, because results then depend on the order; shared memory read before it is written (it starts as NaN) or
-// written past its end. What it cannot show: speed, and anything below the source (registers, alignment, caches).
+// barriers, because results then depend on the order, and exactly with host_races.h; shared memory read before it is
+// written (it starts as NaN) or written past its end. What it cannot show: speed, and anything below the source (registers, alignment, caches).
 #ifndef SCP_CUDA_HOST_BLOCK_H
 #define SCP_CUDA_HOST_BLOCK_H
 
@@ -18,6 +18,12 @@
 
 #include "block.h"
 
+#if defined(SCP_HOST_RACES)
+#include "host_races.h"
+#else
+#define SCP_UNWATCHED
+#endif
+
 namespace scp {
 namespace SCP_NAMESPACE {
 
@@ -30,18 +36,22 @@ class HostBlock {
   int64_t index() const;
   void sync() const;
   char* shared() const;
-  void add(double* at, double value) const { *at += value; }
+  SCP_UNWATCHED void add(double* at, double value) const { *at += value; }
+  SCP_UNWATCHED void raise(int* flag) const { *flag = 1; }
 
  private:
   HostGrid& grid_;
   const int thread_;
+  mutable int barriers_ = 0;
 };
 
 class HostGrid {
  public:
-  // Order 0 runs threads as they are numbered, 1 backwards, any other number shuffles them anew at every barrier.
-  HostGrid(int order, int64_t shared_bytes)
+  // Order 0 runs threads as they are numbered, 1 backwards, any other number shuffles them anew at every barrier. The
+  // barrier of the given number, counted from 1, is left out of every block: what looks for races is tried on that.
+  HostGrid(int order, int64_t shared_bytes, int without_barrier = 0)
       : order_(order),
+        without_barrier_(without_barrier),
         random_(unsigned(order)),
         memory_(size_t(shared_bytes + kGuard)),
         fibres_(kThreads),
@@ -53,6 +63,10 @@ class HostGrid {
 
   void run(int64_t blocks, const std::function<void(HostBlock&)>& body) {
     body_ = &body;
+#if defined(SCP_HOST_RACES)
+    races::begin(stacks_.get(), size_t(kThreads) * kStack, memory_.data(), memory_.size(),
+                 [this] { swapcontext(&fibres_[present_], &scheduler_); });
+#endif
     for (index_ = 0; index_ < blocks; ++index_) run_block();
   }
 
@@ -76,23 +90,40 @@ class HostGrid {
     while (ended_ == 0) {
       if (order_ > 1) std::shuffle(turn_.begin(), turn_.end(), random_);
       for (int t : turn_) {
-        present_ = t;
-        swapcontext(&scheduler_, &fibres_[t]);
+        resume(t);
       }
+#if defined(SCP_HOST_RACES)
+      races::barrier();
+#endif
     }
     if (ended_ != kThreads) throw std::logic_error("threads of a block did not all come to the same barrier");
     for (size_t i = memory_.size() - kGuard; i < memory_.size(); ++i)
       if (memory_[i] != char(0xff)) throw std::logic_error("a block wrote past the end of its shared memory");
   }
 
+  void resume(int thread) {
+    present_ = thread;
+#if defined(SCP_HOST_RACES)
+    races::resume(index_, thread);
+#endif
+    swapcontext(&scheduler_, &fibres_[thread]);
+#if defined(SCP_HOST_RACES)
+    races::pause();
+    if (const std::string& found = races::found(); !found.empty()) throw std::logic_error(found);
+#endif
+  }
+
   static void enter(unsigned high, unsigned low, int thread) {
     HostGrid& grid = *reinterpret_cast<HostGrid*>(uintptr_t(high) << 32 | low);
     HostBlock block(grid, thread);
     (*grid.body_)(block);
+#if defined(SCP_HOST_RACES)
+    races::pause();
+#endif
     ++grid.ended_;
   }
 
-  const int order_;
+  const int order_, without_barrier_;
   std::mt19937 random_;
   std::vector<char> memory_;
   std::vector<ucontext_t> fibres_;
@@ -105,7 +136,9 @@ class HostGrid {
 };
 
 inline int64_t HostBlock::index() const { return grid_.index_; }
-inline void HostBlock::sync() const { swapcontext(&grid_.fibres_[thread_], &grid_.scheduler_); }
+inline void HostBlock::sync() const {
+  if (++barriers_ != grid_.without_barrier_) swapcontext(&grid_.fibres_[thread_], &grid_.scheduler_);
+}
 inline char* HostBlock::shared() const {
   const auto at = reinterpret_cast<uintptr_t>(grid_.memory_.data());
   return reinterpret_cast<char*>((at + 15) / 16 * 16);

@@ -102,7 +102,7 @@ SCP_DEVICE void Parameters<T, D>::operator()(Block& block) const {
       if (p.crowded_pass && done) add(block, net, record, shares.group(walk.share), p.sum(block.index()));
       if (t > 0) continue;
       if (!p.crowded_pass) p.crowded[walk.share] = !done;
-      if (!p.crowded_pass && !done) *p.any_crowded = 1;
+      if (!p.crowded_pass && !done) block.raise(p.any_crowded);
       --walk.waiting;
       if (p.crowded_pass && !done) {
         halve(box, walk.boxes[walk.waiting + 1], walk.boxes[walk.waiting]);

@@ -82,7 +82,7 @@ SCP_DEVICE void Prepare<T>::operator()(Block& block) const {
     SCP_NO_UNROLL
     for (int64_t i = first; i < p.coefficients; i += step) all_finite = all_finite && finite(p.net.coefficients[i]);
   }
-  if (!all_finite) *p.not_finite = 1;
+  if (!all_finite) block.raise(p.not_finite);
 }
 
 }  // namespace SCP_NAMESPACE

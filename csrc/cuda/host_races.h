@@ -1,0 +1,32 @@
+// An exact race detector for the blocks that host_block.h imitates: -DSCP_HOST_RACES, with -fsanitize=thread for
+// host.cpp alone and without its library. GCC then calls a function of host_races.cpp at each access to memory.
+//
+// Between two barriers of a block no byte may be touched by two threads if one of them writes it, and within a launch
+// none outside of shared memory by two blocks. That does not depend on the order in which the threads happen to run. What
+// is meant to be shared goes through Block::add and Block::raise, which are not looked at.
+#ifndef SCP_CUDA_HOST_RACES_H
+#define SCP_CUDA_HOST_RACES_H
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#define SCP_UNWATCHED __attribute__((no_sanitize("thread"), noinline))
+
+namespace scp {
+namespace races {
+
+// Of a launch: memory that is each thread's own, memory that a block shares, and how the thread that meets a race is
+// left for good, since what comes after it may never end.
+void begin(const char* own, size_t own_bytes, const char* shared, size_t shared_bytes, std::function<void()> leave);
+void barrier();
+void resume(int64_t block, int thread);
+void pause();
+// What has been found in this launch; empty if nothing has.
+const std::string& found();
+
+}  // namespace races
+}  // namespace scp
+
+#endif
