@@ -60,17 +60,17 @@ def scp(
     if chosen == "reference":
         return scp_reference(features, phi, residual, bias, affine=affine, extent=extent, position=position)
     if _forward_mode():
-        # Autograd would take the operator for a constant, and give a tangent of zeros.
-        raise NotImplementedError(
-            f"backend={chosen!r}: compiled backends have no forward-mode derivative (jvp, jacfwd, hessian); "
-            "use backend='reference', or 'auto'"
-        )
+        ops.refuse_forward_mode(chosen)
     matrix = _position_matrix(affine, extent, problem, position)
     return ops.forward(features, *phi, residual, bias, matrix, chosen)
 
 
 def _forward_mode() -> bool:
-    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+# Dynamo asks while it traces (inside a jvp that it has entered too), and guards the level that it found at first.
+_forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _needs_reference() -> bool:

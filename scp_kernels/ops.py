@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from scp_kernels import dispatch
@@ -39,15 +41,27 @@ def _groups(matrix: Tensor) -> int:
 
 def _canonical(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous and in ``dtype``: itself, if it is. (Asking costs less than calling what would return it.)"""
-    if parameter.dtype == dtype and parameter.is_contiguous():
+    if parameter.dtype == dtype and parameter.is_contiguous() and not parameter.is_neg():
         return parameter
-    return parameter.to(dtype).contiguous()
+    return parameter.resolve_neg().to(dtype).contiguous()
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    """The tensor itself, unless its memory does not say its values.
+
+    Kernels read memory: they see neither the negative bit of a view (of ``z.conj().imag``) nor that a tensor of zeros
+    has no memory at all.
+    """
+    if tensor.is_neg():
+        return tensor.resolve_neg()
+    return tensor.clone() if tensor._is_zerotensor() else tensor
 
 
 def _forward(
     features: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, residual: Tensor,
     bias: Tensor | None, position_matrix: Tensor, backend: str,
 ) -> Tensor:  # fmt: skip
+    features, position_matrix = _in_memory(features), position_matrix.resolve_neg()
     problem = problem_of(features, w1, w2, residual, _groups(position_matrix))
     if problem.is_empty:
         return features.new_empty(problem.batch, problem.num_classes, *problem.spatial_shape)
@@ -63,6 +77,8 @@ def _backward(
     residual: Tensor, position_matrix: Tensor, backend: str, needs: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
     parameters = (w1, b1, w2, b2, w3, b3, residual)
+    grad_logits, features = _in_memory(grad_logits), _in_memory(features)
+    position_matrix = position_matrix.resolve_neg()
     problem = problem_of(features, w1, w2, residual, _groups(position_matrix))
     needs_features, needs_parameters, needs_bias = needs[0], any(needs[1:8]), needs[8]
     gradients: list[Tensor | None] = [None] * len(needs)
@@ -115,6 +131,35 @@ def _backward_fake(grad_logits: Tensor, features: Tensor, *args: Any) -> list[Te
     return [t if need else features.new_empty(0) for t, need in zip(like, needs, strict=True)]
 
 
+def refuse_forward_mode(backend: str) -> None:
+    """Say that there is no forward-mode derivative: without it, autograd would give a tangent of zeros."""
+    raise NotImplementedError(
+        f"backend={backend!r}: compiled backends have no forward-mode derivative (jvp, jacfwd, hessian); "
+        "use backend='reference', or 'auto'"
+    )
+
+
+def _register_autograd(name: str, formula: Any, setup_context: Any, backend_index: int) -> None:
+    """What ``torch.library.register_autograd`` does, and a refusal of tangents, which it would drop.
+
+    ``scp`` has refused them already, unless the operator is called by itself or from an exported program.
+    """
+    operator = getattr(torch.ops.scp_kernels, name).default
+    differentiate = make_autograd_impl(operator, Info(formula, setup_context))
+
+    def kernel(keyset: Any, *arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            tensors = [a for a in arguments if isinstance(a, Tensor)]
+            if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+                refuse_forward_mode(arguments[backend_index])
+        return differentiate(keyset, *arguments)
+
+    _autograd_kernels.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+_autograd_kernels = torch.library.Library("scp_kernels", "IMPL")  # lives as long as the registrations
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, bias, matrix, ctx.backend = inputs
     ctx.save_for_backward(*tensors, matrix)
@@ -135,7 +180,7 @@ def _differentiate(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
     return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None)
 
 
-torch.library.register_autograd("scp_kernels::scp_forward", _differentiate, setup_context=_setup_context)
+_register_autograd("scp_forward", _differentiate, _setup_context, backend_index=-1)
 
 
 def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -165,9 +210,7 @@ def _differentiate_twice(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...
     return (*vjp(given)[:-1], None, None, None)
 
 
-torch.library.register_autograd(
-    "scp_kernels::scp_backward", _differentiate_twice, setup_context=_setup_backward_context
-)
+_register_autograd("scp_backward", _differentiate_twice, _setup_backward_context, backend_index=-2)
 
 
 def forward(*arguments: Any) -> Tensor:
