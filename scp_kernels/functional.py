@@ -36,9 +36,9 @@ def scp(
         origin: ``[d]`` or ``[B, d]``: index in the full image of the map's first pixel, for a plain crop.
         affine: ``[d, d + 1]`` or ``[B, d, d + 1]``: maps an index ``(i, j, 1)`` of the feature map to its index in the
             full image, for crops, flips, rotations and scalings. Not differentiable. Excludes ``origin``.
-        extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size. On a GPU,
-            positions given as numbers or as tensors of the host are copied, which waits for the device and cannot be
-            captured in a graph; give tensors that lie there.
+        extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size, also where
+            ``origin`` is given: for a crop, give both. On a GPU, positions given as numbers or as tensors of the host
+            are copied, which waits for the device and cannot be captured in a graph; give tensors that lie there.
         position: ``"pixels"`` (eq. 5 as printed) or ``"centered"`` (``2·S/extent − 1``, better conditioned to train).
         backend: ``"auto"`` (the fastest that can run; the reference for forward-mode derivatives and for ONNX), or
             ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
@@ -53,6 +53,8 @@ def scp(
         NotImplementedError: a forward-mode derivative of a compiled backend that was asked for by name.
     """
     phi, residual = check_tensors(features, phi, residual, bias)
+    if extent is not None:
+        _check_extent(extent)
     affine, extent = check_position(features, origin, affine, extent, position)
     per_sample = (affine is not None and affine.ndim == 3) or (extent is not None and extent.ndim == 2)
     problem = problem_of(features, phi[0], phi[2], residual, features.shape[0] if per_sample else 1)
@@ -63,6 +65,14 @@ def scp(
         ops.refuse_forward_mode(chosen)
     matrix = _position_matrix(affine, extent, problem, position)
     return ops.forward(features, *phi, residual, bias, matrix, chosen)
+
+
+def _check_extent(extent: ArrayLike) -> None:
+    """Check sizes that lie in a tensor, where reading them waits for nobody; check_position does those in numbers."""
+    if not isinstance(extent, Tensor) or extent.device.type != "cpu" or ops.watched(extent):
+        return
+    if not extent.dtype.is_complex and not (extent > 0).all():
+        raise ValueError(f"extent: expected positive sizes in pixels, got {extent.tolist()}")
 
 
 def _forward_mode() -> bool:

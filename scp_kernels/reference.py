@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
+from scp_kernels.problem import position_dtype
+
 
 def positions(
     spatial_shape: Sequence[int],
@@ -27,7 +29,7 @@ def positions(
     G is 1, or the number of samples when ``affine`` or ``extent`` is given for each sample. Arguments as in
     :func:`scp_reference`, already tensors.
     """
-    dtype = torch.float32 if device is not None and device.type == "mps" else torch.float64
+    dtype = torch.float64 if device is None else position_dtype(device)
     if affine is None:
         p = pixel_indices(spatial_shape, dtype, device)[None]  # [1, d, P]
     else:
@@ -102,17 +104,18 @@ def scp_reference(
     The arguments are taken as they are: :func:`scp_kernels.scp` is the checked form.
     """
     if origin is not None:
-        origin = torch.as_tensor(origin, dtype=torch.float64)
+        origin = torch.as_tensor(origin, dtype=position_dtype(features.device), device=features.device)
         identity = torch.eye(origin.shape[-1], dtype=origin.dtype, device=origin.device)
         affine = torch.cat([identity.expand(*origin.shape[:-1], -1, -1), origin.unsqueeze(-1)], dim=-1)
     if extent is not None:
-        extent = torch.as_tensor(extent, dtype=torch.float64)
-    with _without_autocast(features.device):
+        extent = torch.as_tensor(extent, dtype=position_dtype(features.device), device=features.device)
+    with without_autocast(features.device):
         s = positions(features.shape[2:], affine=affine, extent=extent, position=position, device=features.device)
     return classify(features, s, phi, residual, bias)
 
 
-def _without_autocast(device: torch.device) -> torch.autocast:
+def without_autocast(device: torch.device) -> torch.autocast:
+    """Positions and Φ in the dtype that they are given in."""
     # Some devices (meta) have no autocast to switch off.
     return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)
 
@@ -124,7 +127,7 @@ def classify(
     dtype = torch.promote_types(features.dtype, torch.float32)
     for tensor in phi:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    with _without_autocast(features.device):
+    with without_autocast(features.device):
         weight = weight_field(s.to(dtype), [t.to(dtype) for t in phi], residual.to(dtype))  # [G, N, C, P]
         x = features.to(dtype).flatten(2)  # [B, C, P]
         logits = torch.stack([(w * x).sum(1) for w in weight.unbind(1)], dim=1)  # [B, N, P]
