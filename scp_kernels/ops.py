@@ -295,11 +295,19 @@ def _fold_matrix(matrix: Tensor, dim: int | None, size: int, batch: int) -> Tens
     return matrix.flatten(0, 1)
 
 
-def _one_by_one(operator: Any, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    return [
-        operator(*(a.select(d, k) if isinstance(d, int) else a for a, d in zip(arguments, in_dims, strict=True)))
-        for k in range(size)
-    ]
+def _one_by_one(operator: Any, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> list[Tensor]:
+    """Each of the operator's results (one, or a list), stacked over the samples of a vmap."""
+    pairs = list(zip(arguments, in_dims, strict=True))
+    if size == 0:  # the shapes are those of a sample of zeros
+        pairs = [(a.new_zeros((*a.shape[:d], 1, *a.shape[d + 1 :])) if isinstance(d, int) else a, d) for a, d in pairs]
+    found = [operator(*(a.select(d, k) if isinstance(d, int) else a for a, d in pairs)) for k in range(size or 1)]
+    columns = [[f] if isinstance(f, Tensor) else f for f in found]
+    return [torch.stack(column)[:size] for column in zip(*columns, strict=True)]
+
+
+def _samples(features: Tensor, dim: int | None) -> int:
+    """B of features that vmap maps over ``dim``."""
+    return features.shape[0 if dim is None or dim > 0 else 1]
 
 
 def _mapped(in_dims: Sequence[Any]) -> bool:
@@ -311,9 +319,8 @@ def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple
     features, *parameters, matrix, backend = arguments
     size = info.batch_size
     if _mapped(in_dims[1:9]):  # every sample has a Φ of its own: there is nothing to share
-        return torch.stack(_one_by_one(scp_forward, size, in_dims, arguments)), 0
-    folded = _fold(features, in_dims[0], size)
-    batch = folded.shape[0] // size
+        return _one_by_one(scp_forward, size, in_dims, arguments)[0], 0
+    folded, batch = _fold(features, in_dims[0], size), _samples(features, in_dims[0])
     matrix = _fold_matrix(matrix, in_dims[9], size, batch)
     logits = scp_forward(folded, *parameters, matrix, backend)
     return logits.unflatten(0, (size, batch)), 0
@@ -324,10 +331,8 @@ def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tupl
     grad_logits, features, *parameters, matrix, backend, needs = arguments
     size = info.batch_size
     if _mapped(in_dims[2:9]) or any(needs[1:]):  # parameters' gradients are sums over a batch, here wanted apart
-        found = _one_by_one(scp_backward, size, in_dims, arguments)
-        return [torch.stack(gradients) for gradients in zip(*found, strict=True)], [0] * len(needs)
-    folded = _fold(features, in_dims[1], size)
-    batch = folded.shape[0] // size
+        return _one_by_one(scp_backward, size, in_dims, arguments), [0] * len(needs)
+    folded, batch = _fold(features, in_dims[1], size), _samples(features, in_dims[1])
     matrix = _fold_matrix(matrix, in_dims[9], size, batch)
     gradients = scp_backward(_fold(grad_logits, in_dims[0], size), folded, *parameters, matrix, backend, needs)
     if needs[0]:

@@ -37,7 +37,8 @@ def positions(
     if extent is None:
         size = torch.stack([torch.full((), s, dtype=dtype, device=device) for s in spatial_shape])[None, :, None]
     else:
-        size = extent.to(device=device, dtype=dtype).reshape(-1, extent.shape[-1], 1)  # [G, d, 1]
+        size = extent.to(device=device, dtype=dtype)[..., None]  # [d, 1] or [G, d, 1]
+        size = size if size.ndim == 3 else size[None]
     trailing = size - p
     leading = p.expand_as(trailing)
     s = torch.cat([leading, trailing], dim=1)
@@ -54,7 +55,7 @@ def pixel_indices(spatial_shape: Sequence[int], dtype: torch.dtype, device: torc
 
 def map_indices(matrix: Tensor, spatial_shape: Sequence[int]) -> Tensor:
     """``matrix · (i, j, 1)`` at every pixel, ``[G, rows, P]``, for one matrix ``[rows, d + 1]`` or G of them."""
-    matrix = matrix.reshape(-1, *matrix.shape[-2:])
+    matrix = matrix if matrix.ndim == 3 else matrix[None]
     return matrix[:, :, :-1] @ pixel_indices(spatial_shape, matrix.dtype, matrix.device) + matrix[:, :, -1:]
 
 

@@ -1,5 +1,6 @@
 """``scp()``: what it refuses, and how it says so; what it accepts beyond the plain case."""
 
+import numpy as np
 import pytest
 import torch
 from problems import make_inputs
@@ -17,7 +18,7 @@ def call(**changes):
     return scp(**arguments)
 
 
-ones = torch.ones
+ones, nan = torch.ones, float("nan")
 BAD = [
     ({"features": [1.0]}, TypeError, r"features: expected a tensor, got list"),
     ({"features": ones(2, 3, 5, 6, dtype=torch.int64)}, TypeError, r"features: expected float64.* got torch.int64"),
@@ -50,6 +51,18 @@ BAD = [
     ({"affine": "identity"}, TypeError, r"affine: expected numbers of shape \[2, 3\], got 'identity'"),
     ({"extent": (5, 6, 7)}, ValueError, r"extent: expected shape \[2\]"),
     ({"extent": (5, 0)}, ValueError, r"extent: expected positive sizes in pixels, got \(5, 0\)"),
+    ({"extent": np.array([5, 0])}, ValueError, r"extent: expected positive sizes in pixels"),
+    ({"extent": torch.tensor([5, 0])}, ValueError, r"extent: expected positive sizes in pixels, got \[5, 0\]"),
+    ({"extent": "ab"}, TypeError, r"extent: expected numbers of shape \[2\], got 'ab'"),
+    ({"extent": [None, 3]}, TypeError, r"extent: expected numbers of shape \[2\], got \[None, 3\]"),
+    ({"extent": [1j, 3]}, TypeError, r"extent: expected numbers"),
+    ({"extent": {"height": 5}}, TypeError, r"extent: expected numbers"),
+    ({"extent": (5, nan)}, ValueError, r"extent: expected finite numbers, got \(5, nan\)"),
+    ({"origin": (nan, 5)}, ValueError, r"origin: expected finite numbers, got \(nan, 5\)"),
+    ({"affine": [[1, 0, -np.inf], [0, 1, 0]]}, ValueError, r"affine: expected finite numbers"),
+    ({"affine": torch.eye(2, 3, device="meta")}, ValueError, r"affine: expected on cpu as features are, got on meta"),
+    ({"features": ones(2, 3, 5, 6).to_sparse()}, TypeError, r"features: expected a dense tensor, got layout torch.spa"),
+    ({"features": ones(2, 3, 5, 6).to_mkldnn()}, TypeError, r"features: expected a dense tensor, got layout"),
     ({"extent": ones(2, dtype=torch.complex64)}, TypeError, r"extent: expected real numbers"),
     ({"backend": "tpu"}, ValueError, r"backend: expected 'auto' or one of .* got 'tpu'"),
 ]
@@ -70,6 +83,25 @@ def test_a_backend_asked_for_by_name_never_falls_back():
         if not status.usable:
             with pytest.raises(BackendUnavailable, match=name):
                 call(backend=name)
+
+
+def test_nested_features_are_refused():
+    for layout in (torch.strided, torch.jagged):
+        features = torch.nested.nested_tensor([ones(3, 5, 6), ones(3, 5, 6)], layout=layout)
+        with pytest.raises(TypeError, match="features: expected a dense tensor, got a nested tensor"):
+            call(features=features)
+
+
+def test_positions_come_as_whatever_holds_numbers():
+    expected = call(origin=(1.0, 2.0), extent=(9, 8))
+    for kind in (np.array, torch.tensor, lambda v: [np.float32(x) for x in v], lambda v: [torch.tensor(x) for x in v]):
+        assert torch.equal(call(origin=kind([1.0, 2.0]), extent=kind([9, 8])), expected)
+
+
+def test_parameters_come_in_a_parameter_list():
+    inputs = make_inputs((5, 6))
+    phi = torch.nn.ParameterList(inputs.phi)
+    assert torch.equal(scp(inputs.features, phi, None), scp(inputs.features, inputs.phi, None))
 
 
 def test_weights_of_convolutions_are_taken_as_they_are():

@@ -95,6 +95,19 @@ def test_an_empty_batch_inside_vmap(twins):
     assert vmap(twins.head)(empty).shape == (3, 0, 2, *SHAPE)
 
 
+def test_vmap_over_no_samples(twins):
+    head, none = twins.head, twins.features[:0]
+    parameters = dict(head.named_parameters())
+    assert vmap(lambda y: head(y[None])[0])(none).shape == (0, 2, *SHAPE)
+    assert vmap(head, in_dims=1)(twins.features[:, None][:, :0]).shape == (0, BATCH, 2, *SHAPE)
+    assert vmap(grad(lambda y: head(y[None]).sum()))(none).shape == none.shape
+    assert vmap(lambda o: head(twins.features, origin=o))(twins.origins[:0]).shape == (0, BATCH, 2, *SHAPE)
+    for name, gradient in vmap(grad(loss(head)), (None, 0))(parameters, none[:, None]).items():
+        assert gradient.shape == (0, *parameters[name].shape)
+    no_heads = {name: p.detach().expand(0, *p.shape) for name, p in parameters.items()}
+    assert vmap(lambda p: functional_call(head, p, (twins.features,)))(no_heads).shape == (0, BATCH, 2, *SHAPE)
+
+
 @needs_a_compiled_backend
 def test_the_compiled_backend_is_what_runs(monkeypatch):
     calls = []
