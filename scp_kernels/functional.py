@@ -7,7 +7,14 @@ from torch import Tensor
 
 from scp_kernels import dispatch, ops
 from scp_kernels.checks import ArrayLike, check_position, check_tensors
-from scp_kernels.problem import Problem, identity_affine, position_matrix, problem_of, whole_image_matrix
+from scp_kernels.problem import (
+    Problem,
+    identity_affine,
+    position_matrix,
+    problem_of,
+    whole_image_matrix,
+    whole_image_matrix_on,
+)
 from scp_kernels.reference import scp_reference
 
 
@@ -90,16 +97,17 @@ def _needs_reference() -> bool:
 
 def _position_matrix(affine: Tensor | None, extent: Tensor | None, problem: Problem, position: str) -> Tensor:
     """P of the call, with the defaults (identity, the map's own size) filled in."""
-    # Not on a GPU, where numbers of the host would have to be copied, which waits for it and cannot be captured in a
-    # graph. Not while a graph is traced: sizes may be symbols, which only operations on tensors can carry.
+    # Not while a graph is traced: sizes may be symbols, which only operations on tensors can carry.
     if (
         affine is None
         and extent is None
-        and problem.device.type == "cpu"
         and not ops.watched()
         and all(type(size) is int and size for size in problem.spatial_shape)
     ):
-        return whole_image_matrix(problem.spatial_shape, position)
+        if problem.device.type == "cpu":
+            return whole_image_matrix(problem.spatial_shape, position)
+        if (matrix := whole_image_matrix_on(problem.device, problem.spatial_shape, position)) is not None:
+            return matrix
     if affine is None:
         affine = identity_affine(problem.spatial_dims, problem.device)
     if extent is None:

@@ -41,16 +41,16 @@ def _groups(matrix: Tensor) -> int:
 
 def _canonical(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous and in ``dtype``: itself, if it is. (Asking costs less than calling what would return it.)"""
-    if parameter.dtype == dtype and parameter.is_contiguous() and not parameter.is_neg():
+    if parameter.dtype == dtype and parameter.is_contiguous():
         return parameter
-    return parameter.resolve_neg().to(dtype).contiguous()
+    return parameter.to(dtype).contiguous()
 
 
 def _in_memory(tensor: Tensor) -> Tensor:
     """The tensor itself, unless its memory does not say its values.
 
     Kernels read memory: they see neither the negative bit of a view (of ``z.conj().imag``) nor that a tensor of zeros
-    has no memory at all.
+    has no memory at all. PyTorch's dispatcher looks after that; who goes past it has to.
     """
     if tensor.is_neg():
         return tensor.resolve_neg()
@@ -61,7 +61,6 @@ def _forward(
     features: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, residual: Tensor,
     bias: Tensor | None, position_matrix: Tensor, backend: str,
 ) -> Tensor:  # fmt: skip
-    features, position_matrix = _in_memory(features), position_matrix.resolve_neg()
     problem = problem_of(features, w1, w2, residual, _groups(position_matrix))
     if problem.is_empty:
         return features.new_empty(problem.batch, problem.num_classes, *problem.spatial_shape)
@@ -77,8 +76,6 @@ def _backward(
     residual: Tensor, position_matrix: Tensor, backend: str, needs: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
     parameters = (w1, b1, w2, b2, w3, b3, residual)
-    grad_logits, features = _in_memory(grad_logits), _in_memory(features)
-    position_matrix = position_matrix.resolve_neg()
     problem = problem_of(features, w1, w2, residual, _groups(position_matrix))
     needs_features, needs_parameters, needs_bias = needs[0], any(needs[1:8]), needs[8]
     gradients: list[Tensor | None] = [None] * len(needs)
@@ -162,6 +159,7 @@ _autograd_kernels = torch.library.Library("scp_kernels", "IMPL")  # lives as lon
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, bias, matrix, ctx.backend = inputs
+    ctx.unwatched = False
     ctx.save_for_backward(*tensors, matrix)
     ctx.has_bias = bias is not None
 
@@ -172,10 +170,10 @@ def _differentiate(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
     needs[8] = needs[8] and ctx.has_bias
     if _transforming():
         backward = _TransformableBackward.apply
-    elif torch.is_grad_enabled() or watched(grad_logits, *tensors):
+    elif not ctx.unwatched or torch.is_grad_enabled() or watched(grad_logits, *tensors):
         backward = scp_backward
     else:
-        backward = _backward
+        backward, grad_logits = _backward, _in_memory(grad_logits)
     gradients = backward(grad_logits, *tensors, matrix, ctx.backend, needs)
     return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None)
 
@@ -220,6 +218,8 @@ def forward(*arguments: Any) -> Tensor:
     tensors = [t for t in arguments[:-1] if t is not None]
     if watched(*tensors):
         return scp_forward(*arguments)
+    if tensors[0]._is_zerotensor() or any(map(Tensor.is_neg, tensors)):
+        arguments = tuple(_in_memory(a) if isinstance(a, Tensor) else a for a in arguments)
     if torch.is_grad_enabled() and any([t.requires_grad for t in tensors]):
         return _Unwatched.apply(*arguments)
     return _forward(*arguments)
@@ -251,6 +251,7 @@ class _Unwatched(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         logits = _forward(*arguments)
         _setup_context(ctx, arguments, logits)
+        ctx.unwatched = True
         return logits
 
 

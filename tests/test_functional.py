@@ -6,7 +6,7 @@ import torch
 from problems import make_inputs
 from tolerances import relative_error
 
-from scp_kernels import BackendUnavailable, scp
+from scp_kernels import BackendUnavailable, functional, problem, scp
 from scp_kernels.problem import identity_affine, position_matrix, whole_image_matrix
 
 
@@ -182,3 +182,45 @@ def test_the_matrix_of_a_whole_image_from_plain_numbers(shape, position):
     extent = torch.tensor(shape, dtype=torch.float64)
     expected = position_matrix(identity_affine(len(shape), device), extent, position)
     assert torch.equal(whole_image_matrix(shape, position), expected)
+
+
+def problem_on(device):
+    features = torch.empty(2, 3, 6, 7, device=device)
+    weights = (torch.empty(8, 4), torch.empty(8, 8), torch.empty(1, 3))
+    return problem.problem_of(features, *weights, 1)
+
+
+def test_the_matrix_of_a_whole_image_is_made_once_a_device(monkeypatch):
+    """On another device than the CPU: the first call copies it, the others launch nothing."""
+    made = []
+    monkeypatch.setattr(problem, "_on_devices", {})
+    original = functional.position_matrix
+    monkeypatch.setattr(functional, "position_matrix", lambda *a: made.append(a) or original(*a))
+    described = problem_on("meta")
+
+    def matrix():
+        return functional._position_matrix(None, None, described, "centered")
+
+    with monkeypatch.context() as capturing:
+        capturing.setattr(problem, "_capturing", lambda device: True)
+        assert matrix().is_meta
+        assert len(made) == 1 and not problem._on_devices, "nothing is copied into a graph"
+    with torch.inference_mode():
+        first = matrix()
+    assert first.is_meta and first.dtype == torch.float64 and not first.is_inference() and len(made) == 1
+    with monkeypatch.context() as capturing:
+        capturing.setattr(problem, "_capturing", lambda device: True)
+        assert matrix() is first, "a graph may read what is there, and what is there stays"
+    assert matrix() is first and len(made) == 1
+    assert functional._position_matrix(None, None, described, "pixels") is not first
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        assert matrix() is not first, "whoever watches sees operations"
+
+
+def test_what_is_kept_on_a_device_is_the_matrix(monkeypatch):
+    monkeypatch.setattr(problem, "_on_devices", {})
+    kept = problem.whole_image_matrix_on(torch.device("cpu"), (6, 7), "centered")
+    assert torch.equal(kept, whole_image_matrix((6, 7), "centered"))
+    if torch.cuda.is_available():
+        kept = problem.whole_image_matrix_on(torch.device("cuda", 0), (6, 7), "centered")
+        assert kept.is_cuda and torch.equal(kept.cpu(), whole_image_matrix((6, 7), "centered"))
