@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from monai.networks.nets import BasicUNet, DynUNet, SegResNet, UNet
-from scp_models.networks import VARIANTS, attach, build_network, positioned
+from scp_models.networks import VARIANTS, attach, build_network, positioned, sliding_window
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -555,3 +557,32 @@ def test_compiled_networks_with_deep_supervision_follow_their_position():
             found = compiled(x)
         expected = head(network[0](x), origin=(4, 2), extent=(20, 30))
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def pixelwise(spatial_dims=2):
+    """A network of 1×1 layers: its logits on windows are those on the image, if positions are right."""
+    torch.manual_seed(0)
+    conv = (nn.Conv2d, nn.Conv3d)[spatial_dims - 2]
+    network = nn.Sequential(conv(1, 4, 1), conv(4, 2, 1)).eval()
+    wake(attach(network, "1")[1])
+    return network
+
+
+@pytest.mark.parametrize("size", [(96, 80), (20, 80), (21, 17), (32, 32), (40, 33, 50)], ids=str)
+@pytest.mark.parametrize("batch", [1, 4])
+@torch.no_grad()
+def test_sliding_windows_give_the_whole_images_logits(size, batch):
+    network, x = pixelwise(len(size)), image(2, 1, *size)
+    with positioned(network, origin=[3] * len(size)):  # the image is the full one, whatever is around
+        found = sliding_window(network, x, 32, batch, overlap=0.5, mode="gaussian")
+    assert torch.allclose(found, network(x), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(sliding_window(network, x, (0, *size[1:])), network(x), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_documented_use_of_monais_sliding_windows():
+    text = (Path(__file__).parents[1] / "docs" / "torch.md").read_text(encoding="utf-8")
+    (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "with_coord" in s]
+    names = {"torch": torch, "network": pixelwise(), "image": image(2, 1, 96, 80)}
+    exec(snippet, names)
+    assert torch.allclose(names["logits"], names["network"](names["image"]), rtol=1e-4, atol=1e-4)
