@@ -10,6 +10,7 @@ from scp_kernels.counting import count_macs
 from scp_kernels.dispatch import BackendStatus, BackendUnavailable, backends
 from scp_kernels.functional import scp
 from scp_kernels.module import FusedSCP, ptflops_hook
+from scp_kernels.placement import Placement
 from scp_kernels.reference import scp_reference
 from scp_kernels.version import __version__
 
@@ -17,6 +18,7 @@ __all__ = [
     "BackendStatus",
     "BackendUnavailable",
     "FusedSCP",
+    "Placement",
     "__version__",
     "backends",
     "count_macs",

@@ -1,25 +1,56 @@
 """Argument checks: every error names the argument, what was expected and what came, before anything runs."""
 
 import functools
+import operator
 from collections.abc import Sequence
-from typing import Any
+from numbers import Real
+from typing import Any, SupportsIndex
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scp_kernels.problem import POSITIONS, identity_affine, position_dtype
 
 _NAMES = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual", "bias")
 _OPTIONAL = ("residual", "bias")
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 ArrayLike = Tensor | Sequence[Any]
+
+
+def check_features(features: Any) -> None:
+    """Check that X is a tensor whose elements lie in memory, one for each index."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+    if features.is_nested or features.layout is not torch.strided:
+        kind = "a nested tensor" if features.is_nested else f"layout {features.layout}"
+        raise TypeError(f"features: expected a dense tensor, got {kind}")
+
+
+def as_size(name: str, value: SupportsIndex) -> int:
+    """A number of channels, classes or hidden units: whatever can index a list, from 1 on."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if size < 1:
+        raise ValueError(f"{name}: expected at least 1, got {size}")
+    return size
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Check the dtype of parameters; None is PyTorch's default."""
+    if dtype not in (None, *FLOATS):
+        raise TypeError(f"dtype: expected float64, float32, float16 or bfloat16, got {dtype}")
 
 
 def check_tensors(
     features: Tensor, phi: Sequence[Tensor], residual: Tensor | None, bias: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Check X and the parameters; return Φ and w_r with their weights as matrices."""
-    if not isinstance(phi, Sequence) or len(phi) != 6:
+    check_features(features)
+    if not isinstance(phi, Sequence | nn.ParameterList) or len(phi) != 6:
         raise ValueError(f"phi: expected the six tensors (w1, b1, w2, b2, w3, b3), got {_describe(phi)}")
     tensors = (features, *phi, residual, bias)
     for name, tensor in zip(_NAMES, tensors, strict=True):
@@ -41,7 +72,7 @@ def _check_described(described: tuple[Any, ...]) -> int:
         {name: d[k] for name, d in zip(_NAMES, described, strict=True) if d is not None} for k in range(3)
     )
     for name, dtype in dtypes.items():
-        if dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        if dtype not in FLOATS:
             raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {dtype}")
     features, device = list(shapes.pop("features")), devices["features"]
     if len(features) not in (4, 5):
@@ -96,37 +127,28 @@ def check_position(
     """Check the position map; return affine and extent as float64 tensors on the features' device, None if default."""
     if position not in POSITIONS:
         raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
-    if origin is not None and affine is not None:
-        raise ValueError("origin, affine: expected at most one of the two (origin is the shorthand for a plain crop)")
+    check_alone(origin, affine)
     dims = features.ndim - 2
     if origin is not None:
-        offset = _as_position_tensor("origin", origin, features, (dims,))
+        offset = _position("origin", origin, features, (dims,))
         identity = identity_affine(dims, features.device)[:, :dims]
         affine = torch.cat([identity.expand(*offset.shape[:-1], dims, dims), offset.unsqueeze(-1)], dim=-1)
     elif affine is not None:
-        affine = _as_position_tensor("affine", affine, features, (dims, dims + 1))
+        affine = _position("affine", affine, features, (dims, dims + 1))
     if extent is not None:
-        # Sizes given as numbers are checked; a tensor's are not read, which on a GPU would wait for it.
-        if not isinstance(extent, Tensor) and not all(size > 0 for size in _flat(extent)):
-            raise ValueError(f"extent: expected positive sizes in pixels, got {extent}")
-        extent = _as_position_tensor("extent", extent, features, (dims,))
+        extent = _position("extent", extent, features, (dims,))
     return affine, extent
 
 
-def _as_position_tensor(name: str, value: Any, features: Tensor, shape: tuple[int, ...]) -> Tensor:
+def check_alone(origin: Any, affine: Any) -> None:
+    """Check that at most one of the two is given."""
+    if origin is not None and affine is not None:
+        raise ValueError("origin, affine: expected at most one of the two (origin is the shorthand for a plain crop)")
+
+
+def _position(name: str, value: Any, features: Tensor, shape: tuple[int, ...]) -> Tensor:
     """``value`` as a tensor of ``shape``, or of ``[B, *shape]``: one a sample."""
-    device = features.device
-    if isinstance(value, Tensor):
-        if value.requires_grad:
-            raise ValueError(f"{name}: positions are not differentiable, got a tensor that requires grad")
-        if value.dtype.is_complex or value.dtype == torch.bool:
-            raise TypeError(f"{name}: expected real numbers, got {value.dtype}")
-        tensor = value.to(device=device, dtype=position_dtype(device))
-    else:
-        try:
-            tensor = torch.tensor(value, device=device, dtype=position_dtype(device))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name}: expected numbers of shape {list(shape)}, got {value!r}") from error
+    tensor = position_tensor(name, value, features.device, shape)
     if tuple(tensor.shape) not in (shape, (features.shape[0], *shape)):
         raise ValueError(
             f"{name}: expected shape {list(shape)}, or {[features.shape[0], *shape]} for one a sample, "
@@ -135,8 +157,47 @@ def _as_position_tensor(name: str, value: Any, features: Tensor, shape: tuple[in
     return tensor
 
 
+def position_tensor(name: str, value: Any, device: torch.device, shape: tuple[int, ...] | None = None) -> Tensor:
+    """``origin``, ``affine`` or ``extent`` on ``device``; values given as numbers are checked.
+
+    A tensor's are not looked at, which on a GPU would wait for it.
+    """
+    dtype = position_dtype(device)
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise ValueError(f"{name}: positions are not differentiable, got a tensor that requires grad")
+        if value.dtype.is_complex or value.dtype == torch.bool:
+            raise TypeError(f"{name}: expected real numbers, got {value.dtype}")
+        if value.is_meta and device.type != "meta":
+            raise ValueError(f"{name}: expected on {device} as features are, got on {value.device}")
+        return value.to(device=device, dtype=dtype)
+    numbers = value.tolist() if hasattr(value, "tolist") else value  # of NumPy
+    flat = _flat(numbers)
+    if isinstance(numbers, str) or not all(isinstance(v, int | float | Real | Tensor | _SYMBOLS) for v in flat):
+        raise _not_numbers(name, value, shape)
+    plain = [v for v in flat if not isinstance(v, Tensor)]
+    if not all(v - v == 0 for v in plain):  # false for an infinity too, and no obstacle to a compiler
+        raise ValueError(f"{name}: expected finite numbers, got {value}")
+    if name == "extent" and not all(v > 0 for v in plain):
+        raise ValueError(f"extent: expected positive sizes in pixels, got {value}")
+    try:
+        return torch.tensor(numbers, device=device, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _not_numbers(name, value, shape) from error
+
+
+_SYMBOLS = torch.SymInt | torch.SymFloat
+
+
+def _not_numbers(name: str, value: Any, shape: tuple[int, ...] | None) -> TypeError:
+    of_shape = "" if shape is None else f" of shape {list(shape)}"
+    return TypeError(f"{name}: expected numbers{of_shape}, got {value!r}")
+
+
 def _flat(values: Any) -> list[Any]:
-    return [v for value in values for v in _flat(value)] if isinstance(values, Sequence) else [values]
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        return [v for value in values for v in _flat(value)]
+    return [values]
 
 
 def _shape(tensor: Tensor) -> list[int]:

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from scp_kernels import dispatch, ops
 from scp_kernels.checks import ArrayLike, check_position, check_tensors
-from scp_kernels.problem import Problem, identity_affine, position_matrix, problem_of, whole_image_matrix
+from scp_kernels.problem import (
+    Problem,
+    identity_affine,
+    position_matrix,
+    problem_of,
+    whole_image_matrix,
+    whole_image_matrix_on,
+)
 from scp_kernels.reference import scp_reference
 
 
@@ -36,9 +43,9 @@ def scp(
         origin: ``[d]`` or ``[B, d]``: index in the full image of the map's first pixel, for a plain crop.
         affine: ``[d, d + 1]`` or ``[B, d, d + 1]``: maps an index ``(i, j, 1)`` of the feature map to its index in the
             full image, for crops, flips, rotations and scalings. Not differentiable. Excludes ``origin``.
-        extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size. On a GPU,
-            positions given as numbers or as tensors of the host are copied, which waits for the device and cannot be
-            captured in a graph; give tensors that lie there.
+        extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size, also where
+            ``origin`` is given: for a crop, give both. On a GPU, positions given as numbers or as tensors of the host
+            are copied, which waits for the device and cannot be captured in a graph; give tensors that lie there.
         position: ``"pixels"`` (eq. 5 as printed) or ``"centered"`` (``2·S/extent − 1``, better conditioned to train).
         backend: ``"auto"`` (the fastest that can run; the reference for forward-mode derivatives and for ONNX), or
             ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
@@ -53,6 +60,8 @@ def scp(
         NotImplementedError: a forward-mode derivative of a compiled backend that was asked for by name.
     """
     phi, residual = check_tensors(features, phi, residual, bias)
+    if extent is not None:
+        _check_extent(extent)
     affine, extent = check_position(features, origin, affine, extent, position)
     per_sample = (affine is not None and affine.ndim == 3) or (extent is not None and extent.ndim == 2)
     problem = problem_of(features, phi[0], phi[2], residual, features.shape[0] if per_sample else 1)
@@ -60,17 +69,25 @@ def scp(
     if chosen == "reference":
         return scp_reference(features, phi, residual, bias, affine=affine, extent=extent, position=position)
     if _forward_mode():
-        # Autograd would take the operator for a constant, and give a tangent of zeros.
-        raise NotImplementedError(
-            f"backend={chosen!r}: compiled backends have no forward-mode derivative (jvp, jacfwd, hessian); "
-            "use backend='reference', or 'auto'"
-        )
+        ops.refuse_forward_mode(chosen)
     matrix = _position_matrix(affine, extent, problem, position)
     return ops.forward(features, *phi, residual, bias, matrix, chosen)
 
 
+def _check_extent(extent: ArrayLike) -> None:
+    """Check sizes that lie in a tensor, where reading them waits for nobody; check_position does those in numbers."""
+    if not isinstance(extent, Tensor) or extent.device.type != "cpu" or ops.watched(extent):
+        return
+    if not extent.dtype.is_complex and not (extent > 0).all():
+        raise ValueError(f"extent: expected positive sizes in pixels, got {extent.tolist()}")
+
+
 def _forward_mode() -> bool:
-    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+# Dynamo asks while it traces (inside a jvp that it has entered too), and guards the level that it found at first.
+_forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _needs_reference() -> bool:
@@ -80,16 +97,17 @@ def _needs_reference() -> bool:
 
 def _position_matrix(affine: Tensor | None, extent: Tensor | None, problem: Problem, position: str) -> Tensor:
     """P of the call, with the defaults (identity, the map's own size) filled in."""
-    # Not on a GPU, where numbers of the host would have to be copied, which waits for it and cannot be captured in a
-    # graph. Not while a graph is traced: sizes may be symbols, which only operations on tensors can carry.
+    # Not while a graph is traced: sizes may be symbols, which only operations on tensors can carry.
     if (
         affine is None
         and extent is None
-        and problem.device.type == "cpu"
         and not ops.watched()
         and all(type(size) is int and size for size in problem.spatial_shape)
     ):
-        return whole_image_matrix(problem.spatial_shape, position)
+        if problem.device.type == "cpu":
+            return whole_image_matrix(problem.spatial_shape, position)
+        if (matrix := whole_image_matrix_on(problem.device, problem.spatial_shape, position)) is not None:
+            return matrix
     if affine is None:
         affine = identity_affine(problem.spatial_dims, problem.device)
     if extent is None:

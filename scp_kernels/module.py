@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from scp_kernels import reference
-from scp_kernels.checks import ArrayLike, check_position, check_tensors
+from scp_kernels.checks import ArrayLike, as_size, check_dtype, check_features, check_position, check_tensors
 from scp_kernels.dispatch import check_name
 from scp_kernels.functional import scp
+from scp_kernels.placement import Placement
 from scp_kernels.problem import POSITIONS, Problem
 
 PointwiseLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -41,6 +42,11 @@ class FusedSCP(nn.Module):
         phi: ``nn.Sequential(Linear, ReLU, Linear, ReLU, Linear)``; output ``n·C + c`` is ``W[n, c]``.
         residual: w_r, ``nn.Linear(C, N, bias=False)``, or None where :meth:`from_layers` was given none.
         bias: β, a parameter ``[N]``, or None.
+        placement: a :class:`scp_kernels.Placement` that stands in for position arguments which a call does not give, or
+            None. It is no part of the state_dict, nor of copies and pickles.
+
+    Φ's layers are read, never called. Old reparametrisations (``torch.nn.utils.prune``, ``weight_norm``,
+    ``spectral_norm``) are applied at each call; other hooks of these layers see nothing.
     """
 
     def __init__(
@@ -59,16 +65,9 @@ class FusedSCP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if hidden_channels is None:
-            hidden_channels = 8 * in_channels
-        widths = (hidden_channels, hidden_channels) if isinstance(hidden_channels, int) else tuple(hidden_channels)
-        if len(widths) != 2:
-            raise ValueError(f"hidden_channels: expected one width or two, got {hidden_channels}")
-        h1, h2 = widths
-        sizes = {"in_channels": in_channels, "num_classes": num_classes, "hidden_channels": min(h1, h2)}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        in_channels, num_classes = as_size("in_channels", in_channels), as_size("num_classes", num_classes)
+        h1, h2 = _widths(8 * in_channels if hidden_channels is None else hidden_channels)
+        check_dtype(dtype)
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -90,6 +89,7 @@ class FusedSCP(nn.Module):
     residual: PointwiseLayer | None
     bias: nn.Parameter | None
     bias_init: float | Sequence[float]
+    placement: Placement | None = None
 
     def _adopt(
         self,
@@ -111,6 +111,7 @@ class FusedSCP(nn.Module):
         self.spatial_dims = first.weight.shape[1] // 2
         self.position = position
         self.backend = backend
+        self.placement = None
         self.zero_init = False
         self.bias_init = 0.0
         self.register_load_state_dict_pre_hook(_match_linear_and_convolution)
@@ -152,7 +153,7 @@ class FusedSCP(nn.Module):
             if in_channels not in (None, channels):
                 raise ValueError(f"in_channels: expected {channels} as residual has, got {in_channels}")
         else:
-            channels = outputs if in_channels is None else in_channels
+            channels = outputs if in_channels is None else as_size("in_channels", in_channels)
             num_classes = outputs // channels
         if num_classes * channels != outputs:
             raise ValueError(f"phi: expected N·C = {num_classes}·{channels} outputs of its last layer, got {outputs}")
@@ -180,14 +181,16 @@ class FusedSCP(nn.Module):
             self.bias.copy_(values.expand_as(self.bias))
 
     def _phi_tensors(self) -> tuple[Tensor, ...]:
-        first, second, third = _pointwise_layers(self.phi)
-        # Biases are checked to be there; the type of a layer's bias does not say so.
-        tensors = (first.weight, first.bias, second.weight, second.bias, third.weight, third.bias)
-        return cast("tuple[Tensor, ...]", tensors)
+        first, _, second, _, third = self.phi._modules.values()
+        return (*_weight_and_bias(first), *_weight_and_bias(second), *_weight_and_bias(third))
 
     def _residual_tensor(self) -> Tensor | None:
         residual = self.residual
-        return None if residual is None else residual.weight
+        return None if residual is None else _weight_and_bias(residual)[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy made inside a context that places the head would never leave it.
+        return {**self.__dict__, "placement": None}
 
     def forward(
         self,
@@ -197,7 +200,11 @@ class FusedSCP(nn.Module):
         affine: ArrayLike | None = None,
         extent: ArrayLike | None = None,
     ) -> Tensor:
-        """Logits ``[B, N, *spatial]`` of features ``[B, C, *spatial]``; arguments and errors as in :func:`scp`."""
+        """Logits ``[B, N, *spatial]`` of features ``[B, C, *spatial]``; arguments and errors as in :func:`scp`.
+
+        ``origin`` without ``extent`` places the map in a full image of the map's own size: for a crop, give both.
+        """
+        check_features(features)
         if features.ndim - 2 != self.spatial_dims:
             raise ValueError(
                 f"features: expected {self.spatial_dims + 2} axes for spatial_dims={self.spatial_dims}, "
@@ -205,6 +212,8 @@ class FusedSCP(nn.Module):
             )
         if features.shape[1] != self.in_channels:
             raise ValueError(f"features: expected {self.in_channels} channels, got shape {list(features.shape)}")
+        if self.placement is not None:
+            origin, affine, extent = _placed(self.placement, features, origin, affine, extent)
         return scp(
             features,
             self._phi_tensors(),
@@ -237,8 +246,11 @@ class FusedSCP(nn.Module):
             raise ValueError(f"spatial_shape: expected {self.spatial_dims} sizes, got {shape}")
         phi, residual = check_tensors(features, phi, self._residual_tensor(), self.bias)
         affine, extent = check_position(features, origin, affine, extent, self.position)
-        s = reference.positions(shape, affine=affine, extent=extent, position=self.position, device=features.device)
-        return reference.weight_field(s.to(phi[0].dtype), phi, residual)[0].unflatten(-1, shape)
+        dtype = torch.promote_types(features.dtype, torch.float32)  # as in forward
+        with reference.without_autocast(features.device):
+            s = reference.positions(shape, affine=affine, extent=extent, position=self.position, device=features.device)
+            field = reference.weight_field(s.to(dtype), [t.to(dtype) for t in phi], residual.to(dtype))
+        return field[0].to(features.dtype).unflatten(-1, shape)
 
     def macs(self, spatial_shape: Iterable[int], batch: int = 1) -> int:
         """Nominal multiply-adds of a forward of ``[batch, C, *spatial_shape]`` at one position map: Φ once a pixel."""
@@ -280,6 +292,42 @@ def _pointwise_layers(phi: nn.Sequential) -> tuple[PointwiseLayer, PointwiseLaye
     """Φ's three layers, without the ReLUs between them."""
     first, _, second, _, third = phi
     return cast("tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]", (first, second, third))
+
+
+def _widths(hidden_channels: int | Sequence[int]) -> tuple[int, int]:
+    """h₁ and h₂, of one width or two."""
+    widths = hidden_channels if isinstance(hidden_channels, Sequence | torch.Tensor) else (hidden_channels,) * 2
+    if isinstance(hidden_channels, str) or len(widths) != 2:
+        raise ValueError(f"hidden_channels: expected one width or two, got {hidden_channels!r}")
+    h1, h2 = (as_size("hidden_channels", width) for width in widths)
+    return h1, h2
+
+
+def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """A layer's parameters; those that its own hooks compute, as for a call of the layer."""
+    parameters = layer._parameters
+    weight = parameters.get("weight")
+    if weight is None or "bias" not in parameters:
+        # Pruning and the old weight_norm and spectral_norm compute a plain attribute in a hook of the layer.
+        for hook in layer._forward_pre_hooks.values():
+            if hook(layer, ()) is not None:
+                raise RuntimeError(f"{layer}: expected hooks that leave the layer's input alone, got {hook}")
+        return cast("tuple[Tensor, Tensor]", (layer.weight, layer.bias))
+    return cast("tuple[Tensor, Tensor]", (weight, parameters["bias"]))
+
+
+def _placed(
+    placement: Placement,
+    features: Tensor,
+    origin: ArrayLike | None,
+    affine: ArrayLike | None,
+    extent: ArrayLike | None,
+) -> tuple[ArrayLike | None, ArrayLike | None, ArrayLike | None]:
+    """The position arguments of a call, and the placement's in the place of those that it does not give."""
+    placed_origin, placed_affine, placed_extent = placement.resolve(features)
+    if origin is None and affine is None:
+        origin, affine = placed_origin, placed_affine
+    return origin, affine, placed_extent if extent is None else extent
 
 
 def _check_layers(phi: nn.Module) -> None:

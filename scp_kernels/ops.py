@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from scp_kernels import dispatch
@@ -42,6 +44,17 @@ def _canonical(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     if parameter.dtype == dtype and parameter.is_contiguous():
         return parameter
     return parameter.to(dtype).contiguous()
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    """The tensor itself, unless its memory does not say its values.
+
+    Kernels read memory: they see neither the negative bit of a view (of ``z.conj().imag``) nor that a tensor of zeros
+    has no memory at all. PyTorch's dispatcher looks after that; who goes past it has to.
+    """
+    if tensor.is_neg():
+        return tensor.resolve_neg()
+    return tensor.clone() if tensor._is_zerotensor() else tensor
 
 
 def _forward(
@@ -115,8 +128,38 @@ def _backward_fake(grad_logits: Tensor, features: Tensor, *args: Any) -> list[Te
     return [t if need else features.new_empty(0) for t, need in zip(like, needs, strict=True)]
 
 
+def refuse_forward_mode(backend: str) -> None:
+    """Say that there is no forward-mode derivative: without it, autograd would give a tangent of zeros."""
+    raise NotImplementedError(
+        f"backend={backend!r}: compiled backends have no forward-mode derivative (jvp, jacfwd, hessian); "
+        "use backend='reference', or 'auto'"
+    )
+
+
+def _register_autograd(name: str, formula: Any, setup_context: Any, backend_index: int) -> None:
+    """What ``torch.library.register_autograd`` does, and a refusal of tangents, which it would drop.
+
+    ``scp`` has refused them already, unless the operator is called by itself or from an exported program.
+    """
+    operator = getattr(torch.ops.scp_kernels, name).default
+    differentiate = make_autograd_impl(operator, Info(formula, setup_context))
+
+    def kernel(keyset: Any, *arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            tensors = [a for a in arguments if isinstance(a, Tensor)]
+            if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+                refuse_forward_mode(arguments[backend_index])
+        return differentiate(keyset, *arguments)
+
+    _autograd_kernels.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+_autograd_kernels = torch.library.Library("scp_kernels", "IMPL")  # lives as long as the registrations
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, bias, matrix, ctx.backend = inputs
+    ctx.unwatched = False
     ctx.save_for_backward(*tensors, matrix)
     ctx.has_bias = bias is not None
 
@@ -127,15 +170,15 @@ def _differentiate(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
     needs[8] = needs[8] and ctx.has_bias
     if _transforming():
         backward = _TransformableBackward.apply
-    elif torch.is_grad_enabled() or watched(grad_logits, *tensors):
+    elif not ctx.unwatched or torch.is_grad_enabled() or watched(grad_logits, *tensors):
         backward = scp_backward
     else:
-        backward = _backward
+        backward, grad_logits = _backward, _in_memory(grad_logits)
     gradients = backward(grad_logits, *tensors, matrix, ctx.backend, needs)
     return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None)
 
 
-torch.library.register_autograd("scp_kernels::scp_forward", _differentiate, setup_context=_setup_context)
+_register_autograd("scp_forward", _differentiate, _setup_context, backend_index=-1)
 
 
 def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -165,9 +208,7 @@ def _differentiate_twice(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...
     return (*vjp(given)[:-1], None, None, None)
 
 
-torch.library.register_autograd(
-    "scp_kernels::scp_backward", _differentiate_twice, setup_context=_setup_backward_context
-)
+_register_autograd("scp_backward", _differentiate_twice, _setup_backward_context, backend_index=-2)
 
 
 def forward(*arguments: Any) -> Tensor:
@@ -177,6 +218,8 @@ def forward(*arguments: Any) -> Tensor:
     tensors = [t for t in arguments[:-1] if t is not None]
     if watched(*tensors):
         return scp_forward(*arguments)
+    if tensors[0]._is_zerotensor() or any(map(Tensor.is_neg, tensors)):
+        arguments = tuple(_in_memory(a) if isinstance(a, Tensor) else a for a in arguments)
     if torch.is_grad_enabled() and any([t.requires_grad for t in tensors]):
         return _Unwatched.apply(*arguments)
     return _forward(*arguments)
@@ -208,6 +251,7 @@ class _Unwatched(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         logits = _forward(*arguments)
         _setup_context(ctx, arguments, logits)
+        ctx.unwatched = True
         return logits
 
 
@@ -252,11 +296,19 @@ def _fold_matrix(matrix: Tensor, dim: int | None, size: int, batch: int) -> Tens
     return matrix.flatten(0, 1)
 
 
-def _one_by_one(operator: Any, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    return [
-        operator(*(a.select(d, k) if isinstance(d, int) else a for a, d in zip(arguments, in_dims, strict=True)))
-        for k in range(size)
-    ]
+def _one_by_one(operator: Any, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> list[Tensor]:
+    """Each of the operator's results (one, or a list), stacked over the samples of a vmap."""
+    pairs = list(zip(arguments, in_dims, strict=True))
+    if size == 0:  # the shapes are those of a sample of zeros
+        pairs = [(a.new_zeros((*a.shape[:d], 1, *a.shape[d + 1 :])) if isinstance(d, int) else a, d) for a, d in pairs]
+    found = [operator(*(a.select(d, k) if isinstance(d, int) else a for a, d in pairs)) for k in range(size or 1)]
+    columns = [[f] if isinstance(f, Tensor) else f for f in found]
+    return [torch.stack(column)[:size] for column in zip(*columns, strict=True)]
+
+
+def _samples(features: Tensor, dim: int | None) -> int:
+    """B of features that vmap maps over ``dim``."""
+    return features.shape[0 if dim is None or dim > 0 else 1]
 
 
 def _mapped(in_dims: Sequence[Any]) -> bool:
@@ -268,9 +320,8 @@ def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple
     features, *parameters, matrix, backend = arguments
     size = info.batch_size
     if _mapped(in_dims[1:9]):  # every sample has a Φ of its own: there is nothing to share
-        return torch.stack(_one_by_one(scp_forward, size, in_dims, arguments)), 0
-    folded = _fold(features, in_dims[0], size)
-    batch = folded.shape[0] // size
+        return _one_by_one(scp_forward, size, in_dims, arguments)[0], 0
+    folded, batch = _fold(features, in_dims[0], size), _samples(features, in_dims[0])
     matrix = _fold_matrix(matrix, in_dims[9], size, batch)
     logits = scp_forward(folded, *parameters, matrix, backend)
     return logits.unflatten(0, (size, batch)), 0
@@ -281,10 +332,8 @@ def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tupl
     grad_logits, features, *parameters, matrix, backend, needs = arguments
     size = info.batch_size
     if _mapped(in_dims[2:9]) or any(needs[1:]):  # parameters' gradients are sums over a batch, here wanted apart
-        found = _one_by_one(scp_backward, size, in_dims, arguments)
-        return [torch.stack(gradients) for gradients in zip(*found, strict=True)], [0] * len(needs)
-    folded = _fold(features, in_dims[1], size)
-    batch = folded.shape[0] // size
+        return _one_by_one(scp_backward, size, in_dims, arguments), [0] * len(needs)
+    folded, batch = _fold(features, in_dims[1], size), _samples(features, in_dims[1])
     matrix = _fold_matrix(matrix, in_dims[9], size, batch)
     gradients = scp_backward(_fold(grad_logits, in_dims[0], size), folded, *parameters, matrix, backend, needs)
     if needs[0]:

@@ -138,6 +138,28 @@ def whole_image_matrix(spatial_shape: tuple[int, ...], position: str) -> Tensor:
         return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
+_on_devices: dict[tuple[torch.device, tuple[int, ...], str], Tensor] = {}
+
+
+def whole_image_matrix_on(device: torch.device, spatial_shape: tuple[int, ...], position: str) -> Tensor | None:
+    """:func:`whole_image_matrix` on another device: copied there once, where a dozen launches would make it each time.
+
+    It is kept for good (half a kilobyte a shape), since a captured graph may read it. None where a graph is being
+    captured before the first plain call: a copy from the host cannot be.
+    """
+    key = (device, spatial_shape, position)
+    matrix = _on_devices.get(key)
+    if matrix is None and not _capturing(device):
+        with torch.inference_mode(False):
+            matrix = whole_image_matrix(spatial_shape, position).to(device=device, dtype=position_dtype(device))
+        _on_devices[key] = matrix
+    return matrix
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def identity_affine(spatial_dims: int, device: torch.device) -> Tensor:
     """``[d, d + 1]``: the map of a feature map that is the full image."""
     return torch.eye(spatial_dims, spatial_dims + 1, dtype=position_dtype(device), device=device)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
+from scp_kernels.problem import position_dtype
+
 
 def positions(
     spatial_shape: Sequence[int],
@@ -27,7 +29,7 @@ def positions(
     G is 1, or the number of samples when ``affine`` or ``extent`` is given for each sample. Arguments as in
     :func:`scp_reference`, already tensors.
     """
-    dtype = torch.float32 if device is not None and device.type == "mps" else torch.float64
+    dtype = torch.float64 if device is None else position_dtype(device)
     if affine is None:
         p = pixel_indices(spatial_shape, dtype, device)[None]  # [1, d, P]
     else:
@@ -35,7 +37,8 @@ def positions(
     if extent is None:
         size = torch.stack([torch.full((), s, dtype=dtype, device=device) for s in spatial_shape])[None, :, None]
     else:
-        size = extent.to(device=device, dtype=dtype).reshape(-1, extent.shape[-1], 1)  # [G, d, 1]
+        size = extent.to(device=device, dtype=dtype)[..., None]  # [d, 1] or [G, d, 1]
+        size = size if size.ndim == 3 else size[None]
     trailing = size - p
     leading = p.expand_as(trailing)
     s = torch.cat([leading, trailing], dim=1)
@@ -52,7 +55,7 @@ def pixel_indices(spatial_shape: Sequence[int], dtype: torch.dtype, device: torc
 
 def map_indices(matrix: Tensor, spatial_shape: Sequence[int]) -> Tensor:
     """``matrix · (i, j, 1)`` at every pixel, ``[G, rows, P]``, for one matrix ``[rows, d + 1]`` or G of them."""
-    matrix = matrix.reshape(-1, *matrix.shape[-2:])
+    matrix = matrix if matrix.ndim == 3 else matrix[None]
     return matrix[:, :, :-1] @ pixel_indices(spatial_shape, matrix.dtype, matrix.device) + matrix[:, :, -1:]
 
 
@@ -102,17 +105,18 @@ def scp_reference(
     The arguments are taken as they are: :func:`scp_kernels.scp` is the checked form.
     """
     if origin is not None:
-        origin = torch.as_tensor(origin, dtype=torch.float64)
+        origin = torch.as_tensor(origin, dtype=position_dtype(features.device), device=features.device)
         identity = torch.eye(origin.shape[-1], dtype=origin.dtype, device=origin.device)
         affine = torch.cat([identity.expand(*origin.shape[:-1], -1, -1), origin.unsqueeze(-1)], dim=-1)
     if extent is not None:
-        extent = torch.as_tensor(extent, dtype=torch.float64)
-    with _without_autocast(features.device):
+        extent = torch.as_tensor(extent, dtype=position_dtype(features.device), device=features.device)
+    with without_autocast(features.device):
         s = positions(features.shape[2:], affine=affine, extent=extent, position=position, device=features.device)
     return classify(features, s, phi, residual, bias)
 
 
-def _without_autocast(device: torch.device) -> torch.autocast:
+def without_autocast(device: torch.device) -> torch.autocast:
+    """Positions and Φ in the dtype that they are given in."""
     # Some devices (meta) have no autocast to switch off.
     return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)
 
@@ -124,7 +128,7 @@ def classify(
     dtype = torch.promote_types(features.dtype, torch.float32)
     for tensor in phi:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    with _without_autocast(features.device):
+    with without_autocast(features.device):
         weight = weight_field(s.to(dtype), [t.to(dtype) for t in phi], residual.to(dtype))  # [G, N, C, P]
         x = features.to(dtype).flatten(2)  # [B, C, P]
         logits = torch.stack([(w * x).sum(1) for w in weight.unbind(1)], dim=1)  # [B, N, P]

@@ -1,11 +1,12 @@
 """``scp()``: what it refuses, and how it says so; what it accepts beyond the plain case."""
 
+import numpy as np
 import pytest
 import torch
 from problems import make_inputs
 from tolerances import relative_error
 
-from scp_kernels import BackendUnavailable, scp
+from scp_kernels import BackendUnavailable, functional, problem, scp
 from scp_kernels.problem import identity_affine, position_matrix, whole_image_matrix
 
 
@@ -17,7 +18,7 @@ def call(**changes):
     return scp(**arguments)
 
 
-ones = torch.ones
+ones, nan = torch.ones, float("nan")
 BAD = [
     ({"features": [1.0]}, TypeError, r"features: expected a tensor, got list"),
     ({"features": ones(2, 3, 5, 6, dtype=torch.int64)}, TypeError, r"features: expected float64.* got torch.int64"),
@@ -50,6 +51,18 @@ BAD = [
     ({"affine": "identity"}, TypeError, r"affine: expected numbers of shape \[2, 3\], got 'identity'"),
     ({"extent": (5, 6, 7)}, ValueError, r"extent: expected shape \[2\]"),
     ({"extent": (5, 0)}, ValueError, r"extent: expected positive sizes in pixels, got \(5, 0\)"),
+    ({"extent": np.array([5, 0])}, ValueError, r"extent: expected positive sizes in pixels"),
+    ({"extent": torch.tensor([5, 0])}, ValueError, r"extent: expected positive sizes in pixels, got \[5, 0\]"),
+    ({"extent": "ab"}, TypeError, r"extent: expected numbers of shape \[2\], got 'ab'"),
+    ({"extent": [None, 3]}, TypeError, r"extent: expected numbers of shape \[2\], got \[None, 3\]"),
+    ({"extent": [1j, 3]}, TypeError, r"extent: expected numbers"),
+    ({"extent": {"height": 5}}, TypeError, r"extent: expected numbers"),
+    ({"extent": (5, nan)}, ValueError, r"extent: expected finite numbers, got \(5, nan\)"),
+    ({"origin": (nan, 5)}, ValueError, r"origin: expected finite numbers, got \(nan, 5\)"),
+    ({"affine": [[1, 0, -np.inf], [0, 1, 0]]}, ValueError, r"affine: expected finite numbers"),
+    ({"affine": torch.eye(2, 3, device="meta")}, ValueError, r"affine: expected on cpu as features are, got on meta"),
+    ({"features": ones(2, 3, 5, 6).to_sparse()}, TypeError, r"features: expected a dense tensor, got layout torch.spa"),
+    ({"features": ones(2, 3, 5, 6).to_mkldnn()}, TypeError, r"features: expected a dense tensor, got layout"),
     ({"extent": ones(2, dtype=torch.complex64)}, TypeError, r"extent: expected real numbers"),
     ({"backend": "tpu"}, ValueError, r"backend: expected 'auto' or one of .* got 'tpu'"),
 ]
@@ -70,6 +83,25 @@ def test_a_backend_asked_for_by_name_never_falls_back():
         if not status.usable:
             with pytest.raises(BackendUnavailable, match=name):
                 call(backend=name)
+
+
+def test_nested_features_are_refused():
+    for layout in (torch.strided, torch.jagged):
+        features = torch.nested.nested_tensor([ones(3, 5, 6), ones(3, 5, 6)], layout=layout)
+        with pytest.raises(TypeError, match="features: expected a dense tensor, got a nested tensor"):
+            call(features=features)
+
+
+def test_positions_come_as_whatever_holds_numbers():
+    expected = call(origin=(1.0, 2.0), extent=(9, 8))
+    for kind in (np.array, torch.tensor, lambda v: [np.float32(x) for x in v], lambda v: [torch.tensor(x) for x in v]):
+        assert torch.equal(call(origin=kind([1.0, 2.0]), extent=kind([9, 8])), expected)
+
+
+def test_parameters_come_in_a_parameter_list():
+    inputs = make_inputs((5, 6))
+    phi = torch.nn.ParameterList(inputs.phi)
+    assert torch.equal(scp(inputs.features, phi, None), scp(inputs.features, inputs.phi, None))
 
 
 def test_weights_of_convolutions_are_taken_as_they_are():
@@ -150,3 +182,45 @@ def test_the_matrix_of_a_whole_image_from_plain_numbers(shape, position):
     extent = torch.tensor(shape, dtype=torch.float64)
     expected = position_matrix(identity_affine(len(shape), device), extent, position)
     assert torch.equal(whole_image_matrix(shape, position), expected)
+
+
+def problem_on(device):
+    features = torch.empty(2, 3, 6, 7, device=device)
+    weights = (torch.empty(8, 4), torch.empty(8, 8), torch.empty(1, 3))
+    return problem.problem_of(features, *weights, 1)
+
+
+def test_the_matrix_of_a_whole_image_is_made_once_a_device(monkeypatch):
+    """On another device than the CPU: the first call copies it, the others launch nothing."""
+    made = []
+    monkeypatch.setattr(problem, "_on_devices", {})
+    original = functional.position_matrix
+    monkeypatch.setattr(functional, "position_matrix", lambda *a: made.append(a) or original(*a))
+    described = problem_on("meta")
+
+    def matrix():
+        return functional._position_matrix(None, None, described, "centered")
+
+    with monkeypatch.context() as capturing:
+        capturing.setattr(problem, "_capturing", lambda device: True)
+        assert matrix().is_meta
+        assert len(made) == 1 and not problem._on_devices, "nothing is copied into a graph"
+    with torch.inference_mode():
+        first = matrix()
+    assert first.is_meta and first.dtype == torch.float64 and not first.is_inference() and len(made) == 1
+    with monkeypatch.context() as capturing:
+        capturing.setattr(problem, "_capturing", lambda device: True)
+        assert matrix() is first, "a graph may read what is there, and what is there stays"
+    assert matrix() is first and len(made) == 1
+    assert functional._position_matrix(None, None, described, "pixels") is not first
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        assert matrix() is not first, "whoever watches sees operations"
+
+
+def test_what_is_kept_on_a_device_is_the_matrix(monkeypatch):
+    monkeypatch.setattr(problem, "_on_devices", {})
+    kept = problem.whole_image_matrix_on(torch.device("cpu"), (6, 7), "centered")
+    assert torch.equal(kept, whole_image_matrix((6, 7), "centered"))
+    if torch.cuda.is_available():
+        kept = problem.whole_image_matrix_on(torch.device("cuda", 0), (6, 7), "centered")
+        assert kept.is_cuda and torch.equal(kept.cpu(), whole_image_matrix((6, 7), "centered"))

@@ -3,11 +3,13 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from problems import make_inputs
 from tolerances import relative_error
 from torch import nn
+from torch.nn.utils import prune
 
 from scp_kernels import FusedSCP, scp
 
@@ -74,6 +76,18 @@ def test_weight_field_reproduces_the_logits(dims):
     assert relative_error(head(x, origin=(1,) * dims, extent=extent), logits) <= 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@torch.no_grad()
+def test_weight_field_in_half_precision_is_that_of_forward(dtype):
+    """Positions of raw pixels do not fit half precision: the field is computed as the logits are, and then rounded."""
+    head = FusedSCP(3, 2, (8, 6)).to(dtype)
+    in_float32 = copy.deepcopy(head).float().weight_field((160, 224))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.float32):
+        field = head.weight_field((160, 224))
+    assert field.dtype == dtype
+    assert torch.equal(field, in_float32.to(dtype))
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("convolutions", [True, False])
 def test_from_layers_shares_the_weights(dims, convolutions):
@@ -132,6 +146,9 @@ def test_from_layers_without_a_residual():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda: FusedSCP.from_layers(plain_layers()[0], in_channels=0), "in_channels: expected at least 1, got 0"),
+        (lambda: FusedSCP.from_layers(plain_layers()[0], in_channels=-2), "in_channels: expected at least 1, got -2"),
+        (lambda: FusedSCP(3, hidden_channels="12"), "hidden_channels: expected one width or two, got '12'"),
         (lambda: FusedSCP(0), "in_channels: expected at least 1, got 0"),
         (lambda: FusedSCP(3, 0), "num_classes: expected at least 1, got 0"),
         (lambda: FusedSCP(3, hidden_channels=(4, 0)), "hidden_channels: expected at least 1, got 0"),
@@ -154,6 +171,31 @@ def test_from_layers_without_a_residual():
 def test_refusals(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: FusedSCP(2.5), "in_channels: expected an integer, got 2.5"),
+        (lambda: FusedSCP(3, None), "num_classes: expected an integer, got None"),
+        (lambda: FusedSCP(3, 2, 8.0), "hidden_channels: expected an integer, got 8.0"),
+        (lambda: FusedSCP(3, 2, (8, None)), "hidden_channels: expected an integer, got None"),
+        (lambda: FusedSCP(3, dtype=torch.complex64), "dtype: expected float64.*got torch.complex64"),
+        (lambda: FusedSCP(3)(None), "features: expected a tensor, got NoneType"),
+        (lambda: FusedSCP(3)([torch.ones(1, 3, 4, 4)]), "features: expected a tensor, got list"),
+        (lambda: FusedSCP(3)(torch.ones(1, 3, 4, 4).to_sparse()), "features: expected a dense tensor"),
+    ],
+)
+def test_wrong_types_are_named(build, message):
+    with pytest.raises(TypeError, match=message):
+        build()
+
+
+def test_widths_come_as_whatever_is_an_integer():
+    head = FusedSCP(np.int64(3), np.int32(2), (np.int64(8), torch.tensor(6)))
+    assert (head.in_channels, head.num_classes, head.hidden_channels) == (3, 2, (8, 6))
+    assert FusedSCP(3, 2, np.int64(8)).hidden_channels == (8, 8)
+    assert all(type(n) is int for n in (head.in_channels, head.num_classes))
 
 
 def test_forward_refuses_another_rank_or_channel_count():
@@ -191,3 +233,70 @@ def test_compile_without_a_graph_break():
         assert relative_error(logits, head(x, **options)) <= 1e-6
         logits.sum().backward()
         assert x.grad is not None
+
+
+def pruned(amount=0.5, **options):
+    head = FusedSCP(3, 2, (8, 6), **options)
+    for layer, name in ((head.phi[2], "weight"), (head.phi[4], "bias"), (head.residual, "weight")):
+        prune.l1_unstructured(layer, name, amount)
+    return head
+
+
+def train(head, steps=2):
+    optimizer = torch.optim.SGD(head.parameters(), 0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        head(torch.randn(2, 3, 5, 6)).square().mean().backward()
+        assert all(p.grad is not None for p in head.parameters())
+        optimizer.step()
+    return head
+
+
+def test_pruned_layers_train_and_stay_pruned():
+    head = train(pruned(position="centered"))
+    x = torch.randn(2, 3, 5, 6)
+    logits = head(x)
+    for layer in (head.phi[2], head.residual):
+        assert torch.equal(layer.weight, layer.weight_orig * layer.weight_mask)
+        assert (layer.weight_mask == 0).sum() == layer.weight.numel() // 2
+    other = pruned(amount=0.0, position="centered")
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(other(x), logits), "what was loaded, not what was computed before"
+    for layer, name in ((head.phi[2], "weight"), (head.phi[4], "bias"), (head.residual, "weight")):
+        prune.remove(layer, name)
+    assert torch.equal(head(x), logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize(
+    "reparametrise",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ],
+)
+def test_reparametrised_layers(reparametrise):
+    head = FusedSCP(3, 2, (8, 6), position="centered")
+    layers = [head.phi[0], head.phi[2], head.residual]
+    for layer in layers:
+        reparametrise(layer)
+    train(head).eval()
+    x = torch.randn(2, 3, 5, 6)
+    plain = FusedSCP(3, 2, (8, 6), position="centered")
+    for layer in layers:  # an ordinary call computes the weight that the head has to read
+        layer(torch.eye(layer.weight.shape[1]))
+    with torch.no_grad():
+        for k in (0, 2, 4):
+            plain.phi[k].weight.copy_(head.phi[k].weight)
+            plain.phi[k].bias.copy_(head.phi[k].bias)
+        plain.residual.weight.copy_(head.residual.weight)
+    assert torch.equal(head(x), plain(x))
+
+
+def test_hooks_that_would_change_a_layers_input_are_refused():
+    head = pruned()
+    head.phi[2].register_forward_pre_hook(lambda layer, inputs: (torch.zeros(1, 8),))
+    with pytest.raises(RuntimeError, match="expected hooks that leave the layer's input alone"):
+        head(torch.randn(1, 3, 4, 4))

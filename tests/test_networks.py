@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from monai.networks.nets import BasicUNet, SegResNet, UNet
-from scp_models.networks import VARIANTS, attach, build_network, positioned
+from scp_models.networks import VARIANTS, attach, build_network
 from torch import nn
 
 from scp_kernels import FusedSCP
@@ -381,17 +381,3 @@ def test_attach_refuses_a_monai_unet_which_ends_in_a_strided_layer():
         attach(network, "model.2")
     with pytest.raises(ValueError, match="'final', which UNet does not have"):
         attach(network, "final")
-
-
-def test_positioned_tells_an_attached_network_where_its_crop_lies():
-    network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 1, 1)).eval()
-    wake(attach(network, "1")[1])
-    full = image(1, 2, *EXTENT)
-    rows, columns = (slice(o, o + p) for o, p in zip(ORIGIN, PATCH, strict=True))
-    whole, patch = network(full)[..., rows, columns], full[..., rows, columns]
-    inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
-    with positioned(network, origin=ORIGIN, extent=EXTENT):
-        assert torch.allclose(network(patch)[inside], whole[inside], atol=1e-5)
-    assert not torch.allclose(network(patch)[inside], whole[inside], atol=1e-2)
-    with pytest.raises(ValueError, match="expected a FusedSCP"), positioned(nn.Conv2d(1, 1, 1)):
-        pass

@@ -128,3 +128,11 @@ def test_half_features_beside_float32_parameters_under_autocast():
         inside = scp_reference(inputs.features, inputs.phi, inputs.residual)
     assert inside.dtype == torch.bfloat16
     assert torch.equal(inside, outside)
+
+
+def test_positions_lie_where_the_features_do_whatever_the_default_device():
+    inputs = make_inputs((4, 5))
+    options = {"origin": [1, 2], "extent": [9, 9]}
+    expected = scp_reference(inputs.features, inputs.phi, inputs.residual, **options)
+    with torch.device("meta"):
+        assert torch.equal(scp_reference(inputs.features, inputs.phi, inputs.residual, **options), expected)

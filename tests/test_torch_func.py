@@ -1,5 +1,7 @@
 """torch.func and forward-mode differentiation, for compiled backends and the reference."""
 
+import copy
+
 import pytest
 import torch
 from backend_names import BACKENDS, device_of
@@ -93,6 +95,19 @@ def test_an_empty_batch_inside_vmap(twins):
     assert vmap(twins.head)(empty).shape == (3, 0, 2, *SHAPE)
 
 
+def test_vmap_over_no_samples(twins):
+    head, none = twins.head, twins.features[:0]
+    parameters = dict(head.named_parameters())
+    assert vmap(lambda y: head(y[None])[0])(none).shape == (0, 2, *SHAPE)
+    assert vmap(head, in_dims=1)(twins.features[:, None][:, :0]).shape == (0, BATCH, 2, *SHAPE)
+    assert vmap(grad(lambda y: head(y[None]).sum()))(none).shape == none.shape
+    assert vmap(lambda o: head(twins.features, origin=o))(twins.origins[:0]).shape == (0, BATCH, 2, *SHAPE)
+    for name, gradient in vmap(grad(loss(head)), (None, 0))(parameters, none[:, None]).items():
+        assert gradient.shape == (0, *parameters[name].shape)
+    no_heads = {name: p.detach().expand(0, *p.shape) for name, p in parameters.items()}
+    assert vmap(lambda p: functional_call(head, p, (twins.features,)))(no_heads).shape == (0, BATCH, 2, *SHAPE)
+
+
 @needs_a_compiled_backend
 def test_the_compiled_backend_is_what_runs(monkeypatch):
     calls = []
@@ -138,3 +153,47 @@ def test_forward_mode_goes_through_the_reference():
     twins.head.backend = "auto"
     twins.agree(lambda head, x: jvp(head, (x,), (x.square(),))[1], LOGITS)
     twins.agree(lambda head, x: hessian(lambda y: head(y[None, :, :2, :3]).square().sum())(x[0]).flatten(), GRADIENTS)
+
+
+def tangent_of(head: FusedSCP, x: Tensor, tangent: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(head(forward_ad.make_dual(x, tangent))).tangent
+
+
+FORWARD_MODE = {
+    "compiled jvp": lambda h, x, v: torch.compile(lambda y: jvp(h, (y,), (v,))[1], backend="aot_eager")(x),
+    "jvp of compiled": lambda h, x, v: jvp(torch.compile(h, backend="aot_eager"), (x,), (v,))[1],
+    "compiled dual numbers": lambda h, x, v: torch.compile(tangent_of, backend="aot_eager")(h, x, v),
+    "dual numbers into compiled": lambda h, x, v: tangent_of(torch.compile(h, backend="aot_eager"), x, v),
+    "compiled jacfwd": lambda h, x, v: torch.compile(torch.func.jacfwd(lambda t: h(x + t * v)), backend="aot_eager")(
+        x.new_zeros(())
+    ),
+}
+
+
+@needs_a_compiled_backend
+@pytest.mark.parametrize("way", FORWARD_MODE)
+def test_forward_mode_in_a_graph_is_never_a_silent_zero(way):
+    torch.compiler.reset()
+    head = Twins(COMPILED).head.requires_grad_(False)
+    x = Twins(COMPILED).features
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        FORWARD_MODE[way](head, x, x.square())
+    truth = copy.deepcopy(head)
+    head.backend, truth.backend = "auto", "reference"
+    expected = jvp(truth, (x,), (x.square(),))[1]
+    torch.compiler.reset()
+    assert relative_error(FORWARD_MODE[way](head, x, x.square()), expected) <= LOGITS[torch.float32]
+
+
+@needs_a_compiled_backend
+def test_an_exported_program_refuses_tangents():
+    twins = Twins(COMPILED)
+    program = torch.export.export(twins.head.requires_grad_(False), (twins.features,)).module()
+    for way in (
+        lambda: jvp(program, (twins.features,), (twins.features,)),
+        lambda: tangent_of(program, *[twins.features] * 2),
+    ):
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            way()
+    assert torch.equal(program(twins.features), twins.head(twins.features))

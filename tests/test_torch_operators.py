@@ -1,5 +1,6 @@
 """The registered operators: opcheck, exact fakes, FLOP formulas."""
 
+import io
 import warnings
 
 import pytest
@@ -205,3 +206,27 @@ def test_a_trace_holds_the_operator_and_no_constant():
         traced = torch.jit.trace(head, torch.randn(1, 3, 18, 20))
     other = torch.randn(1, 3, 18, 20)
     assert torch.equal(traced(other), head(other))
+
+
+def test_a_symbolic_trace_takes_the_head_as_a_leaf():
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return isinstance(module, FusedSCP) or super().is_leaf_module(module, name)
+
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), FusedSCP(3, 2, 16))
+    x = torch.randn(1, 2, 18, 20)
+    assert torch.equal(torch.fx.GraphModule(network, Tracer().trace(network))(x), network(x))
+    with pytest.raises(TypeError, match="features: expected a tensor, got Proxy"):
+        torch.fx.symbolic_trace(network)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_what_is_documented_not_to_work_says_so():
+    x = torch.randn(1, 3, 18, 20)
+    with pytest.raises(Exception):  # noqa: B017  # PyTorch's own, of no documented type
+        torch.jit.script(FusedSCP(3, 2, 16))
+    with pytest.raises(TypeError):
+        torch.onnx.export(FusedSCP(3, 2, 16), (x,), io.BytesIO(), dynamo=False)
+    quantized = torch.ao.quantization.quantize_dynamic(FusedSCP(3, 2, 16), {nn.Linear})
+    with pytest.raises(TypeError, match="w1: expected a tensor, got method"):
+        quantized(x)

@@ -242,3 +242,47 @@ def test_inference_tensors(backend):
         assert logits.is_inference()
         head.residual.weight.mul_(2)
         assert not torch.equal(head(x), logits)
+
+
+def negated(tensor: Tensor) -> Tensor:
+    """The same values, as a view with PyTorch's negative bit."""
+    view = torch._neg_view(-tensor)
+    assert view.is_neg()
+    return view
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_negative_bit(backend):
+    """``z.conj().imag`` is a view that says "negate me": kernels, which read memory, must not miss it."""
+    head, x = head_of(backend), features_of(backend)
+    with torch.no_grad():
+        assert torch.equal(head(negated(x)), head(x))
+        parameters = (*head._phi_tensors(), head.residual.weight, head.bias)
+        views = [negated(t) for t in parameters]
+        expected = scp(x, parameters[:6], *parameters[6:], backend=backend)
+        assert torch.equal(scp(x, views[:6], *views[6:], backend=backend), expected)
+        affine, extent = (
+            torch.tensor([[1.0, 0, 3], [0, 1, 4]]).double().to(x.device),
+            torch.tensor([30.0, 40.0]).double(),
+        )
+        found = head(x, affine=negated(affine), extent=negated(extent.to(x.device)))
+        assert torch.equal(found, head(x, affine=affine, extent=extent))
+    leaf = x.clone().requires_grad_()
+    tensors = [leaf, *head.parameters()]
+    grad_logits = torch.randn_like(head(x))
+    expected = torch.autograd.grad(head(leaf), tensors, grad_logits)
+    for features, gradient in ((leaf, negated(grad_logits)), (torch._neg_view(-leaf), grad_logits)):
+        found = torch.autograd.grad(head(features), tensors, gradient)
+        assert all(relative_error(a, b) <= GRADIENTS[torch.float32] for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tensors_of_zeros_without_memory(backend):
+    head, x = head_of(backend), features_of(backend)
+    zeros = torch._efficientzerotensor(x.shape, device=x.device)
+    assert torch.equal(head(zeros), head(torch.zeros_like(x)))
+    leaf = x.clone().requires_grad_()
+    logits = head(leaf)
+    no_gradient = torch._efficientzerotensor(logits.shape, device=x.device)
+    for gradient in torch.autograd.grad(logits, [leaf, *head.parameters()], no_gradient):
+        assert not gradient.any()

@@ -8,5 +8,15 @@ from scp_models.networks.segmentation import (
     SegmentationNetwork,
     build_network,
 )
+from scp_models.networks.sliding import sliding_window
 
-__all__ = ["PRESETS", "VARIANTS", "Preset", "SegmentationNetwork", "attach", "build_network", "positioned"]
+__all__ = [
+    "PRESETS",
+    "VARIANTS",
+    "Preset",
+    "SegmentationNetwork",
+    "attach",
+    "build_network",
+    "positioned",
+    "sliding_window",
+]

@@ -1,14 +1,14 @@
 """Give any network a spatially covariant head in the place of its last 1×1 convolution."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from scp_models.networks.positions import PositionLike
-from torch import nn
+from torch import Tensor, nn
 
-from scp_kernels import FusedSCP
+from scp_kernels import FusedSCP, Placement
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -39,11 +39,13 @@ def attach(
         logit_bias: initial value of β, the class's log-odds; None: the convolution's bias, and no β where it has none.
         hidden_channels, position, zero_init, backend: see :class:`scp_kernels.FusedSCP`.
 
+    A layer that the network holds under several names is replaced under all of them.
+
     Raises:
         ValueError: there is no such layer, or it is not a 1×1 convolution of stride 1; the message names what was found
             and those that would do.
     """
-    convolution = _find_convolution(network, layer)
+    found, convolution = _find_convolution(network, layer)
     weight = convolution.weight
     head = FusedSCP(
         convolution.in_channels,
@@ -67,9 +69,19 @@ def attach(
                 head.bias.copy_(convolution.bias)
             head.bias.requires_grad_(convolution.bias.requires_grad)
     head.train(convolution.training)
-    parent, _, name = layer.rpartition(".")
-    setattr(network.get_submodule(parent), name, head)
+    _replace(network, found, head)
     return network
+
+
+def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put one module in the place of another wherever ``network`` holds it: as a submodule, or in a plain list."""
+    for module in list(network.modules()):
+        for name, child in module._modules.items():
+            if child is old:
+                module._modules[name] = new
+        for held in vars(module).values():
+            if isinstance(held, list):
+                held[:] = [new if item is old else item for item in held]
 
 
 @contextmanager
@@ -82,30 +94,75 @@ def positioned(
 ) -> Iterator[None]:
     """Say where a network's input lies in the full image, for a network whose ``forward`` takes the image alone.
 
-    Inside the context, every :class:`scp_kernels.FusedSCP` of ``network`` is called with these position arguments, in
-    pixels of the head's own feature map (for most networks the image's grid)::
+    Inside the context, every :class:`scp_kernels.FusedSCP` of ``network`` takes these position arguments, in pixels of
+    the network's input::
 
         network = attach(BasicUNet(spatial_dims=2, in_channels=1, out_channels=2), "final_conv")
         with positioned(network, origin=(32, 64), extent=(160, 224)):
             logits = network(patch)
 
+    ``origin`` without ``extent`` places the input in a full image of the input's own size: for a crop, give both.
+
+    A head whose feature map has another size than the input (deep supervision) takes them scaled to its own grid (see
+    :class:`scp_kernels.Placement`). An inner context stands before an outer one, and what a call gives itself before
+    both; what the inner one does not say, the outer one does. Networks under ``torch.compile`` follow, compiled before
+    or inside: numbers become tensors, so other values of them make no new graph. Under activation checkpointing the
+    backward pass belongs into the context too, since it calls the head again.
+
     Raises:
-        ValueError: the network has no such head.
+        ValueError: the network has no such head, or both ``origin`` and ``affine`` are given.
+        ValueError, TypeError: values that cannot be positions; wrong shapes are told when the network is called.
     """
     heads = [module for module in network.modules() if isinstance(module, FusedSCP)]
     if not heads:
         raise ValueError(f"network: expected a FusedSCP somewhere in it (see attach), got {type(network).__name__}")
-
-    def add_position(head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {"origin": origin, "affine": affine, "extent": extent, **kwargs}
-
-    with ExitStack() as hooks:
-        for head in heads:
-            hooks.callback(head.register_forward_pre_hook(add_position, with_kwargs=True).remove)
+    before = [head.placement for head in heads]
+    inside = [_placement(head, origin, affine, extent) for head in heads]
+    network = getattr(network, "_orig_mod", network)  # a compiled network's hooks run outside of its graph
+    hook = network.register_forward_pre_hook(_InputShape(heads), with_kwargs=True, prepend=True)
+    try:
+        _place(heads, inside)
         yield
+    finally:
+        hook.remove()
+        _place(heads, before)
 
 
-def _find_convolution(network: nn.Module, path: str) -> nn.Conv2d | nn.Conv3d:
+def _place(heads: Sequence[FusedSCP], placements: Sequence[Placement | None]) -> None:
+    for head, placement in zip(heads, placements, strict=True):
+        head.placement = placement
+
+
+def _placement(
+    head: FusedSCP, origin: PositionLike | None, affine: PositionLike | None, extent: PositionLike | None
+) -> Placement:
+    device = next(head.parameters()).device
+    return Placement(origin=origin, affine=affine, extent=extent, outer=head.placement, device=device)
+
+
+class _InputShape:
+    """A network's hook that tells the heads' placements the spatial size of the input."""
+
+    def __init__(self, heads: Sequence[FusedSCP]) -> None:
+        self.heads = heads
+
+    def __call__(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for head in self.heads:
+            placement = head.placement
+            if placement is not None:
+                placement.input_shape = _image_shape(args, kwargs, head.spatial_dims)
+
+
+def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any], spatial_dims: int) -> tuple[int, ...] | None:
+    """Spatial size of the first argument that is a batch of images."""
+    for argument in (*args, *kwargs.values()):
+        if isinstance(argument, Tensor) and argument.ndim == spatial_dims + 2:
+            return tuple(argument.shape[2:])
+    return None
+
+
+def _find_convolution(network: nn.Module, path: str) -> tuple[nn.Module, nn.Conv2d | nn.Conv3d]:
+    """What is at ``path``, and the convolution that it is or holds."""
     pointwise = [name for name, module in network.named_modules() if _is_pointwise(module)]
     expected = f"layer: expected the path of a 1×1 convolution (here: {', '.join(pointwise) or 'there is none'})"
     try:
@@ -118,7 +175,7 @@ def _find_convolution(network: nn.Module, path: str) -> nn.Conv2d | nn.Conv3d:
         # A container prints as many lines; its name is enough.
         what = type(layer).__name__ if list(layer.children()) else str(layer)
         raise ValueError(f"{expected}, got {path!r}, which is {what}")
-    return layer
+    return found, layer
 
 
 def _is_pointwise(layer: nn.Module) -> bool:
