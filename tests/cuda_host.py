@@ -42,10 +42,9 @@ def build(*, races: bool = False) -> ctypes.CDLL:
         objects = []
         for source in ("host", "host_races") if races else ("host",):
             objects.append(str(mine.with_suffix(f".{source}.o")))
-            own = [*flags, "-fsanitize=thread"] if races and source == "host" else flags
-            subprocess.run(
-                [compiler, *own, "-c", str(SOURCES / "cuda" / f"{source}.cpp"), "-o", objects[-1]], check=True
-            )
+            own = ["-fsanitize=thread"] if races and source == "host" else []
+            path = str(SOURCES / "cuda" / f"{source}.cpp")
+            subprocess.run([compiler, *flags, *own, "-c", path, "-o", objects[-1]], check=True)
         subprocess.run([compiler, "-shared", *objects, "-o", str(mine)], check=True)
         for file in objects:
             Path(file).unlink()

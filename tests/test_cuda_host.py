@@ -117,9 +117,9 @@ def concurrent_lines(shape, h1, dtype=torch.float64):
     return inputs
 
 
-def room(inputs, shared_memory=HostCuda().shared_memory, **options):
+def room(inputs):
     """Mixed units of layer 1 that a tile of the call's backward has room for."""
-    return plan(build(), sizes(problem_like(inputs, **options), shared_memory, 4), True).most_mixed
+    return plan(build(), sizes(problem_like(inputs), HostCuda().shared_memory, 4), True).most_mixed
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (24, 24, 40)], ids=str)

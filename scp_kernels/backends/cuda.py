@@ -110,9 +110,8 @@ class CudaBackend:
             return f"tensors are on {problem.device}, not on a CUDA device"
         major, minor = self.capability(problem.device)
         if 10 * major + minor < (oldest := oldest_capability()):
-            return (
-                f"{problem.device} has compute capability {major}.{minor}; the library was built from {oldest / 10} on"
-            )
+            built = f"the library was built from {oldest / 10} on"
+            return f"{problem.device} has compute capability {major}.{minor}; {built}"
         if (reason := abi.cannot_describe(problem)) is not None:
             return reason
         try:
