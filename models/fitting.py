@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from scp_models.checkpoints import check_resumable
 from scp_models.data import DataWaitMonitor, SegmentationDataModule
 from scp_models.errors import UserError
@@ -76,6 +77,7 @@ class FitCLI(LightningCLI):
             path = newest if newest.is_file() else None
         if path is not None:
             check_resumable(path, self.model, subject_names(self.datamodule.divide()))
+        rank_zero_info(f"{self.datamodule.root}: {self.datamodule.describe_split()}")
 
 
 def resolve_config(name: str) -> str:

@@ -8,7 +8,7 @@ import torch.distributed
 from scp_models.data.find import find_subjects
 from scp_models.data.preprocessing import get_task
 from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir
-from scp_models.data.splits import read_split, split_subjects
+from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.subjects import Subject
 from scp_models.data.timing import TimedDataLoader
 from scp_models.errors import UserError
@@ -31,7 +31,7 @@ class SegmentationDataModule(L.LightningDataModule):
         batch_size: slices in a batch, on each device. An incomplete last batch of training is dropped (batch norm over
             one or two slices is noise), unless it is the only one.
         split: subjects (or fractions) for training, validation and test; None: the paper's, scaled to the subjects
-            there are.
+            there are. Subjects that the data set publishes for validation or test stay that.
         split_file: JSON of three lists of names, instead.
         seed: of split and order.
         num_workers: processes that read slices; the cache is mapped memory, so 0 is often enough.
@@ -89,6 +89,10 @@ class SegmentationDataModule(L.LightningDataModule):
         if self.split_file is not None:
             return read_split(Path(self.split_file), found)
         return split_subjects(found, self.split, self.seed, str(self.root))
+
+    def describe_split(self) -> str:
+        """One line: the counts of the division and where they come from; reads no image."""
+        return describe_split(self.divide(), self.split_file or f"drawn with seed {self.seed}")
 
     def prepare_data(self) -> None:
         """Preprocess what the cache does not have yet, on one process of each node."""
