@@ -42,6 +42,7 @@ class FitCLI(LightningCLI):
         parser.link_arguments("out", "checkpoint.dirpath", compute_fn=lambda out: str(Path(out) / "checkpoints"))
         parser.link_arguments("data.task", "model.task")
         parser.link_arguments("data.roi_size", "model.roi_size")
+        parser.link_arguments("data.task_options", "model.task_options", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own would let the checkpoint's hyperparameters override the command line's without a word;
@@ -77,6 +78,7 @@ class FitCLI(LightningCLI):
             path = newest if newest.is_file() else None
         if path is not None:
             check_resumable(path, self.model, subject_names(self.datamodule.divide()))
+        rank_zero_info(self.datamodule.task.describe())
         rank_zero_info(f"{self.datamodule.root}: {self.datamodule.describe_split()}")
 
 

@@ -59,6 +59,7 @@ class SegmentationModule(L.LightningModule):
         variant: ``"base"``, ``"base_f"``, ``"base_b"`` or ``"scp"``.
         task: ``"wmh"`` or ``"lits"``: what the images are; a checkpoint remembers it, and ``roi_size``, for prediction.
         roi_size: height and width of slices; None: the task's.
+        task_options: what of the task's preset is replaced: see :func:`scp_models.data.get_task`.
         capacity, levels, hidden_channels, preset, position, logit_bias, constant_position, backend: see
             :func:`scp_models.networks.build_network`.
         learning_rate: Adam's.
@@ -90,10 +91,13 @@ class SegmentationModule(L.LightningModule):
         weight_decay: float = 1e-6,
         threshold: float = 0.5,
         channels_last: bool = True,
+        task_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.task = get_task(task, roi_size)
+        # The command line fills this in from the data, after it has noted the other arguments.
+        self.hparams["task_options"] = task_options
+        self.task = get_task(task, roi_size, task_options)
         try:
             self.network = build_network(
                 variant,

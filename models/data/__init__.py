@@ -2,8 +2,9 @@
 
 from scp_models.data.find import LAYOUTS, find_subjects
 from scp_models.data.module import SegmentationDataModule
-from scp_models.data.preprocessing import TASKS, Grid, Task, Volume, VolumeReader, get_task
+from scp_models.data.preprocessing import Grid, Volume, VolumeReader
 from scp_models.data.subjects import Subject
+from scp_models.data.tasks import TASKS, Task, get_task
 from scp_models.data.timing import DataWaitMonitor
 
 __all__ = [

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from scp_models.data import datalist, lits, wmh
-from scp_models.data.preprocessing import Task
 from scp_models.data.subjects import Subject
+from scp_models.data.tasks import Task
 from scp_models.errors import UserError
 
 LAYOUTS = ("auto", "wmh", "lits", "datalist", "nnunet")

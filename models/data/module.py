@@ -6,10 +6,10 @@ from pathlib import Path
 import lightning as L
 import torch.distributed
 from scp_models.data.find import find_subjects
-from scp_models.data.preprocessing import get_task
 from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir
 from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.subjects import Subject
+from scp_models.data.tasks import get_task, read_description
 from scp_models.data.timing import TimedDataLoader
 from scp_models.errors import UserError
 from torch.utils.data import DistributedSampler
@@ -25,7 +25,13 @@ class SegmentationDataModule(L.LightningDataModule):
 
     Args:
         root: a data set in one of the known layouts: see ``layout``.
-        task: ``"wmh"`` or ``"lits"``: modalities, preprocessing, meaning of labels.
+        task: ``"wmh"`` or ``"lits"``: preset of modalities, preprocessing, meaning of labels.
+        modalities: names of the input channels; None: the ``dataset.json``'s, if the data set has one, or the preset's.
+        target: values in the label files that are the target; None: the ``dataset.json``'s only label, or the preset's.
+        ignored: values that are neither trained on nor scored, ``[]`` for none; None: the ``dataset.json``'s
+            ``ignore``, or the preset's.
+        window: intensities clipped to this and mapped to [−1, 1], ``[]`` for the z-score; None: the preset's.
+        resize: slices are resized to ``roi_size``, or cropped and padded around their centre; None: the preset's.
         layout: ``"auto"``, ``"wmh"``, ``"lits"``, ``"datalist"`` or ``"nnunet"``.
         roi_size: height and width of slices; None: the task's (160 × 224, 256 × 256).
         batch_size: slices in a batch, on each device. An incomplete last batch of training is dropped (batch norm over
@@ -39,6 +45,7 @@ class SegmentationDataModule(L.LightningDataModule):
         pin_memory: for copies to a GPU.
 
     Attributes:
+        task_options: what of the preset is replaced, for :func:`scp_models.data.get_task`; None: nothing.
         subjects: after ``setup``: the lists ``training``, ``validation``, ``test``.
     """
 
@@ -55,12 +62,21 @@ class SegmentationDataModule(L.LightningDataModule):
         num_workers: int = 0,
         cache_dir: str | None = None,
         pin_memory: bool = False,
+        modalities: list[str] | None = None,
+        target: list[int] | None = None,
+        ignored: list[int] | None = None,
+        window: list[float] | None = None,
+        resize: bool | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size: expected at least 1, got {batch_size}")
         self.root = Path(root)
-        self.task = get_task(task, roi_size)
+        given = dict(modalities=modalities, target=target, ignored=ignored, window=window, resize=resize)
+        description = read_description(self.root)
+        options = description.options(task, given) if description else given
+        self.task_options = {key: value for key, value in options.items() if value is not None} or None
+        self.task = get_task(task, roi_size, self.task_options)
         self.layout = layout
         self.batch_size = batch_size
         self.split = tuple(split) if split is not None else self.task.split
@@ -104,6 +120,22 @@ class SegmentationDataModule(L.LightningDataModule):
         if missing:
             for subject in track(missing, description="Preprocessing", transient=True):
                 self.cache.prepare(subject)
+        self._check_target(subjects["training"])
+
+    def _check_target(self, subjects: Sequence[Subject]) -> None:
+        """A training without a single target voxel learns that there is none, and scores 1."""
+        if any((self.cache.open(subject)[1] == 1).any() for subject in subjects):
+            return
+        labels = sorted({label for subject in subjects for label in self.cache.reader.stored_labels(subject)})
+        cropped = set(labels) & set(self.task.target)
+        where = (
+            f"inside slices of {self.task.roi_size[0]} × {self.task.roi_size[1]}" if cropped else "in the references"
+        )
+        raise UserError(
+            f"{self.root}: expected the target label {list(self.task.target)} {where} of at least one of "
+            f"{len(subjects)} training subjects, found none; the files hold the labels {labels} "
+            f"({'--data.roi_size' if cropped else '--data.target'} chooses)"
+        )
 
     def setup(self, stage: str | None = None) -> None:
         self.subjects = self.divide()
