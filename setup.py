@@ -190,7 +190,8 @@ def plan_cuda() -> Library:
             raise SystemExit(f"SCP_CUDA_ARCHITECTURES: nvcc does not compile for {unknown}; it knows {sorted(known)}")
     variants = {c: [f"-gencode=arch=compute_{c},code=sm_{c}"] for c in capabilities}
     # PTX of the oldest, so that devices newer than the newest architecture, or between two, run too.
-    variants["ptx"] = [f"-gencode=arch=compute_{capabilities[0]},code=compute_{capabilities[0]}"]
+    oldest = capabilities[0].rstrip("af")
+    variants["ptx"] = [f"-gencode=arch=compute_{oldest},code=compute_{oldest}"]
     flags = [*NVCC_FLAGS, *(flag for codes in variants.values() for flag in codes)]
     return Library("cuda", None, compiler, [(source, "", []) for source in sources], flags, NVCC_LINK_FLAGS, variants)
 

@@ -53,6 +53,11 @@ capability=$("$PYTHON" -c 'import torch
 if torch.cuda.is_available(): print("%d%d" % torch.cuda.get_device_capability())')
 [ -n "$capability" ] && export SCP_CUDA_ARCHITECTURES=$capability
 rm -rf "$SITE"
+if [ "$DEVICE" = cuda ]; then
+    command -v nvcc >/dev/null || PATH=$PATH:/usr/local/cuda/bin
+    # Where there is a compiler, a library that does not build is a failure, not a backend less.
+    if command -v nvcc >/dev/null; then export SCP_BUILD_CUDA=1; else echo "no nvcc: the CUDA backend is left out"; fi
+fi
 stage "build" 120 "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --no-index --target "$SITE" .
 # Where the build failed, the checkout still has all that needs no compiler.
 mkdir -p build/types && ln -sfn "$PWD/models" build/types/scp_models
