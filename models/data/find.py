@@ -24,12 +24,14 @@ def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Su
     root = Path(root)
     if not root.exists():
         raise UserError(f"{root}: expected a data set, there is nothing")
+    if root.is_file() and root.suffix != ".json":
+        return [lits.single_volume(root)]
     if layout == "auto":
         layout = guess_layout(root, task)
     readers = {
         "wmh": lambda: wmh.find_subjects(root, task.modalities),
         "lits": lambda: lits.find_subjects(root),
-        "datalist": lambda: datalist.find_subjects(root, len(task.modalities)),
+        "datalist": lambda: datalist.find_subjects(datalist.datalist_file(root), len(task.modalities)),
         "nnunet": lambda: datalist.find_nnunet_subjects(root),
     }
     if layout not in readers:
@@ -37,15 +39,16 @@ def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Su
     subjects = readers[layout]()
     if not subjects:
         raise UserError(
-            f"{root}: expected subjects in the layout {layout!r}, found none "
-            "(looked for WMH's <id>/pre/, LiTS's volume-N.nii, a datalist JSON, nnU-Net's dataset.json and imagesTr/)"
+            f"{root}: expected subjects in the layout {layout!r}, found none (looked for WMH's <id>/pre/, LiTS's "
+            "volume-N.nii, a datalist.json or dataset.json with lists, nnU-Net's dataset.json and imagesTr/*_0000)"
         )
     return subjects
 
 
 def guess_layout(root: Path, task: Task) -> str:
+    """The layout of a data set, by what is there; the task's own where nothing tells."""
     if root.is_file():
-        return "datalist" if root.suffix == ".json" else "lits"
-    if (root / "dataset.json").is_file() and (root / "imagesTr").is_dir():
+        return "datalist"
+    if (root / "dataset.json").is_file() and any((root / "imagesTr").glob("*_0000*")):
         return "nnunet"
-    return task.name
+    return "datalist" if any((root / name).is_file() for name in datalist.FILES) else task.name
