@@ -1,6 +1,6 @@
 """Reading studies from disk: layouts, preprocessing, splits, slices for training, and phantoms."""
 
-from scp_models.data.find import LAYOUTS, find_subjects
+from scp_models.data.find import LAYOUTS, find_subjects, subject_of_images
 from scp_models.data.module import SegmentationDataModule
 from scp_models.data.preprocessing import Grid, Volume, VolumeReader
 from scp_models.data.subjects import Subject
@@ -19,4 +19,5 @@ __all__ = [
     "VolumeReader",
     "find_subjects",
     "get_task",
+    "subject_of_images",
 ]

@@ -1,5 +1,8 @@
 """Subjects of any layout that is read here."""
 
+import re
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from scp_models.data import datalist, lits, wmh
@@ -43,6 +46,28 @@ def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Su
             "volume-N.nii, a datalist.json or dataset.json with lists, nnU-Net's dataset.json and imagesTr/*_0000)"
         )
     return subjects
+
+
+def subject_of_images(images: Sequence[Path], task: Task) -> Subject:
+    """One subject, of one file a modality in the task's order.
+
+    It is called what the files' names begin with alike (``brain_T1``, ``brain_FLAIR``: ``brain``), or after their
+    folder.
+
+    Raises:
+        UserError: another number of files, or one that is missing.
+    """
+    if len(images) not in (1, len(task.modalities)):
+        raise UserError(
+            f"--image: expected {len(task.modalities)} files ({', '.join(task.modalities)}), got {len(images)}"
+        )
+    for file in images:
+        if not file.is_file():
+            raise UserError(f"{file}: expected a NIfTI file, there is none")
+    stems = [lits.single_volume(file).name for file in images]
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*stems, strict=False))
+    name = stems[0] if len(images) == 1 else re.sub(r"[-_. ]+0*$", "", "".join(letters[0] for letters in alike))
+    return Subject(name or images[0].absolute().parent.name, tuple(images), None)
 
 
 def guess_layout(root: Path, task: Task) -> str:

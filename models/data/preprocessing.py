@@ -146,7 +146,10 @@ class VolumeReader:
                 raise UserError(f"{first.path}: expected {count} modalities along axis 4, got {first.image.shape[3]}")
             sources = [replace(first, channel=k) for k in range(count)]
         if len(sources) != count:
-            raise UserError(f"{first.path}: expected {count} modalities ({', '.join(self.task.modalities)}), got 1")
+            raise UserError(
+                f"{first.path}: expected {count} modalities ({', '.join(self.task.modalities)}; predict takes them as "
+                f"--image FILE, one each), got {len(sources)}"
+            )
         for source in sources:
             shape = source.image.shape
             if len(shape) != (3 if source.channel is None else 4) or 0 in shape:
