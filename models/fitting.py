@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from scp_models.checkpoints import check_resumable
 from scp_models.data import DataWaitMonitor, SegmentationDataModule
 from scp_models.errors import UserError
@@ -29,6 +29,7 @@ class FitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", default="runs/scp", help="Folder of checkpoints, logs and configuration.")
+        parser.add_argument("--overwrite", action="store_true", help="Replace the checkpoints of another run in --out.")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -76,6 +77,12 @@ class FitCLI(LightningCLI):
             # The first start of a run that may be restarted any time has none yet; Lightning says so.
             newest = Path(config["out"]) / "checkpoints" / "last.ckpt"
             path = newest if newest.is_file() else None
+        checkpoints = sorted((Path(config["out"]) / "checkpoints").glob("*.ckpt"))
+        if config.get("ckpt_path") is None and checkpoints and not config["overwrite"] and rank_zero_only.rank == 0:
+            raise UserError(
+                f"{checkpoints[0]}: expected no checkpoints of another run in --out (another folder, --ckpt_path last "
+                "to go on with that run, or --overwrite to replace it)"
+            )
         if path is not None:
             check_resumable(path, self.model, subject_names(self.datamodule.divide()))
         rank_zero_info(self.datamodule.task.describe())

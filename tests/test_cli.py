@@ -260,6 +260,28 @@ def test_resuming_from_something_else(run, root, checkpoint, tmp_path):
     assert nothing_left(tmp_path / "run")
 
 
+def test_another_runs_checkpoints_are_kept(run, root, tmp_path):
+    arguments = fit_arguments(root, tmp_path / "run", 1)
+    code, _, err = run(*arguments)
+    assert code == 0, err
+    folder = tmp_path / "run" / "checkpoints"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    refused(run(*arguments), str(folder / "best.ckpt"), "--ckpt_path last", "--overwrite")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    code, _, err = run(*arguments, "--overwrite", "--seed_everything", 1)
+    assert code == 0, err
+    assert (folder / "last.ckpt").read_bytes() != before["last.ckpt"]
+    code, _, err = run(*fit_arguments(root, tmp_path / "run", 2), "--ckpt_path", "last", "--seed_everything", 1)
+    assert code == 0 and torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 1, err
+
+
+def test_a_cache_that_cannot_be_written(run, root, tmp_path):
+    (tmp_path / "file").write_text("")
+    cache = tmp_path / "file" / "cache"
+    arguments = fit_arguments(root, tmp_path / "run", 1)
+    refused(run(*arguments, "--data.cache_dir", cache), str(cache), "cannot write there")
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "words"),
     [

@@ -12,6 +12,7 @@ from scp_models.data.subjects import Subject
 from scp_models.data.tasks import get_task, read_description
 from scp_models.data.timing import TimedDataLoader
 from scp_models.errors import UserError
+from scp_models.files import ensure_writable
 from torch.utils.data import DistributedSampler
 
 
@@ -114,6 +115,7 @@ class SegmentationDataModule(L.LightningDataModule):
         """Preprocess what the cache does not have yet, on one process of each node."""
         from rich.progress import track
 
+        ensure_writable(self.cache.folder)
         subjects = self.divide()
         wanted = [s for part in ("training", "validation") for s in subjects[part]]
         missing = [s for s in wanted if not all(path.is_file() for path in self.cache.paths(s))]
