@@ -86,7 +86,7 @@ class FitCLI(LightningCLI):
         if path is not None:
             check_resumable(path, self.model, subject_names(self.datamodule.divide()))
         rank_zero_info(self.datamodule.task.describe())
-        rank_zero_info(f"{self.datamodule.root}: {self.datamodule.describe_split()}")
+        rank_zero_info(f"subjects of {self.datamodule.root}: {self.datamodule.describe_split()}")
 
 
 def resolve_config(name: str) -> str:

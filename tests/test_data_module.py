@@ -101,7 +101,7 @@ def test_what_is_published_for_test_never_trains(parts):
     if parts == ("training", "test"):
         assert [len(found[p]) for p in ("training", "validation", "test")] == [52, 8, 110]
         assert describe_split(found, "drawn with seed 0") == (
-            "subjects: training 52 (drawn with seed 0), validation 8 (drawn with seed 0), test 110 (published)"
+            "training 52 (drawn with seed 0), validation 8 (drawn with seed 0), test 110 (published)"
         )
 
 

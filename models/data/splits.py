@@ -63,7 +63,7 @@ def describe_split(division: Mapping[str, Sequence[Subject]], source: str) -> st
         own = sum(member.partition == part for member in members)
         published = part != "training" and own == len(members)
         parts.append(f"{part} {len(members)} ({'published' if published else source})")
-    return "subjects: " + ", ".join(parts)
+    return ", ".join(parts)
 
 
 def read_split(path: Path, subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
