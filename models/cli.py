@@ -66,6 +66,9 @@ def evaluate(
     target: Annotated[
         list[int] | None, typer.Option(help="Label that is the target, again for more; with --predictions only.")
     ] = None,
+    ignored: Annotated[
+        list[int] | None, typer.Option(help="Label that is not scored; with --target, none is unless it is given.")
+    ] = None,
     modality: Annotated[
         list[str] | None, typer.Option(help="Channel of the images, again for more; with --predictions only.")
     ] = None,
@@ -91,8 +94,9 @@ def evaluate(
     if module is not None:
         kind = module.task
     else:
+        unscored = ignored or ([] if target else None)
         described = SegmentationDataModule(
-            str(data), task, layout, seed=seed, target=target or None, modalities=modality or None
+            str(data), task, layout, seed=seed, target=target or None, ignored=unscored, modalities=modality or None
         )
         kind = described.task
     if module is None and split_file is None and split != "all":

@@ -90,7 +90,11 @@ def score_files(
     for subject, path in paths.items():
         reference, grid = reader.read_label(subject), reader.grid(subject)
         values = _read_prediction(path, grid)
-        mask = {"labels": np.isin(values, task.target), "mask": values > 0, "probabilities": values > threshold}[found]
+        mask = {
+            "labels": np.isin(np.rint(values), task.target),
+            "mask": values > 0.5,
+            "probabilities": values > threshold,
+        }[found]
         scores = subject_scores(mask, reference, grid.spacing, connectivity=connectivity)
         rows.append({"subject": subject.name, "site": subject.site or "", **scores})
     return rows
@@ -102,7 +106,8 @@ def _values_of(paths: Sequence[Path]) -> str:
     """
     values: set[float] = set()
     for path in paths:
-        found = np.unique(_voxels(path, open_nifti(path)))
+        # A scaling slope in the header may leave labels a little beside their integers.
+        found = np.unique(np.round(_voxels(path, open_nifti(path)).astype(np.float64), 3))
         if not np.isfinite(found).all() or found.min() < 0 or ((found % 1).any() and found.max() > 1):
             raise UserError(f"{path}: expected labels, or probabilities from 0 to 1, got {_range(found)}")
         # Of probabilities there may be as many as voxels.

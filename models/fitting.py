@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from scp_models.checkpoints import check_resumable
 from scp_models.data import DataWaitMonitor, SegmentationDataModule
 from scp_models.errors import UserError
@@ -78,7 +78,7 @@ class FitCLI(LightningCLI):
             newest = Path(config["out"]) / "checkpoints" / "last.ckpt"
             path = newest if newest.is_file() else None
         checkpoints = sorted((Path(config["out"]) / "checkpoints").glob("*.ckpt"))
-        if config.get("ckpt_path") is None and checkpoints and not config["overwrite"] and rank_zero_only.rank == 0:
+        if config.get("ckpt_path") is None and checkpoints and not config["overwrite"] and self.trainer.is_global_zero:
             raise UserError(
                 f"{checkpoints[0]}: expected no checkpoints of another run in --out (another folder, --ckpt_path last "
                 "to go on with that run, or --overwrite to replace it)"

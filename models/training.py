@@ -153,8 +153,8 @@ class SegmentationModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         assert self.val_dice is not None
-        # The metric has summed over processes itself.
-        self.log("val_dice", self.val_dice.compute().float(), prog_bar=True, rank_zero_only=False, sync_dist=False)
+        # The metric has summed over processes itself: the average is of equal numbers.
+        self.log("val_dice", self.val_dice.compute().float(), prog_bar=True, sync_dist=True)
         self.val_dice = None
 
     def configure_optimizers(self) -> Any:
@@ -166,6 +166,7 @@ class SegmentationModule(L.LightningModule):
     def _milestones(self) -> tuple[list[int], str]:
         """When the rate is halved, and in what that is counted: epochs, or steps where only those have an end."""
         trainer = self.trainer
+        length: float
         if trainer.max_epochs is not None and trainer.max_epochs > 0 and trainer.max_steps == -1:
             length, interval = trainer.max_epochs, "epoch"
         else:

@@ -37,6 +37,7 @@ def test_options_replace_the_presets():
         ({"target": []}, "target: expected labels of 1 or more"),
         ({"target": [0]}, "target: expected labels of 1 or more"),
         ({"target": [1], "ignored": [1]}, "ignored: expected other labels than the target's, got 1"),
+        ({"ignored": [0]}, "ignored: expected labels of 1 or more"),
         ({"window": [3, 3]}, "window: expected a lower and a higher bound"),
         ({"windows": [3, 4]}, "task: expected options among .*, got 'windows'"),
     ],
@@ -70,6 +71,11 @@ def test_dataset_json_gives_what_is_not_said(tmp_path):
     assert described(tmp_path, NNUNET, target=[1], ignored=[2]).task_options == {"target": [1], "ignored": [2]}
     with pytest.raises(UserError, match=r"dataset.json: expected --data.target .*\(edema = \[3\], core = \[4\]\)"):
         described(tmp_path, {"labels": {"background": 0, "edema": 3, "core": 4}})
+    hippocampus = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}
+    with pytest.raises(UserError, match=r"dataset.json: expected --data.ignored to say whether its label 'Posterior'"):
+        described(tmp_path, hippocampus, "wmh")
+    assert described(tmp_path, hippocampus, "wmh", ignored=[]).task.ignored == ()
+    assert described(tmp_path, hippocampus, "wmh", target=[1, 2]).task.target == (1, 2)
     lits = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "tumour": 2}}
     assert described(tmp_path, lits).task_options is None
     regions = {"labels": {"background": 0, "whole": [1, 2]}}
@@ -109,5 +115,14 @@ def test_a_binary_data_set_of_one_channel_from_fit_to_prediction(tmp_path):
     scp_models("evaluate", path, "--data", root, "--out", tmp_path / "scores")
     scores = json.loads((tmp_path / "scores" / "summary.json").read_text())
     assert scores["reference_lesions"]["mean"] > 0
+    scp_models("evaluate", "--predictions", root / "labelsTr", "--data", root, "--out", tmp_path / "same")
+    assert json.loads((tmp_path / "same" / "summary.json").read_text())["dice"]["mean"] == 1.0
+    relabelled = json.loads((root / "dataset.json").read_text())
+    relabelled["labels"] = {"0": "background", "1": "lesion", "2": "other", "3": "more"}
+    (root / "dataset.json").write_text(json.dumps(relabelled))
+    files = ("evaluate", "--predictions", root / "labelsTr", "--data", root, "--out", tmp_path / "again")
+    assert "dataset.json: expected --data.ignored" in scp_models(*files, check=False).stderr
+    scp_models(*files, "--target", 1)
+    scp_models(*files, "--ignored", 2)
     written = scp_models("predict", path, root / "imagesTr" / "case_0.nii.gz", "--out", tmp_path / "out").stdout
     assert written.strip() == str(tmp_path / "out" / "case_0.nii.gz")

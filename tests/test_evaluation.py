@@ -88,6 +88,7 @@ def dice(folder, subjects, task):
         ("masks", lambda label: (label == 2).astype(np.uint8)),
         ("masks of 255", lambda label: 255 * (label == 2).astype(np.uint8)),
         ("probabilities", lambda label: np.where(label == 2, 0.7, 0.2).astype(np.float32)),
+        ("label maps a little beside their integers", lambda label: label * np.float32(1.0001)),
         ("label maps in floating point", lambda label: label.astype(np.float32)),
     ],
 )

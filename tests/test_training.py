@@ -153,11 +153,12 @@ def test_resuming_after_a_kill_is_bit_for_bit_the_same_run(root, tmp_path):
 
 def test_two_processes_train_one_model(root, tmp_path):
     out = tmp_path / "ddp"
-    scp_models(
+    done = scp_models(
         *fit_arguments(root, out, 2, "--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.batch_size", 3),
         "--trainer.callbacks+=rank_weights.RankWeights",
         cache=tmp_path,
     )
+    assert "sync_dist=True" not in done.stderr + done.stdout, "what is logged is one process's alone"
     first, second = (torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first.keys() == second.keys()
     for name, parameter in first.items():

@@ -115,11 +115,11 @@ class SegmentationDataModule(L.LightningDataModule):
         """Preprocess what the cache does not have yet, on one process of each node."""
         from rich.progress import track
 
-        ensure_writable(self.cache.folder)
         subjects = self.divide()
         wanted = [s for part in ("training", "validation") for s in subjects[part]]
         missing = [s for s in wanted if not all(path.is_file() for path in self.cache.paths(s))]
         if missing:
+            ensure_writable(self.cache.folder)
             for subject in track(missing, description="Preprocessing", transient=True):
                 self.cache.prepare(subject)
         self._check_target(subjects["training"])

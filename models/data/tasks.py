@@ -95,6 +95,8 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
         raise UserError("modalities: expected at least one, got none")
     if not task.target or min(task.target) < 1:
         raise UserError(f"target: expected labels of 1 or more, got {list(task.target)}")
+    if task.ignored and min(task.ignored) < 1:
+        raise UserError(f"ignored: expected labels of 1 or more, got {list(task.ignored)}")
     if both := sorted(set(task.target) & set(task.ignored)):
         if "ignored" in given:
             raise UserError(f"ignored: expected other labels than the target's, got {both[0]}")
@@ -124,10 +126,11 @@ class Description:
         """The options ``given``, completed by what the file says.
 
         Its channels are the modalities, unless the preset has as many. Its only foreground label is the target; of
-        several, the preset's target. Its label ``ignore`` is ignored; a label to which it gives another name is not.
+        several, the preset's target. Its label ``ignore`` is ignored.
 
         Raises:
-            UserError: several foreground labels, none of them the preset's target.
+            UserError: several foreground labels, none of them the preset's target; or one of them is a label that the
+                preset ignores.
         """
         options = {key: value for key, value in given.items() if value is not None}
         preset = TASKS.get(name)
@@ -145,9 +148,17 @@ class Description:
                 named = ", ".join(f"{label} = {list(members)}" for label, members in self.foreground.items())
                 raise UserError(f"{self.path}: expected --data.target to choose among its labels ({named})")
         if "ignored" not in options:
+            target = set(options.get("target", preset.target))
+            unclear = set(preset.ignored) - target
+            doubtful = [label for label, members in self.foreground.items() if unclear & set(members)]
             if "ignore" in self.labels:
                 options["ignored"] = list(self.labels["ignore"])
-            elif set(options.get("target", preset.target)) != set(preset.target) or not set(preset.ignored) <= values:
+            elif doubtful:
+                raise UserError(
+                    f"{self.path}: expected --data.ignored to say whether its label {doubtful[0]!r} is ignored ([] for "
+                    f"none), as task {name} ignores {list(preset.ignored)}"
+                )
+            elif preset.ignored:
                 options["ignored"] = []
         plain = (list(preset.target), list(preset.ignored))
         if (options.get("target", plain[0]), options.get("ignored", plain[1])) == plain and "target" not in given:
