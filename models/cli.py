@@ -60,7 +60,11 @@ def evaluate(
     threshold: Threshold = None,
     connectivity: Annotated[int, typer.Option(help="Of lesions: 6, 18 or 26 neighbours.")] = 26,
     predictions: Annotated[
-        Path | None, typer.Option(help="Score these masks, label maps or probabilities instead.")
+        Path | None,
+        typer.Option(
+            help="Score the <subject>.nii.gz of this folder instead: masks, probabilities, or label maps as the "
+            "references are, of which the target's labels count."
+        ),
     ] = None,
     task: Annotated[str, typer.Option(help="wmh or lits; with --predictions only.")] = "wmh",
     target: Annotated[

@@ -56,6 +56,13 @@ def test_wmh_sites_of_other_names(tmp_path):
     assert (only.name, only.partition, only.site) == ("training_Bern_1", "training", "Bern")
 
 
+def test_wmh_subjects_that_are_there_twice(tmp_path):
+    for folder in ("old", "new"):
+        write_wmh_subject(tmp_path / folder / "Utrecht" / "0", seed=0)
+    with pytest.raises(UserError, match=r"old/.*: expected every subject once, .*new/.* same place \(Utrecht_0\)"):
+        find_subjects(tmp_path, WMH)
+
+
 def test_wmh_missing_modality(tmp_path):
     write_wmh(tmp_path, 2)
     missing = tmp_path / "training" / "Singapore" / "1" / "pre" / "T1.nii.gz"
