@@ -18,7 +18,9 @@ app = typer.Typer(
 Split = Literal["training", "validation", "test", "all"]
 Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint written by `scp-models fit`.")]
 Layout = Annotated[str, typer.Option(help="Layout of the data: auto, wmh, lits, datalist or nnunet.")]
-Threshold = Annotated[float | None, typer.Option(help="Of probabilities; by default the checkpoint's.", min=0, max=1)]
+Threshold = Annotated[
+    float | None, typer.Option(help="Of probabilities; by default the checkpoint's, or 0.5.", min=0, max=1)
+]
 
 
 def _version(value: bool) -> None:
@@ -57,13 +59,28 @@ def evaluate(
     layout: Layout = "auto",
     threshold: Threshold = None,
     connectivity: Annotated[int, typer.Option(help="Of lesions: 6, 18 or 26 neighbours.")] = 26,
-    predictions: Annotated[Path | None, typer.Option(help="Score these NIfTI masks instead of a checkpoint's.")] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score the <subject>.nii.gz of this folder instead: masks, probabilities, or label maps as the "
+            "references are, of which the target's labels count."
+        ),
+    ] = None,
     task: Annotated[str, typer.Option(help="wmh or lits; with --predictions only.")] = "wmh",
+    target: Annotated[
+        list[int] | None, typer.Option(help="Label that is the target, again for more; with --predictions only.")
+    ] = None,
+    ignored: Annotated[
+        list[int] | None, typer.Option(help="Label that is not scored; with --target, none is unless it is given.")
+    ] = None,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="Channel of the images, again for more; with --predictions only.")
+    ] = None,
 ) -> None:
     """Score every subject of a split, with all metrics, on the grid of its files."""
     from rich.progress import track
     from scp_models.checkpoints import load_module
-    from scp_models.data import SegmentationDataModule, find_subjects, get_task
+    from scp_models.data import SegmentationDataModule, find_subjects
     from scp_models.data.splits import read_split
     from scp_models.evaluation import held_out, score, score_files, write_scores
     from scp_models.files import ensure_writable
@@ -79,11 +96,17 @@ def evaluate(
     neighbours: Connectivity = connectivity  # type: ignore[assignment]
     module = None if checkpoint is None else load_module(checkpoint)
     if module is not None:
-        task = module.task.name
-    if checkpoint is None and split_file is None and split != "all":
-        subjects = SegmentationDataModule(str(data), task, layout, seed=seed).divide()[split]
+        kind = module.task
     else:
-        found = find_subjects(data, get_task(task), layout)
+        unscored = ignored or ([] if target else None)
+        described = SegmentationDataModule(
+            str(data), task, layout, seed=seed, target=target or None, ignored=unscored, modalities=modality or None
+        )
+        kind = described.task
+    if module is None and split_file is None and split != "all":
+        subjects = described.divide()[split]
+    else:
+        found = find_subjects(data, kind, layout)
         if split == "all":
             subjects = [s for s in found if s.label is not None]
         elif split_file is not None:
@@ -94,18 +117,28 @@ def evaluate(
     if not subjects:
         raise UserError(f"{data}: expected subjects with a reference, found none")
     ensure_writable(out)
+    limit = threshold if threshold is not None else 0.5 if module is None else module.threshold
+    about = {"of": str(checkpoint or predictions), "data": str(data), "split": split, "connectivity": connectivity}
+    about["threshold"] = limit
     if module is None:
         assert predictions is not None
-        rows = score_files(predictions, track(subjects, "Scoring", transient=True), get_task(task), neighbours)
+        rows = score_files(predictions, track(subjects, "Scoring", transient=True), kind, neighbours, limit)
     else:
-        predictor = Predictor(module, threshold=threshold)
+        predictor = Predictor(module, threshold=limit)
         rows = [
             score(predictor.segment(subject), predictor.reader, neighbours)
             for subject in track(subjects, "Evaluating", transient=True)
         ]
-    about = {"of": str(checkpoint or predictions), "data": str(data), "split": split, "connectivity": connectivity}
     summary = write_scores(rows, out, about)
-    typer.echo(f"{len(rows)} subjects: Dice {summary['dice']['mean']:.4f}, L-Dice {summary['lesion_dice']['mean']:.4f}")
+    if not any(row["reference_lesions"] for row in rows):
+        typer.echo(
+            f"warning: {data}: no reference has the target label {list(kind.target)}: the scores say nothing",
+            err=True,
+        )
+    shown = {"Dice": "dice", "L-Dice": "lesion_dice", "challenge F1": "challenge_f1", "HD95": "hd95_mm"}
+    means = {name: summary[key]["mean"] for name, key in shown.items()}
+    told = ", ".join(f"{name} {'undefined' if mean is None else f'{mean:.4f}'}" for name, mean in means.items())
+    typer.echo(f"{len(rows)} subjects: {told}{'' if means['HD95'] is None else ' mm'}")
     typer.echo(out / "summary.json")
 
 
@@ -139,7 +172,12 @@ def compare(
 @app.command()
 def predict(
     checkpoint: Checkpoint,
-    inputs: Annotated[list[Path], typer.Argument(help="Subjects' folders, volumes, data sets, datalist JSONs.")],
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(help="Subjects' folders, NIfTI volumes, data sets, datalist JSONs.")
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="One subject's modalities, one file each, in the order of training.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for <subject>.nii.gz.")] = Path("predictions"),
     probabilities: Annotated[bool, typer.Option(help="Write probabilities too.")] = False,
     threshold: Threshold = None,
@@ -148,15 +186,21 @@ def predict(
     """Segment studies: NIfTI in, NIfTI out in the source's grid and affine."""
     from rich.progress import track
     from scp_models.checkpoints import load_module
-    from scp_models.data import find_subjects
+    from scp_models.data import find_subjects, subject_of_images
     from scp_models.files import ensure_writable
     from scp_models.prediction import Predictor, write_segmentation
 
     predictor = Predictor(load_module(checkpoint), threshold=threshold)
-    subjects = [s for path in inputs for s in find_subjects(path, predictor.module.task, layout)]
+    if not inputs and not image:
+        raise UserError("predict: expected what to segment, a folder, a volume or --image, none was given")
+    subjects = [s for path in inputs or [] for s in find_subjects(path, predictor.module.task, layout)]
+    if image:
+        subjects.append(subject_of_images(image, predictor.module.task))
     names = [s.name for s in subjects]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{inputs[-1]}: expected every subject's name once, got {doubled[0]!r} from several inputs")
+        raise UserError(
+            f"{(image or inputs or [])[-1]}: expected every subject's name once, got {doubled[0]!r} from several inputs"
+        )
     ensure_writable(out)
     written = [
         path

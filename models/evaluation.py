@@ -1,21 +1,28 @@
 """Scores of a model, or of finished predictions, on the grid of the source files."""
 
 import csv
+import itertools
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scp_models.data import Subject, VolumeReader
-from scp_models.data.preprocessing import Task, open_nifti
+from nibabel.affines import apply_affine
+from nibabel.orientations import io_orientation, ornt_transform
+from numpy.typing import NDArray
+from scp_models.data import Grid, Subject, Task, VolumeReader
+from scp_models.data.preprocessing import open_nifti
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
 from scp_models.metrics import METRICS, Connectivity, subject_scores, summarise
 from scp_models.prediction import Predictor, Segmentation
 
 Row = dict[str, Any]
+# Of a prediction's place, in voxels: headers are in single precision, and some writers go through quaternions.
+TOLERANCE = 0.1
 COLUMNS = ("subject", "site", *METRICS)
 
 
@@ -58,26 +65,97 @@ def evaluate(predictor: Predictor, subjects: Iterable[Subject], connectivity: Co
     return [score(predictor.segment(subject), predictor.reader, connectivity) for subject in subjects]
 
 
-def score_files(folder: Path, subjects: Iterable[Subject], task: Task, connectivity: Connectivity = 26) -> list[Row]:
+def score_files(
+    folder: Path, subjects: Iterable[Subject], task: Task, connectivity: Connectivity = 26, threshold: float = 0.5
+) -> list[Row]:
     """Score masks ``<subject>.nii.gz`` that anything may have written, against the references.
 
+    What their values mean is read off all of them together: 0 and 1 (or 0 and 255) are masks; other integers are label
+    maps as the references are, where the task's target labels count; fractions up to 1 are probabilities, of which
+    those above ``threshold`` count. A file whose axes run another way than the image's is turned; LiTS's volumes
+    without orientation, and predictions without, are taken voxel by voxel.
+
     Raises:
-        UserError: a prediction is missing, unreadable, or on another grid than its reference.
+        UserError: predictions are missing, unreadable, or on another grid than their images.
     """
     reader = VolumeReader(task)
+    paths = {subject: folder / f"{subject.name}.nii.gz" for subject in subjects}
+    if missing := [path.name for path in paths.values() if not path.is_file()]:
+        raise UserError(
+            f"{folder}: expected a prediction for each of {len(paths)} subjects, {len(missing)} are missing: "
+            + ", ".join(missing)
+        )
+    found = _values_of(list(paths.values()))
     rows = []
-    for subject in subjects:
-        path = folder / f"{subject.name}.nii.gz"
-        image = open_nifti(path)
-        reference = reader.read_label(subject)
-        if tuple(image.shape) != reference.shape:
-            raise UserError(
-                f"{path}: expected shape {reference.shape} as {subject.label} has, got {tuple(image.shape)}"
-            )
-        mask = np.asarray(image.dataobj) > 0.5
-        scores = subject_scores(mask, reference, reader.grid(subject).spacing, connectivity=connectivity)
+    for subject, path in paths.items():
+        reference, grid = reader.read_label(subject), reader.grid(subject)
+        values = _read_prediction(path, grid)
+        mask = {
+            "labels": np.isin(np.rint(values), task.target),
+            "mask": values > 0.5,
+            "probabilities": values > threshold,
+        }[found]
+        scores = subject_scores(mask, reference, grid.spacing, connectivity=connectivity)
         rows.append({"subject": subject.name, "site": subject.site or "", **scores})
     return rows
+
+
+def _values_of(paths: Sequence[Path]) -> str:
+    """What predictions hold: ``"mask"``, ``"labels"`` or ``"probabilities"``. One file alone may not show it: a label
+    map without a tumour looks like a mask.
+    """
+    values: set[float] = set()
+    for path in paths:
+        # A scaling slope in the header may leave labels a little beside their integers.
+        found = np.unique(np.round(_voxels(path, open_nifti(path)).astype(np.float64), 3))
+        if not np.isfinite(found).all() or found.min() < 0 or ((found % 1).any() and found.max() > 1):
+            raise UserError(f"{path}: expected labels, or probabilities from 0 to 1, got {_range(found)}")
+        # Of probabilities there may be as many as voxels.
+        values |= {0.5} if (found % 1).any() else {float(value) for value in found}
+    if any(value % 1 for value in values):
+        if max(values) > 1:
+            raise UserError(f"{paths[0].parent}: expected all predictions as labels or all as probabilities, got both")
+        return "probabilities"
+    return "mask" if values <= {0.0, 1.0} or values == {0.0, 255.0} else "labels"
+
+
+def _read_prediction(path: Path, grid: Grid) -> NDArray[Any]:
+    """Its voxels in the grid of the image."""
+    image = open_nifti(path)
+    if len(image.shape) == 4 and image.shape[3] == 1:
+        image = image.slicer[..., 0]
+    if len(image.shape) != 3:
+        raise UserError(f"{path}: expected shape {grid.shape} as {grid.path} has, got {tuple(image.shape)}")
+    # LiTS's volumes 28 to 47 have an identity for an affine: it says nothing, and neither does one made from it.
+    says_nothing = np.array_equal(grid.affine, np.eye(4))
+    if not says_nothing and (int(image.header["sform_code"]) or int(image.header["qform_code"])):
+        orientation = io_orientation(image.affine)
+        if np.isnan(orientation).any():
+            raise UserError(f"{path}: expected an affine that maps three axes, got one without full rank")
+        image = image.as_reoriented(ornt_transform(orientation, io_orientation(grid.affine)))
+        corners = np.array(list(itertools.product(*((0, n - 1) for n in grid.shape))))
+        away = np.abs(apply_affine(image.affine, corners) - apply_affine(grid.affine, corners)).max()
+    else:
+        away = 0.0
+    if tuple(image.shape) != grid.shape:
+        raise UserError(f"{path}: expected shape {grid.shape} as {grid.path} has, got {tuple(image.shape)}")
+    if away > TOLERANCE * min(grid.spacing):
+        raise UserError(
+            f"{path}: expected the affine of {grid.path}, up to the order and direction of axes; it places voxels up "
+            f"to {away:.3g} mm elsewhere"
+        )
+    return _voxels(path, image)
+
+
+def _voxels(path: Path, image: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{path}: expected a whole NIfTI file, it is truncated or corrupt ({error})") from error
+
+
+def _range(values: NDArray[Any]) -> str:
+    return f"values from {values.min():g} to {values.max():g}"
 
 
 def write_scores(rows: Sequence[Row], folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:

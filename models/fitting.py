@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from scp_models.checkpoints import check_resumable
 from scp_models.data import DataWaitMonitor, SegmentationDataModule
 from scp_models.errors import UserError
@@ -28,6 +29,7 @@ class FitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", default="runs/scp", help="Folder of checkpoints, logs and configuration.")
+        parser.add_argument("--overwrite", action="store_true", help="Replace the checkpoints of another run in --out.")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -41,6 +43,7 @@ class FitCLI(LightningCLI):
         parser.link_arguments("out", "checkpoint.dirpath", compute_fn=lambda out: str(Path(out) / "checkpoints"))
         parser.link_arguments("data.task", "model.task")
         parser.link_arguments("data.roi_size", "model.roi_size")
+        parser.link_arguments("data.task_options", "model.task_options", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own would let the checkpoint's hyperparameters override the command line's without a word;
@@ -74,8 +77,16 @@ class FitCLI(LightningCLI):
             # The first start of a run that may be restarted any time has none yet; Lightning says so.
             newest = Path(config["out"]) / "checkpoints" / "last.ckpt"
             path = newest if newest.is_file() else None
+        checkpoints = sorted((Path(config["out"]) / "checkpoints").glob("*.ckpt"))
+        if config.get("ckpt_path") is None and checkpoints and not config["overwrite"] and self.trainer.is_global_zero:
+            raise UserError(
+                f"{checkpoints[0]}: expected no checkpoints of another run in --out (another folder, --ckpt_path last "
+                "to go on with that run, or --overwrite to replace it)"
+            )
         if path is not None:
             check_resumable(path, self.model, subject_names(self.datamodule.divide()))
+        rank_zero_info(self.datamodule.task.describe())
+        rank_zero_info(f"subjects of {self.datamodule.root}: {self.datamodule.describe_split()}")
 
 
 def resolve_config(name: str) -> str:

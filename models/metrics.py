@@ -52,7 +52,9 @@ def subject_scores(
     reference lesions which overlap the prediction:
 
     - ``dice``: 2·|A∩B| / (|A| + |B|), voxels.
-    - ``lesion_dice``: 2·TP / (GL + PL). The paper prints it without the 2, which all 24 rows of its tables refute.
+    - ``lesion_dice``: 2·TP / (GL + PL). The paper prints it without the 2, which all 24 rows of its tables refute. TP
+      counts reference lesions, so it can exceed 1, and it rewards one big blob over many lesions: read it beside
+      ``challenge_f1``.
     - ``lesion_tpr``: TP / GL. ``lesion_ppv``: TP / PL as the paper prints it; it counts reference lesions, several of
       which one predicted lesion can cover, so it may exceed 1. ``lesion_f1``: their harmonic mean.
     - The challenge's lesion detection: ``lesion_recall``: TP / GL; ``lesion_precision``: predicted lesions that overlap

@@ -1,5 +1,7 @@
 """``SegmentationModule``: a network, its loss and the paper's optimizer, for Lightning."""
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -59,6 +61,7 @@ class SegmentationModule(L.LightningModule):
         variant: ``"base"``, ``"base_f"``, ``"base_b"`` or ``"scp"``.
         task: ``"wmh"`` or ``"lits"``: what the images are; a checkpoint remembers it, and ``roi_size``, for prediction.
         roi_size: height and width of slices; None: the task's.
+        task_options: what of the task's preset is replaced: see :func:`scp_models.data.get_task`.
         capacity, levels, hidden_channels, preset, position, logit_bias, constant_position, backend: see
             :func:`scp_models.networks.build_network`.
         learning_rate: Adam's.
@@ -90,10 +93,13 @@ class SegmentationModule(L.LightningModule):
         weight_decay: float = 1e-6,
         threshold: float = 0.5,
         channels_last: bool = True,
+        task_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.task = get_task(task, roi_size)
+        # The command line fills this in from the data, after it has noted the other arguments.
+        self.hparams["task_options"] = task_options
+        self.task = get_task(task, roi_size, task_options)
         try:
             self.network = build_network(
                 variant,
@@ -125,13 +131,14 @@ class SegmentationModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         loss = self.loss(self(batch["image"]), batch["label"])
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["image"]))
+        size = len(batch["image"])
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
         return loss
 
     def on_train_epoch_start(self) -> None:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        self.log("learning_rate", optimizer.param_groups[0]["lr"])
+        self.log("learning_rate", optimizer.param_groups[0]["lr"], sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         loader: Any = self.trainer.val_dataloaders
@@ -146,16 +153,42 @@ class SegmentationModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         assert self.val_dice is not None
-        # The metric has summed over processes itself.
-        self.log("val_dice", self.val_dice.compute().float(), prog_bar=True, rank_zero_only=False, sync_dist=False)
+        # The metric has summed over processes itself: the average is of equal numbers.
+        self.log("val_dice", self.val_dice.compute().float(), prog_bar=True, sync_dist=True)
         self.val_dice = None
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        epochs = self.trainer.max_epochs or 1
-        milestones = [max(1, round(epochs * share)) for share in MILESTONES]
+        milestones, interval = self._milestones()
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.5)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def _milestones(self) -> tuple[list[int], str]:
+        """When the rate is halved, and in what that is counted: epochs, or steps where only those have an end."""
+        trainer = self.trainer
+        length: float
+        if trainer.max_epochs is not None and trainer.max_epochs > 0 and trainer.max_steps == -1:
+            length, interval = trainer.max_epochs, "epoch"
+        else:
+            length, interval = trainer.estimated_stepping_batches, "step"
+        if not math.isfinite(length):
+            return [], interval
+        return [max(1, round(length * share)) for share in MILESTONES], interval
+
+    def on_train_start(self) -> None:
+        """A resumed run has its milestones from the checkpoint: those of its own length count, as if it had been
+        started with it.
+        """
+        (config,) = self.trainer.lr_scheduler_configs
+        scheduler: Any = config.scheduler
+        milestones, interval = self._milestones()
+        done = self.trainer.global_step if interval == "step" else self.trainer.current_epoch
+        scheduler.milestones = Counter(milestones)
+        # Behind by one where the checkpoint was written before the epoch's own step, which follows.
+        scheduler.last_epoch = min(scheduler.last_epoch, done) if interval == "epoch" else done
+        passed = sum(milestone <= scheduler.last_epoch for milestone in milestones)
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = rate * scheduler.gamma**passed
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data: Any = getattr(self.trainer, "datamodule", None)

@@ -94,16 +94,21 @@ def test_evaluate_compare_predict(run, root, checkpoint, tmp_path):
     assert code == 0, err
     assert json.loads((tmp_path / "a" / "summary.json").read_text())["subjects"] == 6
     assert out.splitlines()[-1] == str(tmp_path / "a" / "summary.json")
-    run("evaluate", checkpoint, "--data", root, "--out", tmp_path / "held-out")
+    assert "challenge F1" in out and "HD95" in out and "warning" not in err
+    run("evaluate", checkpoint, "--data", root, "--out", tmp_path / "held-out", "--threshold", 0.25)
+    assert json.loads((tmp_path / "held-out" / "summary.json").read_text())["threshold"] == 0.25
     assert set(read_scores(tmp_path / "held-out" / "scores.csv")) == {
         "training_Amsterdam_GE3T_2",
         "training_Amsterdam_GE3T_5",
     }
     code, out, err = run("predict", checkpoint, root / "training" / "Utrecht", "--out", tmp_path / "p")
     assert code == 0, err
-    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["0.nii.gz", "3.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == [
+        "training_Utrecht_0.nii.gz",
+        "training_Utrecht_3.nii.gz",
+    ]
     source = nib.load(root / "training" / "Utrecht" / "0" / "pre" / "T1.nii.gz")
-    assert np.array_equal(nib.load(tmp_path / "p" / "0.nii.gz").affine, source.affine)
+    assert np.array_equal(nib.load(tmp_path / "p" / "training_Utrecht_0.nii.gz").affine, source.affine)
     run("predict", checkpoint, root, "--out", tmp_path / "all", "--threshold", 0.05)
     code, _, err = run(
         "evaluate", "--predictions", tmp_path / "all", "--data", root, "--split", "all", "--out", tmp_path / "b"
@@ -111,6 +116,35 @@ def test_evaluate_compare_predict(run, root, checkpoint, tmp_path):
     assert code == 0, err
     code, out, err = run("compare", tmp_path / "a" / "scores.csv", tmp_path / "b" / "scores.csv")
     assert code == 0 and "dice: difference" in out and "6 subjects" in out, err
+
+
+def test_references_without_a_target_are_told(run, root, checkpoint, tmp_path):
+    for label in root.rglob("wmh.nii.gz"):
+        save(label, np.zeros((20, 24, 6), np.float32), nib.load(label).affine)
+    code, _, err = run("evaluate", checkpoint, "--data", root, "--out", tmp_path / "scores")
+    assert code == 0 and "no reference has the target label [1]: the scores say nothing" in err
+
+
+def test_predicting_files_of_ones_own(run, root, checkpoint, tmp_path):
+    """One subject of two files, however called and wherever they lie: as the same files in the challenge's layout."""
+    folder = root / "training" / "Utrecht" / "0"
+    for name in ("T1", "FLAIR"):
+        (tmp_path / f"mine_{name}.nii.gz").write_bytes((folder / "pre" / f"{name}.nii.gz").read_bytes())
+    mine = ("--image", tmp_path / "mine_T1.nii.gz", "--image", tmp_path / "mine_FLAIR.nii.gz")
+    code, out, err = run("predict", checkpoint, *mine, "--out", tmp_path / "out", "--threshold", 0.01)
+    assert code == 0 and out.strip() == str(tmp_path / "out" / "mine.nii.gz"), err
+    run("predict", checkpoint, folder, "--out", tmp_path / "out", "--threshold", 0.01)
+    mask, same = (nib.load(tmp_path / "out" / f"{name}.nii.gz") for name in ("mine", "training_Utrecht_0"))
+    assert np.array_equal(mask.dataobj, same.dataobj) and np.any(mask.dataobj)
+    code, out, _ = run("predict", checkpoint, *("--image", folder / "pre" / "T1.nii.gz") * 2, "--out", tmp_path / "out")
+    assert code == 0 and out.strip().endswith("T1.nii.gz")
+    refused(run("predict", checkpoint, *mine[:2], "--out", tmp_path / "x"), "mine_T1.nii.gz", "--image FILE, one each")
+    refused(run("predict", checkpoint, *mine, *mine[:2], "--out", tmp_path / "x"), "--image: expected 2 files", "got 3")
+    refused(
+        run("predict", checkpoint, "--image", tmp_path / "no.nii", "--out", tmp_path / "x"), "no.nii", "there is none"
+    )
+    refused(run("predict", checkpoint, "--out", tmp_path / "x"), "expected what to segment")
+    assert nothing_left(tmp_path / "x")
 
 
 def test_phantom(run, tmp_path):
@@ -224,6 +258,28 @@ def test_resuming_from_something_else(run, root, checkpoint, tmp_path):
     refused(run(*arguments, "--ckpt_path", "last"), str(last), "cannot be read")
     last.unlink()
     assert nothing_left(tmp_path / "run")
+
+
+def test_another_runs_checkpoints_are_kept(run, root, tmp_path):
+    arguments = fit_arguments(root, tmp_path / "run", 1)
+    code, _, err = run(*arguments)
+    assert code == 0, err
+    folder = tmp_path / "run" / "checkpoints"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    refused(run(*arguments), str(folder / "best.ckpt"), "--ckpt_path last", "--overwrite")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    code, _, err = run(*arguments, "--overwrite", "--seed_everything", 1)
+    assert code == 0, err
+    assert (folder / "last.ckpt").read_bytes() != before["last.ckpt"]
+    code, _, err = run(*fit_arguments(root, tmp_path / "run", 2), "--ckpt_path", "last", "--seed_everything", 1)
+    assert code == 0 and torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 1, err
+
+
+def test_a_cache_that_cannot_be_written(run, root, tmp_path):
+    (tmp_path / "file").write_text("")
+    cache = tmp_path / "file" / "cache"
+    arguments = fit_arguments(root, tmp_path / "run", 1)
+    refused(run(*arguments, "--data.cache_dir", cache), str(cache), "cannot write there")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,30 @@ def test_wmh_older_zips_and_a_single_subject(tmp_path):
     write_wmh_subject(tmp_path / "GE3T" / "100", seed=1)
     assert [s.name for s in find_subjects(tmp_path, WMH)] == ["GE3T_100", "Utrecht_11"]
     (only,) = find_subjects(tmp_path / "Utrecht" / "11", WMH)
-    assert only.name == "11" and only.label is not None
+    assert only.name == "Utrecht_11" and only.label is not None
+
+
+@pytest.mark.parametrize("below", [".", "training", "training/Amsterdam", "training/Amsterdam/GE3T/2"])
+def test_a_wmh_subject_is_called_the_same_from_any_folder(tmp_path, below, monkeypatch):
+    write_wmh(tmp_path / "test" / "wmh", 3)  # a folder of that name further up is no part of the data set
+    monkeypatch.chdir(tmp_path / "test" / "wmh" / below)
+    for root in (tmp_path / "test" / "wmh" / below, "."):
+        found = {s.name: s for s in find_subjects(root, WMH)}
+        subject = found["training_Amsterdam_GE3T_2"]
+        assert subject.partition == "training" and subject.site == "Amsterdam/GE3T"
+
+
+def test_wmh_sites_of_other_names(tmp_path):
+    write_wmh_subject(tmp_path / "training" / "Bern" / "1", seed=0)
+    (only,) = find_subjects(tmp_path, WMH)
+    assert (only.name, only.partition, only.site) == ("training_Bern_1", "training", "Bern")
+
+
+def test_wmh_subjects_that_are_there_twice(tmp_path):
+    for folder in ("old", "new"):
+        write_wmh_subject(tmp_path / folder / "Utrecht" / "0", seed=0)
+    with pytest.raises(UserError, match=r"old/.*: expected every subject once, .*new/.* same place \(Utrecht_0\)"):
+        find_subjects(tmp_path, WMH)
 
 
 def test_wmh_missing_modality(tmp_path):
@@ -55,6 +78,53 @@ def test_lits_by_number_and_a_single_volume(tmp_path):
     assert [s.label.name for s in found] == [f"segmentation-{n}.nii" for n in (0, 2, 10, 28)]
     (only,) = find_subjects(tmp_path / "Training Batch 2" / "volume-28.nii", LITS)
     assert only.label.name == "segmentation-28.nii"
+
+
+def test_lits_test_set_keeps_its_names(tmp_path):
+    for name in ("test-volume-10.nii", "test-volume-2.nii", "volume-2.nii", "segmentation-2.nii"):
+        save(tmp_path / name, np.zeros((4, 4, 2), np.uint8), np.eye(4))
+    found = find_subjects(tmp_path, LITS)
+    assert [s.name for s in found] == ["volume-2", "test-volume-2", "test-volume-10"]
+    assert [s.label is None for s in found] == [False, True, True]
+    (only,) = find_subjects(tmp_path / "test-volume-2.nii", LITS)
+    assert only.name == "test-volume-2" and only.label is None and only.partition == "test"
+
+
+@pytest.mark.parametrize("task", [WMH, LITS], ids=["wmh", "lits"])
+def test_any_volume_of_ones_own(tmp_path, task):
+    save(tmp_path / "my scan.nii.gz", np.zeros((4, 4, 2), np.uint8), np.eye(4))
+    (only,) = find_subjects(tmp_path / "my scan.nii.gz", task)
+    assert only.name == "my scan" and only.label is None
+    for name in ("notes.txt", "notes.gz"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(UserError, match=rf"{name}: expected a NIfTI file"):
+            find_subjects(tmp_path / name, task)
+
+
+def test_decathlon(tmp_path):
+    """Images called ``_0`` and no ``_0000``: not nnU-Net's, though folder and description have the same names."""
+    for k in range(2):
+        save(tmp_path / "imagesTr" / f"case_{k}.nii.gz", np.zeros((4, 4, 2), np.float32), np.eye(4))
+        save(tmp_path / "labelsTr" / f"case_{k}.nii.gz", np.zeros((4, 4, 2), np.uint8), np.eye(4))
+    content = {
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "lesion"},
+        "training": [
+            {"image": f"./imagesTr/case_{k}.nii.gz", "label": f"./labelsTr/case_{k}.nii.gz"} for k in range(2)
+        ],
+        "test": [],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    found = find_subjects(tmp_path, LITS)
+    assert [s.name for s in found] == ["case_0", "case_1"] and found[0].label.is_file()
+    (tmp_path / "dataset.json").rename(tmp_path / "datalist.json")
+    assert find_subjects(tmp_path, LITS) == found
+    (tmp_path / "datalist.json").unlink()
+    with pytest.raises(UserError, match=rf"{tmp_path.name}: expected a datalist, datalist.json or dataset.json"):
+        find_subjects(tmp_path, LITS, "datalist")
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "CT"}}')
+    with pytest.raises(UserError, match=r"dataset.json: expected a datalist with a list .* end in _0000"):
+        find_subjects(tmp_path, LITS)
 
 
 def test_datalist(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scp_models.data import SegmentationDataModule, Subject
 from scp_models.data.slices import SliceDataset
-from scp_models.data.splits import split_subjects
+from scp_models.data.splits import describe_split, split_subjects
 from scp_models.data.timing import TimedDataLoader
 from scp_models.errors import UserError
 from tiny_data import write_wmh
@@ -81,6 +81,34 @@ def test_a_published_division_is_kept():
     subjects = [Subject(f"s{k}", (), "label", partition=part) for k, part in enumerate(parts)]
     found = split_subjects(subjects, (1, 1, 1), 0, "")
     assert [[s.name for s in found[p]] for p in ("training", "validation", "test")] == [["s0", "s1"], ["s2"], ["s3"]]
+
+
+@pytest.mark.parametrize(
+    "parts", [("training", "test"), ("validation", "test"), (None, "test"), ("training", "validation")]
+)
+def test_what_is_published_for_test_never_trains(parts):
+    """The current WMH release: ``training/`` and ``test/``, both with references."""
+    counts = {part: 60 if k == 0 else 110 for k, part in enumerate(parts)}
+    if "validation" in parts and "test" in parts:
+        counts["training"] = 5
+    subjects = [Subject(f"{part}{k:03}", (), "label", partition=part) for part in counts for k in range(counts[part])]
+    found = split_subjects(subjects, (42, 6, 12), 0, "here")
+    for part in ("validation", "test"):
+        if part in counts:
+            assert {s.partition for s in found[part]} == {part} and len(found[part]) == counts[part]
+    assert {s.partition for s in found["training"]} <= {"training", None}
+    assert sum(len(members) for members in found.values()) == sum(counts.values())
+    if parts == ("training", "test"):
+        assert [len(found[p]) for p in ("training", "validation", "test")] == [52, 8, 110]
+        assert describe_split(found, "drawn with seed 0") == (
+            "training 52 (drawn with seed 0), validation 8 (drawn with seed 0), test 110 (published)"
+        )
+
+
+def test_a_published_test_set_alone_trains_nothing():
+    subjects = [Subject(f"s{k}", (), "label", partition="test") for k in range(9)]
+    with pytest.raises(UserError, match=r"here: expected at least 2 .*training, validation\), found 0, .* 9 of test/"):
+        split_subjects(subjects, (42, 6, 12), 0, "here")
 
 
 def test_empty_splits_are_refused(root, tmp_path):

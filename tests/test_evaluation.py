@@ -12,7 +12,7 @@ from scp_models.errors import UserError
 from scp_models.evaluation import evaluate, held_out, read_scores, score_files, write_scores
 from scp_models.metrics import METRICS
 from scp_models.prediction import predict
-from tiny_data import save, write_wmh_subject
+from tiny_data import AXIS_CODES, save, write_lits, write_wmh_subject
 
 
 def test_what_is_cropped_away_is_background_and_counts_as_missed(tmp_path):
@@ -65,8 +65,80 @@ def test_finished_predictions_are_scored_alike(tmp_path):
     with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected shape \(20, 24, 6\)"):
         score_files(tmp_path / "out", subjects, get_task("wmh"))
     (tmp_path / "out" / "Utrecht_0.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected a NIfTI file, there is none"):
-        score_files(tmp_path / "out", subjects, get_task("wmh"))
+    write_wmh_subject(tmp_path / "data" / "Utrecht" / "1", seed=1)
+    with pytest.raises(UserError, match=r"out: expected .* 2 are missing: Utrecht_0.nii.gz, Utrecht_1.nii.gz"):
+        score_files(tmp_path / "out", find_subjects(tmp_path / "data", get_task("wmh")), get_task("wmh"))
+
+
+def predictions_of(subjects, folder, change):
+    """The references, changed, as predictions."""
+    for subject in subjects:
+        image = nib.load(subject.label)
+        save(folder / f"{subject.name}.nii.gz", *change(np.asarray(image.dataobj), image.affine))
+
+
+def dice(folder, subjects, task):
+    return [row["dice"] for row in score_files(folder, subjects, task)]
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("label maps", lambda label: label),
+        ("masks", lambda label: (label == 2).astype(np.uint8)),
+        ("masks of 255", lambda label: 255 * (label == 2).astype(np.uint8)),
+        ("probabilities", lambda label: np.where(label == 2, 0.7, 0.2).astype(np.float32)),
+        ("label maps a little beside their integers", lambda label: label * np.float32(1.0001)),
+        ("label maps in floating point", lambda label: label.astype(np.float32)),
+    ],
+)
+def test_what_predictions_hold_is_told_from_all_of_them(tmp_path, what, change):
+    """Liver is no tumour, not even in a label map that has no other label (scan 0)."""
+    subjects = find_subjects(write_lits(tmp_path / "data", (0, 1, 2)), get_task("lits"))
+    predictions_of(subjects, tmp_path / "out", lambda label, affine: (change(label), affine))
+    assert dice(tmp_path / "out", subjects, get_task("lits")) == [1.0, 1.0, 1.0]
+
+
+def test_predictions_that_are_neither_labels_nor_probabilities(tmp_path):
+    subjects = find_subjects(write_lits(tmp_path / "data", (1,)), get_task("lits"))
+    for change in (lambda label: label - 3.5, lambda label: label + 0.5):
+        predictions_of(subjects, tmp_path / "out", lambda label, affine, c=change: (c(label), affine))
+        with pytest.raises(UserError, match=r"volume-1.nii.gz: expected labels, or probabilities from 0 to 1, got val"):
+            dice(tmp_path / "out", subjects, get_task("lits"))
+
+
+@pytest.mark.parametrize("codes", AXIS_CODES, ids="".join)
+def test_predictions_with_turned_axes_are_turned_back(tmp_path, codes):
+    write_wmh_subject(tmp_path / "Utrecht" / "0", seed=0, codes=("L", "P", "S"))
+    subjects = find_subjects(tmp_path, get_task("wmh"))
+    source = nib.load(subjects[0].label)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(source.affine), nib.orientations.axcodes2ornt(codes))
+    turned = source.as_reoriented(turn)
+    save(tmp_path / "out" / "Utrecht_0.nii.gz", np.asarray(turned.dataobj), turned.affine)
+    assert dice(tmp_path / "out", subjects, get_task("wmh")) == [1.0]
+
+
+def test_predictions_elsewhere_are_refused(tmp_path):
+    write_wmh_subject(tmp_path / "Utrecht" / "0", seed=0)
+    subjects = find_subjects(tmp_path, get_task("wmh"))
+    for k, change in enumerate((np.eye(4), np.diag([1.1, 1, 1, 1]), np.eye(4) + np.eye(4, k=3))):
+        predictions_of(subjects, tmp_path / "out", lambda label, affine, c=change: (label, affine @ c))
+        if k == 0:
+            assert dice(tmp_path / "out", subjects, get_task("wmh")) == [1.0]
+            continue
+        with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected the affine of .*T1.nii.gz.* mm elsewhere"):
+            dice(tmp_path / "out", subjects, get_task("wmh"))
+
+
+def test_headers_without_orientation_say_nothing(tmp_path):
+    """Scan 28 has an identity for an affine; the prediction of scan 1 has none at all."""
+    subjects = find_subjects(write_lits(tmp_path / "data", (1, 28)), get_task("lits"))
+    predictions_of(subjects, tmp_path / "out", lambda label, affine: (label, np.diag([-2.0, 3.0, 1.0, 1.0])))
+    path = tmp_path / "out" / "volume-1.nii.gz"
+    image = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), None)
+    assert not image.header["sform_code"] and not image.header["qform_code"]
+    nib.save(image, path)
+    assert dice(tmp_path / "out", subjects, get_task("lits")) == [1.0, 1.0]
 
 
 def test_reading_labels_needs_no_image_voxels(tmp_path):

@@ -78,6 +78,23 @@ def test_unwritable_output(tmp_path: Path, generate) -> None:
     assert blocker.read_text() == "not a folder"
 
 
+@pytest.mark.parametrize("generate", [generate_wmh, generate_lits])
+def test_a_folder_holds_phantoms_of_one_seed_and_size(tmp_path: Path, generate) -> None:
+    size = (8, 10, 4)
+    first = generate(tmp_path / "out", 1, 0, size=size, progress=False)
+    assert generate(tmp_path / "out", 2, 0, size=size, progress=False)[:1] == first
+    before = sorted(tmp_path.rglob("*"))
+    for seed, other in ((1, size), (0, (8, 10, 5)), (0, "small")):
+        with pytest.raises(
+            UserError, match=r"out/phantoms.json: expected phantoms made with kind .*, got kind .* seed 0"
+        ):
+            generate(tmp_path / "out", 3, seed, size=other, progress=False)
+    (tmp_path / "out" / "phantoms.json").unlink()
+    with pytest.raises(UserError, match=r"out: expected an empty folder, or one of phantoms .* it holds '"):
+        generate(tmp_path / "out", 3, 0, size=size, progress=False)
+    assert len(sorted(tmp_path.rglob("*"))) == len(before) - 1
+
+
 def test_missing_nilearn_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "find_spec", lambda name: None)
     monkeypatch.setattr(wmh, "load_brain_template", templates.load_brain_template.__wrapped__)

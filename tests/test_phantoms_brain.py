@@ -10,7 +10,7 @@ from digests import digests
 from scp_models.data.phantoms import generate_wmh, templates, wmh
 from scp_models.data.phantoms.brain import BrainImages, make_brain
 from scp_models.data.phantoms.lesions import ELLIPSE_CENTER_Y, ELLIPSE_SEMI_AXES
-from scp_models.data.phantoms.writing import subject_seed
+from scp_models.data.phantoms.writing import RECORD, subject_seed
 
 SMALL = (48, 64, 6)
 
@@ -35,7 +35,7 @@ def test_wmh_layout(wmh_folder: Path) -> None:
     images = {f"{kind}/{name}.nii.gz" for kind in ("orig", "pre") for name in ("FLAIR", "T1", "3DT1")}
     folders = ("Utrecht/0", "Singapore/50", "Amsterdam/GE3T/100", "Utrecht/1", "Singapore/51", "Amsterdam/GE3T/101")
     expected = {f"training/{folder}/{name}" for folder in folders for name in images | {"wmh.nii.gz"}}
-    assert set(digests(wmh_folder)) == expected
+    assert set(digests(wmh_folder)) == expected | {RECORD}
 
 
 def test_wmh_returns_the_subjects_in_order(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_wmh_bytes_depend_on_the_seed_alone(wmh_folder: Path, tmp_path: Path, mo
     monkeypatch.setattr(wmh, "available_cores", lambda: 1)
     generate_wmh(tmp_path / "fewer", 2, seed=3, size=SMALL, progress=False)
     fewer = digests(tmp_path / "fewer")
-    assert len(fewer) == 14
+    assert len(fewer) == 14 + 1
     assert fewer == {name: reference[name] for name in fewer}
     generate_wmh(tmp_path / "other", 1, seed=4, size=SMALL, progress=False)
     other = digests(tmp_path / "other")

@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 from commands import fit_arguments, scp_models
+from lightning.pytorch.callbacks import ModelCheckpoint
 from scp_models.checkpoints import load_module
 from scp_models.data import SegmentationDataModule
 from scp_models.errors import UserError
@@ -63,6 +64,47 @@ def test_the_papers_optimizer_and_schedule():
     assert [rates[k] for k in (63, 80, 81, 89)] == [2.5e-4, 2.5e-4, 1.25e-4, 1.25e-4]
 
 
+def rates(root, cache, resume=None, save=None, **length):
+    """The learning rate of every step of a run of so many epochs or steps, five steps an epoch."""
+
+    class Rates(L.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_start(self, trainer, module, batch, index):
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"] / module.learning_rate)
+
+    seen = Rates()
+    keep = [] if save is None else [ModelCheckpoint(save, filename="at", save_last=False)]
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, limit_train_batches=5,
+        limit_val_batches=1, num_sanity_val_steps=0, enable_checkpointing=save is not None, callbacks=[seen, *keep],
+        **length,
+    )  # fmt: skip
+    data = SegmentationDataModule(str(root), roi_size=(16, 24), batch_size=6, cache_dir=str(cache))
+    trainer.fit(tiny_module(), datamodule=data, ckpt_path=resume)
+    return seen.seen
+
+
+def test_the_schedule_of_a_run_counted_in_steps(root, tmp_path):
+    expected = [1.0] * 10 + [0.5] * 4 + [0.25] * 4 + [0.125] * 2
+    assert rates(root, tmp_path, max_epochs=-1, max_steps=20) == expected
+    assert rates(root, tmp_path, max_epochs=100, max_steps=20) == expected
+
+
+def test_a_run_that_is_resumed_for_longer_has_the_longer_ones_schedule(root, tmp_path):
+    by_epoch = [1.0] * 25 + [0.5] * 10 + [0.25] * 10 + [0.125] * 5
+    assert rates(root, tmp_path, max_epochs=10) == by_epoch
+    assert rates(root, tmp_path, save=tmp_path / "short", max_epochs=4)[-5:] == [0.25] * 5
+    path = str(tmp_path / "short" / "at.ckpt")
+    assert rates(root, tmp_path, resume=path, max_epochs=10) == by_epoch[20:]
+    assert rates(root, tmp_path, resume=path, max_epochs=-1, max_steps=50) == by_epoch[20:]
+    rates(root, tmp_path, save=tmp_path / "half", max_epochs=5)
+    assert rates(root, tmp_path, resume=str(tmp_path / "half" / "at.ckpt"), max_epochs=10) == by_epoch[25:]
+    rates(root, tmp_path, save=tmp_path / "steps", max_epochs=-1, max_steps=20)
+    assert rates(root, tmp_path, resume=str(tmp_path / "steps" / "at.ckpt"), max_epochs=10) == by_epoch[20:]
+
+
 def test_a_run_leaves_its_checkpoints_logs_and_configuration(root, tmp_path):
     out = tmp_path / "run"
     scp_models(*fit_arguments(root, out, 3), cache=tmp_path)
@@ -111,11 +153,12 @@ def test_resuming_after_a_kill_is_bit_for_bit_the_same_run(root, tmp_path):
 
 def test_two_processes_train_one_model(root, tmp_path):
     out = tmp_path / "ddp"
-    scp_models(
+    done = scp_models(
         *fit_arguments(root, out, 2, "--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.batch_size", 3),
         "--trainer.callbacks+=rank_weights.RankWeights",
         cache=tmp_path,
     )
+    assert "sync_dist=True" not in done.stderr + done.stdout, "what is logged is one process's alone"
     first, second = (torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first.keys() == second.keys()
     for name, parameter in first.items():

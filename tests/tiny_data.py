@@ -1,5 +1,6 @@
 """Small data sets in the layouts of the real ones, made for the tests."""
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -55,6 +56,20 @@ def write_wmh(root: Path, subjects: int = 6, **options) -> Path:
     sites = ("Utrecht", "Singapore", "Amsterdam/GE3T")
     for k in range(subjects):
         write_wmh_subject(root / "training" / sites[k % 3] / str(k), seed=k, **options)
+    return root
+
+
+def write_decathlon(root: Path, subjects: int, shape=(20, 24, 6)) -> Path:
+    """One modality and binary labels, in the layout of the Medical Segmentation Decathlon."""
+    for k in range(subjects):
+        mask = blobs(shape, k)
+        image = 100 + 5 * np.random.default_rng(k).standard_normal(shape) + 60 * mask
+        save(root / "imagesTr" / f"case_{k}.nii.gz", image.astype(np.float32), affine_for("RAS"))
+        save(root / "labelsTr" / f"case_{k}.nii.gz", mask.astype(np.uint8), affine_for("RAS"))
+    pairs = [{"image": f"./imagesTr/case_{k}.nii.gz", "label": f"./labelsTr/case_{k}.nii.gz"} for k in range(subjects)]
+    labels = {"0": "background", "1": "lesion"}
+    content = {"modality": {"0": "MRI"}, "labels": labels, "training": pairs, "test": []}
+    (root / "dataset.json").write_text(json.dumps(content))
     return root
 
 

@@ -1,9 +1,10 @@
 """Reading studies from disk: layouts, preprocessing, splits, slices for training, and phantoms."""
 
-from scp_models.data.find import LAYOUTS, find_subjects
+from scp_models.data.find import LAYOUTS, find_subjects, subject_of_images
 from scp_models.data.module import SegmentationDataModule
-from scp_models.data.preprocessing import TASKS, Grid, Task, Volume, VolumeReader, get_task
+from scp_models.data.preprocessing import Grid, Volume, VolumeReader
 from scp_models.data.subjects import Subject
+from scp_models.data.tasks import TASKS, Task, get_task
 from scp_models.data.timing import DataWaitMonitor
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "VolumeReader",
     "find_subjects",
     "get_task",
+    "subject_of_images",
 ]

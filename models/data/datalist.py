@@ -9,6 +9,23 @@ from scp_models.errors import UserError
 
 _PARTITIONS = {"training": "training", "validation": "validation", "test": "test", "testing": "test"}
 
+FILES = ("datalist.json", "dataset.json")
+"""Where a data set keeps its datalist; the second is the Decathlon's name."""
+
+
+def datalist_file(root: Path) -> Path:
+    """The datalist at ``root``: itself, or the one in that folder.
+
+    Raises:
+        UserError: the folder has none.
+    """
+    if root.is_file():
+        return root
+    found = [root / name for name in FILES if (root / name).is_file()]
+    if not found:
+        raise UserError(f"{root}: expected a datalist, {' or '.join(FILES)}; there is none")
+    return found[0]
+
 
 def find_subjects(path: Path, modalities: int = 1) -> list[Subject]:
     """Subjects of a datalist JSON: lists ``training``, ``validation`` and ``test`` of ``{"image": …, "label": …}``.
@@ -23,7 +40,10 @@ def find_subjects(path: Path, modalities: int = 1) -> list[Subject]:
     content = _read_json(path)
     lists = {name: content[name] for name in _PARTITIONS if isinstance(content.get(name), list)}
     if not lists:
-        raise UserError(f"{path}: expected a datalist with a list 'training', 'validation' or 'test'")
+        raise UserError(
+            f"{path}: expected a datalist with a list 'training', 'validation' or 'test' "
+            "(or nnU-Net's images, whose names end in _0000, in imagesTr/ beside it)"
+        )
     subjects = []
     for name, entries in lists.items():
         for k, entry in enumerate(entries):

@@ -1,10 +1,13 @@
 """Subjects of any layout that is read here."""
 
+import re
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from scp_models.data import datalist, lits, wmh
-from scp_models.data.preprocessing import Task
 from scp_models.data.subjects import Subject
+from scp_models.data.tasks import Task
 from scp_models.errors import UserError
 
 LAYOUTS = ("auto", "wmh", "lits", "datalist", "nnunet")
@@ -24,12 +27,14 @@ def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Su
     root = Path(root)
     if not root.exists():
         raise UserError(f"{root}: expected a data set, there is nothing")
+    if root.is_file() and root.suffix != ".json":
+        return [lits.single_volume(root)]
     if layout == "auto":
         layout = guess_layout(root, task)
     readers = {
         "wmh": lambda: wmh.find_subjects(root, task.modalities),
         "lits": lambda: lits.find_subjects(root),
-        "datalist": lambda: datalist.find_subjects(root, len(task.modalities)),
+        "datalist": lambda: datalist.find_subjects(datalist.datalist_file(root), len(task.modalities)),
         "nnunet": lambda: datalist.find_nnunet_subjects(root),
     }
     if layout not in readers:
@@ -37,15 +42,38 @@ def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Su
     subjects = readers[layout]()
     if not subjects:
         raise UserError(
-            f"{root}: expected subjects in the layout {layout!r}, found none "
-            "(looked for WMH's <id>/pre/, LiTS's volume-N.nii, a datalist JSON, nnU-Net's dataset.json and imagesTr/)"
+            f"{root}: expected subjects in the layout {layout!r}, found none (looked for WMH's <id>/pre/, LiTS's "
+            "volume-N.nii, a datalist.json or dataset.json with lists, nnU-Net's dataset.json and imagesTr/*_0000)"
         )
     return subjects
 
 
+def subject_of_images(images: Sequence[Path], task: Task) -> Subject:
+    """One subject, of one file a modality in the task's order.
+
+    It is called what the files' names begin with alike (``brain_T1``, ``brain_FLAIR``: ``brain``), or after their
+    folder.
+
+    Raises:
+        UserError: another number of files, or one that is missing.
+    """
+    if len(images) not in (1, len(task.modalities)):
+        raise UserError(
+            f"--image: expected {len(task.modalities)} files ({', '.join(task.modalities)}), got {len(images)}"
+        )
+    for file in images:
+        if not file.is_file():
+            raise UserError(f"{file}: expected a NIfTI file, there is none")
+    stems = [lits.single_volume(file).name for file in images]
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*stems, strict=False))
+    name = stems[0] if len(images) == 1 else re.sub(r"[-_. ]+0*$", "", "".join(letters[0] for letters in alike))
+    return Subject(name or images[0].absolute().parent.name, tuple(images), None)
+
+
 def guess_layout(root: Path, task: Task) -> str:
+    """The layout of a data set, by what is there; the task's own where nothing tells."""
     if root.is_file():
-        return "datalist" if root.suffix == ".json" else "lits"
-    if (root / "dataset.json").is_file() and (root / "imagesTr").is_dir():
+        return "datalist"
+    if (root / "dataset.json").is_file() and any((root / "imagesTr").glob("*_0000*")):
         return "nnunet"
-    return task.name
+    return "datalist" if any((root / name).is_file() for name in datalist.FILES) else task.name

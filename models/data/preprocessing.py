@@ -2,11 +2,7 @@
 
 The canonical grid is nibabel's closest to RAS+, so its first axis is left-right and its second back-front; slices
 ``[X, Y]`` of it
-are the network's ``[H, W]``. Two tasks are known, with the paper's preprocessing:
-
-- ``wmh``: centre crop or pad to 160 × 224, then z-score of each modality over the cropped volume;
-- ``lits``: intensities clipped to [−200, 250] HU and mapped to [−1, 1], slices resized to 256 × 256; tumour against
-all else.
+are the network's ``[H, W]``.
 """
 
 import gzip
@@ -24,46 +20,12 @@ from monai.transforms import NormalizeIntensity, ScaleIntensityRange
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 from numpy.typing import NDArray
 from scp_models.data.subjects import Subject
+from scp_models.data.tasks import Task
 from scp_models.errors import UserError
 from torch.nn.functional import interpolate
 
 # Slices read and processed at a time: a volume of 987 slices of 512² never is in memory at full size.
 CHUNK = 32
-
-
-@dataclass(frozen=True)
-class Task:
-    """How the images of one kind of study are read."""
-
-    name: str
-    modalities: tuple[str, ...]
-    roi_size: tuple[int, int]
-    """Height and width that the network sees."""
-    resize: bool
-    """Resize slices to ``roi_size`` (in-plane resolution changes); otherwise crop or pad them around the centre."""
-    window: tuple[float, float] | None
-    """Intensities clipped to this and mapped to [−1, 1]; None: z-score over the volume."""
-    target: int
-    """Value in the label files that is the target, 1 in what is returned."""
-    ignored: int | None
-    """Value in the label files that is neither trained on nor scored, 2 in what is returned."""
-    split: tuple[int, int, int]
-    """Subjects for training, validation and test in the paper."""
-
-
-TASKS = {
-    "wmh": Task("wmh", ("T1", "FLAIR"), (160, 224), False, None, target=1, ignored=2, split=(42, 6, 12)),
-    "lits": Task("lits", ("CT",), (256, 256), True, (-200.0, 250.0), target=2, ignored=None, split=(91, 13, 27)),
-}
-ALLOWED_LABELS = (0, 1, 2)
-
-
-def get_task(name: str, roi_size: tuple[int, int] | None = None) -> Task:
-    """A task by name, with another size of slices if one is given."""
-    if name not in TASKS:
-        raise UserError(f"task: expected one of {tuple(TASKS)}, got {name!r}")
-    task = TASKS[name]
-    return task if roi_size is None else replace(task, roi_size=(int(roi_size[0]), int(roi_size[1])))
 
 
 @dataclass(frozen=True)
@@ -170,6 +132,11 @@ class VolumeReader:
         stored = np.concatenate(list(self._label_chunks(subject, grid, canonical=False)), axis=2)
         return _mapped(stored, self.task)
 
+    def stored_labels(self, subject: Subject) -> list[int]:
+        """The values in the reference's file, sorted."""
+        chunks = self._label_chunks(subject, self.grid(subject), canonical=False)
+        return sorted({int(value) for chunk in chunks for value in np.unique(chunk)})
+
     def _open_images(self, subject: Subject) -> list["Source"]:
         sources = [Source(open_nifti(path), path, None) for path in subject.images]
         count = len(self.task.modalities)
@@ -179,7 +146,10 @@ class VolumeReader:
                 raise UserError(f"{first.path}: expected {count} modalities along axis 4, got {first.image.shape[3]}")
             sources = [replace(first, channel=k) for k in range(count)]
         if len(sources) != count:
-            raise UserError(f"{first.path}: expected {count} modalities ({', '.join(self.task.modalities)}), got 1")
+            raise UserError(
+                f"{first.path}: expected {count} modalities ({', '.join(self.task.modalities)}; predict takes them as "
+                f"--image FILE, one each), got {len(sources)}"
+            )
         for source in sources:
             shape = source.image.shape
             if len(shape) != (3 if source.channel is None else 4) or 0 in shape:
@@ -227,10 +197,13 @@ class VolumeReader:
             )
         source = Source(image, subject.label, None)
         for chunk in _canonical_chunks(source, grid) if canonical else _file_chunks(source):
-            values = np.unique(chunk)
-            if not np.isin(values, ALLOWED_LABELS).all():
-                strange = [float(v) for v in values if v not in ALLOWED_LABELS][:5]
-                raise UserError(f"{subject.label}: expected labels {ALLOWED_LABELS}, got also {strange}")
+            values, allowed = np.unique(chunk), self.task.labels
+            known = np.isin(values, allowed) if allowed else values == np.rint(values)
+            if not known.all():
+                expected = f"labels {allowed}" if allowed else "labels that are integers"
+                strange = [float(v) for v in values[~known]][:5]
+                hint = "" if allowed is None or (values % 1).any() else " (other labels: --data.target, --data.ignored)"
+                raise UserError(f"{subject.label}: expected {expected}, got also {strange}{hint}")
             yield chunk
 
 
@@ -297,9 +270,9 @@ def _canonical_chunks(source: Source, grid: Grid) -> Iterator[NDArray[Any]]:
 
 def _mapped(stored: NDArray[Any], task: Task) -> NDArray[np.uint8]:
     """0 background, 1 target, 2 ignored."""
-    label = (stored == task.target).astype(np.uint8)
-    if task.ignored is not None:
-        label[stored == task.ignored] = 2
+    label = np.isin(stored, task.target).astype(np.uint8)
+    if task.ignored:
+        label[np.isin(stored, task.ignored)] = 2
     return label
 
 

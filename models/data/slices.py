@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scp_models.data.preprocessing import Task, VolumeReader
+from scp_models.data.preprocessing import VolumeReader
 from scp_models.data.subjects import Subject
+from scp_models.data.tasks import Task
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
 from torch import Tensor

@@ -1,7 +1,7 @@
 """Which subjects train, validate and test."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,13 @@ PARTS = ("training", "validation", "test")
 def split_subjects(
     subjects: Sequence[Subject], shares: Sequence[float], seed: int, where: str
 ) -> dict[str, list[Subject]]:
-    """Divide subjects at random into ``training``, ``validation`` and ``test``.
+    """Divide subjects into ``training``, ``validation`` and ``test``.
+
+    What the data set itself publishes as validation or test (with references) stays that, and nothing of it trains. A
+    part that it does not publish is drawn at random from the other subjects, in the proportion of their shares.
 
     Args:
-        subjects: all of them; a division that the data set itself makes (with validation or test references) is kept
-        instead.
+        subjects: all of them.
         shares: three numbers of subjects, or three fractions; scaled to the subjects there are, each part getting at
         least one.
         seed: of the division, which does not depend on the order of ``subjects``.
@@ -27,26 +29,41 @@ def split_subjects(
     Raises:
         UserError: fewer subjects with a reference than parts that need one.
     """
-    labelled = sorted((s for s in subjects if s.label is not None), key=lambda s: s.name)
-    published = {part: [s for s in labelled if s.partition == part] for part in PARTS}
-    if all(published[part] for part in PARTS):
-        return published
     if len(shares) != 3 or min(shares) <= 0:
         raise UserError(f"split: expected three positive shares (training, validation, test), got {tuple(shares)}")
-    if len(labelled) < 3:
+    labelled = sorted((s for s in subjects if s.label is not None), key=lambda s: s.name)
+    published = {part: [s for s in labelled if s.partition == part] for part in PARTS[1:]}
+    pool = [s for s in labelled if s.partition not in PARTS[1:]]
+    drawn = [k for k, part in enumerate(PARTS) if not published.get(part)]
+    if len(pool) < len(drawn):
+        held = "".join(f", not counting {len(members)} of {part}/" for part, members in published.items() if members)
         raise UserError(
-            f"{where}: expected at least 3 subjects with a reference (one for each split), found {len(labelled)}"
+            f"{where}: expected at least {len(drawn)} subjects with a reference (one for each of "
+            f"{', '.join(PARTS[k] for k in drawn)}), found {len(pool)}{held}"
         )
-    total = float(sum(shares))
-    counts = [max(1, round(len(labelled) * share / total)) for share in shares[1:]]
-    while sum(counts) > len(labelled) - 1:
+    total = float(sum(shares[k] for k in drawn))
+    counts = [max(1, round(len(pool) * shares[k] / total)) for k in drawn[1:]]
+    while sum(counts) > len(pool) - 1:
         counts[int(np.argmax(counts))] -= 1
-    order = np.random.default_rng(seed).permutation(len(labelled))
-    bounds = np.cumsum([len(labelled) - sum(counts), *counts])
-    return {
-        part: [labelled[k] for k in sorted(chosen)]
-        for part, chosen in zip(PARTS, np.split(order, bounds[:-1]), strict=True)
-    }
+    order = np.random.default_rng(seed).permutation(len(pool))
+    bounds = np.cumsum([len(pool) - sum(counts), *counts])
+    chosen = {PARTS[k]: sorted(part) for k, part in zip(drawn, np.split(order, bounds[:-1]), strict=True)}
+    return {part: [pool[k] for k in chosen[part]] if part in chosen else published[part] for part in PARTS}
+
+
+def describe_split(division: Mapping[str, Sequence[Subject]], source: str) -> str:
+    """One line: how many subjects each part has, and where they come from.
+
+    Args:
+        division: the three parts.
+        source: what divided the subjects that the data set itself does not.
+    """
+    parts = []
+    for part, members in division.items():
+        own = sum(member.partition == part for member in members)
+        published = part != "training" and own == len(members)
+        parts.append(f"{part} {len(members)} ({'published' if published else source})")
+    return ", ".join(parts)
 
 
 def read_split(path: Path, subjects: Sequence[Subject]) -> dict[str, list[Subject]]:

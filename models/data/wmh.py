@@ -5,8 +5,13 @@ and ``test/``, with
 the Amsterdam scanners one folder deeper (one name has a space and a trailing dot), and a second rater's
 ``additional_annotations/``,
 which are nobody's images. A subject is any other folder with ``pre/`` or ``orig/`` in it.
+
+A subject is called after its place in the layout (``training_Utrecht_0``), from whichever folder one looks: a part
+(``training``) above a known site is found above the given folder too. With sites of other names, the place below the
+given folder counts.
 """
 
+import os
 from pathlib import Path
 
 from scp_models.data.subjects import Subject
@@ -14,6 +19,7 @@ from scp_models.errors import UserError
 
 LABEL_FILE = "wmh.nii.gz"
 _PARTITIONS = ("training", "validation", "test")
+_SITES = ("Utrecht", "Singapore", "GE3T", "Amsterdam")
 
 
 def is_subject(folder: Path) -> bool:
@@ -29,13 +35,21 @@ def find_subjects(root: Path, modalities: tuple[str, ...] = ("T1", "FLAIR"), sou
         source: ``"pre"`` (bias-corrected) or ``"orig"``.
 
     Raises:
-        UserError: a subject lacks one of the modalities.
+        UserError: a subject lacks one of the modalities, or is there twice.
     """
     folders = (
         [root] if is_subject(root) else sorted({p.parent for s in ("pre", "orig") for p in root.rglob(s) if p.is_dir()})
     )
     folders = [folder for folder in folders if "additional_annotations" not in folder.parts]
-    return [_subject(root, folder, modalities, source) for folder in folders]
+    subjects = [_subject(root, folder, modalities, source) for folder in folders]
+    first: dict[str, Subject] = {}
+    for subject in subjects:
+        if (other := first.setdefault(subject.name, subject)) is not subject:
+            raise UserError(
+                f"{subject.images[0]}: expected every subject once, {other.images[0]} has the same place "
+                f"({subject.name})"
+            )
+    return subjects
 
 
 def _subject(root: Path, folder: Path, modalities: tuple[str, ...], source: str) -> Subject:
@@ -45,7 +59,7 @@ def _subject(root: Path, folder: Path, modalities: tuple[str, ...], source: str)
             raise UserError(
                 f"{image}: expected the modalities {', '.join(modalities)} in {source}/, this one is missing"
             )
-    parts = folder.relative_to(root).parts if folder != root else (folder.name,)
+    parts = _place(root, folder)
     partition = parts[0] if parts[0] in _PARTITIONS and len(parts) > 1 else None
     place = parts[1:] if partition else parts
     label = folder / LABEL_FILE
@@ -56,3 +70,13 @@ def _subject(root: Path, folder: Path, modalities: tuple[str, ...], source: str)
         site="/".join(place[:-1]) or None,
         partition=partition,
     )
+
+
+def _place(root: Path, folder: Path) -> tuple[str, ...]:
+    """Where a subject lies in the layout: ``[<part>,] <site>, …, <id>``."""
+    whole = Path(os.path.abspath(folder)).parts
+    # The site's folder is at most two above the subject's: Amsterdam's scanners are one deeper.
+    for k in range(max(1, len(whole) - 3), len(whole) - 1):
+        if whole[k] in _SITES:
+            return whole[k - 1 :] if whole[k - 1] in _PARTITIONS else whole[k:]
+    return folder.relative_to(root).parts if folder != root else (whole[-1],)

@@ -12,6 +12,7 @@ from scp_models.data.phantoms.writing import (
     check_arguments,
     make_image,
     oriented,
+    record_options,
     run_all,
     subject_seed,
     write_image,
@@ -77,10 +78,12 @@ def generate_lits(
         progress: show a progress bar.
 
     Raises:
-        UserError: a bad argument, or an output folder that cannot be written.
+        UserError: a bad argument, or an output folder that cannot be written or holds
+            something else, phantoms of another seed for instance.
     """
     _grid(size, np.random.default_rng(0))
     folder = check_arguments(out, subjects, seed)
+    record_options(folder, {"kind": "lits", "seed": seed, "size": size})
     work = partial(_write_scan, folder, seed, size)
     # Two scans of full size at once stay below 1.5 GB.
     return run_all(work, subjects, "Abdominal phantoms", progress=progress, workers=min(available_cores(), 4))

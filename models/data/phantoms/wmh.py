@@ -15,6 +15,7 @@ from scp_models.data.phantoms.writing import (
     check_arguments,
     make_image,
     oriented,
+    record_options,
     run_all,
     subject_seed,
     write_image,
@@ -103,11 +104,14 @@ def generate_wmh(
         progress: show a progress bar.
 
     Raises:
-        UserError: a bad argument, nilearn or its templates missing, or an output folder that cannot be written.
+        UserError: a bad argument, nilearn or its templates missing, or an output folder that cannot be written or holds
+            something else, phantoms of another seed for instance.
     """
     grid_of(0, size)
     folder = check_arguments(out, subjects, seed)
     template = load_brain_template()
+    options = {"kind": "wmh", "seed": seed, "size": size, "location_decided": location_decided}
+    record_options(folder, options)
     work = partial(_write_subject, folder, template, seed, size, location_decided)
     return run_all(work, subjects, "Brain phantoms", progress=progress, workers=min(available_cores(), 8))
 

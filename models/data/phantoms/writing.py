@@ -1,11 +1,13 @@
 """What both generators share: deterministic NIfTI files, one seed a subject, threads and a progress bar."""
 
 import gzip
+import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +15,9 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
+
+RECORD = "phantoms.json"
+"""What the subjects of a folder were made with."""
 
 
 def check_arguments(out: str | os.PathLike[str], subjects: int, seed: int) -> Path:
@@ -33,6 +38,35 @@ def check_arguments(out: str | os.PathLike[str], subjects: int, seed: int) -> Pa
     except OSError as error:
         raise UserError(f"{folder}: cannot write there ({error.strerror or error})") from error
     return folder
+
+
+def record_options(folder: Path, options: Mapping[str, Any]) -> None:
+    """Write down in an empty folder what its subjects are made with; a folder that says the same takes more of them.
+
+    Raises:
+        UserError: the folder holds something else, or subjects made with other options.
+    """
+    path, ours = folder / RECORD, json.loads(json.dumps(options))
+    try:
+        theirs = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        if others := sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")):
+            raise UserError(
+                f"{folder}: expected an empty folder, or one of phantoms with a {RECORD}; it holds {others[0]!r}"
+            ) from error
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(ours, indent=2) + "\n")
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected JSON that says how the phantoms were made ({error})") from error
+    if theirs != ours:
+        raise UserError(f"{path}: expected phantoms made with {_listed(ours)}, got {_listed(theirs)}")
+
+
+def _listed(options: Any) -> str:
+    if not isinstance(options, dict):
+        return repr(options)
+    return ", ".join(f"{key} {value}" for key, value in options.items())
 
 
 def subject_seed(seed: int, kind: int, index: int) -> np.random.SeedSequence:

@@ -1,0 +1,191 @@
+"""What the images and labels of a study are, and how they are read: presets, options, and a data set's own description.
+
+Two presets have the paper's preprocessing:
+
+- ``wmh``: T1 and FLAIR, centre crop or pad to 160 × 224, then z-score of each modality over the cropped volume; label 2
+  is ignored;
+- ``lits``: intensities clipped to [−200, 250] HU and mapped to [−1, 1], slices resized to 256 × 256; tumour (label 2)
+  against all else.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scp_models.errors import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """How the images of one kind of study are read."""
+
+    name: str
+    modalities: tuple[str, ...]
+    """The network's input channels."""
+    roi_size: tuple[int, int]
+    """Height and width that the network sees."""
+    resize: bool
+    """Resize slices to ``roi_size`` (in-plane resolution changes); otherwise crop or pad them around the centre."""
+    window: tuple[float, float] | None
+    """Intensities clipped to this and mapped to [−1, 1]; None: z-score over the volume."""
+    target: tuple[int, ...]
+    """Values in the label files that are the target, 1 in what is returned."""
+    ignored: tuple[int, ...]
+    """Values in the label files that are neither trained on nor scored, 2 in what is returned."""
+    split: tuple[int, int, int]
+    """Subjects for training, validation and test in the paper."""
+    labels: tuple[int, ...] | None
+    """All values that label files may hold; None: any integers."""
+
+    def describe(self) -> str:
+        """One line for people."""
+        window = "z-score" if self.window is None else f"window {self.window[0]:g} to {self.window[1]:g}"
+        how = "resized" if self.resize else "cropped or padded"
+        ignored = f", ignored {list(self.ignored)}" if self.ignored else ""
+        return (
+            f"task {self.name}: {', '.join(self.modalities)}; target label {list(self.target)}{ignored}; {window}; "
+            f"slices {how} to {self.roi_size[0]} × {self.roi_size[1]}"
+        )
+
+
+TASKS = {
+    "wmh": Task("wmh", ("T1", "FLAIR"), (160, 224), False, None, (1,), (2,), (42, 6, 12), (0, 1, 2)),
+    "lits": Task("lits", ("CT",), (256, 256), True, (-200.0, 250.0), (2,), (), (91, 13, 27), (0, 1, 2)),
+}
+OPTIONS = ("modalities", "target", "ignored", "window", "resize")
+"""What of a preset can be replaced, beside ``roi_size``."""
+
+
+def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[str, Any] | None = None) -> Task:
+    """A task by the name of its preset, with what is given replaced.
+
+    Args:
+        name: ``"wmh"`` or ``"lits"``.
+        roi_size: height and width of slices; None: the preset's.
+        options: any of :data:`OPTIONS`; None, or an option that is None: the preset's. An empty ``window`` is the
+            z-score, an empty ``ignored`` ignores nothing.
+
+    Raises:
+        UserError: an unknown name or option, or one that makes no sense.
+    """
+    if name not in TASKS:
+        raise UserError(f"task: expected one of {tuple(TASKS)}, got {name!r}")
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    if strange := sorted(given.keys() - set(OPTIONS)):
+        raise UserError(f"task: expected options among {', '.join(OPTIONS)}, got {strange[0]!r}")
+    changes: dict[str, Any] = {}
+    if roi_size is not None:
+        if len(roi_size) != 2 or min(roi_size) < 1:
+            raise UserError(f"roi_size: expected two positive numbers, got {tuple(roi_size)}")
+        changes["roi_size"] = (int(roi_size[0]), int(roi_size[1]))
+    if "modalities" in given:
+        changes["modalities"] = tuple(str(modality) for modality in given["modalities"])
+    for key in ("target", "ignored"):
+        if key in given:
+            changes[key] = tuple(int(label) for label in given[key])
+            changes["labels"] = None
+    if "window" in given:
+        changes["window"] = tuple(float(bound) for bound in given["window"]) or None
+    if "resize" in given:
+        changes["resize"] = bool(given["resize"])
+    task = replace(TASKS[name], **changes)
+    if not task.modalities:
+        raise UserError("modalities: expected at least one, got none")
+    if not task.target or min(task.target) < 1:
+        raise UserError(f"target: expected labels of 1 or more, got {list(task.target)}")
+    if task.ignored and min(task.ignored) < 1:
+        raise UserError(f"ignored: expected labels of 1 or more, got {list(task.ignored)}")
+    if both := sorted(set(task.target) & set(task.ignored)):
+        if "ignored" in given:
+            raise UserError(f"ignored: expected other labels than the target's, got {both[0]}")
+        # A target of one's own replaces what the preset ignores.
+        task = replace(task, ignored=tuple(label for label in task.ignored if label not in task.target))
+    if task.window is not None and (len(task.window) != 2 or task.window[0] >= task.window[1]):
+        raise UserError(f"window: expected a lower and a higher bound, got {list(task.window)}")
+    return task
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a data set's own ``dataset.json`` says: nnU-Net's, or the Medical Segmentation Decathlon's."""
+
+    path: Path
+    channels: tuple[str, ...]
+    """By number; empty if it does not say."""
+    labels: Mapping[str, tuple[int, ...]]
+    """Values by name, several for nnU-Net's regions; empty if it does not say."""
+
+    @property
+    def foreground(self) -> dict[str, tuple[int, ...]]:
+        """Without background and nnU-Net's ``ignore``."""
+        return {name: values for name, values in self.labels.items() if name != "ignore" and values != (0,)}
+
+    def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options ``given``, completed by what the file says.
+
+        Its channels are the modalities, unless the preset has as many. Its only foreground label is the target; of
+        several, the preset's target. Its label ``ignore`` is ignored.
+
+        Raises:
+            UserError: several foreground labels, none of them the preset's target; or one of them is a label that the
+                preset ignores.
+        """
+        options = {key: value for key, value in given.items() if value is not None}
+        preset = TASKS.get(name)
+        if preset is None:
+            return options
+        if self.channels and "modalities" not in options and len(self.channels) != len(preset.modalities):
+            options["modalities"] = list(self.channels)
+        if not self.labels:
+            return options
+        values = {value for members in self.labels.values() for value in members}
+        if "target" not in options:
+            if len(self.foreground) == 1:
+                options["target"] = list(*self.foreground.values())
+            elif not set(preset.target) <= values:
+                named = ", ".join(f"{label} = {list(members)}" for label, members in self.foreground.items())
+                raise UserError(f"{self.path}: expected --data.target to choose among its labels ({named})")
+        if "ignored" not in options:
+            target = set(options.get("target", preset.target))
+            unclear = set(preset.ignored) - target
+            doubtful = [label for label, members in self.foreground.items() if unclear & set(members)]
+            if "ignore" in self.labels:
+                options["ignored"] = list(self.labels["ignore"])
+            elif doubtful:
+                raise UserError(
+                    f"{self.path}: expected --data.ignored to say whether its label {doubtful[0]!r} is ignored ([] for "
+                    f"none), as task {name} ignores {list(preset.ignored)}"
+                )
+            elif preset.ignored:
+                options["ignored"] = []
+        plain = (list(preset.target), list(preset.ignored))
+        if (options.get("target", plain[0]), options.get("ignored", plain[1])) == plain and "target" not in given:
+            # The preset as it is: the same task as without the file.
+            options.pop("target", None)
+            if "ignored" not in given:
+                options.pop("ignored", None)
+        return options
+
+
+def read_description(root: Path | str) -> Description | None:
+    """The description at ``root`` (a data set, or its JSON); None if there is none that says channels or labels.
+
+    nnU-Net writes ``channel_names`` by number and ``labels`` by name; the Decathlon ``modality`` and ``labels`` by
+    number.
+    """
+    root = Path(root)
+    path = root if root.suffix == ".json" else root / "dataset.json"
+    try:
+        content = json.loads(path.read_text())
+        channels = content.get("channel_names") or content.get("modality") or {}
+        labels = {}
+        for key, value in (content.get("labels") or {}).items():
+            name, numbers = (value, key) if str(key).isdigit() else (key, value)
+            members = numbers if isinstance(numbers, list) else [numbers]
+            labels[str(name)] = tuple(int(member) for member in members)
+        names = [str(channels[key]) for key in sorted(channels, key=int)]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return None  # the reader of the layout says what is wrong with it, if anything has to be read from it
+    return Description(path, tuple(names), labels) if names or labels else None
