@@ -28,15 +28,22 @@ KERNELS = (tables.FORWARD, tables.FEATURES, tables.PARAMETERS)
 TOLERANCE = 1e-3
 
 
-def candidates(kernel: str) -> Iterator[Configuration]:
-    """Configurations worth trying. Tiles above 64 pixels spill with exact products, on every architecture."""
+def candidates(kernel: str, problem: Problem, capability: int) -> Iterator[Configuration]:
+    """The table's own configuration, then others worth trying.
+
+    Tiles above 64 pixels spill with exact products, on every architecture.
+    """
+    own = launch.configuration_for(kernel, problem, capability)
+    yield own
     outputs = (16,) if kernel == tables.PARAMETERS else (32, 64)
     for tile, block_h2, block_outputs, warps in itertools.product(
         ((4, 16), (8, 8), (2, 16), (4, 8)), (32, 64), outputs, (4, 8)
     ):
-        yield Configuration(
+        other = Configuration(
             tile, 16, block_h2, block_outputs, warps, max_registers=min(255, 65536 // (32 * warps) // 2)
         )
+        if other != own:
+            yield other
 
 
 @contextmanager
@@ -100,7 +107,7 @@ def measure(kernel: str, problem: Problem, capability: int, device: torch.device
     """Milliseconds and configuration, fastest first, of the candidates that fit and agree with the table's own."""
     reference = result(on_device(plan(kernel, problem, capability).launches[0], problem, device), kernel)
     timings = []
-    for configuration in candidates(kernel):
+    for configuration in candidates(kernel, problem, capability):
         if not fits(kernel, configuration, problem, capability):
             continue
         with first_in_table(kernel, configuration):
@@ -123,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, kernel in itertools.product(options.case, options.kernel):
         problem = CASES[name].problem
         if options.capability is not None:
-            for configuration in candidates(kernel):
+            for configuration in candidates(kernel, problem, options.capability):
                 verdict = "fits" if fits(kernel, configuration, problem, options.capability) else "does not fit"
                 print(f"{name:8} {kernel:20} {verdict:12} {configuration}", flush=True)
             continue

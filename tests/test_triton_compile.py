@@ -129,20 +129,21 @@ def test_slabs_cover_every_tile_once_within_the_workspace(tiles, groups, slab_by
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", PAPER, ids=str)
-def test_at_most_2_mib_beyond_inputs_outputs_and_gradients(case, dtype):
-    """Of all that either pass ever allocates, at the paper's sizes."""
+def test_memory_beyond_inputs_outputs_and_gradients(case, dtype):
+    """Of all that either pass ever allocates, at the paper's sizes: 2 MiB, and in backward the partial sums."""
     used = allocated_beyond_results(replace(case, dtype=dtype).inputs("meta"))
     assert set(used) == {"forward", "backward", "backward of the parameters alone"}
-    assert all(0 < n <= 2**21 for n in used.values()), used
+    assert 0 < used.pop("forward") <= 2**21
+    assert all(0 < n <= tables.ALLOCATED_BYTES + 2**21 for n in used.values()), used
 
 
 def test_plans_hold_nothing_the_size_of_the_weight_field():
     """No tensor but the features, the logits and their gradients has an element for each pixel."""
-    for plan in offline.abstract_plans(problem(spatial_shape=(2048, 2048)), 90):
+    for plan in offline.abstract_plans(problem(spatial_shape=(4096, 4096)), 90):
         for launched in plan.launches:
             for name, value in launched.arguments.items():
                 if isinstance(value, torch.Tensor) and name not in ("x", "y", "grad_logits", "grad_features"):
-                    assert value.numel() < 2048 * 2048, name
+                    assert value.numel() < 4096 * 4096, name
 
 
 @pytest.mark.parametrize("bad", [{"tile": (3, 16)}, {"block_h1": 64}, {"block_h2": 8}, {"num_warps": 3}])

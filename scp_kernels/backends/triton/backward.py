@@ -7,12 +7,21 @@ summed in a fixed order afterwards. There are no atomics.
 import triton
 import triton.language as tl
 
-from scp_kernels.backends.triton.layers import first_layer, second_layer, tile_offsets, tile_pixels, weight_tile
+from scp_kernels.backends.triton.layers import (
+    BATCH_STAGES,
+    first_layer,
+    on_and_mixed,
+    second_layer,
+    tile_offsets,
+    tile_pixels,
+    weight_tile,
+)
 
-# Sizes whose value or alignment would not make better code: they must not cost a compilation each.
-FEATURES_SIZES = ("batch", "classes", "channels", "class_start", "h1", "height", "width", "tiles_h", "tiles_w")
+# Sizes whose value or alignment would not make better code: they must not cost a compilation each. The width is none of
+# them: rows are masked by ``j < width``, and only a width of known alignment lets the accesses be vectors.
+FEATURES_SIZES = ("batch", "classes", "channels", "class_start", "h1", "height", "tiles_h", "tiles_w")
 PARAMETERS_SIZES = (
-    "batch", "groups", "classes", "channels", "h1", "height", "width", "tiles", "tiles_h", "tiles_w",
+    "batch", "groups", "classes", "channels", "h1", "height", "tiles", "tiles_h", "tiles_w",
     "tiles_per_slab", "slabs_per_group", "groups_per_slab",
 )  # fmt: skip
 
@@ -51,7 +60,7 @@ def scp_backward_features_kernel(
     g_sample = grad_logits + group * batch * g_stride_b
     if BLOCK_N == 1:
         g_offset = g_pixel + tl.cast(class_start, tl.int64) * g_stride_n
-        for _ in range(0, batch):
+        for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             g = tl.load(g_sample + g_offset, mask=inside, other=0.0).to(dtype)
             gradient = g[:, None] * weight
             if ACCUMULATE:
@@ -64,7 +73,7 @@ def scp_backward_features_kernel(
         n = class_start + tl.arange(0, BLOCK_N)
         g_offsets = g_pixel[:, None] + n.to(tl.int64)[None, :] * g_stride_n
         g_mask = inside[:, None] & (n < classes)[None, :]
-        for _ in range(0, batch):
+        for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             g = tl.load(g_sample + g_offsets, mask=g_mask, other=0.0).to(dtype)
             gradient = tl.sum(weights * g[:, :, None], 1)
             if ACCUMULATE:
@@ -87,7 +96,7 @@ def weight_field_gradient(
     g_mask = inside[:, None] & n_ok[None, :]
     if BLOCK_N == 1:
         total = tl.zeros([PIXELS, BLOCK_C], dtype)
-        for _ in range(0, batch):
+        for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             features = tl.load(x_sample + x_offset, mask=x_mask, other=0.0).to(dtype)
             g = tl.load(g_sample + g_offset, mask=g_mask, other=0.0).to(dtype)
             total += g * features
@@ -96,7 +105,7 @@ def weight_field_gradient(
         return total
     else:
         totals = tl.zeros([PIXELS, BLOCK_N, BLOCK_C], dtype)
-        for _ in range(0, batch):
+        for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             features = tl.load(x_sample + x_offset, mask=x_mask, other=0.0).to(dtype)
             g = tl.load(g_sample + g_offset, mask=g_mask, other=0.0).to(dtype)
             totals += g[:, :, None] * features[:, None, :]
@@ -129,16 +138,17 @@ def first_layer_gradient(
     gz_j = tl.sum(gz * dj[:, None], 0)
     for start in range(0, h1, BLOCK_H1):
         u = start + lane
-        c, a, b, on, mixed = first_layer(
+        c, a, b, bends = first_layer(
             coefficients, u, h1, depth_index, first_row, first_column, dtype, DIMS, TILE_H, TILE_W
         )
+        on, bits = on_and_mixed(c, bends, lane)
+        active = on | ((bits >> lane) & 1 == 1)
         block = u[:, None] * h2 + k[None, :]
         w = tl.load(w2t + block, mask=on[:, None] & (k < h2)[None, :], other=0.0)
         moment_0 = tl.sum(w * gz_0[None, :], 1)  # [BLOCK_H1]
         moment_i = tl.sum(w * gz_i[None, :], 1)
         moment_j = tl.sum(w * gz_j[None, :], 1)
         update = c[:, None] * gz_0[None, :] + a[:, None] * gz_i[None, :] + b[:, None] * gz_j[None, :]
-        bits = tl.sum(tl.where(mixed, 1 << lane, 0))
         while bits != 0:
             lowest = bits & -bits
             chosen = (1 << lane) == lowest
@@ -155,7 +165,6 @@ def first_layer_gradient(
             moment_j = tl.where(chosen, tl.sum(gl * dj), moment_j)
             update = tl.where(chosen[:, None], row[None, :], update)
             bits ^= lowest
-        active = on | mixed
         add_to(grad_w2t + block, update, active[:, None] & (k < h2)[None, :])
         total = moment_0.to(tl.float64)
         row_centre = first_row.to(tl.float64) + (TILE_H - 1) * 0.5

@@ -3,9 +3,10 @@
 import triton
 import triton.language as tl
 
-from scp_kernels.backends.triton.layers import tile_pixels, weight_tile
+from scp_kernels.backends.triton.layers import BATCH_STAGES, tile_pixels, weight_tile
 
-# Sizes whose value or alignment would not make better code: they must not cost a compilation each.
+# Sizes whose value or alignment would not make better code: they must not cost a compilation each. The width is none of
+# them: rows are masked by ``j < width``, and only a width of known alignment lets the accesses be vectors.
 GENERIC_SIZES = ("batch", "classes", "channels", "channel_start", "h1", "height", "tiles_h", "tiles_w")
 
 
@@ -47,7 +48,7 @@ def scp_forward_kernel(
         if HAS_BIAS:
             shift += tl.load(bias + first_class)
         y_offset = y_pixel + first_class.to(tl.int64) * y_stride_n
-        for _ in range(0, batch):
+        for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             features = tl.load(x_sample + x_offset, mask=x_mask, other=0.0).to(dtype)
             logits = tl.sum(weight * features, 1) + shift
             if ACCUMULATE:
@@ -63,7 +64,7 @@ def scp_forward_kernel(
             shifts += tl.load(bias + n, mask=n < classes, other=0.0)
         y_offsets = y_pixel[:, None] + n.to(tl.int64)[None, :] * y_stride_n  # [P, BLOCK_N]
         y_mask = inside[:, None] & (n < classes)[None, :]
-        for _ in range(0, batch):
+        for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             features = tl.load(x_sample + x_offset, mask=x_mask, other=0.0).to(dtype)
             logits = tl.sum(weights * features[:, None, :], 2) + shifts[None, :]
             if ACCUMULATE:

@@ -96,7 +96,7 @@ class _Tiling:
         return cls(rows, columns, rows * columns * (depth[0] if depth else 1))
 
 
-def _configuration(kernel: str, problem: Problem, capability: int) -> Configuration:
+def configuration_for(kernel: str, problem: Problem, capability: int) -> Configuration:
     outputs = problem.num_classes * problem.channels
     itemsize = problem.compute_dtype.itemsize
     return tables.find(kernel, capability, problem.hidden, outputs, itemsize, precision(problem, capability))
@@ -136,7 +136,7 @@ def forward(
     capability: int,
 ) -> Plan:
     """Launches of the forward pass, one for each block of channels (one, up to 64 channels); finishes as the logits."""
-    configuration = _configuration(tables.FORWARD, problem, capability)
+    configuration = configuration_for(tables.FORWARD, problem, capability)
     tiling = _Tiling.of(problem, configuration)
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=False
@@ -184,7 +184,7 @@ def backward_features(
     capability: int,
 ) -> Plan:
     """Launches of the features' gradient, one for each block of classes (one, up to 64); finishes as the gradient."""
-    configuration = _configuration(tables.FEATURES, problem, capability)
+    configuration = configuration_for(tables.FEATURES, problem, capability)
     tiling = _Tiling.of(problem, configuration)
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=True
@@ -259,7 +259,7 @@ def backward_parameters(
 
     ``unwritten`` is a tensor that is to be written only after this plan has run: its memory may serve as workspace.
     """
-    configuration = _configuration(tables.PARAMETERS, problem, capability)
+    configuration = configuration_for(tables.PARAMETERS, problem, capability)
     tiling = _Tiling.of(problem, configuration)
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=False

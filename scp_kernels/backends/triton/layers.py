@@ -13,6 +13,9 @@ update of z for each mixed unit. Units that are off are never touched.
 import triton
 import triton.language as tl
 
+# Samples on their way from memory while one is worked on.
+BATCH_STAGES = tl.constexpr(4)
+
 
 @triton.jit
 def tile_pixels(tile, tiles_h, tiles_w, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
@@ -37,7 +40,7 @@ def first_layer(
     coefficients, u, h1, depth_index, first_row, first_column,
     dtype: tl.constexpr, DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
 ):  # fmt: skip
-    """Units ``u`` of layer 1 on a tile: value at its centre, slopes along rows and columns, and which are on or mixed.
+    """Units ``u`` of layer 1 on a tile: value at its centre, slopes along rows and columns, and which may bend there.
 
     The value at the centre is folded in float64: it is the only place where absolute coordinates enter, and float32
     would lose the kinks' positions on large maps. A unit whose bounds are within rounding of 0 counts as mixed, which
@@ -59,7 +62,18 @@ def first_layer(
     radius += 1e-6 * (tl.abs(c) + radius)
     on = c - radius > 0
     off = c + radius <= 0
-    return c, a, b, on, (on | off) == 0
+    return c, a, b, (on | off) == 0
+
+
+@triton.jit
+def on_and_mixed(c, bends, lane):
+    """Which units are on ``[BLOCK_H1]``, and the bits of those that are mixed.
+
+    The compiler may work out ``bends`` anew for every layout it is wanted in, with other roundings. Only the bits are
+    one value for the whole program: a unit is mixed by them or by nobody, and is on or off only if it is not mixed.
+    """
+    bits = tl.sum(tl.where(bends, 1 << lane, 0))
+    return (c > 0) & ((bits >> lane) & 1 == 0), bits
 
 
 @triton.jit
@@ -78,14 +92,14 @@ def second_layer(
     on_b = tl.zeros([BLOCK_H1, BLOCK_H2], dtype)
     for start in range(0, h1, BLOCK_H1):
         u = start + lane
-        c, a, b, on, mixed = first_layer(
+        c, a, b, bends = first_layer(
             coefficients, u, h1, depth_index, first_row, first_column, dtype, DIMS, TILE_H, TILE_W
         )
+        on, bits = on_and_mixed(c, bends, lane)
         w = tl.load(w2t + u[:, None] * h2 + k[None, :], mask=on[:, None] & (k < h2)[None, :], other=0.0)
         on_c += tl.where(on, c, 0.0)[:, None] * w
         on_a += tl.where(on, a, 0.0)[:, None] * w
         on_b += tl.where(on, b, 0.0)[:, None] * w
-        bits = tl.sum(tl.where(mixed, 1 << lane, 0))
         while bits != 0:
             lowest = bits & -bits
             chosen = (1 << lane) == lowest

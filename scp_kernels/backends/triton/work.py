@@ -29,11 +29,11 @@ def scp_mixed_units_kernel(
     total = 0
     for start in range(0, h1, BLOCK_H1):
         u = start + tl.arange(0, BLOCK_H1)
-        _c, _a, _b, _on, mixed = first_layer(
+        _c, _a, _b, bends = first_layer(
             coefficients + group * h1 * (DIMS + 1), u, h1, depth_index, first_row, first_column, dtype,
             DIMS, TILE_H, TILE_W,
         )  # fmt: skip
-        total += tl.sum(tl.where(mixed, 1, 0))
+        total += tl.sum(tl.where(bends, 1, 0))
     tl.store(mixed_units + group * tl.num_programs(0) + tl.program_id(0), total)
 
 
