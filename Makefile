@@ -16,7 +16,9 @@ SOURCES := $(shell find csrc scp_kernels models -type f ! -path '*__pycache__*' 
 # guard's ratios too are steadier where no thread waits for another on a busy machine.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: help env demo test lint types format bench guard build clean
+GUARD := $(ONE_THREAD) $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median -q --short --device cpu --record build/guard
+
+.PHONY: help env demo test lint types format bench guard floors build clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-8s%s\n", $$1, $$2}'
@@ -68,8 +70,13 @@ bench: $(STAMP)  ## the benchmarks, each beside its peers; BENCH_ARGS="--slow --
 
 guard: $(STAMP)  ## fail if the operator has become slower beside its peers (a minute)
 	@rm -rf build/guard
-	$(ONE_THREAD) $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median -q --short --device cpu --budget 1 --record build/guard
+	$(GUARD) --budget 1
 	$(BIN)/python -m benchmarks.guard build/guard/*.json
+
+floors: $(STAMP)  ## raise the guard's floors after a gain, on an idle machine
+	@rm -rf build/guard
+	$(GUARD) --budget 4
+	$(BIN)/python -m benchmarks.guard --write build/guard/*.json
 
 build: $(VENV)/.dependencies  ## compile what changed in csrc/ and install, with the compiler's messages
 	$(BIN)/python -m pip install --verbose --no-build-isolation --no-deps --force-reinstall .

@@ -189,8 +189,9 @@ def plan_cuda() -> Library:
         if unknown := [c for c in capabilities if c.rstrip("af") not in known]:
             raise SystemExit(f"SCP_CUDA_ARCHITECTURES: nvcc does not compile for {unknown}; it knows {sorted(known)}")
     variants = {c: [f"-gencode=arch=compute_{c},code=sm_{c}"] for c in capabilities}
-    # PTX, so that devices newer than the newest architecture run too.
-    variants["ptx"] = [f"-gencode=arch=compute_{capabilities[-1]},code=compute_{capabilities[-1]}"]
+    # PTX of the oldest, so that devices newer than the newest architecture, or between two, run too.
+    oldest = capabilities[0].rstrip("af")
+    variants["ptx"] = [f"-gencode=arch=compute_{oldest},code=compute_{oldest}"]
     flags = [*NVCC_FLAGS, *(flag for codes in variants.values() for flag in codes)]
     return Library("cuda", None, compiler, [(source, "", []) for source in sources], flags, NVCC_LINK_FLAGS, variants)
 

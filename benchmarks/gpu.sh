@@ -53,13 +53,21 @@ capability=$("$PYTHON" -c 'import torch
 if torch.cuda.is_available(): print("%d%d" % torch.cuda.get_device_capability())')
 [ -n "$capability" ] && export SCP_CUDA_ARCHITECTURES=$capability
 rm -rf "$SITE"
+if [ "$DEVICE" = cuda ]; then
+    command -v nvcc >/dev/null || PATH=$PATH:/usr/local/cuda/bin
+    # Where there is a compiler, a library that does not build is a failure, not a backend less.
+    if command -v nvcc >/dev/null; then export SCP_BUILD_CUDA=1; else echo "no nvcc: the CUDA backend is left out"; fi
+fi
 stage "build" 120 "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --no-index --target "$SITE" .
 # Where the build failed, the checkout still has all that needs no compiler.
 mkdir -p build/types && ln -sfn "$PWD/models" build/types/scp_models
 export PYTHONPATH=$SITE:$PWD:$PWD/build/types:$PWD/tests PYTHONUNBUFFERED=1
 stage "backends" 30 "$PYTHON" -m scp_kernels
 
-check=("$PYTHON" -m pytest -q -ra -p no:cacheprovider --durations=5)
+# Kernels are compiled as they are first called, which is what most of the checks' time goes to: several at once.
+workers=()
+if [ "$DEVICE" = cuda ] && "$PYTHON" -c "import xdist" 2>/dev/null; then workers=(-n 8); fi
+check=("$PYTHON" -m pytest -q -ra -p no:cacheprovider --durations=5 "${workers[@]}")
 # shellcheck disable=SC2206
 race=("$PYTHON" -m pytest benchmarks --benchmark-only -q -p no:cacheprovider --device "$DEVICE" --record "$OUT"
     --benchmark-columns=median --budget 0.3 $BENCH)
@@ -67,18 +75,26 @@ paper="160x224 and (b1- or b14-) and not h512 and not h32"
 
 shopt -s nullglob # no record is no error here: the table is then empty
 stage "kernels" 150 "${check[@]}" tests/test_*_gpu.py
+if [ "$DEVICE" = cuda ] && command -v compute-sanitizer >/dev/null; then
+    "$PYTHON" benchmarks/sanitized.py >>"$LOG" 2>&1 # compiled before the slow runs
+    for tool in memcheck racecheck; do
+        # Without PyTorch's cache every tensor is an allocation of its own, whose ends memcheck knows.
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 60 \
+            compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" benchmarks/sanitized.py
+    done
+fi
 stage "paper's sizes and claims" 60 "${check[@]}" tests/test_paper_sizes.py tests/test_claims.py
+if ((${#workers[@]})); then
+    # Each race once, untimed: torch.compile and Triton find in their caches what would be compiled one by one.
+    stage "compiling" 90 "$PYTHON" -m pytest benchmarks -q -p no:cacheprovider "${workers[@]}" --benchmark-disable \
+        --device "$DEVICE" -k "test_operator and $paper"
+fi
 # The largest head first: what comes last may find no time left.
 stage "operator, h 256" 70 "${race[@]}" -k "test_operator and $paper and not bfloat16 and h256"
 stage "operator, h 64 and 128" 90 "${race[@]}" -k "test_operator and $paper and not bfloat16 and not h256"
 stage "networks" 70 "${race[@]}" --slow -k test_networks
 if [ "$DEVICE" = cuda ]; then
     stage "operator, bfloat16" 80 "${race[@]}" -k "test_operator and $paper and bfloat16"
-    if command -v compute-sanitizer >/dev/null; then
-        for tool in memcheck racecheck; do
-            stage "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" benchmarks/sanitized.py
-        done
-    fi
 fi
 # One network trained with either head; its data are synthetic, but reading them takes what scp_models takes.
 if "$PYTHON" -c "import scp_models.training, nilearn" 2>>"$LOG"; then

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scp_kernels import FusedSCP, count_macs
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
-PLAIN, PAPER_STYLE, BATCH_SHARED = "plain 1x1", "paper-style", "batch-shared"
+PLAIN, PRODUCT, PAPER_STYLE, BATCH_SHARED = "plain 1x1", "plain product", "paper-style", "batch-shared"
 COMPILED, PRECOMPUTED = "torch.compile", "W precomputed"
 FROZEN = ", frozen"
 
@@ -37,6 +37,17 @@ def fused(inputs: Inputs, backend: str) -> FusedSCP:
         for parameter, value in zip(head.parameters(), (*inputs.phi, inputs.residual), strict=True):
             parameter.copy_(value)
     return head
+
+
+class PlainProduct(nn.Module):
+    """A 1×1 convolution without bias as one matrix product: the same numbers, whichever way a library convolves."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)  # [N, C]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.matmul(self.weight, features.flatten(2)).unflatten(2, features.shape[2:])
 
 
 class PaperStyle(nn.Module):
@@ -67,10 +78,10 @@ class PaperStyle(nn.Module):
         batch, channels, *shape = features.shape
         axes = [torch.arange(size, dtype=torch.float32, device=features.device) for size in shape]
         p = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-        extent = torch.tensor(shape, dtype=torch.float32, device=features.device).view(-1, *[1] * len(shape))
-        s = torch.cat([p, extent - p])
+        # Plain numbers, not a tensor of sizes: copying that to a GPU would wait for it at every call.
+        s = torch.cat([p, torch.stack([size - index for size, index in zip(shape, p, strict=True)])])
         if self.position == "centered":
-            s = 2 * s / torch.cat([extent, extent]) - 1
+            s = torch.stack([2 * distance / size - 1 for size, distance in zip(shape * 2, s, strict=True)])
         s = s.expand(batch, *s.shape).contiguous()
         weight = self.phi(s).unflatten(1, (-1, channels))
         x = features.float()
@@ -120,7 +131,7 @@ def weights_changed(head: nn.Module) -> Callable[[], None]:
 def subjects(
     case: Case, inputs: Inputs, step: str, *, compiled: bool = True, only: str | None = None
 ) -> dict[str, Subject]:
-    """Everything that is timed in one run, by name, ours last; all but ``plain 1x1`` compute the same function.
+    """Everything that is timed in one run, by name, ours last; all but the plain heads compute the same function.
 
     Args:
         inputs: the case's, on the device that is measured.
@@ -145,6 +156,7 @@ def subjects(
 
     makers: dict[str, Callable[[], Subject]] = {
         PLAIN: plain,
+        PRODUCT: lambda: Subject(PlainProduct(inputs.residual.to(case.dtype, copy=True))),
         PAPER_STYLE: lambda: Subject(PaperStyle(fused(inputs, "reference"))),
         BATCH_SHARED: lambda: Subject(fused(inputs, "reference")),
     }
@@ -182,7 +194,7 @@ def executed_macs(name: str, subject: Subject, case: Case, inputs: Inputs, step:
     """Multiply-adds that one call executes."""
     problem = case.problem(inputs.features.device)
     product = problem.product_macs * (3 if step == "training" else 1)  # Y; the gradients of X and of W
-    if name in (PLAIN, PRECOMPUTED):
+    if name in (PLAIN, PRODUCT, PRECOMPUTED):
         return product
     if name in (PAPER_STYLE, BATCH_SHARED, COMPILED):
         phi = problem.phi_macs

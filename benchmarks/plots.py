@@ -16,6 +16,7 @@ Race = dict[str, Any]
 # Okabe and Ito's colours, which the colour-blind can tell apart; ours are the strong ones.
 COLOURS = {
     "plain 1x1": "#999999",
+    "plain product": "#444444",
     "paper-style": "#CC79A7",
     "batch-shared": "#E69F00",
     "torch.compile": "#56B4E9",

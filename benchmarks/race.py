@@ -93,11 +93,13 @@ def device_times(entrants: Mapping[str, Entrant], rounds: int) -> dict[str, list
     """
     graphs: dict[str, torch.cuda.CUDAGraph] = {}
     times: dict[str, list[float] | str] = {}
+    stream = torch.cuda.current_stream()
     for name, entrant in entrants.items():
         try:
             graphs[name] = _capture(entrant.call)
             times[name] = []
         except Exception as error:  # whatever a peer does that a graph forbids
+            torch.cuda.set_stream(stream)  # a capture that fails to end leaves its own stream current
             torch.cuda.synchronize()
             times[name] = f"no CUDA graph: {str(error).splitlines()[0]}"
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")

@@ -30,12 +30,14 @@ each call is synchronised and, if it is short, preceded by untimed calls of the 
 rounds of times taken within one round, so that a busy machine meets all alike; it is the subject's time over ours:
 *more than 1 means that we are faster*. Before its time counts, each subject's logits and gradients are compared with
 float64: ours within the table of tolerances, the others' to show that they compute the same function. float32 is
-float32: TensorFloat-32 is off. On a CPU the process keeps the memory that it frees (glibc): page faults of fresh memory
+float32: TensorFloat-32 is off. On a GPU, times and ratios of the operator are those of the device alone (replays of a
+CUDA graph, L2 flushed; without Python), where a subject can be captured; those of networks are of the wall clock. On a CPU the process keeps the memory that it frees (glibc): page faults of fresh memory
 can take longer than a call, and come and go with what else a process has done.
 
 | subject | what |
 |---|---|
-| plain 1x1 | the convolution that the head replaces: another, smaller function, and the floor |
+| plain 1x1 | `nn.Conv2d(C, N, 1)`, which the head replaces: another, smaller function. On several threads of a CPU PyTorch's convolution to few classes can be many times slower than on one |
+| plain product | the same numbers as one matrix product: the floor |
 | paper-style | positions expanded over the batch, 1×1 convolutions, W as a tensor |
 | batch-shared | Φ once a pixel for the whole batch, plain PyTorch (the `reference` backend) |
 | torch.compile | that, compiled |
@@ -44,6 +46,11 @@ can take longer than a call, and come and go with what else a process has done.
 | cpu, frozen | ours in inference: the same weights in each call |
 
 *forward* is a call with gradients off; *training* is a forward and the gradients of the features and of all parameters.
+"""
+
+
+NETWORKS = """Base, Base F and Base B end in the plain 1×1 convolution of the tables above. Where that is slow, a network with SCP can
+take less time than the network without it; a few per cent either way are the convolution's.
 """
 
 
@@ -104,7 +111,7 @@ class Machine:
                 self._scaling(steps),
             ]
         if networks := self._networks():
-            parts += ["### Whole networks\n", networks]
+            parts += ["### Whole networks\n", networks, NETWORKS]
         return "\n".join(part for part in parts if part)
 
     def _picture(self, name: str, title: str) -> tuple[Path, str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import Case
 from memory import bytes_saved_for_backward, cuda_peak
-from peers import FROZEN, PLAIN, Subject, call, executed_macs, resident, subjects
+from peers import FROZEN, PLAIN, PRODUCT, Subject, call, executed_macs, resident, subjects
 from problems import Inputs
 from race import Entrant
 from tolerances import GRADIENTS, LOGITS, relative_error
@@ -28,8 +28,8 @@ def truth(case: Case, device: str) -> tuple[Inputs, Tensor, list[Tensor]]:
     return inputs, logits, list(gradients.values())
 
 
-def true_convolution(subject: Subject, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
-    """Float64 logits and gradients of the plain head, which computes another function."""
+def true_plain(subject: Subject, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+    """Float64 logits and gradients of a plain head, which computes another function."""
     module = copy.deepcopy(subject.module).double()
     leaves = [inputs.features.double().requires_grad_(), *module.parameters()]
     logits = module(leaves[0])
@@ -39,8 +39,8 @@ def true_convolution(subject: Subject, inputs: Inputs) -> tuple[Tensor, list[Ten
 def check(name: str, subject: Subject, case: Case, device: str, step: str) -> tuple[dict[str, float], int | None]:
     """Relative errors of logits and gradients against float64, within tolerance; bytes that a training step keeps."""
     inputs, true_logits, true_gradients = truth(case, device)
-    if name == PLAIN:
-        true_logits, true_gradients = true_convolution(subject, inputs)
+    if name in (PLAIN, PRODUCT):
+        true_logits, true_gradients = true_plain(subject, inputs)
     gradients: tuple[Tensor, ...] = ()
     saved = None
     if step == "forward":
@@ -84,6 +84,7 @@ def test_operator(benchmark, laboratory, case: Case, step: str):
         except Exception as error:  # its time does not count, that of the others does
             wrong[who] = f"{type(error).__name__}: {error}"
             del entered[who]
+    assert any(subject.ours for subject in entered.values()), wrong
     calls = {who: call(subject, inputs, step) for who, subject in entered.items()}
     executed = {who: executed_macs(who, subject, case, inputs, step) for who, subject in entered.items()}
 

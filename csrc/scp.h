@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 /* Raised with every incompatible change of what is declared here; the loader refuses another number. */
-#define SCP_ABI_VERSION 3
+#define SCP_ABI_VERSION 4
 
 enum scp_dtype { SCP_FLOAT64 = 0, SCP_FLOAT32 = 1, SCP_FLOAT16 = 2, SCP_BFLOAT16 = 3 };
 
@@ -119,6 +119,8 @@ struct scp_cuda_call {
   int64_t shared_limit;    /* bytes of shared memory that a block may have on the device */
   void* workspace;         /* aligned to 16 bytes */
   int64_t workspace_bytes; /* at least what scp_cuda_plan says */
+  void* lent;              /* backward: memory like the workspace, which may be that of grad_features, or null */
+  int64_t lent_bytes;      /* scp_cuda_plan wants it too: what finds room there needs no workspace */
 };
 
 /* CUDA versions (12040 is 12.4) that the driver supports, 0 without a driver, and that the library was built with. */
@@ -131,6 +133,7 @@ struct scp_cuda_needs {
       shared_parameters; /* bytes of shared memory a block, of the two kinds of kernels that are large */
   int64_t blocks_apply, blocks_parameters; /* blocks of a launch */
   int64_t rounds;                          /* launches over the tiles, for gradients of parameters */
+  int64_t most_mixed;                      /* mixed units of layer 1 on a tile: with more it is crowded */
 };
 
 /* SCP_UNSUPPORTED if the device's shared memory is too small for the widths. Reads no data and needs no device. */

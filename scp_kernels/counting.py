@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 
@@ -23,6 +24,8 @@ class Count:
     @property
     def macs(self) -> int:
         """Multiply-adds so far."""
+        for device in {t.device for t in self._on_devices if t.is_cuda}:
+            torch.cuda.synchronize(device)  # calls may have gone to any stream
         return self._known + sum(round(t.sum().item()) for t in self._on_devices)
 
 

@@ -6,7 +6,7 @@ For races and reads out of bounds: ``compute-sanitizer --tool racecheck`` (then 
 
 import pytest
 import torch
-from problems import Inputs, evaluate, make_inputs
+from problems import Inputs, away_from_kinks, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
 
 from scp_kernels import backends, scp, scp_reference
@@ -22,13 +22,11 @@ WIDTHS = [
 ]
 
 
-def on_gpu(inputs: Inputs) -> Inputs:
-    phi = tuple(t.cuda() for t in inputs.phi)
-    bias = None if inputs.bias is None else inputs.bias.cuda()
-    return Inputs(inputs.features.cuda(), phi, inputs.residual.cuda(), bias, inputs.grad_logits.cuda())
-
-
-def check(inputs: Inputs, dtype: torch.dtype, **options) -> None:
+def check(inputs: Inputs, **options) -> None:
+    """The CUDA backend within the table of tolerances of the reference in float64, on the device."""
+    dtype, inputs = inputs.features.dtype, inputs.to("cuda")
+    if dtype != torch.float64:  # in which nothing but a kink itself is near one
+        inputs = away_from_kinks(inputs, **options)
     truth, true_gradients = evaluate(scp_reference, inputs.double(), **options)
     logits, gradients = evaluate(scp, inputs, backend="cuda", **options)
     assert relative_error(logits, truth) <= LOGITS[dtype]
@@ -40,21 +38,21 @@ def check(inputs: Inputs, dtype: torch.dtype, **options) -> None:
 @pytest.mark.parametrize("widths", WIDTHS, ids=range(len(WIDTHS)))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_against_the_reference(shape, widths, dtype):
-    check(on_gpu(make_inputs(shape, batch=3, dtype=dtype, **widths)), dtype, position="centered")
+    check(make_inputs(shape, batch=3, dtype=dtype, **widths), position="centered")
 
 
 def test_a_position_for_each_sample():
-    affine = torch.randn(3, 2, 3, dtype=torch.float64, device="cuda")
-    check(on_gpu(make_inputs((37, 50), batch=3, hidden=(64, 64))), torch.float32, affine=affine, position="centered")
+    affine = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).cuda()
+    check(make_inputs((37, 50), batch=3, hidden=(64, 64)), affine=affine, position="centered")
 
 
 def test_large_map():
-    check(on_gpu(make_inputs((1024, 1024), batch=1, hidden=(64, 64))), torch.float32)
+    check(make_inputs((1024, 1024), batch=1, hidden=(64, 64)))
 
 
 @pytest.mark.parametrize("widths", WIDTHS, ids=range(len(WIDTHS)))
 def test_backward_is_reproducible_bit_for_bit(widths):
-    inputs = on_gpu(make_inputs((160, 224), batch=5, **widths))
+    inputs = make_inputs((160, 224), batch=5, **widths).to("cuda")
     _, first = evaluate(scp, inputs, backend="cuda")
     for _ in range(5):
         _, again = evaluate(scp, inputs, backend="cuda")
@@ -64,7 +62,7 @@ def test_backward_is_reproducible_bit_for_bit(widths):
 
 def test_current_stream():
     """The kernels wait for what the stream does before them; on another stream they would read zeros."""
-    inputs = on_gpu(make_inputs((160, 224), channels=32, hidden=(64, 64)))
+    inputs = make_inputs((160, 224), channels=32, hidden=(64, 64)).to("cuda")
     expected = scp(inputs.features, inputs.phi, inputs.residual, backend="cuda")
     features = torch.zeros_like(inputs.features)
     torch.cuda.synchronize()
@@ -77,7 +75,7 @@ def test_current_stream():
 
 
 def test_cuda_graph():
-    inputs = on_gpu(make_inputs((40, 50), channels=16, hidden=(64, 64)))
+    inputs = make_inputs((40, 50), channels=16, hidden=(64, 64)).to("cuda")
     features = inputs.features.clone()
     expected = scp(features, inputs.phi, inputs.residual, backend="cuda")
     torch.cuda.synchronize()
@@ -94,7 +92,7 @@ def test_cuda_graph():
 
 def test_auto_takes_it_for_float64():
     """Which Triton's kernels do not compute in."""
-    inputs = on_gpu(make_inputs((40, 50), dtype=torch.float64))
+    inputs = make_inputs((40, 50), dtype=torch.float64).to("cuda")
     logits = scp(inputs.features, inputs.phi, inputs.residual)
     assert torch.equal(logits, scp(inputs.features, inputs.phi, inputs.residual, backend="cuda"))
 
@@ -104,11 +102,11 @@ def test_crowded_tiles():
     inputs = make_inputs((40, 60), channels=3, classes=2, hidden=(200, 20), dtype=torch.float64)
     w1, _, *rest = inputs.phi
     inputs.phi = (w1, -(w1 @ torch.tensor([20.25, 30.25, 19.75, 29.75]).double()), *rest)
-    check(on_gpu(inputs), torch.float64)
+    check(inputs)
 
 
 @pytest.mark.parametrize("shape", [(9, 17), (5, 4, 9)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_small(shape, dtype):
     """Every kernel, in little time: what compute-sanitizer is run on."""
-    check(on_gpu(make_inputs(shape, channels=5, classes=2, hidden=(40, 24), bias=True, dtype=dtype)), dtype)
+    check(make_inputs(shape, channels=5, classes=2, hidden=(40, 24), bias=True, dtype=dtype))

@@ -117,10 +117,30 @@ def concurrent_lines(shape, h1, dtype=torch.float64):
     return inputs
 
 
-@pytest.mark.parametrize("shape", [(24, 40), (9, 9, 12)], ids=str)
+def room(inputs, shared_memory=HostCuda().shared_memory, **options):
+    """Mixed units of layer 1 that a tile of the call's backward has room for."""
+    return plan(build(), sizes(problem_like(inputs, **options), shared_memory, 4), True).most_mixed
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (24, 24, 40)], ids=str)
 def test_crowded_tiles(shape):
     """More mixed units than there is room for: layer 2 pixel by pixel, and gradients box by box."""
-    check(concurrent_lines(shape, 90))
+    inputs = concurrent_lines(shape, 90)
+    assert room(inputs) < 90
+    check(inputs)
+
+
+def test_a_device_older_than_the_build(host, monkeypatch):
+    monkeypatch.setattr(host, "capability", lambda device: (6, 1))
+    with pytest.raises(BackendUnavailable, match=r"compute capability 6.1; the library was built from \d"):
+        check(make_inputs())
+
+
+def test_small_maps_have_room_for_all():
+    """Where a tile is a good part of the map, half of the units may be mixed on it."""
+    inputs = concurrent_lines((24, 40), 90)
+    assert room(inputs) == 90
+    check(inputs)
 
 
 def test_small_shared_memory(host):
@@ -202,7 +222,7 @@ def test_gradients_never_hide_what_is_not_finite(where, value):
 def test_the_order_of_threads_never_shows(monkeypatch):
     """A missing barrier would let it show. Several tiles, crowded ones among them, and every kind of panel."""
     for inputs in (
-        concurrent_lines((20, 30), 90, torch.float32),
+        concurrent_lines((64, 80), 90, torch.float32),
         make_inputs((12, 10, 9), channels=40, hidden=(50, 70)),
     ):
         results = []
@@ -293,15 +313,32 @@ def test_executed_multiply_adds_by_hand():
 
 def test_executed_multiply_adds_of_mixed_and_crowded_tiles():
     straight, both = executed(all_on((16, 32), 3, (90, 20)))
-    mixed, mixed_both = executed(concurrent_lines((16, 32), 90, torch.float32))
+    small = concurrent_lines((16, 32), 90, torch.float32)
+    mixed, mixed_both = executed(small)
     assert mixed > straight and mixed_both - mixed > both - straight
+    # On a larger map the same tile has less room, and each crowded one is cut.
+    assert room(concurrent_lines((64, 128), 90)) < 90
+    crowded, crowded_both = executed(concurrent_lines((64, 128), 90, torch.float32))
+    assert crowded > mixed and crowded_both - crowded > mixed_both - mixed
+
+
+def test_records_lie_in_the_features_gradient():
+    """Which is written last: where it is large enough, backward needs next to no memory of its own."""
+    inputs = make_inputs((21, 40), batch=16, channels=8, hidden=(24, 20), classes=2, bias=True)
+    call = sizes(problem_like(inputs), HostCuda().shared_memory, 4)
+    alone = plan(build(), call, True).workspace_bytes
+    call.lent_bytes = inputs.features.nbytes
+    assert plan(build(), call, True).workspace_bytes < alone / 8
+    check(away_from_kinks(inputs))
 
 
 def test_workspace_is_bounded():
     """At the paper's largest head, and at maps of any size."""
     head = Problem(14, 32, 1, (256, 256), (160, 224), 1, torch.float32, torch.float32, torch.device("cpu"))
-    needs = plan(build(), sizes(head, 227 * 1024, 132), True)
-    assert needs.workspace_bytes < 24 * 2**20
+    call = sizes(head, 227 * 1024, 132)
+    assert plan(build(), call, True).workspace_bytes < 32 * 2**20
+    call.lent_bytes = 14 * 32 * 160 * 224 * 4
+    assert plan(build(), call, True).workspace_bytes < 2 * 2**20
     large = Problem(1, 32, 1, (256, 256), (4096, 4096), 1, torch.float32, torch.float32, torch.device("cpu"))
     flags = 4 * (4096 * 4096 // 128)
-    assert plan(build(), sizes(large, 227 * 1024, 132), True).workspace_bytes < 24 * 2**20 + flags
+    assert plan(build(), sizes(large, 227 * 1024, 132), True).workspace_bytes < 32 * 2**20 + flags

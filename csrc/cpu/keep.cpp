@@ -5,6 +5,7 @@
 #include <list>
 #include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -128,14 +129,18 @@ class Keeper {
       entries_.splice(entries_.begin(), entries_, entry);
       return lend_known(*entry, call, shape);
     }
+    // Many position maps, one a sample: most likely random crops, which never come again.
+    if (int64_t(coefficients.bytes) > call.keep_bytes / kMostEntries) return {};
     if (entries_.size() == size_t(kMostEntries)) entries_.pop_back();
     const auto* from = static_cast<const char*>(coefficients.data);
-    entries_.emplace_front();
-    Entry& entry = entries_.front();
-    entry.ticket = ++tickets_;
+    Entry entry{};
     entry.sizes = sizes;
-    entry.coefficients.assign(from, from + coefficients.bytes);
     entry.last_used = calls_;
+    entry.limit = call.keep_bytes;
+    if (!make_room(entry, int64_t(coefficients.bytes))) return {};
+    entry.coefficients.assign(from, from + coefficients.bytes);
+    entry.ticket = ++tickets_;
+    entries_.push_front(std::move(entry));
     return {};
   }
 
@@ -143,7 +148,9 @@ class Keeper {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (Entry& entry : entries_) {
       if (entry.ticket != lease.ticket) continue;
-      if (make_room(entry, lease.field->bytes + int64_t(lease.field->parameters.size()))) entry.field = lease.field;
+      const KeptField& field = *lease.field;
+      const int64_t bytes = field.bytes + int64_t(field.parameters.size() + entry.coefficients.size());
+      if (make_room(entry, bytes)) entry.field = lease.field;
       return;
     }
   }
@@ -179,7 +186,7 @@ class Keeper {
       entry.sightings = 0;
       entry.patience = entry.patience * 2 < kMostPatience ? entry.patience * 2 : kMostPatience;
     }
-    const int64_t bytes = shape.bytes + int64_t(parts.bytes());
+    const int64_t bytes = shape.bytes + int64_t(parts.bytes() + entry.coefficients.size());
     if (entry.sightings++ < entry.patience || !make_room(entry, bytes)) return {};
     auto field = std::make_shared<KeptField>(shape.bytes);
     field->parameters = parts.copied();

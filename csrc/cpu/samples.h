@@ -16,7 +16,7 @@ struct Samples {
 };
 
 // The distinct position maps of a call: one for the whole batch, or one a sample of which some may be equal, byte for
-// byte, in the first layer's coefficients.
+// byte: in the first layer's coefficients, or in P where its gradient is wanted.
 class PositionMaps {
  public:
   explicit PositionMaps(const scp_call& call);

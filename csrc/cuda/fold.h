@@ -203,22 +203,22 @@ template <class T, int D, int K, class Block>
 SCP_DEVICE void load_panel(Block& block, const Network<T>& net, const Folded& folded, const FoldMemory<T, D, K>& memory,
                            int first, int count, int row, int rows) {
   constexpr int A = kAffineRows<D>;
+  static_assert(kThreads % kPanel == 0, "a thread keeps to one column of the panel");
   block.sync();
-  SCP_NO_UNROLL
-  for (int i = block.thread(); i < (A + rows) * kPanel; i += kThreads) {
-    const int r = i / kPanel, q = i % kPanel;
+  const int q = block.thread() % kPanel, k = q < count ? memory.unit2[first + q] : -1;
+  // Loads that wait for no other are under way together.
+  SCP_UNROLL_BY_4
+  for (int r = block.thread() / kPanel; r < A + rows; r += kThreads / kPanel) {
     T value = 0;
-    if (q < count) {
-      const int k = memory.unit2[first + q];
+    if (k >= 0)
       value = r < A ? memory.x[r * net.h2 + k] : net.w2t[int64_t(memory.unit1[folded.on1 + row + r - A]) * net.h2 + k];
-    }
     memory.rows[r * kPanelStride + q] = value;
   }
-  SCP_NO_UNROLL
+  SCP_UNROLL_BY_4
   for (int i = block.thread(); i < kPanel * K; i += kThreads) {
-    const int q = i / K, j = i % K, n = memory.offset[j];
-    memory.outputs[q * memory.kOutputStride + j] =
-        q < count && n >= 0 ? net.w3t[int64_t(memory.unit2[first + q]) * net.nc + n] : T(0);
+    const int p = i / K, j = i % K, n = memory.offset[j];
+    memory.outputs[p * memory.kOutputStride + j] =
+        p < count && n >= 0 ? net.w3t[int64_t(memory.unit2[first + p]) * net.nc + n] : T(0);
   }
   block.sync();
 }

@@ -23,27 +23,37 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Program>)
 }
 
 void check(cudaError_t status) {
-  if (status != cudaSuccess) throw Failure{SCP_DEVICE_ERROR, cudaGetErrorString(status)};
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // else the next call in this thread, which may be a good one, would find the error
+  throw Failure{SCP_DEVICE_ERROR, cudaGetErrorString(status)};
 }
 
 class Stream {
  public:
-  explicit Stream(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
+  Stream(void* stream, int64_t shared_limit)
+      : stream_(static_cast<cudaStream_t>(stream)), shared_limit_(shared_limit) {}
 
   void clear(void* at, size_t bytes) { check(cudaMemsetAsync(at, 0, bytes, stream_)); }
 
   template <class Program>
   void launch(const Program& program, int64_t blocks, int64_t shared_bytes) {
     if (blocks == 0) return;
-    if (shared_bytes > kSharedWithoutAsking)
-      check(cudaFuncSetAttribute(scp_kernel<Program>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+    if (shared_bytes > kSharedWithoutAsking) {
+      // Always the most that the kernel can have: another thread may be about to launch it with more than this call's.
+      cudaFuncAttributes attributes;
+      check(cudaFuncGetAttributes(&attributes, scp_kernel<Program>));
+      check(cudaFuncSetAttribute(scp_kernel<Program>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 int(shared_limit_ - int64_t(attributes.sharedSizeBytes))));
+    }
     scp_kernel<<<unsigned(blocks), kThreads, size_t(shared_bytes), stream_>>>(program);
     check(cudaGetLastError());
   }
 
  private:
-  static constexpr int64_t kSharedWithoutAsking = 48 * 1024;
+  // 48 KiB, less what the system may take of them.
+  static constexpr int64_t kSharedWithoutAsking = 40 * 1024;
   const cudaStream_t stream_;
+  const int64_t shared_limit_;
 };
 
 // Makes a device current, and the one before it again at the end.
@@ -66,7 +76,7 @@ class CurrentDevice {
 int run_on_device(const scp_cuda_call* call, bool backward, char* message, int64_t size) {
   return run_call(call, backward, message, size, [&](auto& run) {
     CurrentDevice current(call->device);
-    Stream stream(call->stream);
+    Stream stream(call->stream, call->shared_limit);
     run(stream);
   });
 }

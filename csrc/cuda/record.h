@@ -116,10 +116,14 @@ SCP_DEVICE void add(Block& block, const Network<T>& net, const Record<T, D>& rec
   constexpr int A = kAffineRows<D>;
   count(block, net, SCP_REPORT_BUILD_MACS, [&] { return double(A) * net.h1 * net.h2; });
   SCP_NO_UNROLL
-  for (int64_t i = block.thread(); i < int64_t(net.h1) * net.h2; i += kThreads) {
-    T sum[1] = {sums.w2t[i]};
-    add_w2<T, D, 1>(record, net.h2, int(i / net.h2), int(i % net.h2), sum);
-    sums.w2t[i] = sum[0];
+  for (int u = 0; u < net.h1; ++u) {
+    T* const to = sums.w2t + int64_t(u) * net.h2;
+    SCP_NO_UNROLL
+    for (int k = block.thread(); k < net.h2; k += kThreads) {
+      T sum[1] = {to[k]};
+      add_w2<T, D, 1>(record, net.h2, u, k, sum);
+      to[k] = sum[0];
+    }
   }
   add(block, sums.w3, record.w3, int64_t(net.h2) * net.nc);
   add(block, sums.b2, record.z, net.h2);

@@ -14,8 +14,9 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// Records of tiles are kept for so many bytes at a time (or for kCrowdedBlocks tiles, if they take more).
-constexpr int64_t kRecordBytes = int64_t(16) << 20;
+// Records of tiles are kept for so many bytes at a time (or for kCrowdedBlocks tiles, if they take more), and for up to
+// kMostRecordBytes where that memory is lent, or where a round would else have too few blocks for the device.
+constexpr int64_t kRecordBytes = int64_t(16) << 20, kMostRecordBytes = int64_t(64) << 20;
 // Blocks that work on crowded tiles.
 constexpr int kCrowdedBlocks = 8;
 // Samples are dealt out to several blocks a tile until a multiprocessor has so many blocks, or a block so few samples.
@@ -70,7 +71,8 @@ class Run {
             parameters_shared_,
             apply_.blocks(call_.groups),
             round_,
-            round_ == 0 ? 0 : (all + round_ - 1) / round_};
+            round_ == 0 ? 0 : (all + round_ - 1) / round_,
+            parameters_ ? most_mixed_ : apply_.most_mixed};
   }
 
   template <class Launcher>
@@ -84,8 +86,9 @@ class Run {
     prepare.coefficients = call_.groups * call_.hidden1 * (call_.spatial_dims + 1);
     prepare.not_finite = header_;
     launcher.launch(prepare, prepare.blocks(), kPrepareShared<T>);
-    if (!backward_ || call_.grad_features.data != nullptr) run_apply(launcher);
+    // The features' gradient last: the records may lie where it will be.
     if (parameters_) run_parameters(launcher);
+    if (!backward_ || call_.grad_features.data != nullptr) run_apply(launcher);
   }
 
  private:
@@ -120,11 +123,15 @@ class Run {
   }
 
   // Room for so many mixed units of layer 1: about three times what tiles have on average, less where shared memory is
-  // small.
+  // small. The larger a tile is beside the map, the more kinks cross it; on small maps nearly all of them may.
   template <class Bytes>
   int most_mixed(const Bytes& bytes) const {
-    int most = 8 + net_.h1 / (call_.spatial_dims == 2 ? 6 : 4);
-    if (most > net_.h1) most = net_.h1 > 0 ? net_.h1 : 1;
+    double share = call_.spatial_dims == 2 ? 1. / 6 : 1. / 4, beside_map = 0;
+    for (int axis = tiling_.first_axis(); axis < D; ++axis)
+      beside_map += double(1 << tiling_.log_tile[axis]) / (tiling_.size[axis] > 0 ? tiling_.size[axis] : 1);
+    if (share < 1.5 * beside_map) share = 1.5 * beside_map;
+    int most = share < 1 ? 8 + int(share * net_.h1) : net_.h1;
+    if (most > net_.h1) most = net_.h1;
     while (most > 1 && bytes(most) > cuda_.shared_limit) --most;
     if (bytes(most) > cuda_.shared_limit)
       throw Failure{SCP_UNSUPPORTED, "the device's shared memory is too small for such hidden widths"};
@@ -137,14 +144,21 @@ class Run {
     record_bytes_ = carver.used();
     parameter_shares_ = shares_for(1);
     const int64_t all = call_.groups * parameter_shares_.a_group();
-    int64_t room = kRecordBytes / record_bytes_;
-    if (room < kCrowdedBlocks) room = kCrowdedBlocks;
-    const int64_t rounds = (all + room - 1) / room;
-    round_ = rounds == 0 ? 0 : (all + rounds - 1) / rounds;
     Carver sums(nullptr);
     Sums<T, D> counted(sums, call_.groups, net_.h1, net_.h2, net_.nc);
     sums_bytes_ = sums.used();
+    const int64_t most = kMostRecordBytes / record_bytes_, wanted = cuda_.multiprocessors * kBlocksWanted;
+    const int64_t lent = (cuda_.lent_bytes - kCrowdedBlocks * sums_bytes_) / record_bytes_;
+    int64_t room = kRecordBytes / record_bytes_;
+    if (room < lent) room = lent < most ? lent : most;
+    if (room < wanted) room = wanted < most ? wanted : most;
+    // One round rather than a second one that is not worth its launches.
+    if (room < all && all <= room + room / 2 && all <= most) room = all;
+    if (room < kCrowdedBlocks) room = kCrowdedBlocks;
+    const int64_t rounds = (all + room - 1) / room;
+    round_ = rounds == 0 ? 0 : (all + rounds - 1) / rounds;
     sums_count_ = int(round_ < kCrowdedBlocks ? round_ : kCrowdedBlocks);
+    lent_used_ = cuda_.lent_bytes >= round_ * record_bytes_ + sums_count_ * sums_bytes_;
   }
 
   void carve(char* workspace) {
@@ -154,8 +168,10 @@ class Run {
     w3t_ = from.take<T>(int64_t(net_.h2) * net_.nc);
     if (parameters_) {
       crowded_ = from.take<int>(call_.groups * parameter_shares_.a_group());
-      records_ = from.take<char>(round_ * record_bytes_);
-      sums_ = from.take<char>(sums_count_ * sums_bytes_);
+      Carver lent(static_cast<char*>(cuda_.lent));
+      Carver& large = lent_used_ ? lent : from;
+      records_ = large.take<char>(round_ * record_bytes_);
+      sums_ = large.take<char>(sums_count_ * sums_bytes_);
     }
     workspace_bytes_ = from.used();
   }
@@ -229,6 +245,7 @@ class Run {
   int64_t apply_shared_ = 0, parameters_shared_ = 0;
   int most_mixed_ = 0;
   int64_t record_bytes_ = 0, round_ = 0, sums_bytes_ = 0;
+  bool lent_used_ = false;
   int sums_count_ = 0;
   int64_t workspace_bytes_ = 0;
   int *header_ = nullptr, *crowded_ = nullptr;
@@ -280,6 +297,7 @@ int run_call(const scp_cuda_call* call, bool backward, char* message, int64_t si
     with_run(*call, backward, [&](auto& run) {
       if (call->workspace == nullptr || call->workspace_bytes < run.needs().workspace_bytes)
         throw Failure{SCP_BAD_ARGUMENT, "workspace: smaller than scp_cuda_plan says"};
+      if (call->lent == nullptr && call->lent_bytes > 0) throw Failure{SCP_BAD_ARGUMENT, "lent: expected memory"};
       with_launcher(run);
     });
   });

@@ -15,7 +15,14 @@ from scp_kernels import counting
 from scp_kernels.backends import abi, library
 from scp_kernels.problem import Problem, first_layer_coefficients, first_layer_gradients
 
-_OLDEST_CAPABILITY = (7, 5)
+_OLDEST_CAPABILITY = 75
+
+
+@functools.cache
+def oldest_capability() -> int:
+    """The oldest compute capability (86 is 8.6) that the library was built for; newer ones run it too, by its PTX."""
+    variants = library.build_record()["cuda"].get("variants", {})
+    return min((int(name.rstrip("af")) for name in variants if name != "ptx"), default=_OLDEST_CAPABILITY)
 
 
 class CudaCall(ctypes.Structure):
@@ -29,6 +36,8 @@ class CudaCall(ctypes.Structure):
         ("shared_limit", ctypes.c_int64),
         ("workspace", ctypes.c_void_p),
         ("workspace_bytes", ctypes.c_int64),
+        ("lent", ctypes.c_void_p),
+        ("lent_bytes", ctypes.c_int64),
     )
 
 
@@ -39,6 +48,7 @@ class Needs(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             "workspace_bytes", "shared_apply", "shared_parameters", "blocks_apply", "blocks_parameters", "rounds",
+            "most_mixed",
         )
     )  # fmt: skip
 
@@ -98,8 +108,9 @@ class CudaBackend:
     def cannot_run(self, problem: Problem) -> str | None:
         if problem.device.type != self.device_type:
             return f"tensors are on {problem.device}, not on a CUDA device"
-        if (capability := self.capability(problem.device)) < _OLDEST_CAPABILITY:
-            return f"{problem.device} has compute capability {capability[0]}.{capability[1]}; 7.5 is the least"
+        major, minor = self.capability(problem.device)
+        if 10 * major + minor < (oldest := oldest_capability()):
+            return f"{problem.device} has compute capability {major}.{minor}; the library was built from {oldest / 10} on"
         if (reason := abi.cannot_describe(problem)) is not None:
             return reason
         try:
@@ -153,7 +164,7 @@ class CudaBackend:
             return grad_features, None
         later = dict(zip(abi.PHI[2:], phi[2:], strict=True))
         of_coefficients, *others = abi.gradients(call, {"coefficients": coefficients, **later})
-        self._run(call, problem, backward=True)
+        self._run(call, problem, backward=True, lent=grad_features)
         return grad_features, (*first_layer_gradients(of_coefficients, matrix), *others)
 
     # What differs where tests run the kernels' code on the host.
@@ -176,7 +187,8 @@ class CudaBackend:
         """Makes the tensors' device current."""
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
-    def _run(self, described: abi.Call, problem: Problem, backward: bool) -> None:
+    def _run(self, described: abi.Call, problem: Problem, backward: bool, lent: Tensor | None = None) -> None:
+        """Run a call; ``lent`` is the features' gradient, in whose memory intermediate results may lie before it."""
         device = problem.device
         with self.on(device):
             multiprocessors, shared_limit = self.limits(device)
@@ -187,6 +199,8 @@ class CudaBackend:
                 multiprocessors=multiprocessors,
                 shared_limit=shared_limit,
             )
+            if lent is not None:
+                call.lent, call.lent_bytes = lent.data_ptr(), lent.untyped_storage().nbytes()
             size = plan(self.library(), call, backward).workspace_bytes
             # The caching allocator keeps it from being reused before the stream is done with it.
             workspace = torch.empty(size, dtype=torch.uint8, device=device)

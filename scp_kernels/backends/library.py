@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 """The number in ``csrc/scp.h``; a library that reports another one is refused."""
 
 PACKAGE = "scp_kernels_native"
