@@ -13,6 +13,7 @@ from left_out import LeftOut
 from problems import Inputs, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
 
+from benchmarks import tune
 from scp_kernels import backends, count_macs, dispatch, scp, scp_reference
 from scp_kernels.backends.triton import interpreting, launch, tables, work
 from scp_kernels.problem import Problem, first_layer_coefficients, identity_affine, position_matrix
@@ -345,3 +346,17 @@ def forward_sites(inputs: Inputs) -> int:
     height, width = (plan.launches[-1].arguments[name] for name in ("TILE_H", "TILE_W"))
     assert 8 % height == 0 and 16 % width == 0
     return 8 * 16 // (height * width)
+
+
+@pytest.mark.parametrize("kernel", tune.KERNELS)
+def test_the_tuner_compares_like_with_like(kernel):
+    """Another configuration gives what the table's own gives: the same inputs, whatever each allocates beside them."""
+    problem = Problem(1, 8, 1, (9, 17), (6, 20), 1, torch.float32, torch.float32, torch.device("meta"))
+
+    def result() -> torch.Tensor:
+        return tune.result(tune.on_device(tune.plan(kernel, problem, 75), problem, torch.device("cpu")), kernel)
+
+    own = result()
+    with tune.first_in_table(kernel, tables.Configuration((8, 8), 32, 16, 4)):
+        assert relative_error(result(), own) <= GRADIENTS[torch.float32]
+    assert own.norm() > 0

@@ -1,8 +1,8 @@
 """The Triton backend: NVIDIA GPUs, and CPU tensors under Triton's interpreter. Importing this imports no Triton.
 
 ``layers`` holds the device functions that the kernels share; ``plan`` (what comes first in every pass), ``forward``,
-``backward`` and ``backward_folded`` the kernels; ``tables`` the launch configurations; ``launch`` turns a call into
-launches, and ``work`` counts what these execute.
+``backward`` and ``backward_folded`` the kernels; ``tables`` the launch configurations; ``launch`` (with
+``sites``) turns a call into launches, and ``work`` counts what these execute.
 """
 
 import importlib.util
