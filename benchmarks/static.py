@@ -87,7 +87,7 @@ def resources(case: Case, capability: int) -> Iterator[offline.Resources]:
 def report(cases: list[str], capabilities: list[int]) -> bool:
     """Prints one line a Triton kernel; returns whether any has a fault."""
     print(f"Triton {triton.__version__}; shared memory in KiB of what a block may have\n")
-    print(f"{'case':24} {'cc':>4} {'kernel':32} {'threads':>7} {'registers':>9} {'stack':>5} {'shared':>10}")
+    print(f"{'case':24} {'cc':>4} {'kernel':34} {'threads':>7} {'registers':>9} {'stack':>5} {'shared':>10}")
     failed = False
     for name in cases:
         for capability in capabilities:
@@ -95,7 +95,7 @@ def report(cases: list[str], capabilities: list[int]) -> bool:
             for found in dict.fromkeys(resources(CASES[name], capability)):
                 shared = f"{found.shared_bytes / 1024:.1f}/{found.shared_limit // 1024}"
                 print(
-                    f"{name:24} {capability:4} {found.kernel:32} {found.threads:7} {found.registers:9}"
+                    f"{name:24} {capability:4} {found.kernel:34} {found.threads:7} {found.registers:9}"
                     f" {found.stack_bytes:5} {shared:>10}",
                     *found.faults,
                     flush=True,

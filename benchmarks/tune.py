@@ -10,9 +10,11 @@ ones of ``scp_kernels/backends/triton/tables.py``.
 import argparse
 import itertools
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import torch
@@ -21,22 +23,27 @@ import triton
 from benchmarks.static import CASES
 from scp_kernels.backends.triton import launch, offline, tables
 from scp_kernels.backends.triton.tables import Configuration, Line
-from scp_kernels.problem import Problem, first_layer_coefficients, identity_affine, position_matrix
+from scp_kernels.problem import Problem, identity_affine, position_matrix
 
 KERNELS = (tables.FORWARD, tables.FEATURES, tables.PARAMETERS)
 # Relative difference of two configurations' results: rounding may put a pixel on the other side of a kink.
 TOLERANCE = 1e-3
 
 
-def candidates(kernel: str) -> Iterator[Configuration]:
-    """Configurations worth trying. Tiles above 64 pixels spill with exact products, on every architecture."""
+def candidates(kernel: str, problem: Problem, capability: int) -> Iterator[Configuration]:
+    """The table's own configuration, then others worth trying.
+
+    Tiles above 64 pixels spill with exact products, on every architecture.
+    """
+    own = launch.configuration_for(kernel, problem, capability)
+    yield own
     outputs = (16,) if kernel == tables.PARAMETERS else (32, 64)
     for tile, block_h2, block_outputs, warps in itertools.product(
         ((4, 16), (8, 8), (2, 16), (4, 8)), (32, 64), outputs, (4, 8)
     ):
-        yield Configuration(
-            tile, 16, block_h2, block_outputs, warps, max_registers=min(255, 65536 // (32 * warps) // 2)
-        )
+        other = Configuration(tile, block_h2, block_outputs, warps, max_registers=min(255, 65536 // (32 * warps) // 2))
+        if other != own:
+            yield other
 
 
 @contextmanager
@@ -65,50 +72,69 @@ def line(kernel: str, configuration: Configuration, problem: Problem, capability
     return f"{found!r},"
 
 
-def on_device(item: launch.Launch, problem: Problem, device: torch.device) -> launch.Launch:
-    """The launch with memory in place of tensors that have none: random, but Φ's first layer as networks start."""
+def on_device(found: launch.Plan, problem: Problem, device: torch.device) -> launch.Plan:
+    """The plan with memory in place of tensors that have none: random, but Φ's first layer as networks start."""
     generator = torch.Generator().manual_seed(0)
     d = problem.spatial_dims
     bound = (2 * d) ** -0.5
-    weight = torch.empty(problem.hidden[0], 2 * d).uniform_(-bound, bound, generator=generator)
-    bias = torch.empty(problem.hidden[0]).uniform_(-bound, bound, generator=generator)
     extent = torch.tensor(problem.spatial_shape, dtype=torch.float64)
-    matrix = position_matrix(identity_affine(d, extent.device), extent, "pixels")
-    torch.manual_seed(0)
-    arguments = {}
-    for name, value in item.arguments.items():
-        if name == "coefficients":
-            arguments[name] = first_layer_coefficients(weight, bias, matrix).to(device)
-        elif isinstance(value, torch.Tensor):
-            zero = name in ("partials", "moments")  # which the kernel adds to
-            memory = torch.empty_like(value, device=device)
-            arguments[name] = memory.zero_() if zero else memory.normal_(std=0.1)
-        else:
-            arguments[name] = value
-    return replace(item, arguments=arguments)
+    given = {
+        "w1": torch.empty(problem.hidden[0], 2 * d).uniform_(-bound, bound, generator=generator),
+        "b1": torch.empty(problem.hidden[0]).uniform_(-bound, bound, generator=generator),
+        "matrix": position_matrix(identity_affine(d, extent.device), extent, "pixels"),
+    }
+    memory: dict[int, torch.Tensor] = {}  # of a tensor, whichever launches name it
+
+    def of(name: str, value: torch.Tensor) -> torch.Tensor:
+        if id(value) not in memory:
+            fresh = torch.empty_like(value, device=device)
+            if name in given:
+                fresh.copy_(given[name])
+            elif name in ("partials", "moments"):  # which the kernels add to
+                fresh.zero_()
+            elif value.is_floating_point():
+                torch.manual_seed(zlib.crc32(name.encode()))  # the same for every configuration, whatever it allocates
+                fresh.normal_(std=0.1)
+            memory[id(value)] = fresh
+        return memory[id(value)]
+
+    launches = []
+    for item in found.launches:
+        arguments = {
+            name: of(name, value) if isinstance(value, torch.Tensor) else value
+            for name, value in item.arguments.items()
+        }
+        launches.append(replace(item, arguments=arguments))
+    return replace(found, launches=tuple(launches))
 
 
-def result(item: launch.Launch, kernel: str) -> torch.Tensor:
+def execute(found: launch.Plan) -> None:
+    """Every launch, and not what makes the caller's tensors of their outputs."""
+    for item in found.launches:
+        item.run()
+
+
+def result(found: launch.Plan, kernel: str) -> torch.Tensor:
     """What one run writes, summed over slabs, whose number depends on the configuration."""
-    item.run()
+    execute(found)
     name = {tables.FORWARD: "y", tables.FEATURES: "grad_features", tables.PARAMETERS: "partials"}[kernel]
-    written = item.arguments[name]
+    written = next(item.arguments[name] for item in found.launches if name in item.arguments)
     return written.double().sum(0) if kernel == tables.PARAMETERS else written.double()
 
 
 def measure(kernel: str, problem: Problem, capability: int, device: torch.device) -> list[tuple[float, Configuration]]:
     """Milliseconds and configuration, fastest first, of the candidates that fit and agree with the table's own."""
-    reference = result(on_device(plan(kernel, problem, capability).launches[0], problem, device), kernel)
+    reference = result(on_device(plan(kernel, problem, capability), problem, device), kernel)
     timings = []
-    for configuration in candidates(kernel):
+    for configuration in candidates(kernel, problem, capability):
         if not fits(kernel, configuration, problem, capability):
             continue
         with first_in_table(kernel, configuration):
-            item = on_device(plan(kernel, problem, capability).launches[0], problem, device)
-        found = result(item, kernel)
+            own = on_device(plan(kernel, problem, capability), problem, device)
+        found = result(own, kernel)
         if (found - reference).norm() > TOLERANCE * reference.norm():
             raise RuntimeError(f"{kernel} with {configuration} gives another result than the table's line")
-        timings.append((triton.testing.do_bench(item.run, return_mode="median"), configuration))
+        timings.append((triton.testing.do_bench(partial(execute, own), return_mode="median"), configuration))
     return sorted(timings, key=lambda timing: timing[0])
 
 
@@ -123,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, kernel in itertools.product(options.case, options.kernel):
         problem = CASES[name].problem
         if options.capability is not None:
-            for configuration in candidates(kernel):
+            for configuration in candidates(kernel, problem, options.capability):
                 verdict = "fits" if fits(kernel, configuration, problem, options.capability) else "does not fit"
                 print(f"{name:8} {kernel:20} {verdict:12} {configuration}", flush=True)
             continue

@@ -13,6 +13,7 @@ from left_out import LeftOut
 from problems import Inputs, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
 
+from benchmarks import tune
 from scp_kernels import backends, count_macs, dispatch, scp, scp_reference
 from scp_kernels.backends.triton import interpreting, launch, tables, work
 from scp_kernels.problem import Problem, first_layer_coefficients, identity_affine, position_matrix
@@ -178,22 +179,43 @@ def test_only_the_kernels_that_are_needed_run(monkeypatch, name):
     ]
     scp(tensors[0], tensors[1:7], tensors[7], backend="triton").backward(inputs.grad_logits)
     part = "features" if name == "features" else "parameters"
-    assert ran == ["scp_forward_kernel", f"scp_backward_{part}_kernel"]
+    plan = ["scp_classify_kernel", "scp_fold_kernel"]
+    folded = ["scp_backward_second_weight_kernel", "scp_backward_first_weight_kernel"] if name != "features" else []
+    assert ran == [*plan, "scp_forward_kernel", *plan, f"scp_backward_{part}_kernel", *folded]
 
 
-@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_partial_sums_in_the_features_gradient(monkeypatch, small_blocks, dtype, form):
-    """Gradients are right with the workspace borrowed and with one allocated: another number of slabs."""
-    inputs = make_inputs((17, 21), channels=5, hidden=(9, 7), dtype=dtype)
-    inputs = replace(inputs, features=inputs.features.contiguous(memory_format=form))
-    slabs = []
+def launched(monkeypatch) -> list[str]:
+    """The kernels launched from here on, by name."""
+    ran = []
     run = launch.Launch.run
-    monkeypatch.setattr(launch.Launch, "run", lambda self: (slabs.append(self.grid[0]), run(self)))
-    for allocated in (2000, 2**20):
-        monkeypatch.setattr(tables, "ALLOCATED_BYTES", allocated)
-        check(inputs, dtype)
-    assert slabs[1] < slabs[4], "the gradient's memory holds as many slabs as a larger workspace"
+    monkeypatch.setattr(launch.Launch, "run", lambda self: (ran.append(self.kernel.__name__), run(self)))
+    return ran
+
+
+@pytest.mark.parametrize("option", ["centered", "one a sample"])
+@pytest.mark.parametrize("bytes_of_plan", [1, 1700])
+def test_any_number_of_chunks_gives_the_same(small_blocks, monkeypatch, option, bytes_of_plan):
+    """A plan kept for one site at a time, or for four, in several position maps or one, and a smaller last chunk."""
+    ran = launched(monkeypatch)
+    inputs = make_inputs((7, 9), batch=3, classes=2, hidden=(9, 7), bias=True)
+    monkeypatch.setattr(tables, "PLAN_BYTES", bytes_of_plan)
+    check(inputs, **OPTIONS[option])
+    assert ran.count("scp_classify_kernel") == 2 * ran.count("scp_forward_kernel") > 2
+
+
+def test_passes_with_different_tiles_have_a_plan_each(monkeypatch):
+    ran = launched(monkeypatch)
+    wide = [
+        replace(line, configuration=replace(line.configuration, tile=(2, 8)))
+        if line.kernel == tables.FEATURES
+        else line
+        for line in tables.TABLE
+    ]
+    check(make_inputs((7, 19), hidden=(9, 7)))
+    assert ran.count("scp_classify_kernel") == 2
+    monkeypatch.setattr(tables, "TABLE", wide)
+    check(make_inputs((7, 19), hidden=(9, 7)))
+    assert ran.count("scp_classify_kernel") == 2 + 3
 
 
 def test_allocations_are_those_that_the_plans_state():
@@ -201,7 +223,7 @@ def test_allocations_are_those_that_the_plans_state():
     inputs = make_inputs((6, 17), channels=5, hidden=(9, 7))
     with_memory = allocated_beyond_results(inputs)
     assert with_memory == allocated_beyond_results(inputs.to("meta"))
-    assert max(with_memory.values()) <= 2**21
+    assert max(with_memory.values()) <= tables.PLAN_BYTES + tables.PARTIALS_BYTES
 
 
 def kinked(shape: tuple[int, int], **options) -> Inputs:
@@ -258,14 +280,30 @@ def test_nan_in_the_first_layers_parameters_reaches_the_logits():
     assert scp(inputs.features, inputs.phi, inputs.residual, backend="triton").isnan().all()
 
 
+def test_nan_in_the_second_layers_weights_reaches_the_logits():
+    """Of a unit of layer 1 that is off everywhere, too: 0 · NaN, as in PyTorch."""
+    inputs = make_inputs((3, 4))
+    inputs.phi[1][2] = -1e6
+    inputs.phi[2][0, 2] = torch.nan
+    assert scp(inputs.features, inputs.phi, inputs.residual, backend="triton").isnan().all()
+
+
+def test_infinite_hidden_units_give_infinite_logits():
+    """Not NaN by way of the channels that pad a block."""
+    inputs = make_inputs((3, 4), channels=1)
+    inputs.phi[3][0] = torch.inf
+    assert scp(inputs.features, inputs.phi, inputs.residual, backend="triton").isinf().all()
+
+
 def test_mixed_units_are_those_that_change_sign_on_a_tile():
     """On a tile, an affine function changes its sign at a corner or nowhere."""
     inputs = make_inputs((13, 37), channels=3, hidden=(21, 18))
     matrix = position_matrix(identity_affine(2, torch.device("cpu")), torch.tensor([13.0, 37.0]).double(), "pixels")
     coefficients = first_layer_coefficients(*inputs.phi[:2], matrix)
     problem = Problem(1, 3, 1, (21, 18), (13, 37), 1, torch.float32, torch.float32, torch.device("cpu"))
-    plan = launch.forward(inputs.features[:1], inputs.phi[2:], inputs.residual, None, coefficients, problem, 75)
-    item = plan.launches[0]
+    plan = launch.forward(inputs.features[:1], inputs.phi, inputs.residual, None, matrix, problem, 75)
+    plan.run()
+    item = plan.launches[-1]
     height, width = item.arguments["TILE_H"], item.arguments["TILE_W"]
     found = []
     for row in range(0, 13, height):
@@ -273,7 +311,7 @@ def test_mixed_units_are_those_that_change_sign_on_a_tile():
             corners = [[i, j, 1.0] for i in (row, row + height - 1) for j in (column, column + width - 1)]
             values = coefficients[0] @ torch.tensor(corners, dtype=torch.float64).T  # [h1, 4]
             found.append(int(((values > 0).any(1) & (values < 0).any(1)).sum()))
-    assert work.mixed_units(item).tolist() == [found] and sum(found) > 0
+    assert work.mixed_units(item).tolist() == found and sum(found) > 0
 
 
 def test_executed_multiply_adds():
@@ -290,20 +328,35 @@ def test_executed_multiply_adds():
             torch.autograd.grad(logits.sum(), [leaf, *parameters])
         return forward, count.macs - forward
 
-    pixels, layer_2 = 8 * 16, 32 * 64
+    pixels, sites, classified = 8 * 16, forward_sites(inputs), 32 * 3 * 4
     forward, backward = executed(b1 + 1e4)
-    tiles = forward_tiles(inputs, pixels)
-    assert forward == tiles * 3 * layer_2 + pixels * 64 * (2 + 16)
+    folded = 32 * 64 * 32  # rows of all sites, padded to a block
+    assert 3 * sites <= 32
+    assert forward == sites * classified + folded + pixels * 64 * (2 + 16)
     assert backward > 2 * forward
     mixed_forward, mixed_backward = executed(b1)
     assert mixed_forward > forward and mixed_backward > backward
 
 
-def forward_tiles(inputs: Inputs, pixels: int) -> int:
+def forward_sites(inputs: Inputs) -> int:
     """Tiles of the forward kernel, which divide this map."""
     problem = Problem(1, 16, 1, (32, 64), (8, 16), 1, torch.float32, torch.float32, torch.device("cpu"))
-    coefficients = torch.zeros(1, 32, 3, dtype=torch.float64)
-    plan = launch.forward(inputs.features, inputs.phi[2:], inputs.residual, None, coefficients, problem, 75)
-    height, width = (plan.launches[0].arguments[name] for name in ("TILE_H", "TILE_W"))
+    matrix = torch.zeros(4, 3, dtype=torch.float64)
+    plan = launch.forward(inputs.features, inputs.phi, inputs.residual, None, matrix, problem, 75)
+    height, width = (plan.launches[-1].arguments[name] for name in ("TILE_H", "TILE_W"))
     assert 8 % height == 0 and 16 % width == 0
-    return pixels // (height * width)
+    return 8 * 16 // (height * width)
+
+
+@pytest.mark.parametrize("kernel", tune.KERNELS)
+def test_the_tuner_compares_like_with_like(kernel):
+    """Another configuration gives what the table's own gives: the same inputs, whatever each allocates beside them."""
+    problem = Problem(1, 8, 1, (9, 17), (6, 20), 1, torch.float32, torch.float32, torch.device("meta"))
+
+    def result() -> torch.Tensor:
+        return tune.result(tune.on_device(tune.plan(kernel, problem, 75), problem, torch.device("cpu")), kernel)
+
+    own = result()
+    with tune.first_in_table(kernel, tables.Configuration((8, 8), 32, 16, 4)):
+        assert relative_error(result(), own) <= GRADIENTS[torch.float32]
+    assert own.norm() > 0

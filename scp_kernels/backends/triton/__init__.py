@@ -1,7 +1,8 @@
 """The Triton backend: NVIDIA GPUs, and CPU tensors under Triton's interpreter. Importing this imports no Triton.
 
-``layers`` holds the device functions that the kernels share, ``forward`` and ``backward`` the kernels, ``tables`` the
-launch configurations, ``launch`` turns a call into launches, and ``work`` counts what these execute.
+``layers`` holds the device functions that the kernels share; ``plan`` (what comes first in every pass), ``forward``,
+``backward`` and ``backward_folded`` the kernels; ``tables`` the launch configurations; ``launch`` (with
+``sites``) turns a call into launches, and ``work`` counts what these execute.
 """
 
 import importlib.util
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scp_kernels import counting
-from scp_kernels.problem import Problem, first_layer_coefficients, first_layer_gradients
+from scp_kernels.problem import Problem
 
 if TYPE_CHECKING:
     from scp_kernels.backends.triton import launch
@@ -91,9 +92,7 @@ class TritonBackend:
 
         with _on(problem.device):
             capability = _capability(problem.device)
-            coefficients = first_layer_coefficients(phi[0], phi[1], matrix)
-            plan = launch.forward(features, phi[2:], residual, bias, coefficients, problem, capability)
-            return _run(plan)
+            return _run(launch.forward(features, phi, residual, bias, matrix, problem, capability))
 
     def backward(
         self,
@@ -108,35 +107,22 @@ class TritonBackend:
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
         from scp_kernels.backends.triton import launch
 
-        of_features = of_parameters = None
         with _on(problem.device):
-            capability = _capability(problem.device)
-            coefficients, later = first_layer_coefficients(phi[0], phi[1], matrix), phi[2:]
-            plan = unwritten = None
-            if needs_features:
-                plan = launch.backward_features(
-                    grad_logits, features, later, residual, coefficients, problem, capability
+            return _run(
+                launch.backward(
+                    grad_logits, features, phi, residual, matrix, problem, _capability(problem.device),
+                    needs_features, needs_parameters,
                 )
-                unwritten = plan.launches[0].arguments["grad_features"]
-            if needs_parameters:
-                of_coefficients, *others = _run(
-                    launch.backward_parameters(
-                        grad_logits, features, later, coefficients, problem, capability, unwritten
-                    )
-                )
-                of_parameters = (*first_layer_gradients(of_coefficients, matrix), *others)
-            # Last, because the parameters' partial sums may lie in the features' gradient.
-            if plan is not None:
-                of_features = _run(plan)
-        return of_features, of_parameters
+            )  # fmt: skip
 
 
 def _run(plan: "launch.Plan") -> Any:
     """Run the launches of a plan, and count what they execute where somebody wants to know."""
-    found = plan.run()
-    if (count := counting.current()) is not None:
-        from scp_kernels.backends.triton import work
+    if (count := counting.current()) is None:
+        return plan.run()
+    from scp_kernels.backends.triton import work
 
-        for item in plan.launches:
-            count.add(work.macs(item))
-    return found
+    for item in plan.launches:
+        item.run()
+        count.add(work.macs(item))  # before a later chunk overwrites what it goes by
+    return plan.finish()

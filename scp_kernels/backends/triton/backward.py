@@ -7,42 +7,52 @@ summed in a fixed order afterwards. There are no atomics.
 import triton
 import triton.language as tl
 
-from scp_kernels.backends.triton.layers import first_layer, second_layer, tile_offsets, tile_pixels, weight_tile
+from scp_kernels.backends.triton.layers import (
+    BATCH_STAGES,
+    position,
+    second_layer,
+    site_pixels,
+    tile_offsets,
+    weight_tile,
+)
 
-# Sizes whose value or alignment would not make better code: they must not cost a compilation each.
-FEATURES_SIZES = ("batch", "classes", "channels", "class_start", "h1", "height", "width", "tiles_h", "tiles_w")
+# Sizes whose value or alignment would not make better code: they must not cost a compilation each. The width is none of
+# them: rows are masked by ``j < width``, and only a width of known alignment lets the accesses be vectors.
+FEATURES_SIZES = (
+    "first_site", "tiles", "batch", "classes", "channels", "class_start", "h1", "height", "tiles_h", "tiles_w",
+)  # fmt: skip
 PARAMETERS_SIZES = (
-    "batch", "groups", "classes", "channels", "h1", "height", "width", "tiles", "tiles_h", "tiles_w",
-    "tiles_per_slab", "slabs_per_group", "groups_per_slab",
+    "first_site", "sites", "sites_per_slab", "tiles", "batch", "classes", "channels", "h1", "height",
+    "tiles_h", "tiles_w", "matrix_stride",
 )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=FEATURES_SIZES)
 def scp_backward_features_kernel(
-    grad_logits, coefficients, w2t, b2, w3, b3, residual, grad_features,
-    batch, classes, channels, class_start, h1, h2, height, width, tiles_h, tiles_w,
+    grad_logits, folded, lines, units, counts, w2t, w3, b3, residual, grad_features,
+    first_site, tiles, batch, classes, channels, class_start, h1, h2, height, width, tiles_h, tiles_w,
     g_stride_b, g_stride_n, g_stride_d, g_stride_h, g_stride_w,
     x_stride_b, x_stride_c, x_stride_d, x_stride_h, x_stride_w,
-    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H1: tl.constexpr, BLOCK_H2: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``gX[b, c] = Σ_n gY[b, n]·(W + w_r)[n, c]``. Grid: (tiles, groups, blocks of channels).
+    """``gX[b, c] = Σ_n gY[b, n]·(W + w_r)[n, c]``. Grid: (sites, blocks of channels).
 
     One launch covers ``BLOCK_N`` classes from ``class_start`` on; with ``ACCUMULATE`` it adds to those before it.
     """
     dtype: tl.constexpr = w2t.dtype.element_ty
-    depth_index, first_row, first_column, i, j = tile_pixels(tl.program_id(0), tiles_h, tiles_w, TILE_H, TILE_W)
-    group = tl.program_id(1).to(tl.int64)
-    first_channel = tl.program_id(2) * BLOCK_C
+    local = tl.program_id(0).to(tl.int64)
+    group, d, i, j = site_pixels(local + first_site, tiles, tiles_h, tiles_w, TILE_H, TILE_W)
+    first_channel = tl.program_id(1) * BLOCK_C
     q = tl.arange(0, BLOCK_N * BLOCK_C)
     weight = weight_tile(
-        coefficients + group * h1 * (DIMS + 1), w2t, b2, w3, b3, residual,
-        class_start + q // BLOCK_C, first_channel + q % BLOCK_C, classes, channels, h1, h2,
-        depth_index, first_row, first_column, DIMS, TILE_H, TILE_W, BLOCK_H1, BLOCK_H2, BLOCK_N * BLOCK_C, PRECISION,
+        folded + local * 3 * h2, lines + local * 3 * h1, units + local * h1, tl.load(counts + local), w2t, w3, b3,
+        residual, class_start + q // BLOCK_C, first_channel + q % BLOCK_C, classes, channels, h1, h2,
+        TILE_H, TILE_W, BLOCK_H2, BLOCK_N * BLOCK_C, PRECISION,
     )  # fmt: skip
 
     inside = (i < height) & (j < width)
-    d, i, j = depth_index.to(tl.int64), i.to(tl.int64), j.to(tl.int64)
+    i, j = i.to(tl.int64), j.to(tl.int64)
     c = first_channel + tl.arange(0, BLOCK_C)
     x_offset = (d * x_stride_d + i * x_stride_h + j * x_stride_w)[:, None] + c.to(tl.int64)[None, :] * x_stride_c
     x_mask = inside[:, None] & (c < channels)[None, :]
@@ -51,7 +61,7 @@ def scp_backward_features_kernel(
     g_sample = grad_logits + group * batch * g_stride_b
     if BLOCK_N == 1:
         g_offset = g_pixel + tl.cast(class_start, tl.int64) * g_stride_n
-        for _ in range(0, batch):
+        for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             g = tl.load(g_sample + g_offset, mask=inside, other=0.0).to(dtype)
             gradient = g[:, None] * weight
             if ACCUMULATE:
@@ -64,7 +74,7 @@ def scp_backward_features_kernel(
         n = class_start + tl.arange(0, BLOCK_N)
         g_offsets = g_pixel[:, None] + n.to(tl.int64)[None, :] * g_stride_n
         g_mask = inside[:, None] & (n < classes)[None, :]
-        for _ in range(0, batch):
+        for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             g = tl.load(g_sample + g_offsets, mask=g_mask, other=0.0).to(dtype)
             gradient = tl.sum(weights * g[:, :, None], 1)
             if ACCUMULATE:
@@ -87,7 +97,7 @@ def weight_field_gradient(
     g_mask = inside[:, None] & n_ok[None, :]
     if BLOCK_N == 1:
         total = tl.zeros([PIXELS, BLOCK_C], dtype)
-        for _ in range(0, batch):
+        for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             features = tl.load(x_sample + x_offset, mask=x_mask, other=0.0).to(dtype)
             g = tl.load(g_sample + g_offset, mask=g_mask, other=0.0).to(dtype)
             total += g * features
@@ -96,7 +106,7 @@ def weight_field_gradient(
         return total
     else:
         totals = tl.zeros([PIXELS, BLOCK_N, BLOCK_C], dtype)
-        for _ in range(0, batch):
+        for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             features = tl.load(x_sample + x_offset, mask=x_mask, other=0.0).to(dtype)
             g = tl.load(g_sample + g_offset, mask=g_mask, other=0.0).to(dtype)
             totals += g[:, :, None] * features[:, None, :]
@@ -112,78 +122,71 @@ def add_to(pointer, value, mask):
 
 
 @triton.jit
-def first_layer_gradient(
-    gz, coefficients, w2t, grad_w2t, moments, k, h1, h2, depth_index, first_row, first_column,
-    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H1: tl.constexpr, BLOCK_H2: tl.constexpr,
+def add_moments(
+    target, moment_0, moment_i, moment_j, mask, matrix, site, tiles, tiles_h, tiles_w, matrix_stride,
+    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, SITES: tl.constexpr,
 ):  # fmt: skip
-    """From ``gz`` ``[P, BLOCK_H2]`` to the gradients of w₂ (units ``k``) and, by its moments, of the coefficients.
+    """Adds the gradients of w₁ (2d columns of ``target``) and b₁ (one): Σ g·S and Σ g of the units' gradients g.
 
-    The adjoint of :func:`second_layer`: a unit that is on needs only the moments Σ gz, Σ gz·di, Σ gz·dj of the tile; a
-    mixed one its own sums over the pixels. Moments about the tile's centre become absolute in float64.
+    Moments Σ g, Σ g·di, Σ g·dj are about the centre of the site's tile; absolute positions are float64. With a block
+    of sites ``[sites, 1]`` the moments are ``[sites, units]``, and are summed over sites here.
+    """
+    moment_0 = moment_0.to(tl.float64)
+    for m in tl.static_range(2 * DIMS):
+        s, s_i, s_j = position(matrix, m, site, tiles, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W)
+        gradient = moment_0 * s + moment_i.to(tl.float64) * s_i + moment_j.to(tl.float64) * s_j
+        add_to(target + m, tl.sum(gradient, 0) if SITES else gradient, mask)
+    add_to(target + 2 * DIMS, tl.sum(moment_0, 0) if SITES else moment_0, mask)
+
+
+@triton.jit
+def mixed_units_gradient(
+    gz, lines, units, count, w2t, grad_w2t, moments, k, h1, h2,
+    matrix, site, tiles, tiles_h, tiles_w, matrix_stride,
+    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+):  # fmt: skip
+    """From ``gz`` ``[P, BLOCK_H2]`` to the gradients of w₂, w₁ and b₁ in a tile's mixed units, one by one.
+
+    With the moments of gz where the unit is above 0, ``v = Σ_p 1[l_u > 0]·gz[p, k]·(1, di, dj)``, that of w₂ is
+    ``gw₂[k, u] = c·v₀ + a·v₁ + b·v₂``, and the moments of the unit's own gradient are ``Σ_k w₂[k, u]·v``.
     """
     dtype: tl.constexpr = w2t.dtype.element_ty
     di, dj = tile_offsets(dtype, TILE_H, TILE_W)
-    lane = tl.arange(0, BLOCK_H1)
-    gz_0 = tl.sum(gz, 0)  # [BLOCK_H2]
-    gz_i = tl.sum(gz * di[:, None], 0)
-    gz_j = tl.sum(gz * dj[:, None], 0)
-    for start in range(0, h1, BLOCK_H1):
-        u = start + lane
-        c, a, b, on, mixed = first_layer(
-            coefficients, u, h1, depth_index, first_row, first_column, dtype, DIMS, TILE_H, TILE_W
-        )
-        block = u[:, None] * h2 + k[None, :]
-        w = tl.load(w2t + block, mask=on[:, None] & (k < h2)[None, :], other=0.0)
-        moment_0 = tl.sum(w * gz_0[None, :], 1)  # [BLOCK_H1]
-        moment_i = tl.sum(w * gz_i[None, :], 1)
-        moment_j = tl.sum(w * gz_j[None, :], 1)
-        update = c[:, None] * gz_0[None, :] + a[:, None] * gz_i[None, :] + b[:, None] * gz_j[None, :]
-        bits = tl.sum(tl.where(mixed, 1 << lane, 0))
-        while bits != 0:
-            lowest = bits & -bits
-            chosen = (1 << lane) == lowest
-            unit = tl.sum(tl.where(chosen, u, 0))
-            c_u = tl.sum(tl.where(chosen, c, 0.0))
-            a_u = tl.sum(tl.where(chosen, a, 0.0))
-            b_u = tl.sum(tl.where(chosen, b, 0.0))
-            w_u = tl.load(w2t + unit * h2 + k, mask=k < h2, other=0.0)
-            l = c_u + a_u * di + b_u * dj  # noqa: E741 — the name of the mathematics
-            row = tl.sum(tl.where(l <= 0, 0.0, l)[:, None] * gz, 0)
-            gl = tl.where(l <= 0, 0.0, tl.sum(gz * w_u[None, :], 1))
-            moment_0 = tl.where(chosen, tl.sum(gl), moment_0)
-            moment_i = tl.where(chosen, tl.sum(gl * di), moment_i)
-            moment_j = tl.where(chosen, tl.sum(gl * dj), moment_j)
-            update = tl.where(chosen[:, None], row[None, :], update)
-            bits ^= lowest
-        active = on | mixed
-        add_to(grad_w2t + block, update, active[:, None] & (k < h2)[None, :])
-        total = moment_0.to(tl.float64)
-        row_centre = first_row.to(tl.float64) + (TILE_H - 1) * 0.5
-        column_centre = first_column.to(tl.float64) + (TILE_W - 1) * 0.5
-        target = moments + u * (DIMS + 1)
-        if DIMS == 3:
-            add_to(target, total * depth_index.to(tl.float64), active)
-        add_to(target + (DIMS - 2), moment_i.to(tl.float64) + total * row_centre, active)
-        add_to(target + (DIMS - 1), moment_j.to(tl.float64) + total * column_centre, active)
-        add_to(target + DIMS, total, active)
+    k_ok = k < h2
+    # No products of matrices: with their operands in registers beside gz these would not suffice on every architecture.
+    for m in tl.range(0, count, disable_licm=True):
+        u = tl.load(units + m)
+        c, a, b = tl.load(lines + m), tl.load(lines + h1 + m), tl.load(lines + 2 * h1 + m)
+        above = tl.where((c + a * di + b * dj <= 0)[:, None], 0.0, gz)
+        v_0 = tl.sum(above, 0)
+        v_i = tl.sum(above * di[:, None], 0)
+        v_j = tl.sum(above * dj[:, None], 0)
+        add_to(grad_w2t + u * h2 + k, c * v_0 + a * v_i + b * v_j, k_ok)
+        w = tl.load(w2t + u * h2 + k, mask=k_ok, other=0.0)
+        add_moments(
+            moments + u * (2 * DIMS + 1), tl.sum(w * v_0, 0), tl.sum(w * v_i, 0), tl.sum(w * v_j, 0), True,
+            matrix, site, tiles, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W, False,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=PARAMETERS_SIZES)
 def scp_backward_parameters_kernel(
-    grad_logits, x, coefficients, w2t, b2, w3, partials, moments,
-    batch, groups, classes, channels, h1, h2, height, width, tiles, tiles_h, tiles_w,
-    tiles_per_slab, slabs_per_group, groups_per_slab,
+    grad_logits, x, folded, lines, units, counts, w2t, w3, matrix, partials, moments, grad_folded,
+    first_site, sites, sites_per_slab, tiles, batch, classes, channels, h1, h2, height, width,
+    tiles_h, tiles_w, matrix_stride,
     g_stride_b, g_stride_n, g_stride_d, g_stride_h, g_stride_w,
     x_stride_b, x_stride_c, x_stride_d, x_stride_h, x_stride_w,
-    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H1: tl.constexpr, BLOCK_H2: tl.constexpr,
+    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums over each slab's tiles of the gradients of w₂ᵀ, b₂, w₃, b₃ and the coefficients.
+    """Sums over each slab's sites of all gradients but the part that units of layer 1 that are on have in w₂, w₁, b₁.
 
-    Grid: (slabs, blocks of layer 2). A slab is a part of one group's tiles, or all tiles of several groups.
-    ``partials`` is ``[slabs, h₁·h₂ + h₂ + N·C·h₂ + N·C]``, of which a program writes the columns of its units k (and
-    the first of a slab those of b₃); ``moments`` is float64 ``[slabs, blocks, groups_per_slab, h₁, d + 1]``. Both
-    come zeroed.
+    For that part it leaves Σ gz, Σ gz·di, Σ gz·dj of each site in ``grad_folded`` ``[sites, 3, h₂]``, the gradient of
+    ``folded``; the kernels of ``backward_folded`` go on from there. Grid: (slabs, blocks of layer 2).
+
+    ``partials`` is ``[slabs, h₁·h₂ + h₂ + N·C·h₂ + N·C]``, of the gradients of w₂ᵀ, b₂, w₃, b₃: a program adds to the
+    columns of its units k (and the first of a slab to b₃). ``moments`` is float64 ``[slabs, blocks, h₁, 2d + 1]``, of
+    those of w₁ and b₁. Both come zeroed.
     """
     dtype: tl.constexpr = w2t.dtype.element_ty
     slab = tl.program_id(0)
@@ -195,55 +198,55 @@ def scp_backward_parameters_kernel(
     grad_b2 = grad_w2t + h1 * h2
     grad_w3 = grad_b2 + h2
     grad_b3 = grad_w3 + outputs * h2
-    coefficients_size = h1 * (DIMS + 1)
-    moments += (slab.to(tl.int64) * tl.num_programs(1) + block) * groups_per_slab * coefficients_size
+    moments += (slab.to(tl.int64) * tl.num_programs(1) + block) * h1 * (2 * DIMS + 1)
     q = tl.arange(0, BLOCK_N * BLOCK_C)
-    first_group = slab // slabs_per_group * groups_per_slab
-    first_tile = slab % slabs_per_group * tiles_per_slab
-    for group_step in tl.range(0, tl.minimum(groups_per_slab, groups - first_group), disable_licm=True):
-        group = (first_group + group_step).to(tl.int64)
-        for step in tl.range(0, tl.minimum(tiles_per_slab, tiles - first_tile), disable_licm=True):
-            depth_index, first_row, first_column, i, j = tile_pixels(
-                first_tile + step, tiles_h, tiles_w, TILE_H, TILE_W
-            )
-            z = second_layer(
-                coefficients + group * coefficients_size, w2t, b2, k, h1, h2, depth_index, first_row, first_column,
-                DIMS, TILE_H, TILE_W, BLOCK_H1, BLOCK_H2,
-            )  # fmt: skip
-            hidden = tl.where(z <= 0, 0.0, z)
+    di, dj = tile_offsets(dtype, TILE_H, TILE_W)
+    start = slab * sites_per_slab
+    for step in tl.range(0, tl.minimum(sites_per_slab, sites - start), disable_licm=True):
+        local = (start + step).to(tl.int64)
+        site = local + first_site
+        group, d, i, j = site_pixels(site, tiles, tiles_h, tiles_w, TILE_H, TILE_W)
+        own_lines, own_units, count = lines + local * 3 * h1, units + local * h1, tl.load(counts + local)
+        z = second_layer(folded + local * 3 * h2, own_lines, own_units, count, w2t, k, h1, h2, TILE_H, TILE_W, BLOCK_H2)
+        hidden = tl.where(z <= 0, 0.0, z)
 
-            inside = (i < height) & (j < width)
-            d, i, j = depth_index.to(tl.int64), i.to(tl.int64), j.to(tl.int64)
-            g_pixel = d * g_stride_d + i * g_stride_h + j * g_stride_w
-            x_pixel = d * x_stride_d + i * x_stride_h + j * x_stride_w
-            g_hidden = tl.zeros([TILE_H * TILE_W, BLOCK_H2], dtype)
-            for n_start in range(0, classes, BLOCK_N):
-                for c_start in range(0, channels, BLOCK_C):
-                    n = n_start + tl.arange(0, BLOCK_N)
-                    c = c_start + tl.arange(0, BLOCK_C)
-                    g_weight = weight_field_gradient(
-                        grad_logits + group * batch * g_stride_b, x + group * batch * x_stride_b, batch, n, c,
-                        n < classes, c < channels, inside, g_pixel, x_pixel,
-                        g_stride_b, g_stride_n, x_stride_b, x_stride_c, dtype, TILE_H * TILE_W, BLOCK_N, BLOCK_C,
-                    )  # fmt: skip
-                    n_q, c_q = n_start + q // BLOCK_C, c_start + q % BLOCK_C
-                    valid = (n_q < classes) & (c_q < channels)
-                    output = n_q * channels + c_q
-                    offset = output[:, None] * h2 + k[None, :]  # [BLOCK_Q, BLOCK_H2]
-                    mask = valid[:, None] & k_ok[None, :]
-                    w = tl.load(w3 + offset, mask=mask, other=0.0)
-                    g_w3 = tl.dot(tl.trans(g_weight), hidden, input_precision=PRECISION, out_dtype=dtype)
-                    add_to(grad_w3 + offset, g_w3, mask)
-                    # After the other product, not before it: the compiler then needs a third fewer registers.
-                    g_hidden = tl.dot(g_weight, w, g_hidden, input_precision=PRECISION, out_dtype=dtype)
-                    if block == 0:
-                        add_to(grad_b3 + output, tl.sum(g_weight, 0), valid)
+        inside = (i < height) & (j < width)
+        i, j = i.to(tl.int64), j.to(tl.int64)
+        g_pixel = d * g_stride_d + i * g_stride_h + j * g_stride_w
+        x_pixel = d * x_stride_d + i * x_stride_h + j * x_stride_w
+        g_hidden = tl.zeros([TILE_H * TILE_W, BLOCK_H2], dtype)
+        for n_start in range(0, classes, BLOCK_N):
+            for c_start in range(0, channels, BLOCK_C):
+                n = n_start + tl.arange(0, BLOCK_N)
+                c = c_start + tl.arange(0, BLOCK_C)
+                g_weight = weight_field_gradient(
+                    grad_logits + group * batch * g_stride_b, x + group * batch * x_stride_b, batch, n, c,
+                    n < classes, c < channels, inside, g_pixel, x_pixel,
+                    g_stride_b, g_stride_n, x_stride_b, x_stride_c, dtype, TILE_H * TILE_W, BLOCK_N, BLOCK_C,
+                )  # fmt: skip
+                n_q, c_q = n_start + q // BLOCK_C, c_start + q % BLOCK_C
+                valid = (n_q < classes) & (c_q < channels)
+                output = n_q * channels + c_q
+                offset = output[:, None] * h2 + k[None, :]  # [BLOCK_Q, BLOCK_H2]
+                mask = valid[:, None] & k_ok[None, :]
+                w = tl.load(w3 + offset, mask=mask, other=0.0)
+                g_w3 = tl.dot(tl.trans(g_weight), hidden, input_precision=PRECISION, out_dtype=dtype)
+                add_to(grad_w3 + offset, g_w3, mask)
+                # After the other product, not before it: the compiler then needs a third fewer registers.
+                g_hidden = tl.dot(g_weight, w, g_hidden, input_precision=PRECISION, out_dtype=dtype)
+                if block == 0:
+                    add_to(grad_b3 + output, tl.sum(g_weight, 0), valid)
 
-            gz = tl.where(z <= 0, 0.0, g_hidden)
-            add_to(grad_b2 + k, tl.sum(gz, 0), k_ok)
-            first_layer_gradient(
-                gz, coefficients + group * coefficients_size, w2t, grad_w2t, moments + group_step * coefficients_size,
-                k, h1, h2, depth_index, first_row, first_column, DIMS, TILE_H, TILE_W, BLOCK_H1, BLOCK_H2,
-            )  # fmt: skip
-            # A load need not have the layout of the store before it: the next tile may read what another thread wrote.
-            tl.debug_barrier()
+        gz = tl.where(z <= 0, 0.0, g_hidden)
+        gz_0 = tl.sum(gz, 0)
+        own = grad_folded + local * 3 * h2 + k
+        tl.store(own, gz_0, mask=k_ok)
+        tl.store(own + h2, tl.sum(gz * di[:, None], 0), mask=k_ok)
+        tl.store(own + 2 * h2, tl.sum(gz * dj[:, None], 0), mask=k_ok)
+        add_to(grad_b2 + k, gz_0, k_ok)
+        mixed_units_gradient(
+            gz, own_lines, own_units, count, w2t, grad_w2t, moments, k, h1, h2,
+            matrix, site, tiles, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W,
+        )  # fmt: skip
+        # A load need not have the layout of the store before it: the next tile may read what another thread wrote.
+        tl.debug_barrier()

@@ -3,43 +3,46 @@
 import triton
 import triton.language as tl
 
-from scp_kernels.backends.triton.layers import tile_pixels, weight_tile
+from scp_kernels.backends.triton.layers import BATCH_STAGES, site_pixels, weight_tile
 
-# Sizes whose value or alignment would not make better code: they must not cost a compilation each.
-GENERIC_SIZES = ("batch", "classes", "channels", "channel_start", "h1", "height", "tiles_h", "tiles_w")
+# Sizes whose value or alignment would not make better code: they must not cost a compilation each. The width is none of
+# them: rows are masked by ``j < width``, and only a width of known alignment lets the accesses be vectors.
+GENERIC_SIZES = (
+    "first_site", "tiles", "batch", "classes", "channels", "channel_start", "h1", "height", "tiles_h", "tiles_w",
+)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=GENERIC_SIZES)
 def scp_forward_kernel(
-    x, coefficients, w2t, b2, w3, b3, residual, bias, y,
-    batch, classes, channels, channel_start, h1, h2, height, width, tiles_h, tiles_w,
+    x, folded, lines, units, counts, w2t, w3, b3, residual, bias, y,
+    first_site, tiles, batch, classes, channels, channel_start, h1, h2, height, width, tiles_h, tiles_w,
     x_stride_b, x_stride_c, x_stride_d, x_stride_h, x_stride_w, y_stride_b, y_stride_n, y_stride_d,
-    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H1: tl.constexpr, BLOCK_H2: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, HAS_BIAS: tl.constexpr, ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (tiles, groups, blocks of classes). One launch covers the channels from ``channel_start`` on.
+    """Grid: (sites, blocks of classes). One launch covers the channels from ``channel_start`` on.
 
     ``batch`` is the number of samples in a group. W of the tile stays in registers while the samples pass by.
     With ``ACCUMULATE`` the logits of earlier channels are added to (a second launch, so the order is fixed).
     """
     dtype: tl.constexpr = w2t.dtype.element_ty
-    depth_index, first_row, first_column, i, j = tile_pixels(tl.program_id(0), tiles_h, tiles_w, TILE_H, TILE_W)
-    group = tl.program_id(1).to(tl.int64)
+    local = tl.program_id(0).to(tl.int64)
+    group, d, i, j = site_pixels(local + first_site, tiles, tiles_h, tiles_w, TILE_H, TILE_W)
     q = tl.arange(0, BLOCK_N * BLOCK_C)
-    first_class = tl.program_id(2) * BLOCK_N
+    first_class = tl.program_id(1) * BLOCK_N
     weight = weight_tile(
-        coefficients + group * h1 * (DIMS + 1), w2t, b2, w3, b3, residual,
-        first_class + q // BLOCK_C, channel_start + q % BLOCK_C, classes, channels, h1, h2,
-        depth_index, first_row, first_column, DIMS, TILE_H, TILE_W, BLOCK_H1, BLOCK_H2, BLOCK_N * BLOCK_C, PRECISION,
+        folded + local * 3 * h2, lines + local * 3 * h1, units + local * h1, tl.load(counts + local), w2t, w3, b3,
+        residual, first_class + q // BLOCK_C, channel_start + q % BLOCK_C, classes, channels, h1, h2,
+        TILE_H, TILE_W, BLOCK_H2, BLOCK_N * BLOCK_C, PRECISION,
     )  # fmt: skip
 
     inside = (i < height) & (j < width)  # [P]
     c = channel_start + tl.arange(0, BLOCK_C)
-    x_pixel = depth_index.to(tl.int64) * x_stride_d + i.to(tl.int64) * x_stride_h + j.to(tl.int64) * x_stride_w
+    x_pixel = d * x_stride_d + i.to(tl.int64) * x_stride_h + j.to(tl.int64) * x_stride_w
     x_offset = x_pixel[:, None] + c.to(tl.int64)[None, :] * x_stride_c  # [P, BLOCK_C]
     x_mask = inside[:, None] & (c < channels)[None, :]
-    y_pixel = depth_index.to(tl.int64) * y_stride_d + i.to(tl.int64) * width + j
+    y_pixel = d * y_stride_d + i.to(tl.int64) * width + j
     x_sample = x + group * batch * x_stride_b
     y_sample = y + group * batch * y_stride_b
     if BLOCK_N == 1:
@@ -47,7 +50,7 @@ def scp_forward_kernel(
         if HAS_BIAS:
             shift += tl.load(bias + first_class)
         y_offset = y_pixel + first_class.to(tl.int64) * y_stride_n
-        for _ in range(0, batch):
+        for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             features = tl.load(x_sample + x_offset, mask=x_mask, other=0.0).to(dtype)
             logits = tl.sum(weight * features, 1) + shift
             if ACCUMULATE:
@@ -63,7 +66,7 @@ def scp_forward_kernel(
             shifts += tl.load(bias + n, mask=n < classes, other=0.0)
         y_offsets = y_pixel[:, None] + n.to(tl.int64)[None, :] * y_stride_n  # [P, BLOCK_N]
         y_mask = inside[:, None] & (n < classes)[None, :]
-        for _ in range(0, batch):
+        for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             features = tl.load(x_sample + x_offset, mask=x_mask, other=0.0).to(dtype)
             logits = tl.sum(weights * features[:, None, :], 2) + shifts[None, :]
             if ACCUMULATE:

@@ -15,23 +15,14 @@ from torch import Tensor
 
 from scp_kernels.backends.triton import tables
 from scp_kernels.backends.triton.backward import scp_backward_features_kernel, scp_backward_parameters_kernel
+from scp_kernels.backends.triton.backward_folded import (
+    scp_backward_first_weight_kernel,
+    scp_backward_second_weight_kernel,
+)
 from scp_kernels.backends.triton.forward import scp_forward_kernel
+from scp_kernels.backends.triton.sites import Launch, Sites
 from scp_kernels.backends.triton.tables import Configuration
 from scp_kernels.problem import Problem
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel launch: everything that the JIT compiler specialises on, and the grid."""
-
-    kernel: Any
-    grid: tuple[int, int, int]
-    arguments: dict[str, Any]
-    options: dict[str, Any]
-
-    def run(self) -> None:
-        """Launch on the current stream of the current device."""
-        self.kernel[self.grid](**self.arguments, **self.options)
 
 
 @dataclass(frozen=True)
@@ -81,34 +72,24 @@ def _strides(tensor: Tensor, prefix: str, channel_name: str) -> dict[str, int]:
     return {f"{prefix}_stride_{axis}": value for axis, value in values.items()}
 
 
-@dataclass(frozen=True)
-class _Tiling:
-    """Tiles of a map: how many along rows and columns, and in all (slices counted)."""
-
-    rows: int
-    columns: int
-    total: int
-
-    @classmethod
-    def of(cls, problem: Problem, configuration: Configuration) -> "_Tiling":
-        *depth, height, width = problem.spatial_shape
-        rows, columns = triton.cdiv(height, configuration.tile[0]), triton.cdiv(width, configuration.tile[1])
-        return cls(rows, columns, rows * columns * (depth[0] if depth else 1))
+def _transposed(w2: Tensor) -> Tensor:
+    """w₂ᵀ: what the kernels load is a unit of layer 1, and a row of this."""
+    return w2.t().contiguous()
 
 
-def _configuration(kernel: str, problem: Problem, capability: int) -> Configuration:
+def configuration_for(kernel: str, problem: Problem, capability: int) -> Configuration:
     outputs = problem.num_classes * problem.channels
     itemsize = problem.compute_dtype.itemsize
     return tables.find(kernel, capability, problem.hidden, outputs, itemsize, precision(problem, capability))
 
 
-def _shared(problem: Problem, configuration: Configuration, tiling: _Tiling, phi: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Arguments that all kernels have in common."""
+def _shared(problem: Problem, configuration: Configuration, sites: Sites, phi: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Arguments that the kernels on pixels have in common."""
     h1, h2 = problem.hidden
     return {
-        "w2t": phi[0].t().contiguous(),
-        "b2": phi[1],
-        "w3": phi[2],
+        "folded": sites.folded,
+        "w2t": sites.w2t,
+        "w3": phi[4],
         "batch": problem.batch // problem.groups,
         "classes": problem.num_classes,
         "channels": problem.channels,
@@ -116,13 +97,9 @@ def _shared(problem: Problem, configuration: Configuration, tiling: _Tiling, phi
         "h2": h2,
         "height": problem.spatial_shape[-2],
         "width": problem.spatial_shape[-1],
-        "tiles_h": tiling.rows,
-        "tiles_w": tiling.columns,
-        "DIMS": problem.spatial_dims,
-        "TILE_H": configuration.tile[0],
-        "TILE_W": configuration.tile[1],
-        "BLOCK_H1": configuration.block_h1,
         "BLOCK_H2": configuration.block_h2,
+        **sites.mixed,
+        **sites.geometry,
     }
 
 
@@ -131,13 +108,13 @@ def forward(
     phi: tuple[Tensor, ...],
     residual: Tensor,
     bias: Tensor | None,
-    coefficients: Tensor,
+    matrix: Tensor,
     problem: Problem,
     capability: int,
 ) -> Plan:
     """Launches of the forward pass, one for each block of channels (one, up to 64 channels); finishes as the logits."""
-    configuration = _configuration(tables.FORWARD, problem, capability)
-    tiling = _Tiling.of(problem, configuration)
+    configuration = configuration_for(tables.FORWARD, problem, capability)
+    sites = Sites(configuration.tile, phi, _transposed(phi[2]), matrix, problem)
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=False
     )
@@ -146,10 +123,9 @@ def forward(
     sum_dtype = problem.dtype if len(starts) == 1 else problem.compute_dtype
     shape = (problem.batch, problem.num_classes, *problem.spatial_shape)
     logits = torch.empty(shape, dtype=sum_dtype, device=features.device)
-    arguments = _shared(problem, configuration, tiling, phi) | {
+    arguments = _shared(problem, configuration, sites, phi) | {
         "x": features,
-        "coefficients": coefficients,
-        "b3": phi[3],
+        "b3": phi[5],
         "residual": residual,
         "y": logits,
         **_strides(features, "x", "c"),
@@ -160,42 +136,82 @@ def forward(
         "BLOCK_C": block_c,
         "PRECISION": precision(problem, capability),
     }
-    grid = (tiling.total, problem.groups, triton.cdiv(problem.num_classes, block_n))
-    launches = []
-    for start in starts:
-        has_bias = bias is not None and start == 0
-        own = {
-            "channel_start": start,
-            "bias": bias if has_bias else residual,
-            "HAS_BIAS": has_bias,
-            "ACCUMULATE": start > 0,
-        }
-        launches.append(Launch(scp_forward_kernel, grid, arguments | own, configuration.options))
-    return Plan(tuple(launches), lambda: logits.to(problem.dtype))
+
+    def launches(first_site: int, count: int) -> list[Launch]:
+        grid = (count, triton.cdiv(problem.num_classes, block_n), 1)
+        found = []
+        for start in starts:
+            has_bias = bias is not None and start == 0
+            own = {
+                "first_site": first_site,
+                "channel_start": start,
+                "bias": bias if has_bias else residual,
+                "HAS_BIAS": has_bias,
+                "ACCUMULATE": start > 0,
+            }
+            found.append(Launch(scp_forward_kernel, grid, arguments | own, configuration.options))
+        return found
+
+    return Plan(tuple(sites.launches([launches])), lambda: logits.to(problem.dtype))
 
 
-def backward_features(
+def backward(
     grad_logits: Tensor,
     features: Tensor,
     phi: tuple[Tensor, ...],
     residual: Tensor,
-    coefficients: Tensor,
+    matrix: Tensor,
     problem: Problem,
     capability: int,
+    needs_features: bool,
+    needs_parameters: bool,
 ) -> Plan:
-    """Launches of the features' gradient, one for each block of classes (one, up to 64); finishes as the gradient."""
-    configuration = _configuration(tables.FEATURES, problem, capability)
-    tiling = _Tiling.of(problem, configuration)
+    """Launches of the backward pass; finishes as the gradients of the features, and of Φ (None if not needed).
+
+    Both kinds go by one plan, if the table gives them one tile.
+    """
+    w2t = _transposed(phi[2])
+    of_tile: dict[tuple[int, int], tuple[Sites, list[Callable[[int, int], list[Launch]]]]] = {}
+    finishes: list[Callable[[], Any]] = [lambda: None, lambda: None]
+    for place, kernel in enumerate((tables.FEATURES, tables.PARAMETERS)):
+        if not (needs_features, needs_parameters)[place]:
+            continue
+        configuration = configuration_for(kernel, problem, capability)
+        if configuration.tile not in of_tile:
+            of_tile[configuration.tile] = Sites(configuration.tile, phi, w2t, matrix, problem), []
+        sites, passes = of_tile[configuration.tile]
+        make = _features if kernel == tables.FEATURES else _parameters
+        launches, finishes[place] = make(
+            grad_logits, features, phi, residual, problem, capability, configuration, sites
+        )
+        passes.append(launches)
+    launched = [item for sites, passes in of_tile.values() for item in sites.launches(passes)]
+    return Plan(tuple(launched), lambda: tuple(finish() for finish in finishes))
+
+
+_Pass = tuple[Callable[[int, int], list[Launch]], Callable[[], Any]]
+
+
+def _features(
+    grad_logits: Tensor,
+    features: Tensor,
+    phi: tuple[Tensor, ...],
+    residual: Tensor,
+    problem: Problem,
+    capability: int,
+    configuration: Configuration,
+    sites: Sites,
+) -> _Pass:
+    """Launches of the features' gradient, one for each block of classes (one, up to 64), and the gradient."""
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=True
     )
     starts = range(0, problem.num_classes, block_n)
     gradient = torch.empty_like(features)
     total = gradient if len(starts) == 1 else torch.empty_like(gradient, dtype=problem.compute_dtype)
-    arguments = _shared(problem, configuration, tiling, phi) | {
+    arguments = _shared(problem, configuration, sites, phi) | {
         "grad_logits": grad_logits,
-        "coefficients": coefficients,
-        "b3": phi[3],
+        "b3": phi[5],
         "residual": residual,
         "grad_features": total,
         **_strides(grad_logits, "g", "n"),
@@ -204,120 +220,120 @@ def backward_features(
         "BLOCK_C": block_c,
         "PRECISION": precision(problem, capability),
     }
-    grid = (tiling.total, problem.groups, triton.cdiv(problem.channels, block_c))
-    launches = [
-        Launch(
-            scp_backward_features_kernel,
-            grid,
-            arguments | {"class_start": start, "ACCUMULATE": start > 0},
-            configuration.options,
-        )
-        for start in starts
-    ]
-    return Plan(tuple(launches), lambda: gradient if total is gradient else gradient.copy_(total))
+
+    def launches(first_site: int, count: int) -> list[Launch]:
+        grid = (count, triton.cdiv(problem.channels, block_c), 1)
+        return [
+            Launch(
+                scp_backward_features_kernel,
+                grid,
+                arguments | {"first_site": first_site, "class_start": start, "ACCUMULATE": start > 0},
+                configuration.options,
+            )
+            for start in starts
+        ]
+
+    return launches, lambda: gradient if total is gradient else gradient.copy_(total)
 
 
 @dataclass(frozen=True)
 class Slabs:
-    """How tiles are dealt to slabs: each takes a part of one group's tiles, or all tiles of several groups."""
+    """How the sites of a chunk are dealt to slabs, each with partial sums of its own."""
 
     count: int
-    slabs_per_group: int
-    groups_per_slab: int
-    tiles_per_slab: int
+    sites_per_slab: int
 
     @classmethod
-    def of(cls, tiles: int, groups: int, slab_bytes: int, workspace_bytes: int) -> "Slabs":
-        """As many slabs as fit the workspace (one at least), and no more than there are tiles."""
-        most = max(1, min(workspace_bytes // slab_bytes, tables.MOST_SLABS))
-        if most >= groups:
-            tiles_per_slab = triton.cdiv(tiles, min(tiles, most // groups))
-            slabs_per_group = triton.cdiv(tiles, tiles_per_slab)
-            return cls(slabs_per_group * groups, slabs_per_group, 1, tiles_per_slab)
-        groups_per_slab = triton.cdiv(groups, most)
-        return cls(triton.cdiv(groups, groups_per_slab), 1, groups_per_slab, tiles)
+    def of(cls, sites: int, slab_bytes: int, workspace_bytes: int) -> "Slabs":
+        """As many slabs as fit the workspace (one at least), and no more than there are sites."""
+        most = max(1, min(sites, workspace_bytes // slab_bytes, tables.MOST_SLABS))
+        sites_per_slab = triton.cdiv(sites, most)
+        return cls(triton.cdiv(sites, sites_per_slab), sites_per_slab)
 
 
-def _workspace(size: int, unwritten: Tensor | None, device: torch.device) -> Tensor:
-    """``size`` zeros in float64, in the memory of ``unwritten`` if they fit there."""
-    storage = None if unwritten is None else unwritten.untyped_storage()
-    if storage is None or storage.nbytes() < size * torch.float64.itemsize:
-        return torch.zeros(size, dtype=torch.float64, device=device)
-    return torch.empty(0, dtype=torch.float64, device=device).set_(storage, 0, (size,), (1,)).zero_()
-
-
-def backward_parameters(
+def _parameters(
     grad_logits: Tensor,
     features: Tensor,
     phi: tuple[Tensor, ...],
-    coefficients: Tensor,
+    residual: Tensor,
     problem: Problem,
     capability: int,
-    unwritten: Tensor | None = None,
-) -> Plan:
-    """The launch of the parameters' gradients; finishes as those of ``(coefficients, w2, b2, w3, b3)``.
-
-    ``unwritten`` is a tensor that is to be written only after this plan has run: its memory may serve as workspace.
-    """
-    configuration = _configuration(tables.PARAMETERS, problem, capability)
-    tiling = _Tiling.of(problem, configuration)
+    configuration: Configuration,
+    sites: Sites,
+) -> _Pass:
+    """Launches of the gradients of Φ, and these."""
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=False
     )
     h1, h2 = problem.hidden
     outputs = problem.num_classes * problem.channels
     sizes = (h1 * h2, h2, outputs * h2, outputs)
+    width = 2 * problem.spatial_dims + 1  # columns of w₁, and b₁
     dtype, device = problem.compute_dtype, features.device
     blocks = triton.cdiv(h2, configuration.block_h2)
-    moments_bytes = blocks * coefficients[0].numel() * torch.float64.itemsize  # of a slab and group
-    borrowed = 0 if unwritten is None else min(unwritten.untyped_storage().nbytes(), tables.BORROWED_BYTES)
-    slabs = Slabs.of(
-        tiling.total,
-        problem.groups,
-        sum(sizes) * dtype.itemsize + moments_bytes,
-        max(borrowed, tables.ALLOCATED_BYTES),
-    )
-    # In units of 16 bytes, the alignment that vector loads want.
-    moments_size = triton.cdiv(slabs.count * slabs.groups_per_slab * moments_bytes, 16)
-    partials_size = triton.cdiv(slabs.count * sum(sizes) * dtype.itemsize, 16)
-    workspace = _workspace(2 * (moments_size + partials_size), unwritten, device)
-    moments_shape = (
-        slabs.count // slabs.slabs_per_group,
-        slabs.slabs_per_group * blocks,
-        slabs.groups_per_slab,
-        *coefficients.shape[1:],
-    )
-    moments = workspace[: math.prod(moments_shape)].view(moments_shape)
-    partials = workspace[2 * moments_size :].view(dtype)[: slabs.count * sum(sizes)].view(slabs.count, sum(sizes))
-    arguments = _shared(problem, configuration, tiling, phi) | {
+    slab_bytes = sum(sizes) * dtype.itemsize + blocks * h1 * width * torch.float64.itemsize
+    slabs = Slabs.of(sites.chunk, slab_bytes, tables.PARTIALS_BYTES)
+    partials = torch.zeros(slabs.count, sum(sizes), dtype=dtype, device=device)
+    folded_blocks = triton.cdiv(sites.chunk, tables.FIRST_WEIGHT["BLOCK_SITES"])
+    moments = torch.zeros(slabs.count * blocks + folded_blocks, h1, width, dtype=torch.float64, device=device)
+    grad_folded = torch.empty_like(sites.folded)
+    arguments = _shared(problem, configuration, sites, phi) | {
         "grad_logits": grad_logits,
         "x": features,
-        "coefficients": coefficients,
         "partials": partials,
         "moments": moments,
-        "groups": problem.groups,
-        "tiles": tiling.total,
-        "tiles_per_slab": slabs.tiles_per_slab,
-        "slabs_per_group": slabs.slabs_per_group,
-        "groups_per_slab": slabs.groups_per_slab,
+        "grad_folded": grad_folded,
+        **sites.positions,
         **_strides(grad_logits, "g", "n"),
         **_strides(features, "x", "c"),
         "BLOCK_N": block_n,
         "BLOCK_C": block_c,
         "PRECISION": precision(problem, capability),
     }
-    launch = Launch(
-        scp_backward_parameters_kernel,
-        (slabs.count, blocks, 1),
-        arguments,
-        configuration.options,
-    )
+
+    def launches(first_site: int, count: int) -> list[Launch]:
+        of_slabs = Slabs.of(count, slab_bytes, tables.PARTIALS_BYTES)
+        own = {"first_site": first_site, "sites": count, "sites_per_slab": of_slabs.sites_per_slab}
+        return [
+            Launch(scp_backward_parameters_kernel, (of_slabs.count, blocks, 1), arguments | own, configuration.options),
+            second_weight(count),
+            first_weight(first_site, count),
+        ]
+
+    def second_weight(count: int) -> Launch:
+        block = tables.SECOND_WEIGHT
+        of_units = triton.cdiv(h1, block["BLOCK_H1"]), triton.cdiv(h2, block["BLOCK_H2"])
+        row_blocks = triton.cdiv(3 * count, block["BLOCK_ROWS"])
+        parts = min(slabs.count, row_blocks, triton.cdiv(tables.ENOUGH_PROGRAMS, math.prod(of_units)))
+        rows_per_part = triton.cdiv(row_blocks, parts) * block["BLOCK_ROWS"]
+        own = {
+            "on": sites.on, "grad_folded": grad_folded, "partials": partials, "rows": 3 * count,
+            "rows_per_part": rows_per_part, "partials_stride": partials.stride(0), "h1": h1, "h2": h2, **block,
+        }  # fmt: skip
+        grid = (*of_units, triton.cdiv(3 * count, rows_per_part))
+        return Launch(scp_backward_second_weight_kernel, grid, own, tables.options(4))
+
+    def first_weight(first_site: int, count: int) -> Launch:
+        block = tables.FIRST_WEIGHT
+        own = {
+            "on": sites.on, "grad_folded": grad_folded, "w2": phi[2], "moments": moments[slabs.count * blocks :],
+            "first_site": first_site, "sites": count, "h1": h1, "h2": h2, **sites.geometry, **sites.positions, **block,
+        }  # fmt: skip
+        grid = (triton.cdiv(count, block["BLOCK_SITES"]), triton.cdiv(h1, block["BLOCK_H1"]), 1)
+        return Launch(scp_backward_first_weight_kernel, grid, own, tables.options(4))
 
     def finish() -> tuple[Tensor, ...]:
         of_w2t, of_b2, of_w3, of_b3 = partials.split(sizes, 1)
         of_w2 = torch.empty(h2, h1, dtype=dtype, device=device)
         torch.sum(of_w2t.unflatten(1, (h1, h2)), 0, out=of_w2.t())
-        of_coefficients = moments.sum(1).flatten(0, 1)[: problem.groups]
-        return of_coefficients, of_w2, of_b2.sum(0), of_w3.sum(0).view(outputs, h2), of_b3.sum(0)
+        of_first = moments.sum(0)
+        return (
+            of_first[:, :-1].to(dtype, memory_format=torch.contiguous_format),
+            of_first[:, -1].to(dtype, memory_format=torch.contiguous_format),
+            of_w2,
+            of_b2.sum(0),
+            of_w3.sum(0).view(outputs, h2),
+            of_b3.sum(0),
+        )
 
-    return Plan((launch,), finish)
+    return launches, finish

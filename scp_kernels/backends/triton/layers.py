@@ -1,26 +1,36 @@
 """Device functions shared by the kernels: a tile of pixels, and the weight field on it.
 
 Φ is evaluated tile by tile in exact arithmetic, without a dense first layer. On a small tile most units of layer 1 are
-either off (≤ 0 on the whole tile) or on (> 0 on the whole tile); only a few bend inside it. With l_u the affine
-pre-activation of unit u about the tile's centre, the pre-activations of layer 2 are on that tile
+either off (≤ 0 on the whole tile) or on (> 0 on the whole tile); only a few bend inside it: they are mixed. With l_u
+the affine pre-activation of unit u about the tile's centre, the pre-activations of layer 2 are on that tile
 
     z = b₂ + Σ_{u on} w₂[:, u]·l_u + Σ_{u mixed} w₂[:, u]·relu(l_u)
 
-The first sum is affine in the pixel: three vectors of length h₂ for the whole tile. The second costs one rank-one
-update of z for each mixed unit. Units that are off are never touched.
+With b₂ the first sum is affine in the pixel: three vectors of length h₂ for the whole tile, which the kernels of
+``plan`` leave in memory beside the list of mixed units. The second costs one rank-one update of z for each mixed unit.
+
+A *site* is a tile of one position map; the sites of all maps are numbered one after another.
 """
 
 import triton
 import triton.language as tl
 
+# Samples on their way from memory while one is worked on.
+BATCH_STAGES = tl.constexpr(4)
+
 
 @triton.jit
-def tile_pixels(tile, tiles_h, tiles_w, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Where a tile lies: its slice (3-D; 0 in 2-D), first row and column, and its pixels' rows and columns ``[P]``."""
+def tile_origin(tile, tiles_h, tiles_w, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """Where a tile lies: its slice (3-D; 0 in 2-D), first row and first column."""
+    return tile // (tiles_w * tiles_h), (tile // tiles_w) % tiles_h * TILE_H, tile % tiles_w * TILE_W
+
+
+@triton.jit
+def site_pixels(site, tiles, tiles_h, tiles_w, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """A site's position map and slice, and its pixels' rows and columns ``[P]``; all 64-bit but rows and columns."""
     p = tl.arange(0, TILE_H * TILE_W)
-    first_row = (tile // tiles_w) % tiles_h * TILE_H
-    first_column = tile % tiles_w * TILE_W
-    return tile // (tiles_w * tiles_h), first_row, first_column, first_row + p // TILE_W, first_column + p % TILE_W
+    depth, row, column = tile_origin((site % tiles).to(tl.int32), tiles_h, tiles_w, TILE_H, TILE_W)
+    return site // tiles, depth.to(tl.int64), row + p // TILE_W, column + p % TILE_W
 
 
 @triton.jit
@@ -33,79 +43,53 @@ def tile_offsets(dtype: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr
 
 
 @triton.jit
-def first_layer(
-    coefficients, u, h1, depth_index, first_row, first_column,
-    dtype: tl.constexpr, DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+def position(
+    matrix, m: tl.constexpr, site, tiles, tiles_h, tiles_w, matrix_stride,
+    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
 ):  # fmt: skip
-    """Units ``u`` of layer 1 on a tile: value at its centre, slopes along rows and columns, and which are on or mixed.
+    """Entry ``m`` of the position S at a site's centre, and its slopes along rows and columns: float64.
 
-    The value at the centre is folded in float64: it is the only place where absolute coordinates enter, and float32
-    would lose the kinks' positions on large maps. A unit whose bounds are within rounding of 0 counts as mixed, which
-    is always right; so do NaNs.
+    It is the only place where absolute coordinates enter; float32 would lose the kinks' positions on large maps.
     """
-    inside = u < h1
-    row = coefficients + u * (DIMS + 1)
-    slope_i = tl.load(row + (DIMS - 2), mask=inside, other=0.0)
-    slope_j = tl.load(row + (DIMS - 1), mask=inside, other=0.0)
-    centre = tl.load(row + DIMS, mask=inside, other=0.0)
-    centre += slope_i * (first_row.to(tl.float64) + (TILE_H - 1) * 0.5)
-    centre += slope_j * (first_column.to(tl.float64) + (TILE_W - 1) * 0.5)
+    depth, row, column = tile_origin((site % tiles).to(tl.int32), tiles_h, tiles_w, TILE_H, TILE_W)
+    entries = matrix + site // tiles * matrix_stride + m * (DIMS + 1)
+    slope_i = tl.load(entries + (DIMS - 2))
+    slope_j = tl.load(entries + (DIMS - 1))
+    centre = tl.load(entries + DIMS) + slope_i * (row.to(tl.float64) + (TILE_H - 1) * 0.5)
+    centre += slope_j * (column.to(tl.float64) + (TILE_W - 1) * 0.5)
     if DIMS == 3:
-        centre += tl.load(row, mask=inside, other=0.0) * depth_index.to(tl.float64)
-    c = centre.to(dtype)
-    a = slope_i.to(dtype)
-    b = slope_j.to(dtype)
-    radius = tl.abs(a) * ((TILE_H - 1) * 0.5) + tl.abs(b) * ((TILE_W - 1) * 0.5)
-    radius += 1e-6 * (tl.abs(c) + radius)
-    on = c - radius > 0
-    off = c + radius <= 0
-    return c, a, b, on, (on | off) == 0
+        centre += tl.load(entries) * depth.to(tl.float64)
+    return centre, slope_i, slope_j
 
 
 @triton.jit
 def second_layer(
-    coefficients, w2t, b2, k, h1, h2, depth_index, first_row, first_column,
-    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H1: tl.constexpr, BLOCK_H2: tl.constexpr,
+    folded, lines, units, count, w2t, k, h1, h2,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr,
 ):  # fmt: skip
-    """Pre-activations of the units ``k`` ``[BLOCK_H2]`` of layer 2 at a tile's pixels, ``[P, BLOCK_H2]``."""
+    """Pre-activations z of the units ``k`` ``[BLOCK_H2]`` of layer 2 at a tile's pixels, ``[P, BLOCK_H2]``.
+
+    ``folded`` has the tile's three affine rows, ``lines`` and ``units`` what its ``count`` mixed units are.
+    """
     dtype: tl.constexpr = w2t.dtype.element_ty
     di, dj = tile_offsets(dtype, TILE_H, TILE_W)
-    lane = tl.arange(0, BLOCK_H1)
-    z = tl.zeros([TILE_H * TILE_W, BLOCK_H2], dtype)
-    # Summed over units only after the loop: inside it there is no reduction but that of the mask.
-    on_c = tl.zeros([BLOCK_H1, BLOCK_H2], dtype)
-    on_a = tl.zeros([BLOCK_H1, BLOCK_H2], dtype)
-    on_b = tl.zeros([BLOCK_H1, BLOCK_H2], dtype)
-    for start in range(0, h1, BLOCK_H1):
-        u = start + lane
-        c, a, b, on, mixed = first_layer(
-            coefficients, u, h1, depth_index, first_row, first_column, dtype, DIMS, TILE_H, TILE_W
-        )
-        w = tl.load(w2t + u[:, None] * h2 + k[None, :], mask=on[:, None] & (k < h2)[None, :], other=0.0)
-        on_c += tl.where(on, c, 0.0)[:, None] * w
-        on_a += tl.where(on, a, 0.0)[:, None] * w
-        on_b += tl.where(on, b, 0.0)[:, None] * w
-        bits = tl.sum(tl.where(mixed, 1 << lane, 0))
-        while bits != 0:
-            lowest = bits & -bits
-            chosen = (1 << lane) == lowest
-            unit = tl.sum(tl.where(chosen, u, 0))
-            c_u = tl.sum(tl.where(chosen, c, 0.0))
-            a_u = tl.sum(tl.where(chosen, a, 0.0))
-            b_u = tl.sum(tl.where(chosen, b, 0.0))
-            w_u = tl.load(w2t + unit * h2 + k, mask=k < h2, other=0.0)
-            l = c_u + a_u * di + b_u * dj  # noqa: E741 — the name of the mathematics
-            z += tl.where(l <= 0, 0.0, l)[:, None] * w_u[None, :]
-            bits ^= lowest
-    constant = tl.load(b2 + k, mask=k < h2, other=0.0) + tl.sum(on_c, 0)
-    return z + (constant[None, :] + di[:, None] * tl.sum(on_a, 0)[None, :] + dj[:, None] * tl.sum(on_b, 0)[None, :])
+    k_ok = k < h2
+    z_0 = tl.load(folded + k, mask=k_ok, other=0.0)
+    z_i = tl.load(folded + h2 + k, mask=k_ok, other=0.0)
+    z_j = tl.load(folded + 2 * h2 + k, mask=k_ok, other=0.0)
+    z = z_0[None, :] + di[:, None] * z_i[None, :] + dj[:, None] * z_j[None, :]
+    for m in range(0, count):
+        w_u = tl.load(w2t + tl.load(units + m) * h2 + k, mask=k_ok, other=0.0)
+        l = tl.load(lines + m) + tl.load(lines + h1 + m) * di + tl.load(lines + 2 * h1 + m) * dj  # noqa: E741
+        z += tl.where(l <= 0, 0.0, l)[:, None] * w_u[None, :]
+    return z
 
 
 @triton.jit
 def weight_tile(
-    coefficients, w2t, b2, w3, b3, residual, n, c, classes, channels, h1, h2, depth_index, first_row, first_column,
-    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H1: tl.constexpr, BLOCK_H2: tl.constexpr,
-    BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
+    folded, lines, units, count, w2t, w3, b3, residual, n, c, classes, channels, h1, h2,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr, BLOCK_Q: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``W + w_r`` at a tile's pixels, for the class and channel pairs ``n, c`` ``[BLOCK_Q]``: ``[P, BLOCK_Q]``."""
     dtype: tl.constexpr = w2t.dtype.element_ty
@@ -115,11 +99,9 @@ def weight_tile(
     weight = tl.zeros([TILE_H * TILE_W, BLOCK_Q], dtype)
     for start in range(0, h2, BLOCK_H2):
         k = start + tl.arange(0, BLOCK_H2)
-        z = second_layer(
-            coefficients, w2t, b2, k, h1, h2, depth_index, first_row, first_column,
-            DIMS, TILE_H, TILE_W, BLOCK_H1, BLOCK_H2,
-        )  # fmt: skip
+        z = second_layer(folded, lines, units, count, w2t, k, h1, h2, TILE_H, TILE_W, BLOCK_H2)
         hidden = tl.where(z <= 0, 0.0, z)
         w = tl.load(w3 + output[None, :] * h2 + k[:, None], mask=valid[None, :] & (k < h2)[:, None], other=0.0)
         weight = tl.dot(hidden, w, weight, input_precision=PRECISION, out_dtype=dtype)
-    return weight + base[None, :]
+    # Where there is no such pair: an infinite hidden unit times a masked 0 would be NaN, and meet the sum over pairs.
+    return tl.where(valid[None, :], weight + base[None, :], 0.0)

@@ -52,26 +52,27 @@ class Resources:
 
 
 def abstract_plans(problem: Problem, capability: int, *, channels_last: bool = False) -> Iterator[launch.Plan]:
-    """The three plans of a problem, with tensors that have no memory (``problem.device`` must be ``meta``)."""
+    """The plans of a problem's three passes (the gradients one by one), with tensors that have no memory.
+
+    ``problem.device`` must be ``meta``.
+    """
     h1, h2 = problem.hidden
-    outputs = problem.num_classes * problem.channels
+    d, outputs = problem.spatial_dims, problem.num_classes * problem.channels
 
     def empty(*shape: int, dtype: torch.dtype = problem.compute_dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     features = empty(problem.batch, problem.channels, *problem.spatial_shape, dtype=problem.dtype)
     if channels_last:
-        form = torch.channels_last if problem.spatial_dims == 2 else torch.channels_last_3d
+        form = torch.channels_last if d == 2 else torch.channels_last_3d
         features = features.contiguous(memory_format=form)
     grad_logits = empty(problem.batch, problem.num_classes, *problem.spatial_shape, dtype=problem.dtype)
-    phi = (empty(h2, h1), empty(h2), empty(outputs, h2), empty(outputs))
+    phi = (empty(h1, 2 * d), empty(h1), empty(h2, h1), empty(h2), empty(outputs, h2), empty(outputs))
     residual, bias = empty(problem.num_classes, problem.channels), empty(problem.num_classes)
-    coefficients = empty(problem.groups, h1, problem.spatial_dims + 1, dtype=torch.float64)
-    yield launch.forward(features, phi, residual, bias, coefficients, problem, capability)
-    of_features = launch.backward_features(grad_logits, features, phi, residual, coefficients, problem, capability)
-    yield of_features
-    unwritten = of_features.launches[0].arguments["grad_features"]
-    yield launch.backward_parameters(grad_logits, features, phi, coefficients, problem, capability, unwritten)
+    matrix = empty(*([problem.groups] if problem.groups > 1 else []), 2 * d, d + 1, dtype=torch.float64)
+    yield launch.forward(features, phi, residual, bias, matrix, problem, capability)
+    for needs in ((True, False), (False, True)):
+        yield launch.backward(grad_logits, features, phi, residual, matrix, problem, capability, *needs)
 
 
 def compile_launch(item: launch.Launch, capability: int) -> Resources:

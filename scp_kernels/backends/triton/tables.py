@@ -14,11 +14,28 @@ FORWARD, FEATURES, PARAMETERS = "forward", "backward_features", "backward_parame
 SHARED_MEMORY_KIB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 OLDEST_CAPABILITY = 75
 
-# Bytes of partial sums in the backward pass of the parameters: more means more slabs and thus more programs. They lie
-# in the features' gradient before it is written, where that is larger than what may be allocated for them.
-ALLOCATED_BYTES = 5 * 2**18
-BORROWED_BYTES = 8 * 2**20
+# Bytes of what the plan kernels leave for the kernels after them: larger maps are taken a part at a time.
+PLAN_BYTES = 8 * 2**20
+# Bytes of partial sums in the backward pass of the parameters: more means more slabs and thus more programs.
+PARTIALS_BYTES = 16 * 2**20
 MOST_SLABS = 512
+
+# Of the kernels of ``plan`` and ``backward_folded``: units of layer 1 told apart at once, by one warp; blocks of rows
+# (or sites), of layer 1 and of layer 2 in the products, one of them summed over; programs that are enough.
+BLOCK_CLASSIFIED = 32
+FOLD = {"BLOCK_ROWS": 32, "BLOCK_H1": 16, "BLOCK_H2": 64}
+SECOND_WEIGHT = {"BLOCK_ROWS": 16, "BLOCK_H1": 64, "BLOCK_H2": 32}
+FIRST_WEIGHT = {"BLOCK_SITES": 16, "BLOCK_H1": 32, "BLOCK_H2": 16}
+ENOUGH_PROGRAMS = 256
+
+
+def options(num_warps: int, max_registers: int | None = None) -> dict[str, int | bool]:
+    """What the compiler is told: only loops that ask for it are pipelined, and multiply-adds round once.
+
+    (Triton 3.10 rounds them twice unless told otherwise, at twice the instructions.)
+    """
+    common: dict[str, int | bool] = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": True}
+    return common if max_registers is None else common | {"maxnreg": max_registers}
 
 
 @dataclass(frozen=True)
@@ -27,8 +44,6 @@ class Configuration:
 
     tile: tuple[int, int]
     """Rows and columns of a tile of pixels. Smaller tiles have fewer mixed units, and repeat more of the rest."""
-    block_h1: int
-    """Units of layer 1 classified at once; at most 32, the bits of the mask of mixed units."""
     block_h2: int
     """Units of layer 2 in registers at once."""
     block_outputs: int
@@ -38,19 +53,16 @@ class Configuration:
     """Registers a thread may take; None leaves it to the assembler, which spills a little to fit one block more."""
 
     def __post_init__(self) -> None:
-        powers = (*self.tile, self.block_h1, self.block_h2, self.block_outputs, self.num_warps)
+        powers = (*self.tile, self.block_h2, self.block_outputs, self.num_warps)
         if any(n < 1 or n & (n - 1) for n in powers):
             raise ValueError(f"sizes of a configuration must be powers of two, got {self}")
-        if self.block_h1 > 32:
-            raise ValueError(f"block_h1: expected at most 32, got {self.block_h1}")
         if min(self.tile[0] * self.tile[1], self.block_h2, self.block_outputs) < 16:
             raise ValueError(f"pixels, block_h2 and block_outputs must be 16 or more (tl.dot), got {self}")
 
     @property
-    def options(self) -> dict[str, int]:
-        """What the compiler is told. No loop of ours feeds tensor cores from memory, so nothing is pipelined."""
-        options = {"num_warps": self.num_warps, "num_stages": 1}
-        return options if self.max_registers is None else options | {"maxnreg": self.max_registers}
+    def options(self) -> dict[str, int | bool]:
+        """What the compiler is told."""
+        return options(self.num_warps, self.max_registers)
 
 
 @dataclass(frozen=True)
@@ -74,14 +86,13 @@ class Line:
 
 
 TABLE = (
-    Line(FORWARD, Configuration((4, 16), 16, 64, 32, 8, max_registers=128), outputs=(1, 32)),
-    Line(FORWARD, Configuration((4, 16), 16, 32, 64, 8, max_registers=128)),
-    Line(FEATURES, Configuration((4, 16), 16, 64, 32, 8, max_registers=128), outputs=(1, 32)),
-    Line(FEATURES, Configuration((4, 16), 16, 32, 64, 8, max_registers=128)),
-    # Triton 3.6 on Ampere and Ada spills a few words with 64 units.
-    Line(PARAMETERS, Configuration((4, 16), 16, 32, 16, 8, max_registers=255), (80, 89), precision=("tf32",)),
-    Line(PARAMETERS, Configuration((4, 16), 16, 64, 16, 8, max_registers=255), hidden_multiple=16),
-    Line(PARAMETERS, Configuration((4, 16), 16, 32, 16, 8, max_registers=255)),
+    Line(FORWARD, Configuration((4, 16), 64, 32, 8, max_registers=128), outputs=(1, 32)),
+    Line(FORWARD, Configuration((4, 16), 32, 64, 8, max_registers=128)),
+    Line(FEATURES, Configuration((4, 16), 64, 32, 8, max_registers=128), outputs=(1, 32)),
+    Line(FEATURES, Configuration((4, 16), 32, 64, 8, max_registers=128)),
+    Line(PARAMETERS, Configuration((4, 16), 32, 16, 8, max_registers=255), (80, 89), precision=("tf32",)),
+    Line(PARAMETERS, Configuration((4, 16), 64, 16, 8, max_registers=255), hidden_multiple=16),
+    Line(PARAMETERS, Configuration((4, 16), 32, 16, 8, max_registers=255)),
 )
 
 
