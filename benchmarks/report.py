@@ -31,14 +31,14 @@ rounds of times taken within one round, so that a busy machine meets all alike; 
 *more than 1 means that we are faster*. Before its time counts, each subject's logits and gradients are compared with
 float64: ours within the table of tolerances, the others' to show that they compute the same function. float32 is
 float32: TensorFloat-32 is off. On a GPU, times and ratios of the operator are those of the device alone (replays of a
-CUDA graph, L2 flushed; without Python), where a subject can be captured; those of networks are of the wall clock. On a
-CPU the process keeps the memory that it frees (glibc): page faults of fresh memory can take longer than a call, and come
-and go with what else a process has done.
+CUDA graph, L2 flushed; without Python), where a subject can be captured; those of networks are of the wall clock. On
+a CPU the process keeps the memory that it frees (glibc): page faults of fresh memory can take longer than a call, and
+come and go with what else a process has done.
 
 | subject | what |
 |---|---|
 | plain 1x1 | `nn.Conv2d(C, N, 1)`, which the head replaces: another, smaller function |
-| plain product | the same numbers as one matrix product: the floor (a library's convolution to one class can be far from it) |
+| plain product | the same numbers as one matrix product: the floor, which a convolution may be far from |
 | paper-style | positions expanded over the batch, 1×1 convolutions, W as a tensor |
 | batch-shared | Φ once a pixel for the whole batch, plain PyTorch (the `reference` backend) |
 | torch.compile | that, compiled |
@@ -50,8 +50,8 @@ and go with what else a process has done.
 """
 
 
-NETWORKS = """Base, Base F and Base B end in the plain 1×1 convolution of the tables above. Where that is slow, a network with
-SCP can take less time than the network without it; a few per cent either way are the convolution's.
+NETWORKS = """Base, Base F and Base B end in the plain 1×1 convolution of the tables above. Where that is slow, a network
+with SCP can take less time than the network without it; a few per cent either way are the convolution's.
 """
 
 
