@@ -50,8 +50,8 @@ come and go with what else a process has done.
 """
 
 
-NETWORKS = """Base, Base F and Base B end in the plain 1×1 convolution of the tables above. Where that is slow, a network
-with SCP can take less time than the network without it; a few per cent either way are the convolution's.
+NETWORKS = """Base, Base F and Base B end in the plain 1×1 convolution of the tables above. Where that is slow, a
+network with SCP can take less time than one without; a few per cent either way are the convolution's.
 """
 
 
