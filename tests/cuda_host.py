@@ -41,7 +41,7 @@ def build(*, races: bool = False) -> ctypes.CDLL:
         mine = target.with_suffix(f".{os.getpid()}")
         objects = []
         for source in ("host", "host_races") if races else ("host",):
-            objects.append(str(mine.with_suffix(f".{source}.o")))
+            objects.append(f"{mine}.{source}.o")  # of this process alone
             own = ["-fsanitize=thread"] if races and source == "host" else []
             path = str(SOURCES / "cuda" / f"{source}.cpp")
             subprocess.run([compiler, *flags, *own, "-c", path, "-o", objects[-1]], check=True)

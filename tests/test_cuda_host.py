@@ -138,7 +138,7 @@ def test_a_device_older_than_the_build(host, monkeypatch):
 
 def test_small_maps_have_room_for_all():
     """Where a tile is a good part of the map, half of the units may be mixed on it."""
-    inputs = concurrent_lines((24, 40), 90)
+    inputs = concurrent_lines((16, 24), 90)
     assert room(inputs) == 90
     check(inputs)
 

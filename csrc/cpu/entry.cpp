@@ -46,8 +46,7 @@ int run(const scp_call* call, bool backward, char* message, int64_t size) {
     return fail(message, size, SCP_BAD_ARGUMENT, "w1, b1, positions: expected data");
   if (backward && (call->grad_w1 == nullptr) != (call->grad_b1 == nullptr))
     return fail(message, size, SCP_BAD_ARGUMENT, "gradients of parameters: expected all of them or none");
-  if (const char* what = data_fault(*call, backward, call->grad_w1))
-    return fail(message, size, SCP_BAD_ARGUMENT, what);
+  if (const char* what = data_fault(*call, backward, call->grad_w1)) return fail(message, size, SCP_BAD_ARGUMENT, what);
   const int level = call->level == kBest ? best_level() : call->level;
   if (!has(level)) return fail(message, size, SCP_UNSUPPORTED, "level: this machine does not have these vectors");
   if (call->report != nullptr) {

@@ -213,7 +213,7 @@ SCP_DEVICE void load_panel(Block& block, const Network<T>& net, const Folded& fo
       value = r < A ? memory.x[r * net.h2 + k] : net.w2t[int64_t(memory.unit1[folded.on1 + row + r - A]) * net.h2 + k];
     memory.rows[r * kPanelStride + q] = value;
   }
-  SCP_UNROLL_BY_4
+  SCP_NO_UNROLL
   for (int i = block.thread(); i < kPanel * K; i += kThreads) {
     const int p = i / K, j = i % K, n = memory.offset[j];
     memory.outputs[p * memory.kOutputStride + j] =

@@ -122,14 +122,15 @@ class Run {
     return shares;
   }
 
-  // Room for so many mixed units of layer 1: about three times what tiles have on average, less where shared memory is
-  // small. The larger a tile is beside the map, the more kinks cross it; on small maps nearly all of them may.
+  // Room for so many mixed units of layer 1: about three times what tiles of a large map have on average, less where
+  // shared memory is small. The larger a tile is beside the map, the more kinks cross it: at PyTorch's initialisation the
+  // most mixed tile has 0.7 of its extents' shares of the map's, summed, times h1.
   template <class Bytes>
   int most_mixed(const Bytes& bytes) const {
     double share = call_.spatial_dims == 2 ? 1. / 6 : 1. / 4, beside_map = 0;
     for (int axis = tiling_.first_axis(); axis < D; ++axis)
       beside_map += double(1 << tiling_.log_tile[axis]) / (tiling_.size[axis] > 0 ? tiling_.size[axis] : 1);
-    if (share < 1.5 * beside_map) share = 1.5 * beside_map;
+    if (share < beside_map) share = beside_map;
     int most = share < 1 ? 8 + int(share * net_.h1) : net_.h1;
     if (most > net_.h1) most = net_.h1;
     while (most > 1 && bytes(most) > cuda_.shared_limit) --most;
