@@ -60,36 +60,6 @@ def test_backward_is_reproducible_bit_for_bit(widths):
             assert torch.equal(gradient, again[name]), name
 
 
-def test_current_stream():
-    """The kernels wait for what the stream does before them; on another stream they would read zeros."""
-    inputs = make_inputs((160, 224), channels=32, hidden=(64, 64)).to("cuda")
-    expected = scp(inputs.features, inputs.phi, inputs.residual, backend="cuda")
-    features = torch.zeros_like(inputs.features)
-    torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        torch.cuda._sleep(100_000_000)
-        features.copy_(inputs.features)
-        logits = scp(features, inputs.phi, inputs.residual, backend="cuda")
-    torch.cuda.synchronize()
-    assert torch.equal(logits, expected)
-
-
-def test_cuda_graph():
-    inputs = make_inputs((40, 50), channels=16, hidden=(64, 64)).to("cuda")
-    features = inputs.features.clone()
-    expected = scp(features, inputs.phi, inputs.residual, backend="cuda")
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits = scp(features, inputs.phi, inputs.residual, backend="cuda")
-    features.zero_()
-    graph.replay()
-    assert not logits.any()
-    features.copy_(inputs.features)
-    graph.replay()
-    assert torch.equal(logits, expected)
-
-
 def test_auto_takes_it_for_float64():
     """Which Triton's kernels do not compute in."""
     inputs = make_inputs((40, 50), dtype=torch.float64).to("cuda")
