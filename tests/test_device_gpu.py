@@ -170,3 +170,13 @@ def test_heads_of_many_sizes_in_many_threads(backend):
             assert torch.equal(logits, expected[n % 3][0])
             for name, gradient in gradients.items():
                 assert torch.equal(gradient, expected[n % 3][1][name]), name
+
+
+def test_auto_is_one_of_ours():
+    """The compiled kernels, whichever come first; never the reference."""
+    chosen = next((name for name in ("triton", "cuda") if backends()[name].usable), None)
+    if chosen is None:
+        pytest.skip("no compiled backend is usable here")
+    inputs = small()
+    logits = scp(inputs.features, inputs.phi, inputs.residual)
+    assert torch.equal(logits, scp(inputs.features, inputs.phi, inputs.residual, backend=chosen))

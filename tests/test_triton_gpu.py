@@ -10,7 +10,7 @@ from problems import Inputs, away_from_kinks, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
 
 from scp_kernels import scp, scp_reference
-from scp_kernels.backends.triton import TritonBackend, interpreting
+from scp_kernels.backends.triton import interpreting
 
 TINY = interpreting()
 DEVICE = "cpu" if TINY else "cuda"
@@ -103,12 +103,3 @@ def test_channels_last(dtype):
     assert gradients["features"].is_contiguous(memory_format=torch.channels_last)
     assert relative_error(logits, expected) <= LOGITS[dtype]
     assert relative_error(gradients["features"], expected_gradients["features"]) <= GRADIENTS[dtype]
-
-
-@pytest.mark.skipif(TINY, reason="auto never takes the interpreter")
-def test_auto_picks_triton():
-    """Unless the compiled CUDA kernels are installed, which may come first."""
-    assert TritonBackend().unusable() is None
-    inputs = make_inputs((160, 224), channels=32, hidden=(64, 64)).to("cuda")
-    logits = scp(inputs.features, inputs.phi, inputs.residual)
-    assert relative_error(logits, scp(inputs.features, inputs.phi, inputs.residual, backend="triton")) <= 4e-6
