@@ -38,7 +38,7 @@ come and go with what else a process has done.
 | subject | what |
 |---|---|
 | plain 1x1 | `nn.Conv2d(C, N, 1)`, which the head replaces: another, smaller function |
-| plain product | the same numbers by `torch.matmul`; either may be far from what a CPU can do, a plain copy shows how far |
+| plain product | the same numbers by `torch.matmul`; either may be far from what a CPU can, a plain copy tells |
 | paper-style | positions expanded over the batch, 1×1 convolutions, W as a tensor |
 | batch-shared | Φ once a pixel for the whole batch, plain PyTorch (the `reference` backend) |
 | torch.compile | that, compiled |
