@@ -39,10 +39,9 @@ def as_size(name: str, value: SupportsIndex) -> int:
     return size
 
 
-def check_dtype(dtype: torch.dtype | None) -> None:
-    """Check the dtype of parameters; None is PyTorch's default."""
-    if dtype not in (None, *FLOATS):
-        raise TypeError(f"dtype: expected float64, float32, float16 or bfloat16, got {dtype}")
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    if dtype not in FLOATS:
+        raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {dtype}")
 
 
 def check_tensors(
@@ -72,8 +71,7 @@ def _check_described(described: tuple[Any, ...]) -> int:
         {name: d[k] for name, d in zip(_NAMES, described, strict=True) if d is not None} for k in range(3)
     )
     for name, dtype in dtypes.items():
-        if dtype not in FLOATS:
-            raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {dtype}")
+        check_dtype(name, dtype)
     features, device = list(shapes.pop("features")), devices["features"]
     if len(features) not in (4, 5):
         raise ValueError(f"features: expected [B, C, H, W] or [B, C, D, H, W], got shape {features}")

@@ -67,7 +67,8 @@ class FusedSCP(nn.Module):
         super().__init__()
         in_channels, num_classes = as_size("in_channels", in_channels), as_size("num_classes", num_classes)
         h1, h2 = _widths(8 * in_channels if hidden_channels is None else hidden_channels)
-        check_dtype(dtype)
+        if dtype is not None:
+            check_dtype("dtype", dtype)
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -213,7 +214,7 @@ class FusedSCP(nn.Module):
         if features.shape[1] != self.in_channels:
             raise ValueError(f"features: expected {self.in_channels} channels, got shape {list(features.shape)}")
         if self.placement is not None:
-            origin, affine, extent = _placed(self.placement, features, origin, affine, extent)
+            origin, affine, extent = self.placement.resolve(features, origin, affine, extent)
         return scp(
             features,
             self._phi_tensors(),
@@ -314,20 +315,6 @@ def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
                 raise RuntimeError(f"{layer}: expected hooks that leave the layer's input alone, got {hook}")
         return cast("tuple[Tensor, Tensor]", (layer.weight, layer.bias))
     return cast("tuple[Tensor, Tensor]", (weight, parameters["bias"]))
-
-
-def _placed(
-    placement: Placement,
-    features: Tensor,
-    origin: ArrayLike | None,
-    affine: ArrayLike | None,
-    extent: ArrayLike | None,
-) -> tuple[ArrayLike | None, ArrayLike | None, ArrayLike | None]:
-    """The position arguments of a call, and the placement's in the place of those that it does not give."""
-    placed_origin, placed_affine, placed_extent = placement.resolve(features)
-    if origin is None and affine is None:
-        origin, affine = placed_origin, placed_affine
-    return origin, affine, placed_extent if extent is None else extent
 
 
 def _check_layers(phi: nn.Module) -> None:

@@ -48,8 +48,24 @@ class Placement:
         self.outer = outer
         self.input_shape: tuple[int, ...] | None = None
 
-    def resolve(self, features: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Origin, affine and extent in pixels of the features' grid."""
+    def resolve(
+        self,
+        features: Tensor,
+        origin: ArrayLike | None = None,
+        affine: ArrayLike | None = None,
+        extent: ArrayLike | None = None,
+    ) -> tuple[ArrayLike | None, ArrayLike | None, ArrayLike | None]:
+        """Positions in pixels of the features' grid: those given, else this placement's, else the outer's."""
+        own_origin, own_affine, own_extent = self._on_grid_of(features)
+        if origin is None and affine is None:
+            origin, affine = own_origin, own_affine
+        if extent is None:
+            extent = own_extent
+        if self.outer is not None and (extent is None or (origin is None and affine is None)):
+            return self.outer.resolve(features, origin, affine, extent)
+        return origin, affine, extent
+
+    def _on_grid_of(self, features: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         origin, affine, extent = self.origin, self.affine, self.extent
         shape = features.shape[2:]
         if self.input_shape is not None and len(self.input_shape) == len(shape) and self.input_shape != tuple(shape):
@@ -59,11 +75,6 @@ class Placement:
             if affine is not None:
                 columns = torch.cat([1 / scale, scale.new_ones(1)])
                 affine = scale[:, None] * affine.to(scale) * columns
-        if self.outer is not None and (extent is None or (origin is None and affine is None)):
-            outer_origin, outer_affine, outer_extent = self.outer.resolve(features)
-            if origin is None and affine is None:
-                origin, affine = outer_origin, outer_affine
-            extent = outer_extent if extent is None else extent
         return origin, affine, extent
 
 
