@@ -30,7 +30,11 @@ def score(segmentation: Segmentation, reader: VolumeReader, connectivity: Connec
     """All metrics of one segmentation against its subject's reference: lesions outside the crop count as missed."""
     subject = segmentation.subject
     reference = reader.read_label(subject)
-    scores = subject_scores(segmentation.mask(), reference, segmentation.grid.spacing, connectivity=connectivity)
+    return _row(subject, segmentation.mask(), reference, segmentation.grid, connectivity)
+
+
+def _row(subject: Subject, mask: NDArray[Any], reference: NDArray[Any], grid: Grid, connectivity: Connectivity) -> Row:
+    scores = subject_scores(mask, reference, grid.spacing, connectivity=connectivity)
     return {"subject": subject.name, "site": subject.site or "", **scores}
 
 
@@ -90,13 +94,11 @@ def score_files(
     for subject, path in paths.items():
         reference, grid = reader.read_label(subject), reader.grid(subject)
         values = _read_prediction(path, grid)
-        mask = {
-            "labels": np.isin(np.rint(values), task.target),
-            "mask": values > 0.5,
-            "probabilities": values > threshold,
-        }[found]
-        scores = subject_scores(mask, reference, grid.spacing, connectivity=connectivity)
-        rows.append({"subject": subject.name, "site": subject.site or "", **scores})
+        if found == "labels":
+            mask = np.isin(np.rint(values), task.target)
+        else:
+            mask = values > (threshold if found == "probabilities" else 0.5)
+        rows.append(_row(subject, mask, reference, grid, connectivity))
     return rows
 
 
