@@ -170,6 +170,7 @@ def backward(
 
     Both kinds go by one plan, if the table gives them one tile.
     """
+    call = _Backward(grad_logits, features, phi, residual, problem, capability)
     w2t = _transposed(phi[2])
     of_tile: dict[tuple[int, int], tuple[Sites, list[Callable[[int, int], list[Launch]]]]] = {}
     finishes: list[Callable[[], Any]] = [lambda: None, lambda: None]
@@ -181,44 +182,50 @@ def backward(
             of_tile[configuration.tile] = Sites(configuration.tile, phi, w2t, matrix, problem), []
         sites, passes = of_tile[configuration.tile]
         make = _features if kernel == tables.FEATURES else _parameters
-        launches, finishes[place] = make(
-            grad_logits, features, phi, residual, problem, capability, configuration, sites
-        )
+        launches, finishes[place] = make(call, configuration, sites)
         passes.append(launches)
     launched = [item for sites, passes in of_tile.values() for item in sites.launches(passes)]
     return Plan(tuple(launched), lambda: tuple(finish() for finish in finishes))
 
 
+@dataclass(frozen=True)
+class _Backward:
+    """What both kinds of gradients are made of."""
+
+    grad_logits: Tensor
+    features: Tensor
+    phi: tuple[Tensor, ...]
+    residual: Tensor
+    problem: Problem
+    capability: int
+
+    def arguments(self, configuration: Configuration, sites: Sites, blocks: tuple[int, int]) -> dict[str, Any]:
+        return _shared(self.problem, configuration, sites, self.phi) | {
+            "grad_logits": self.grad_logits,
+            **_strides(self.grad_logits, "g", "n"),
+            "BLOCK_N": blocks[0],
+            "BLOCK_C": blocks[1],
+            "PRECISION": precision(self.problem, self.capability),
+        }
+
+
 _Pass = tuple[Callable[[int, int], list[Launch]], Callable[[], Any]]
 
 
-def _features(
-    grad_logits: Tensor,
-    features: Tensor,
-    phi: tuple[Tensor, ...],
-    residual: Tensor,
-    problem: Problem,
-    capability: int,
-    configuration: Configuration,
-    sites: Sites,
-) -> _Pass:
+def _features(call: _Backward, configuration: Configuration, sites: Sites) -> _Pass:
     """Launches of the features' gradient, one for each block of classes (one, up to 64), and the gradient."""
+    problem = call.problem
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=True
     )
     starts = range(0, problem.num_classes, block_n)
-    gradient = torch.empty_like(features)
+    gradient = torch.empty_like(call.features)
     total = gradient if len(starts) == 1 else torch.empty_like(gradient, dtype=problem.compute_dtype)
-    arguments = _shared(problem, configuration, sites, phi) | {
-        "grad_logits": grad_logits,
-        "b3": phi[5],
-        "residual": residual,
+    arguments = call.arguments(configuration, sites, (block_n, block_c)) | {
+        "b3": call.phi[5],
+        "residual": call.residual,
         "grad_features": total,
-        **_strides(grad_logits, "g", "n"),
         **_strides(total, "x", "c"),
-        "BLOCK_N": block_n,
-        "BLOCK_C": block_c,
-        "PRECISION": precision(problem, capability),
     }
 
     def launches(first_site: int, count: int) -> list[Launch]:
@@ -251,17 +258,9 @@ class Slabs:
         return cls(triton.cdiv(sites, sites_per_slab), sites_per_slab)
 
 
-def _parameters(
-    grad_logits: Tensor,
-    features: Tensor,
-    phi: tuple[Tensor, ...],
-    residual: Tensor,
-    problem: Problem,
-    capability: int,
-    configuration: Configuration,
-    sites: Sites,
-) -> _Pass:
+def _parameters(call: _Backward, configuration: Configuration, sites: Sites) -> _Pass:
     """Launches of the gradients of Φ, and these."""
+    problem, features = call.problem, call.features
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=False
     )
@@ -277,18 +276,13 @@ def _parameters(
     folded_blocks = triton.cdiv(sites.chunk, tables.FIRST_WEIGHT["BLOCK_SITES"])
     moments = torch.zeros(slabs.count * blocks + folded_blocks, h1, width, dtype=torch.float64, device=device)
     grad_folded = torch.empty_like(sites.folded)
-    arguments = _shared(problem, configuration, sites, phi) | {
-        "grad_logits": grad_logits,
+    arguments = call.arguments(configuration, sites, (block_n, block_c)) | {
         "x": features,
         "partials": partials,
         "moments": moments,
         "grad_folded": grad_folded,
         **sites.positions,
-        **_strides(grad_logits, "g", "n"),
         **_strides(features, "x", "c"),
-        "BLOCK_N": block_n,
-        "BLOCK_C": block_c,
-        "PRECISION": precision(problem, capability),
     }
 
     def launches(first_site: int, count: int) -> list[Launch]:
@@ -316,7 +310,7 @@ def _parameters(
     def first_weight(first_site: int, count: int) -> Launch:
         block = tables.FIRST_WEIGHT
         own = {
-            "on": sites.on, "grad_folded": grad_folded, "w2": phi[2], "moments": moments[slabs.count * blocks :],
+            "on": sites.on, "grad_folded": grad_folded, "w2": call.phi[2], "moments": moments[slabs.count * blocks :],
             "first_site": first_site, "sites": count, "h1": h1, "h2": h2, **sites.geometry, **sites.positions, **block,
         }  # fmt: skip
         grid = (triton.cdiv(count, block["BLOCK_SITES"]), triton.cdiv(h1, block["BLOCK_H1"]), 1)

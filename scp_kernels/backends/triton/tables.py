@@ -12,7 +12,6 @@ FORWARD, FEATURES, PARAMETERS = "forward", "backward_features", "backward_parame
 
 # Shared memory a block may use, in KiB, and thereby the architectures the kernels are compiled for in the tests.
 SHARED_MEMORY_KIB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-OLDEST_CAPABILITY = 75
 
 # Bytes of what the plan kernels leave for the kernels after them: larger maps are taken a part at a time.
 PLAN_BYTES = 8 * 2**20
