@@ -17,12 +17,7 @@
 #include <vector>
 
 #include "block.h"
-
-#if defined(SCP_HOST_RACES)
 #include "host_races.h"
-#else
-#define SCP_UNWATCHED
-#endif
 
 namespace scp {
 namespace SCP_NAMESPACE {
@@ -63,10 +58,8 @@ class HostGrid {
 
   void run(int64_t blocks, const std::function<void(HostBlock&)>& body) {
     body_ = &body;
-#if defined(SCP_HOST_RACES)
     races::begin(stacks_.get(), size_t(kThreads) * kStack, memory_.data(), memory_.size(),
                  [this] { swapcontext(&fibres_[present_], &scheduler_); });
-#endif
     for (index_ = 0; index_ < blocks; ++index_) run_block();
   }
 
@@ -92,9 +85,7 @@ class HostGrid {
       for (int t : turn_) {
         resume(t);
       }
-#if defined(SCP_HOST_RACES)
       races::barrier();
-#endif
     }
     if (ended_ != kThreads) throw std::logic_error("threads of a block did not all come to the same barrier");
     for (size_t i = memory_.size() - kGuard; i < memory_.size(); ++i)
@@ -103,23 +94,17 @@ class HostGrid {
 
   void resume(int thread) {
     present_ = thread;
-#if defined(SCP_HOST_RACES)
     races::resume(index_, thread);
-#endif
     swapcontext(&scheduler_, &fibres_[thread]);
-#if defined(SCP_HOST_RACES)
     races::pause();
     if (const std::string& found = races::found(); !found.empty()) throw std::logic_error(found);
-#endif
   }
 
   static void enter(unsigned high, unsigned low, int thread) {
     HostGrid& grid = *reinterpret_cast<HostGrid*>(uintptr_t(high) << 32 | low);
     HostBlock block(grid, thread);
     (*grid.body_)(block);
-#if defined(SCP_HOST_RACES)
     races::pause();
-#endif
     ++grid.ended_;
   }
 

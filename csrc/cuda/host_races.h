@@ -3,7 +3,7 @@
 //
 // Between two barriers of a block no byte may be touched by two threads if one of them writes it, and within a launch
 // none outside of shared memory by two blocks. That does not depend on the order in which the threads happen to run. What
-// is meant to be shared goes through Block::add and Block::raise, which are not looked at.
+// is meant to be shared goes through Block::add and Block::raise, which are not looked at. Without the macro nothing is.
 #ifndef SCP_CUDA_HOST_RACES_H
 #define SCP_CUDA_HOST_RACES_H
 
@@ -12,11 +12,16 @@
 #include <functional>
 #include <string>
 
+#if defined(SCP_HOST_RACES)
 #define SCP_UNWATCHED __attribute__((no_sanitize("thread"), noinline))
+#else
+#define SCP_UNWATCHED
+#endif
 
 namespace scp {
 namespace races {
 
+#if defined(SCP_HOST_RACES)
 // Of a launch: memory that is each thread's own, memory that a block shares, and how the thread that meets a race is
 // left for good, since what comes after it may never end.
 void begin(const char* own, size_t own_bytes, const char* shared, size_t shared_bytes, std::function<void()> leave);
@@ -25,6 +30,16 @@ void resume(int64_t block, int thread);
 void pause();
 // What has been found in this launch; empty if nothing has.
 const std::string& found();
+#else
+inline void begin(const char*, size_t, const char*, size_t, const std::function<void()>&) {}
+inline void barrier() {}
+inline void resume(int64_t, int) {}
+inline void pause() {}
+inline const std::string& found() {
+  static const std::string nothing;
+  return nothing;
+}
+#endif
 
 }  // namespace races
 }  // namespace scp
