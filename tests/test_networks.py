@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from heads import image, wake
 from monai.networks.nets import BasicUNet, SegResNet, UNet
 from scp_models.networks import VARIANTS, attach, build_network
 from torch import nn
@@ -24,19 +25,6 @@ def small(variant, seed=0, **options):
     with torch.no_grad():
         network.train()(image(4, 2, 24, 20, seed=9))
     return network.eval()
-
-
-def wake(head, seed=1):
-    """Give Φ a last layer that makes weights of order 1, so that positions matter."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in head.phi[4].parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return head
-
-
-def image(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

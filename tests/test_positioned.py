@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from heads import image, wake
 from monai.networks.nets import DynUNet
 from scp_models.networks import attach, positioned, sliding_window
 from torch import nn
@@ -17,19 +18,6 @@ from scp_kernels import FusedSCP
 PATCH, ORIGIN, EXTENT = (12, 10), (3, 5), (24, 20)
 HERE = {"origin": (32, 64), "extent": (160, 224)}
 ELSEWHERE = {"affine": [[0.0, 1.0, 7.0], [-1.0, 0.0, 50.0]], "extent": (60, 70)}
-
-
-def wake(head, seed=1):
-    """Give Φ a last layer that makes weights of order 1, so that positions matter."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in head.phi[4].parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return head
-
-
-def image(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_positioned_tells_an_attached_network_where_its_crop_lies():
