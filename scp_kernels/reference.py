@@ -117,8 +117,16 @@ def scp_reference(
 
 def without_autocast(device: torch.device) -> torch.autocast:
     """Positions and Φ in the dtype that they are given in."""
+    return torch.autocast(_autocast_type(device.type), enabled=False)
+
+
+def _autocast_type(device_type: str) -> str:
     # Some devices (meta) have no autocast to switch off.
-    return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)
+    return device_type if torch.amp.is_autocast_available(device_type) else "cpu"
+
+
+# Dynamo of PyTorch 2.11 cannot trace the question; the answer never changes.
+_autocast_type._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def classify(
