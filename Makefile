@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # Another torch than the constraints', with the Triton that goes with it: make env TORCH=torch==2.11.0
+# (Older Tritons' interpreters fail with NumPy 2.4 and newer.)
 TORCH ?=
 DEMO_OUT ?= demo
 PYTEST_ARGS ?=
@@ -29,7 +30,7 @@ $(BIN)/python:
 # Dependencies once. They come with the package itself, which is compiled in the next step, not here too.
 $(VENV)/.dependencies: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing the dependencies into $(VENV): some minutes the first time"
-	@{ grep -v '$(if $(TORCH),^torch==\|^triton==,^$$)' $(CONSTRAINTS); echo '$(TORCH)'; } > $(VENV)/constraints.txt
+	@{ grep -v '$(if $(TORCH),^torch==\|^triton==\|^numpy==,^$$)' $(CONSTRAINTS); $(if $(TORCH),printf '%s\n' '$(TORCH)' 'numpy<2.4';) } > $(VENV)/constraints.txt
 	SCP_BUILD_CPU=0 SCP_BUILD_CUDA=0 $(BIN)/python -m pip install -c $(VENV)/constraints.txt ".[train,test,dev]"
 	@touch $@
 

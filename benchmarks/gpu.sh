@@ -79,8 +79,9 @@ if [ "$DEVICE" = cuda ] && command -v compute-sanitizer >/dev/null; then
     "$PYTHON" benchmarks/sanitized.py >>"$LOG" 2>&1 # compiled before the slow runs
     for tool in memcheck racecheck; do
         # Without PyTorch's cache every tensor is an allocation of its own, whose ends memcheck knows.
+        # Calls of the driver that fail are no findings: libraries ask it for functions that it may not have.
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 60 \
-            compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" benchmarks/sanitized.py
+            compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9 "$PYTHON" benchmarks/sanitized.py
     done
 fi
 stage "paper's sizes and claims" 60 "${check[@]}" tests/test_paper_sizes.py tests/test_claims.py

@@ -174,11 +174,9 @@ def first_layer_coefficients(weight: Tensor, bias: Tensor, matrix: Tensor) -> Te
         weight, bias: first layer of Φ, ``[h₁, 2d]`` and ``[h₁]``.
         matrix: P from :func:`position_matrix`, ``[2d, d + 1]`` or ``[G, 2d, d + 1]``.
     """
-    constant = torch.nn.functional.pad(bias.to(matrix.dtype).unsqueeze(1), (matrix.shape[-1] - 1, 0))  # [h₁, d + 1]
-    weight = weight.to(matrix.dtype)
-    if matrix.ndim == 2:
-        return torch.addmm(constant, weight, matrix).unsqueeze(0)
-    return weight @ matrix + constant
+    coefficients = weight.to(matrix.dtype) @ matrix  # [G, h₁, d + 1], or without G
+    coefficients[..., -1].add_(bias)
+    return coefficients if matrix.ndim == 3 else coefficients.unsqueeze(0)
 
 
 def first_layer_gradients(gradient: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -117,7 +117,11 @@ def test_slabs_cover_every_site_once_within_the_workspace(sites, slab_bytes):
     assert seen == list(range(sites))
 
 
-@pytest.mark.parametrize("changes", [{}, {"spatial_shape": (1000, 1000)}, {"groups": 14}, ODD], ids=str)
+# A last chunk whose sites, dealt out by themselves, would take more slabs than those of the chunks before it.
+UNEVEN = {"channels": 16, "hidden": (128, 128), "spatial_shape": (720, 1280)}
+
+
+@pytest.mark.parametrize("changes", [{}, {"spatial_shape": (1000, 1000)}, {"groups": 14}, ODD, UNEVEN], ids=str)
 def test_chunks_cover_every_site_once_and_parts_every_row(changes):
     """Whatever a map's size: what each kernel is launched for adds up to all sites, and a chunk fits its workspace."""
     for plan in offline.abstract_plans(problem(**changes), 90):
@@ -134,6 +138,10 @@ def test_chunks_cover_every_site_once_and_parts_every_row(changes):
             for item, count in zip(items, counts, strict=True):
                 sizes = item.arguments
                 assert sizes.get("sites", count) == count and sizes.get("rows", 3 * count) == 3 * count
+                if name == "scp_backward_parameters_kernel":
+                    slabs = item.grid[0]
+                    assert sizes["sites_per_slab"] * (slabs - 1) < count <= sizes["sites_per_slab"] * slabs
+                    assert slabs <= sizes["partials"].shape[0]
                 if name == "scp_backward_second_weight_kernel":
                     assert sizes["rows_per_part"] * (item.grid[2] - 1) < 3 * count
                     assert sizes["rows_per_part"] * item.grid[2] >= 3 * count

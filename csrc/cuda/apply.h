@@ -105,28 +105,28 @@ SCP_DEVICE void stream(const Apply<T, D>& a, const T (&weight)[kWeights], const 
                        int64_t b_end, int inner_first, int inner_count, int outer_first, int outer_count, T* carry) {
   const int width = inner_count * outer_count;
   const bool continued = inner_first > 0, complete = inner_first + inner_count == a.inner;
-  for (int64_t b = b_first; b < b_end; ++b) {
-    const S* const from = a.in.template at<S>(b, index) + inner_first * a.in.channel;
-    S* const to = a.out.template at<S>(b, index);
-    T* const kept = carry + (b - b_first) * kThreads;
-    T sum = continued ? *kept : T(0), value = 0;
+  const S* from = a.in.template at<S>(b_first, index) + inner_first * a.in.channel;
+  S* to = a.out.template at<S>(b_first, index);
+  T* kept = carry;
+  for (int64_t b = b_first; b < b_end; ++b, from += a.in.batch, to += a.out.batch, kept += kThreads) {
+    T sum = continued ? *kept : T(0);
     const S* next = from;
     int read = 0, summed = 0, outer = outer_first;
     SCP_UNROLL
     for (int group = 0; group < kWeights; group += 8) {
       if (group < width) {
-        T values[8];
+        S values[8];  // loaded before any is converted or used: no load waits for another
         SCP_UNROLL
         for (int i = 0; i < 8; ++i) {
-          if (group + i < width && (inner_count > 1 || group + i == 0)) value = load_as<T>(next);
-          values[i] = value;
+          values[i] = S{};
+          if (group + i < width) values[i] = *next;
           next += a.in.channel;
           if (++read == inner_count) read = 0, next = from;
         }
         SCP_UNROLL
         for (int i = 0; i < 8; ++i) {
           if (group + i < width) {
-            sum = multiply_add(weight[group + i], values[i], sum);
+            sum = multiply_add(weight[group + i], load_as<T>(&values[i]), sum);
             if (++summed == inner_count) {
               if (complete)
                 store_as<T>(a.bias == nullptr ? sum : sum + a.bias[outer], to + outer * a.out.channel);

@@ -9,6 +9,9 @@ namespace SCP_NAMESPACE {
 
 // Columns of W2 that a thread sums at a time.
 constexpr int kCollected = 4;
+// Records that it has under way at a time.
+template <class T>
+constexpr int kTogether = 32 / sizeof(T);
 
 template <class T, int D>
 struct Collect {
@@ -43,7 +46,7 @@ SCP_DEVICE void for_each_source(const Collect<T, D>& c, int64_t first, int64_t c
     for (int s = 0; s < c.of.sums_count; ++s) of_sums(c.of.sum(s));
     return;
   }
-  SCP_UNROLL_BY_4
+  SCP_UNROLL_BY_8
   for (int64_t i = first; i < first + count; ++i) of_record(c.of.record(i));
 }
 
@@ -62,12 +65,15 @@ SCP_DEVICE void Collect<T, D>::operator()(Block& block) const {
     const int u = int(index % c.whole(h1)) * kThreads + t, k = int(index / c.whole(h1)) * kCollected;
     if (u >= h1) return;
     T sum[kCollected] = {};
-    for_each_source(
-        c, 0, c.shares, [&](const Record<T, D>& record) { add_w2<T, D, kCollected>(record, h2, u, k, sum); },
-        [&](const Sums<T, D>& sums) {
-          for (int i = 0; i < kCollected; ++i)
-            if (k + i < h2) sum[i] += sums.w2t[int64_t(u) * h2 + k + i];
-        });
+    constexpr int R = kTogether<T>;
+    SCP_NO_UNROLL
+    for (int64_t first = 0; first < c.shares; first += R) {
+      const int count = c.shares - first < R ? int(c.shares - first) : R;
+      add_w2<T, D, R>([&](int i) { return c.of.record(first + i); }, count, h2, u, k, sum);
+    }
+    for (int s = 0; c.shares == 0 && s < c.of.sums_count; ++s)
+      for (int i = 0; i < kCollected; ++i)
+        if (k + i < h2) sum[i] += c.of.sum(s).w2t[int64_t(u) * h2 + k + i];
     for (int i = 0; i < kCollected; ++i) {
       if (k + i >= h2) continue;
       T& to = c.w2[int64_t(k + i) * h1 + u];

@@ -202,22 +202,40 @@ template <class T, int D, int K, class Block>
 SCP_DEVICE void load_panel(Block& block, const Network<T>& net, const Folded& folded, const FoldMemory<T, D, K>& memory,
                            int first, int count, int row, int rows) {
   constexpr int A = kAffineRows<D>;
-  static_assert(kThreads % kPanel == 0, "a thread keeps to one column of the panel");
+  static_assert(kThreads % kPanel == 0 && kThreads % K == 0, "a thread keeps to one column of either panel");
+  // Loads are batched: none waits for another, or for its use.
+  constexpr int kBatch = 4, kRowStep = kThreads / kPanel, kOutputStep = kThreads / K;
   block.sync();
-  const int q = block.thread() % kPanel, k = q < count ? memory.unit2[first + q] : -1;
-  // Loads that wait for no other are under way together.
-  SCP_UNROLL_BY_4
-  for (int r = block.thread() / kPanel; r < A + rows; r += kThreads / kPanel) {
-    T value = 0;
-    if (k >= 0)
-      value = r < A ? memory.x[r * net.h2 + k] : net.w2t[int64_t(memory.unit1[folded.on1 + row + r - A]) * net.h2 + k];
-    memory.rows[r * kPanelStride + q] = value;
-  }
+  const int t = block.thread(), q = t % kPanel, k = q < count ? memory.unit2[first + q] : -1;
+  for (int r = t / kPanel; r < A; r += kRowStep)
+    memory.rows[r * kPanelStride + q] = k < 0 ? T(0) : memory.x[r * net.h2 + k];
   SCP_NO_UNROLL
-  for (int i = block.thread(); i < kPanel * K; i += kThreads) {
-    const int p = i / K, j = i % K, n = memory.offset[j];
-    memory.outputs[p * memory.kOutputStride + j] =
-        p < count && n >= 0 ? net.w3t[int64_t(memory.unit2[first + p]) * net.nc + n] : T(0);
+  for (int start = t / kPanel; start < rows; start += kBatch * kRowStep) {
+    T values[kBatch];
+    SCP_UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+      const int r = start + i * kRowStep;
+      values[i] = 0;
+      if (r < rows && k >= 0) values[i] = net.w2t[int64_t(memory.unit1[folded.on1 + row + r]) * net.h2 + k];
+    }
+    SCP_UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+      const int r = start + i * kRowStep;
+      if (r < rows) memory.rows[(A + r) * kPanelStride + q] = values[i];
+    }
+  }
+  const int j = t % K, n = memory.offset[j];
+  SCP_NO_UNROLL
+  for (int start = t / K; start < kPanel; start += kBatch * kOutputStep) {
+    T values[kBatch];
+    SCP_UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+      const int p = start + i * kOutputStep;
+      values[i] = 0;
+      if (p < count && n >= 0) values[i] = net.w3t[int64_t(memory.unit2[first + p]) * net.nc + n];
+    }
+    SCP_UNROLL
+    for (int i = 0; i < kBatch; ++i) memory.outputs[(start + i * kOutputStep) * memory.kOutputStride + j] = values[i];
   }
   block.sync();
 }

@@ -60,15 +60,20 @@ SCP_DEVICE void gather(const Differentiated<T, D>& of, const int (&index)[D], in
     const S* g = of.grad_logits.template at<S>(b, index) + first / of.channels * of.grad_logits.channel;
     int c = first % of.channels;
     const S* next = x + c * of.features.channel;
-    T grad = load_as<T>(g);
     SCP_UNROLL
-    for (int j = 0; j < kGradients; ++j) {
-      if (j < count) found[j] = multiply_add(grad, load_as<T>(next), found[j]);
-      next += of.features.channel;
-      if (++c == of.channels) {
-        c = 0, next = x;
-        if (j + 1 < count) g += of.grad_logits.channel, grad = load_as<T>(g);
+    for (int start = 0; start < kGradients; start += 8) {
+      if (start >= count) break;
+      S values[8], grads[8];  // loaded before any is converted or used: no load waits for another
+      SCP_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        values[j] = grads[j] = S{};
+        if (start + j < count) values[j] = *next, grads[j] = *g;
+        next += of.features.channel;
+        if (++c == of.channels) c = 0, next = x, g += of.grad_logits.channel;
       }
+      SCP_UNROLL
+      for (int j = 0; j < 8; ++j)
+        found[start + j] = multiply_add(load_as<T>(&grads[j]), load_as<T>(&values[j]), found[start + j]);
     }
   }
 }

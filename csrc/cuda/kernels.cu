@@ -11,7 +11,7 @@ namespace {
 template <class Program>
 constexpr int kBlocksAtOnce = 2;
 template <int D>
-constexpr int kBlocksAtOnce<Apply<float, D>> = 4;
+constexpr int kBlocksAtOnce<Apply<float, D>> = D == 2 ? 4 : 3;  // in volumes four would spill
 template <int D>
 constexpr int kBlocksAtOnce<Parameters<float, D>> = 3;
 

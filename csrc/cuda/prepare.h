@@ -45,13 +45,18 @@ SCP_DEVICE bool transpose_square(Block& block, const T* in, T* out, int rows, in
   const int row = int(square / Prepare<T>::squares(columns)) * kSquare;
   const int column = int(square % Prepare<T>::squares(columns)) * kSquare;
   bool all_finite = true;
-  SCP_NO_UNROLL
-  for (int i = block.thread(); i < kSquare * kSquare; i += kThreads) {
-    const int r = i / kSquare, c = i % kSquare;
-    if (row + r >= rows || column + c >= columns) continue;
-    const T value = in[int64_t(row + r) * columns + column + c];
-    all_finite = all_finite && finite(value);
-    held[r * (kSquare + 1) + c] = value;
+  const int r_first = block.thread() / kSquare, c = block.thread() % kSquare;
+  constexpr int kRows = kThreads / kSquare;
+  T values[kSquare / kRows];  // loaded before any is looked at: no load waits for another
+  SCP_UNROLL
+  for (int i = 0; i < kSquare / kRows; ++i) {
+    const int r = row + r_first + i * kRows;
+    values[i] = r < rows && column + c < columns ? in[int64_t(r) * columns + column + c] : T(0);
+  }
+  SCP_UNROLL
+  for (int i = 0; i < kSquare / kRows; ++i) {
+    all_finite = all_finite && finite(values[i]);
+    held[(r_first + i * kRows) * (kSquare + 1) + c] = values[i];
   }
   block.sync();
   SCP_NO_UNROLL

@@ -87,19 +87,35 @@ SCP_DEVICE void clear(Block& block, const Network<T>& net, int64_t groups, const
   zero(block, sums.moments, groups * net.h1 * kAffineRows<D>);
 }
 
-// Gradient of W2's row u, columns k .. k + N - 1 (fewer at the end), from one record. Nothing is skipped for units that
-// are off: loads that wait for no decision can all be under way.
-template <class T, int D, int N>
-SCP_DEVICE void add_w2(const Record<T, D>& record, int h2, int u, int k, T (&sum)[N]) {
+// Gradient of W2's row u, columns k .. k + N - 1 (fewer at the end), from `count` records (at most R) in order;
+// record(i) is the i-th. What waits for no decision is loaded of all of them at once, then the rows of mixed units.
+template <class T, int D, int R, int N, class RecordAt>
+SCP_DEVICE void add_w2(const RecordAt& record, int count, int h2, int u, int k, T (&sum)[N]) {
   constexpr int A = kAffineRows<D>;
-  const int slot = record.slot[u], count = h2 - k < N ? h2 - k : N;
-  const Quad<T> line = quad(record.line + u * 4);
-  for (int a = 0; a < A; ++a)
+  const int columns = h2 - k < N ? h2 - k : N;
+  int slot[R];
+  Quad<T> line[R];
+  T affine[R][A][N], mixed[R][N];
+  SCP_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const Record<T, D> from = record(r < count ? r : 0);
+    slot[r] = r < count ? from.slot[u] : kNoSlot;
+    line[r] = r < count ? quad(from.line + u * 4) : Quad<T>{};
+    for (int a = 0; a < A; ++a)
+      for (int i = 0; i < N; ++i) affine[r][a][i] = r < count && i < columns ? from.z[int64_t(a) * h2 + k + i] : T(0);
+  }
+  SCP_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const Record<T, D> from = record(r < count ? r : 0);
     for (int i = 0; i < N; ++i)
-      if (i < count) sum[i] = multiply_add(line.v[a], record.z[int64_t(a) * h2 + k + i], sum[i]);
-  if (slot == kNoSlot) return;
-  for (int i = 0; i < N; ++i)
-    if (i < count) sum[i] += record.z[int64_t(A + slot) * h2 + k + i];
+      mixed[r][i] = slot[r] != kNoSlot && i < columns ? from.z[int64_t(A + slot[r]) * h2 + k + i] : T(0);
+  }
+  SCP_UNROLL
+  for (int r = 0; r < R; ++r) {
+    for (int a = 0; a < A; ++a)
+      for (int i = 0; i < N; ++i) sum[i] = multiply_add(line[r].v[a], affine[r][a][i], sum[i]);
+    for (int i = 0; i < N; ++i) sum[i] += mixed[r][i];
+  }
 }
 
 // The moment a of unit u about the origin: a = 0 of 1, then of the index on each axis.
@@ -121,7 +137,7 @@ SCP_DEVICE void add(Block& block, const Network<T>& net, const Record<T, D>& rec
     SCP_NO_UNROLL
     for (int k = block.thread(); k < net.h2; k += kThreads) {
       T sum[1] = {to[k]};
-      add_w2<T, D, 1>(record, net.h2, u, k, sum);
+      add_w2<T, D, 1>([&](int) { return record; }, 1, net.h2, u, k, sum);
       to[k] = sum[0];
     }
   }

@@ -286,7 +286,8 @@ def _parameters(call: _Backward, configuration: Configuration, sites: Sites) -> 
     }
 
     def launches(first_site: int, count: int) -> list[Launch]:
-        of_slabs = Slabs.of(count, slab_bytes, tables.PARTIALS_BYTES)
+        # Of those that there are: a smaller chunk dealt out anew may come to more.
+        of_slabs = Slabs.of(count, slab_bytes, slabs.count * slab_bytes)
         own = {"first_site": first_site, "sites": count, "sites_per_slab": of_slabs.sites_per_slab}
         return [
             Launch(scp_backward_parameters_kernel, (of_slabs.count, blocks, 1), arguments | own, configuration.options),
