@@ -110,6 +110,7 @@ SCP_DEVICE void stream(const Apply<T, D>& a, const T (&weight)[kWeights], const 
   T* kept = carry;
   for (int64_t b = b_first; b < b_end; ++b, from += a.in.batch, to += a.out.batch, kept += kThreads) {
     T sum = continued ? *kept : T(0);
+    const S single = *from;  // a gradient of one class belongs to all channels
     const S* next = from;
     int read = 0, summed = 0, outer = outer_first;
     SCP_UNROLL
@@ -118,8 +119,8 @@ SCP_DEVICE void stream(const Apply<T, D>& a, const T (&weight)[kWeights], const 
         S values[8];  // loaded before any is converted or used: no load waits for another
         SCP_UNROLL
         for (int i = 0; i < 8; ++i) {
-          values[i] = S{};
-          if (group + i < width) values[i] = *next;
+          values[i] = single;
+          if (inner_count > 1 && group + i < width) values[i] = *next;
           next += a.in.channel;
           if (++read == inner_count) read = 0, next = from;
         }

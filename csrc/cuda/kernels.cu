@@ -39,11 +39,8 @@ class Stream {
   void launch(const Program& program, int64_t blocks, int64_t shared_bytes) {
     if (blocks == 0) return;
     if (shared_bytes > kSharedWithoutAsking) {
-      // Always the most that the kernel can have: another thread may be about to launch it with more than this call's.
-      cudaFuncAttributes attributes;
-      check(cudaFuncGetAttributes(&attributes, scp_kernel<Program>));
-      check(cudaFuncSetAttribute(scp_kernel<Program>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 int(shared_limit_ - int64_t(attributes.sharedSizeBytes))));
+      // Always the most: another thread may be about to launch the same kernel with more than this call's.
+      check(cudaFuncSetAttribute(scp_kernel<Program>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_limit_)));
     }
     scp_kernel<<<unsigned(blocks), kThreads, size_t(shared_bytes), stream_>>>(program);
     check(cudaGetLastError());

@@ -179,7 +179,9 @@ class CudaBackend:
     def limits(self, device: torch.device) -> tuple[int, int]:
         """Multiprocessors of the device, and bytes of shared memory that a block may ask for."""
         properties = torch.cuda.get_device_properties(device)
-        return properties.multi_processor_count, properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+        available = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+        # From 9.0 on compilers list the system's own KiB as a kernel's: it may count against what is to be had.
+        return properties.multi_processor_count, available - 1024
 
     def stream(self, device: torch.device) -> int:
         return torch.cuda.current_stream(device).cuda_stream
