@@ -44,6 +44,23 @@ def test_gradients_on_a_large_image():
     check(away_from_kinks(make_inputs((1024, 1024), batch=1, channels=2, hidden=(12, 8))))
 
 
+def test_as_many_arrays_as_a_deep_tree_of_wide_networks_needs():
+    """All units bend at one pixel, as with biases of zero: the boxes around it stay as wide as Φ down to the leaf."""
+    at, width = 5003.5, 16384
+    inputs = make_inputs((1, width), batch=1, channels=8, classes=92, hidden=(736, 736), dtype=torch.float64)
+    w1, b1, _, b2, *_ = inputs.phi
+    w1[:, [0, 2, 3]] = 0
+    b1.copy_(-at * w1[:, 1])
+    b2.zero_()
+    logits, _ = evaluate(scp, inputs, backend="cpu")
+    assert native.last_plan().most_mixed_units == (736, 736)
+    near = slice(4992, 5008)
+    truth = scp_reference(
+        inputs.features[..., near], inputs.phi, inputs.residual, origin=(0, near.start), extent=(1, width)
+    )
+    assert relative_error(logits[..., near], truth) <= LOGITS[torch.float64]
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 90), (17, 20, 23)], ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_volumes(shape, batch):
