@@ -294,7 +294,7 @@ def test_nan_and_inf_as_in_pytorch(where, value, batch):
     inputs = make_inputs((20, 37), batch=batch, channels=3, hidden=(12, 10))
     names = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual")
     tensors = [t.clone() for t in inputs.tensors[:8]]
-    tensors[names.index(where)].view(-1)[1] = value
+    tensors[names.index(where)].view(-1)[2] = value
     mine = scp(tensors[0], tensors[1:7], tensors[7], backend="cpu")
     truth = scp_reference(tensors[0], tensors[1:7], tensors[7])
     assert torch.equal(torch.isnan(mine), torch.isnan(truth))
