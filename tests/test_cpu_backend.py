@@ -44,6 +44,11 @@ def test_gradients_on_a_large_image():
     check(away_from_kinks(make_inputs((1024, 1024), batch=1, channels=2, hidden=(12, 8))))
 
 
+def test_a_gradient_past_the_caches_at_odd_addresses():
+    """16 MiB and more, whose rows begin anywhere."""
+    check(away_from_kinks(make_inputs((365, 363), batch=2, channels=16, hidden=(12, 8))))
+
+
 def test_as_many_arrays_as_a_deep_tree_of_wide_networks_needs():
     """All units bend at one pixel, as with biases of zero: the boxes around it stay as wide as Φ down to the leaf."""
     at, width = 5003.5, 16384
