@@ -78,12 +78,13 @@ def test_what_is_kept_is_never_stale(monkeypatch, changed):
         lambda x: (x[..., :24, :], {}),
         lambda x: (x[..., :32], {}),
         lambda x: (x.contiguous(memory_format=torch.channels_last), {}),
+        lambda x: (x.double(), {}),
         lambda x: (x.expand(2, -1, -1, -1), {"origin": [[0, 0], [0, 0]]}),
         lambda x: (x.repeat(2, 1, 1, 1), {"origin": [[0, 0], [3, 5]]}),
     ],
-    ids=["fewer rows", "fewer columns", "channels-last", "equal maps", "a map a sample"],
+    ids=["fewer rows", "fewer columns", "channels-last", "float64", "equal maps", "a map a sample"],
 )
-def test_a_field_is_not_read_by_a_call_that_cuts_the_map_otherwise(monkeypatch, other):
+def test_a_field_is_not_read_by_a_call_of_other_sizes(monkeypatch, other):
     """Parameters and the first map's coefficients are the same."""
     inputs = make_inputs((40, 48), batch=1, channels=5, hidden=(40, 24))
     arguments, options = (inputs.phi, inputs.residual), {"origin": (0, 0), "extent": (80, 80)}
