@@ -44,6 +44,28 @@ def test_gradients_on_a_large_image():
     check(away_from_kinks(make_inputs((1024, 1024), batch=1, channels=2, hidden=(12, 8))))
 
 
+def test_a_gradient_past_the_caches_at_odd_addresses():
+    """16 MiB and more, whose rows begin anywhere."""
+    check(away_from_kinks(make_inputs((365, 363), batch=2, channels=16, hidden=(12, 8))))
+
+
+def test_as_many_arrays_as_a_deep_tree_of_wide_networks_needs():
+    """All units bend at one pixel, as with biases of zero: the boxes around it stay as wide as Φ down to the leaf."""
+    at, width = 5003.5, 16384
+    inputs = make_inputs((1, width), batch=1, channels=8, classes=92, hidden=(736, 736), dtype=torch.float64)
+    w1, b1, _, b2, *_ = inputs.phi
+    w1[:, [0, 2, 3]] = 0
+    b1.copy_(-at * w1[:, 1])
+    b2.zero_()
+    logits, _ = evaluate(scp, inputs, backend="cpu")
+    assert native.last_plan().most_mixed_units == (736, 736)
+    near = slice(4992, 5008)
+    truth = scp_reference(
+        inputs.features[..., near], inputs.phi, inputs.residual, origin=(0, near.start), extent=(1, width)
+    )
+    assert relative_error(logits[..., near], truth) <= LOGITS[torch.float64]
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 90), (17, 20, 23)], ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_volumes(shape, batch):
@@ -85,6 +107,19 @@ def test_every_vector_level_and_dtype(monkeypatch, level, dtype, shape):
     assert native.last_plan().level == level
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parameters_wider_than_the_features(dtype):
+    """Φ is evaluated as finely as its parameters are given; only logits and the features' gradient are rounded."""
+    inputs = make_inputs((37, 41), channels=5, hidden=(40, 24), dtype=torch.float64)
+    inputs.features, inputs.grad_logits = inputs.features.to(dtype), inputs.grad_logits.to(dtype)
+    _, truth = evaluate(scp_reference, inputs.double())
+    logits, gradients = evaluate(scp, inputs, backend="cpu")
+    assert logits.dtype == dtype and gradients.pop("features").dtype == dtype
+    for name, gradient in gradients.items():
+        assert gradient.dtype == torch.float64
+        assert relative_error(gradient, truth[name]) <= GRADIENTS[torch.float64], name
+
+
 @pytest.mark.parametrize("method", ["tree", "dense"])
 def test_both_ways_of_evaluation(monkeypatch, method):
     ask_cpu(monkeypatch, method=native.METHODS[method])
@@ -113,7 +148,7 @@ def as_affine(origin):
 def test_samples_with_equal_position_maps_share_one_evaluation():
     g = torch.Generator().manual_seed(0)
     distinct = torch.randn(2, 2, 3, generator=g, dtype=torch.float64) * torch.tensor([1.0, 1.0, 20.0])
-    affine = distinct[[0, 1, 0, 1, 1]]
+    affine = distinct[[0, 0, 1, 0, 1]]
     inputs = make_inputs((30, 35), batch=5, channels=6, hidden=(32, 32), classes=2, bias=True, dtype=torch.float64)
     check(inputs, affine=affine, extent=(99, 80))
     assert native.last_plan().position_maps == 2
@@ -174,21 +209,29 @@ def test_one_position_map_a_sample():
         lambda x: torch.stack([x, x], -1)[..., 1],
         lambda x: torch.cat([x, x], 1)[:, x.shape[1] :],
         lambda x: x[:1].expand(3, -1, -1, -1),
+        lambda x: torch.nn.functional.pad(x, (2, 3, 1, 4), value=float("nan"))[..., 1:-4, 2:-3],
     ],
-    ids=["channels-last", "transposed", "strided", "channel slice", "expanded batch"],
+    ids=["channels-last", "transposed", "strided", "channel slice", "expanded batch", "crop"],
 )
-def test_strides(view):
-    inputs = make_inputs((29, 45), batch=2, channels=6, hidden=(32, 24))
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_strides(view, batch, frozen):
+    inputs = away_from_kinks(make_inputs((29, 45), batch=batch, channels=6, hidden=(32, 24)))
     features = view(inputs.features)
-    leaf = features.detach().requires_grad_()
-    grad = torch.randn(len(features), 1, 29, 45, generator=torch.Generator().manual_seed(1))
-    logits = scp(leaf, inputs.phi, inputs.residual, backend="cpu")
-    (gradient,) = torch.autograd.grad(logits, leaf, grad)
-    dense = features.double().clone().requires_grad_()
-    truth = scp_reference(dense, [t.double() for t in inputs.phi], inputs.residual.double())
-    (true_gradient,) = torch.autograd.grad(truth, dense, grad.double())
+    grad = inputs.grad_logits[:1].expand(len(features), 1, 29, 45).contiguous()
+
+    def evaluated(function, dtype, **options):
+        leaf = features.detach().to(dtype).requires_grad_()
+        *phi, residual = (t.to(dtype).requires_grad_(not frozen) for t in (*inputs.phi, inputs.residual))
+        logits = function(leaf, phi, residual, **options)
+        wanted = [leaf] if frozen else [leaf, *phi, residual]
+        return logits, *torch.autograd.grad(logits, wanted, grad.to(dtype))
+
+    logits, *gradients = evaluated(scp, torch.float32, backend="cpu")
+    truth, *true_gradients = evaluated(scp_reference, torch.float64)
     assert relative_error(logits, truth) <= LOGITS[torch.float32]
-    assert relative_error(gradient, true_gradient) <= GRADIENTS[torch.float32]
+    for gradient, true_gradient in zip(gradients, true_gradients, strict=True):
+        assert relative_error(gradient, true_gradient) <= GRADIENTS[torch.float32]
 
 
 def test_a_constant_gradient_with_no_strides():
@@ -256,12 +299,26 @@ def test_nan_and_inf_as_in_pytorch(where, value, batch):
     inputs = make_inputs((20, 37), batch=batch, channels=3, hidden=(12, 10))
     names = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual")
     tensors = [t.clone() for t in inputs.tensors[:8]]
-    tensors[names.index(where)].view(-1)[1] = value
+    tensors[names.index(where)].view(-1)[2] = value
     mine = scp(tensors[0], tensors[1:7], tensors[7], backend="cpu")
     truth = scp_reference(tensors[0], tensors[1:7], tensors[7])
     assert torch.equal(torch.isnan(mine), torch.isnan(truth))
     assert torch.equal(torch.isinf(mine), torch.isinf(truth))
     assert torch.allclose(mine, truth, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("where", ["features", "grad_logits"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_gradients_of_nan_and_inf_as_in_pytorch(where, value, batch):
+    """0 · NaN is NaN: it reaches the weights of units that are off at its pixel, too."""
+    inputs = make_inputs((20, 37), batch=batch, channels=3, hidden=(12, 10))
+    getattr(inputs, where)[0, 0, 3, 5] = value
+    _, mine = evaluate(scp, inputs, backend="cpu")
+    _, truth = evaluate(scp_reference, inputs)
+    assert not all(gradient.isfinite().all() for gradient in truth.values())
+    for name, gradient in mine.items():
+        assert torch.equal(gradient.isfinite(), truth[name].isfinite()), name
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf")])

@@ -72,6 +72,32 @@ def test_what_is_kept_is_never_stale(monkeypatch, changed):
     assert torch.equal(logits, uncached(monkeypatch, inputs.features, inputs.phi, inputs.residual, **options))
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: (x[..., :24, :], {}),
+        lambda x: (x[..., :32], {}),
+        lambda x: (x.contiguous(memory_format=torch.channels_last), {}),
+        lambda x: (x.double(), {}),
+        lambda x: (x.expand(2, -1, -1, -1), {"origin": [[0, 0], [0, 0]]}),
+        lambda x: (x.repeat(2, 1, 1, 1), {"origin": [[0, 0], [3, 5]]}),
+    ],
+    ids=["fewer rows", "fewer columns", "channels-last", "float64", "equal maps", "a map a sample"],
+)
+def test_a_field_is_not_read_by_a_call_of_other_sizes(monkeypatch, other):
+    """Parameters and the first map's coefficients are the same."""
+    inputs = make_inputs((40, 48), batch=1, channels=5, hidden=(40, 24))
+    arguments, options = (inputs.phi, inputs.residual), {"origin": (0, 0), "extent": (80, 80)}
+    calls = [(inputs.features, options)]
+    features, changed = other(inputs.features)
+    calls.append((features, {**options, **changed}))
+    truths = [uncached(monkeypatch, x, *arguments, **given) for x, given in calls]
+    for kept in ("no", "stored", "read"):
+        for (x, given), truth in zip(calls, truths, strict=True):
+            assert torch.equal(scp(x, *arguments, backend="cpu", **given), truth)
+            assert native.last_plan().kept == kept
+
+
 def test_training_keeps_nothing():
     torch.manual_seed(0)
     head = FusedSCP(5, 1, (40, 24), position="centered", backend="cpu")

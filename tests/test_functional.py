@@ -35,6 +35,7 @@ BAD = [
     ({"b1": ones(7)}, ValueError, r"b1: expected shape \[8\].* got \[7\]"),
     ({"w2": ones(7, 9)}, ValueError, r"w2: expected shape \[7, 8\].* got \[7, 9\]"),
     ({"b2": ones(8)}, ValueError, r"b2: expected shape \[7\]"),
+    ({"w3": ones(0, 7)}, ValueError, r"w3: expected N·C rows .* got 0"),
     ({"w3": ones(6, 8)}, ValueError, r"w3: expected shape \[6, 7\]"),
     ({"b3": ones(5)}, ValueError, r"b3: expected shape \[6\]"),
     ({"b3": None}, TypeError, r"b3: expected a tensor, got NoneType"),

@@ -135,6 +135,8 @@ def test_double_backward(backend):
     def function(x, *parameters):
         return scp(x, parameters[:6], parameters[6], parameters[7], backend=backend)
 
+    first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+    assert all(gradient.requires_grad for gradient in first)  # gradgradcheck passes over those that do not
     assert torch.autograd.gradgradcheck(function, leaves)
 
 

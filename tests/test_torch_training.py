@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from scp_kernels import FusedSCP, ops, scp, scp_reference
+from scp_kernels.problem import whole_image_matrix
 
 SHAPE = (19, 23)
 
@@ -242,6 +243,17 @@ def test_inference_tensors(backend):
         assert logits.is_inference()
         head.residual.weight.mul_(2)
         assert not torch.equal(head(x), logits)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training_at_a_size_first_seen_in_inference_mode(backend):
+    """What is remembered for a size must be no inference tensor: autograd cannot save those."""
+    head, x = head_of(backend), features_of(backend)[..., :17, :13]
+    whole_image_matrix.cache_clear()
+    with torch.inference_mode():
+        logits = head(x)
+    head(x).sum().backward()
+    assert torch.equal(head(x), logits) and head.residual.weight.grad is not None
 
 
 def negated(tensor: Tensor) -> Tensor:

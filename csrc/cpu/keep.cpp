@@ -44,13 +44,13 @@ struct Part {
 };
 
 struct Sizes {
-  int64_t values[14];
+  int64_t values[13];
 };
 
 Sizes sizes_of(const scp_call& call, const FieldShape& shape) {
-  return {{call.spatial_dims, call.compute_dtype, call.method, call.groups, call.groups == 1 ? 1 : call.batch,
-           call.channels, call.classes, call.hidden1, call.hidden2, call.size[0], call.size[1],
-           call.spatial_dims == 3 ? call.size[2] : 1, shape.vector_bytes, shape.direct}};
+  return {{call.spatial_dims, call.compute_dtype, call.method, call.groups, call.channels, call.classes, call.hidden1,
+           call.hidden2, call.size[0], call.size[1], call.spatial_dims == 3 ? call.size[2] : 1, shape.vector_bytes,
+           shape.direct}};
 }
 
 Part coefficients_of(const scp_call& call) {

@@ -11,42 +11,39 @@ constexpr size_t kLargestChunk = size_t(1) << 22;
 }  // namespace
 
 ScratchStack::~ScratchStack() {
-  for (int i = 0; i < chunks_; ++i) std::free(data_[i]);
+  for (const Chunk& chunk : chunks_) std::free(chunk.data);
 }
 
 void ScratchStack::grow(size_t bytes) {
+  const int count = int(chunks_.size());
   int next = chunk_ + 1;
-  while (next < chunks_ && size_[next] < bytes) ++next;
-  if (next == chunks_) {
-    if (chunks_ == kMaxChunks) throw std::bad_alloc();
-    size_t size = chunks_ == 0 ? kFirstChunk : size_[chunks_ - 1] * 2;
+  while (next < count && chunks_[next].size < bytes) ++next;
+  if (next == count) {
+    size_t size = count == 0 ? kFirstChunk : chunks_.back().size * 2;
     if (size > kLargestChunk) size = kLargestChunk;
     if (size < bytes) size = bytes;
-    data_[next] = static_cast<char*>(std::aligned_alloc(kAlignment, size));
-    if (data_[next] == nullptr) throw std::bad_alloc();
-    size_[next] = size;
-    ASAN_POISON_MEMORY_REGION(data_[next], size);
-    ++chunks_;
+    chunks_.reserve(count + 1);  // throws before there is memory to lose
+    auto* data = static_cast<char*>(std::aligned_alloc(kAlignment, size));
+    if (data == nullptr) throw std::bad_alloc();
+    ASAN_POISON_MEMORY_REGION(data, size);
+    chunks_.push_back({data, size});
   }
   return_to(next);
-  top_ = data_[next];
+  top_ = chunks_[next].data;
 }
 
 void ScratchStack::return_to(int chunk) {
   chunk_ = chunk;
-  end_ = chunk < 0 ? nullptr : data_[chunk] + size_[chunk];
+  end_ = chunk < 0 ? nullptr : chunks_[chunk].data + chunks_[chunk].size;
 }
 
 void ScratchStack::trim(size_t bytes_kept) {
   size_t kept = 0;
   int first = 0;
-  while (first < chunks_ && (first <= chunk_ || kept + size_[first] <= bytes_kept)) kept += size_[first++];
-  for (int i = first; i < chunks_; ++i) {
-    std::free(data_[i]);
-    data_[i] = nullptr;
-    size_[i] = 0;
-  }
-  chunks_ = first;
+  const int count = int(chunks_.size());
+  while (first < count && (first <= chunk_ || kept + chunks_[first].size <= bytes_kept)) kept += chunks_[first++].size;
+  for (int i = first; i < count; ++i) std::free(chunks_[i].data);
+  chunks_.resize(first);
 }
 
 ScratchStack& thread_scratch() {

@@ -3,6 +3,7 @@
 #define SCP_CPU_SCRATCH_H
 
 #include <cstddef>
+#include <vector>
 
 // Under AddressSanitizer what is not handed out is poisoned, and a gap lies between arrays.
 #if defined(__SANITIZE_ADDRESS__)
@@ -50,7 +51,11 @@ class ScratchStack {
 
  private:
   static constexpr size_t kAlignment = 64;
-  static constexpr int kMaxChunks = 64;
+
+  struct Chunk {
+    char* data;
+    size_t size;
+  };
 
   // Makes the next chunk that can hold `bytes` the current one.
   void grow(size_t bytes);
@@ -59,9 +64,7 @@ class ScratchStack {
   char* top_ = nullptr;  // in the current chunk
   char* end_ = nullptr;  // of the current chunk
   int chunk_ = -1;       // the current one; -1: none yet
-  int chunks_ = 0;
-  char* data_[kMaxChunks] = {};
-  size_t size_[kMaxChunks] = {};
+  std::vector<Chunk> chunks_;
 };
 
 // The calling thread's own.
