@@ -159,6 +159,17 @@ def test_datalist_with_the_same_names_in_folders(tmp_path):
     assert [s.name for s in find_subjects(path, LITS)] == ["s0_scan_ct", "s1_scan_ct"]
 
 
+@pytest.mark.parametrize(("task", "write"), [(WMH, write_wmh), (LITS, write_lits)], ids=["wmh", "lits"])
+def test_linked_folders_are_followed(tmp_path, task, write):
+    write(tmp_path / "real")
+    (tmp_path / "data").mkdir()
+    for part in (tmp_path / "real").iterdir():
+        (tmp_path / "data" / part.name).symlink_to(part)
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    names = [s.name for s in find_subjects(tmp_path / "real", task)]
+    assert names and [s.name for s in find_subjects(tmp_path / "data", task)] == names
+
+
 def test_subjects_that_are_there_twice(tmp_path):
     """They would train and test at once."""
     write_lits(tmp_path, (1, 2))
