@@ -12,7 +12,7 @@ import torch
 import yaml
 from commands import fit_arguments
 from scp_models import cli
-from scp_models.data import SegmentationDataModule, get_task
+from scp_models.data import SegmentationDataModule, find_subjects, get_task
 from scp_models.evaluation import read_scores
 from scp_models.fitting import resolve_config
 from scp_models.training import SegmentationModule, subject_names
@@ -116,6 +116,16 @@ def test_evaluate_compare_predict(run, root, checkpoint, tmp_path):
     assert code == 0, err
     code, out, err = run("compare", tmp_path / "a" / "scores.csv", tmp_path / "b" / "scores.csv")
     assert code == 0 and "dice: difference" in out and "6 subjects" in out, err
+
+
+def test_a_mean_says_for_how_many_subjects_it_is_defined(run, root, tmp_path):
+    for k, subject in enumerate(find_subjects(root, get_task("wmh"))):
+        reference = nib.load(subject.label)
+        mask = (np.asarray(reference.dataobj) == 1).astype(np.uint8) * (k > 0)
+        save(tmp_path / "masks" / f"{subject.name}.nii.gz", mask, reference.affine)
+    arguments = ("--data", root, "--split", "all", "--out", tmp_path / "scores")
+    code, out, err = run("evaluate", "--predictions", tmp_path / "masks", *arguments)
+    assert code == 0 and "HD95 0.0000 mm (5 of 6 subjects)" in out and "Dice 0.8333, " in out, err
 
 
 def test_references_without_a_target_are_told(run, root, checkpoint, tmp_path):
