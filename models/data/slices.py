@@ -92,7 +92,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         self.length = -(-self.slices // multiple_of) * multiple_of
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the arrays: worker processes that are not forked get a pickle, which would hold all that is mapped."""
+        """Without the arrays: workers that are not forked get a pickle, which would hold all that is mapped."""
         return {key: value for key, value in vars(self).items() if key != "arrays"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
