@@ -136,9 +136,13 @@ def evaluate(
             err=True,
         )
     shown = {"Dice": "dice", "L-Dice": "lesion_dice", "challenge F1": "challenge_f1", "HD95": "hd95_mm"}
-    means = {name: summary[key]["mean"] for name, key in shown.items()}
-    told = ", ".join(f"{name} {'undefined' if mean is None else f'{mean:.4f}'}" for name, mean in means.items())
-    typer.echo(f"{len(rows)} subjects: {told}{'' if means['HD95'] is None else ' mm'}")
+    told = []
+    for name, key in shown.items():
+        mean, n = summary[key]["mean"], summary[key]["n"]
+        text = "undefined" if mean is None else f"{mean:.4f}{' mm' if key == 'hd95_mm' else ''}"
+        # A network that finds nothing has an HD95 only where there is nothing to find, and it is 0 there.
+        told.append(f"{name} {text}{f' ({n} of {len(rows)} subjects)' if 0 < n < len(rows) else ''}")
+    typer.echo(f"{len(rows)} subjects: {', '.join(told)}")
     typer.echo(out / "summary.json")
 
 

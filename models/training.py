@@ -36,7 +36,8 @@ class SubjectDice(Metric):
     def __init__(self, subjects: int, threshold: float = 0.5) -> None:
         super().__init__()
         self.threshold = threshold
-        self.add_state("counts", default=torch.zeros(subjects, 2, dtype=torch.float64), dist_reduce_fx="sum")
+        # Twice the overlap, the sum of volumes, slices.
+        self.add_state("counts", default=torch.zeros(subjects, 3, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, subject: Tensor) -> None:
         """Add slices: logits ``[B, 1, H, W]``, labels ``[B, 1, H, W]`` (1 target, 2 ignored), subject ``[B]``."""
@@ -44,12 +45,16 @@ class SubjectDice(Metric):
         target = labels == 1
         overlap = (found & target).flatten(1).sum(1)
         volumes = found.flatten(1).sum(1) + target.flatten(1).sum(1)
-        self.counts.index_add_(0, subject, torch.stack([2 * overlap, volumes], dim=1).double())
+        counts = torch.stack([2 * overlap, volumes, torch.ones_like(volumes)], dim=1)
+        self.counts.index_add_(0, subject, counts.double())
 
     def compute(self) -> Tensor:
-        """Mean Dice; a subject with nothing to find and nothing found has Dice 1."""
-        overlap, volumes = self.counts.unbind(1)
-        return torch.where(volumes > 0, overlap / volumes.clamp(min=1), torch.ones_like(volumes)).mean()
+        """Mean Dice of the subjects that were seen (a part of them under ``limit_val_batches``); one with nothing to
+        find and nothing found has Dice 1.
+        """
+        overlap, volumes, slices = self.counts.unbind(1)
+        dice = torch.where(volumes > 0, overlap / volumes.clamp(min=1), torch.ones_like(volumes))
+        return dice[slices > 0].mean()
 
 
 class SegmentationModule(L.LightningModule):

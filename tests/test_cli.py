@@ -12,9 +12,11 @@ import torch
 import yaml
 from commands import fit_arguments
 from scp_models import cli
-from scp_models.data import SegmentationDataModule, get_task
+from scp_models.checkpoints import load_module
+from scp_models.data import SegmentationDataModule, find_subjects, get_task
 from scp_models.evaluation import read_scores
 from scp_models.fitting import resolve_config
+from scp_models.prediction import Predictor
 from scp_models.training import SegmentationModule, subject_names
 from tiny_data import save, write_lits, write_wmh
 from typer.testing import CliRunner
@@ -116,6 +118,25 @@ def test_evaluate_compare_predict(run, root, checkpoint, tmp_path):
     assert code == 0, err
     code, out, err = run("compare", tmp_path / "a" / "scores.csv", tmp_path / "b" / "scores.csv")
     assert code == 0 and "dice: difference" in out and "6 subjects" in out, err
+
+
+def test_the_checkpoints_threshold_counts(run, root, checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["threshold"] = 0.25
+    torch.save(content, tmp_path / "own.ckpt")
+    code, _, err = run("evaluate", tmp_path / "own.ckpt", "--data", root, "--out", tmp_path / "scores")
+    assert code == 0 and json.loads((tmp_path / "scores" / "summary.json").read_text())["threshold"] == 0.25, err
+    assert Predictor(load_module(tmp_path / "own.ckpt")).threshold == 0.25
+
+
+def test_a_mean_says_for_how_many_subjects_it_is_defined(run, root, tmp_path):
+    for k, subject in enumerate(find_subjects(root, get_task("wmh"))):
+        reference = nib.load(subject.label)
+        mask = (np.asarray(reference.dataobj) == 1).astype(np.uint8) * (k > 0)
+        save(tmp_path / "masks" / f"{subject.name}.nii.gz", mask, reference.affine)
+    arguments = ("--data", root, "--split", "all", "--out", tmp_path / "scores")
+    code, out, err = run("evaluate", "--predictions", tmp_path / "masks", *arguments)
+    assert code == 0 and "HD95 0.0000 mm (5 of 6 subjects)" in out and "Dice 0.8333, " in out, err
 
 
 def test_references_without_a_target_are_told(run, root, checkpoint, tmp_path):

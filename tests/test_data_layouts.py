@@ -1,5 +1,6 @@
 """Finding subjects: both releases of WMH, LiTS, datalists, nnU-Net's raw folders."""
 
+import gzip
 import json
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_wmh_sites_of_other_names(tmp_path):
 def test_wmh_subjects_that_are_there_twice(tmp_path):
     for folder in ("old", "new"):
         write_wmh_subject(tmp_path / folder / "Utrecht" / "0", seed=0)
-    with pytest.raises(UserError, match=r"old/.*: expected every subject once, .*new/.* same place \(Utrecht_0\)"):
+    with pytest.raises(UserError, match=r"old/.*: expected every subject once, .*new/.* same name \(Utrecht_0\)"):
         find_subjects(tmp_path, WMH)
 
 
@@ -152,6 +153,34 @@ def test_datalist_with_the_same_names_in_folders(tmp_path):
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"test": [f"s{k}/ct.nii.gz" for k in range(2)]}))
     assert [s.name for s in find_subjects(path, LITS)] == ["s0_ct", "s1_ct"]
+    for k in range(2):
+        save(tmp_path / f"s{k}" / "scan" / "ct.nii.gz", np.zeros((4, 4, 2), np.float32), np.eye(4))
+    path.write_text(json.dumps({"test": [f"s{k}/scan/ct.nii.gz" for k in range(2)]}))
+    assert [s.name for s in find_subjects(path, LITS)] == ["s0_scan_ct", "s1_scan_ct"]
+
+
+@pytest.mark.parametrize(("task", "write"), [(WMH, write_wmh), (LITS, write_lits)], ids=["wmh", "lits"])
+def test_linked_folders_are_followed(tmp_path, task, write):
+    write(tmp_path / "real")
+    (tmp_path / "data").mkdir()
+    for part in (tmp_path / "real").iterdir():
+        (tmp_path / "data" / part.name).symlink_to(part)
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    names = [s.name for s in find_subjects(tmp_path / "real", task)]
+    assert names and [s.name for s in find_subjects(tmp_path / "data", task)] == names
+
+
+def test_subjects_that_are_there_twice(tmp_path):
+    """They would train and test at once."""
+    write_lits(tmp_path, (1, 2))
+    volume = tmp_path / "Training Batch 1" / "volume-1.nii"
+    volume.with_name("volume-1.nii.gz").write_bytes(gzip.compress(volume.read_bytes()))
+    with pytest.raises(UserError, match=r"volume-1.nii.gz: expected every subject once, .*volume-1.nii has the same"):
+        find_subjects(tmp_path, LITS)
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({part: [str(volume)] for part in ("training", "validation")}))
+    with pytest.raises(UserError, match=r"volume-1.nii: expected every subject once"):
+        find_subjects(path, LITS)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Splits, the cache of slices, loaders, and how long they make an epoch wait."""
 
 import json
+import pickle
 import time
 
 import numpy as np
@@ -161,6 +162,17 @@ def test_padding_for_several_processes_changes_no_score(root, tmp_path):
     assert not (dataset[5]["label"] == 2).all()
     with pytest.raises(IndexError):
         dataset[8]
+
+
+def test_a_pickle_for_workers_holds_no_slices(root, tmp_path):
+    """Workers that are not forked (Python 3.14, macOS) get the data set as a pickle."""
+    data = module(root, tmp_path)
+    dataset = data.train_dataloader().dataset
+    small = len(pickle.dumps(dataset))
+    assert small < sum(image.nbytes for image, _ in dataset.arrays) / 10
+    again = pickle.loads(pickle.dumps(dataset))
+    for key, value in dataset[len(dataset) - 1].items():
+        assert torch.equal(again[len(dataset) - 1][key], value)
 
 
 def test_a_failed_preparation_leaves_nothing(root, tmp_path, monkeypatch):

@@ -1,11 +1,12 @@
 """From files to the network's grid and back, with the faults that real files have."""
 
 import gzip
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from scp_models.data import Subject, VolumeReader, find_subjects, get_task
+from scp_models.data import Grid, Subject, VolumeReader, find_subjects, get_task
 from scp_models.errors import UserError
 from tiny_data import AXIS_CODES, affine_for, save, write_lits, write_wmh_subject
 
@@ -77,6 +78,17 @@ def test_lits_window_resize_and_target(tmp_path):
     assert volume.restore(np.zeros((12, 10, 5), np.float32)).shape == (24, 20, 5)
 
 
+def test_resizing_takes_the_mean_of_intensities_and_the_middle_of_labels():
+    grid = Grid(Path(), None, np.eye(4), (36, 36, 1), nib.io_orientation(np.eye(4)), get_task("lits", (12, 12)))
+    stripes = np.zeros((36, 36, 1), np.float32)
+    stripes[::3] = 1
+    # Every third column; without antialiasing none of them would be seen.
+    assert np.allclose(grid.fit(stripes)[2:-2], 1 / 3, atol=0.05)
+    assert grid.fit(np.roll(stripes, 1, axis=0).astype(np.uint8)).all()
+    # A mask is what exceeds the threshold: a dead network's logit of exactly 0 is no lesion.
+    assert not grid.restore(np.full((12, 12, 1), 0.5, np.float32), 0.5).any()
+
+
 def test_lits_headers_that_lie(tmp_path):
     write_lits(tmp_path, (28, 53))
     identity, mismatch = find_subjects(tmp_path, get_task("lits"))
@@ -91,11 +103,14 @@ def test_lits_headers_that_lie(tmp_path):
     assert np.array_equal(before.grid.affine, after.grid.affine)
 
 
-def test_long_volumes_are_read_in_chunks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("codes", [("L", "P", "S"), ("L", "P", "I")], ids="".join)
+def test_long_volumes_are_read_in_chunks(tmp_path, monkeypatch, codes):
     import scp_models.data.preprocessing as preprocessing
 
     write_lits(tmp_path, (1,), shape=(16, 12, 23))
     (subject,) = find_subjects(tmp_path, get_task("lits"))
+    for file in (*subject.images, subject.label):
+        save(file, nib.load(file).get_fdata().astype(np.int16), affine_for(codes))
     reader = VolumeReader(get_task("lits", (16, 12)))
     whole = reader.read(subject)
     seen = []

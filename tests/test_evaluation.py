@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -157,5 +158,7 @@ def test_the_checkpoints_own_split_is_scored(tmp_path):
     assert [s.name for s in chosen] == ["Utrecht_3", "Utrecht_2"]
     with pytest.raises(UserError, match=r"'Utrecht_2' is not there"):
         held_out([s for s in subjects if s.name != "Utrecht_2"], split, "test", tmp_path / "a.ckpt", tmp_path)
+    with pytest.raises(UserError, match=r"with references, 'Utrecht_3' is not there"):
+        held_out([replace(s, label=None) for s in subjects], split, "test", tmp_path / "a.ckpt", tmp_path)
     with pytest.raises(UserError, match=r"a.ckpt: expected a record of the subjects"):
         held_out(subjects, None, "test", tmp_path / "a.ckpt", tmp_path)

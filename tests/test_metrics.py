@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -224,6 +225,17 @@ def test_hausdorff_distance_is_in_millimetres():
         a[4, 4, 4] = True
         b[tuple(7 if k == axis else 4 for k in range(3))] = True
         assert hausdorff_95(a, b, SPACING) == pytest.approx(3 * spacing)
+
+
+def test_hausdorff_distance_of_far_lesions_needs_no_map_of_the_volume():
+    a, b = np.zeros((160, 160, 80), bool), np.zeros((160, 160, 80), bool)
+    a[2:8, 2:8, 2:8] = b[150:156, 150:156, 70:76] = True
+    tracemalloc.start()
+    assert hausdorff_95(a, b, (1.0, 1.0, 1.0)) > 200
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The erosion and its complement are masks of the volume; one map of distances would be eight of them.
+    assert peak < 6 * a.nbytes
 
 
 def test_masks_that_fill_their_slices_have_no_boundary():

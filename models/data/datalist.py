@@ -1,6 +1,7 @@
 """Data sets described by a file: MONAI/Decathlon datalists, and nnU-Net's raw folders."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,12 @@ def find_subjects(path: Path, modalities: int = 1) -> list[Subject]:
             if len(images) not in (1, modalities):
                 raise UserError(f"{path}: {name}[{k}] expected {modalities} images (one a modality), got {len(images)}")
             subjects.append(Subject(_stem(images[0]), images, label, partition=_PARTITIONS[name]))
-    names = [subject.name for subject in subjects]
-    if len(set(names)) < len(names):
-        # Many data sets keep each subject's files in a folder of its own, under the same names.
+    # Many data sets keep each subject's files in folders of its own, under the same names.
+    depth, deepest = 0, max((len(subject.images[0].parts) for subject in subjects), default=0)
+    while len({s.name for s in subjects}) < len(subjects) and depth < deepest:
+        depth += 1
         subjects = [
-            Subject(f"{s.images[0].parent.name}_{s.name}", s.images, s.label, s.site, s.partition) for s in subjects
+            replace(s, name="_".join([*s.images[0].parts[-depth - 1 : -1], _stem(s.images[0])])) for s in subjects
         ]
     return subjects
 

@@ -22,7 +22,7 @@ def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Su
         layout: one of :data:`LAYOUTS`; ``"auto"`` tells it from what is there.
 
     Raises:
-        UserError: nothing there, or no subject found.
+        UserError: nothing there, no subject found, or one that is there twice.
     """
     root = Path(root)
     if not root.exists():
@@ -45,6 +45,14 @@ def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Su
             f"{root}: expected subjects in the layout {layout!r}, found none (looked for WMH's <id>/pre/, LiTS's "
             "volume-N.nii, a datalist.json or dataset.json with lists, nnU-Net's dataset.json and imagesTr/*_0000)"
         )
+    first: dict[str, Subject] = {}
+    for subject in subjects:
+        # Twice the same scan would train and test at once.
+        if (other := first.setdefault(subject.name, subject)) is not subject:
+            raise UserError(
+                f"{subject.images[0]}: expected every subject once, {other.images[0]} has the same name "
+                f"({subject.name})"
+            )
     return subjects
 
 

@@ -5,7 +5,7 @@ root).
 import re
 from pathlib import Path
 
-from scp_models.data.subjects import Subject
+from scp_models.data.subjects import Subject, folders
 from scp_models.errors import UserError
 
 _VOLUME = re.compile(r"(test-)?volume-(\d+)\.nii(\.gz)?$")
@@ -13,7 +13,8 @@ _VOLUME = re.compile(r"(test-)?volume-(\d+)\.nii(\.gz)?$")
 
 def find_subjects(root: Path) -> list[Subject]:
     """All volumes below ``root``, training before test, by number; a label is the ``segmentation-N`` beside it."""
-    found = [(match, file) for file in root.rglob("*volume-*.nii*") if (match := _VOLUME.match(file.name))]
+    files = (file for folder in folders(root) for file in folder.glob("*volume-*.nii*"))
+    found = [(match, file) for file in files if (match := _VOLUME.match(file.name))]
     return [single_volume(file) for _, file in sorted(found, key=lambda f: (bool(f[0][1]), int(f[0][2]), f[1]))]
 
 

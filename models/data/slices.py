@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,8 +65,12 @@ class SliceCache:
 
     def open(self, subject: Subject) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
         """The subject's arrays, mapped, not read."""
-        image_path, label_path = self.paths(subject)
-        return np.load(image_path, mmap_mode="r"), np.load(label_path, mmap_mode="r")
+        return _mapped(self.paths(subject))
+
+
+def _mapped(paths: tuple[Path, Path]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    image_path, label_path = paths
+    return np.load(image_path, mmap_mode="r"), np.load(label_path, mmap_mode="r")
 
 
 class SliceDataset(Dataset[dict[str, Tensor]]):
@@ -80,10 +85,19 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
 
     def __init__(self, cache: SliceCache, subjects: Sequence[Subject], multiple_of: int = 1) -> None:
         self.subjects = list(subjects)
-        self.arrays = [cache.open(subject) for subject in subjects]
+        self.paths = [cache.paths(subject) for subject in subjects]
+        self.arrays = [_mapped(paths) for paths in self.paths]
         self.offsets = np.cumsum([0, *(len(label) for _, label in self.arrays)])
         self.slices = int(self.offsets[-1])
         self.length = -(-self.slices // multiple_of) * multiple_of
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the arrays: workers that are not forked get a pickle, which would hold all that is mapped."""
+        return {key: value for key, value in vars(self).items() if key != "arrays"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.arrays = [_mapped(paths) for paths in self.paths]
 
     def __len__(self) -> int:
         return self.length

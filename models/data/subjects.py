@@ -1,5 +1,7 @@
-"""One subject: its image files and its reference segmentation."""
+"""One subject: its image files and its reference segmentation; and the folders in which subjects are looked for."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,3 +20,15 @@ class Subject:
     """Scanner or centre, where the layout tells."""
     partition: str | None = None
     """``training``, ``validation`` or ``test``, where the data set itself divides its subjects."""
+
+
+def folders(root: Path) -> Iterator[Path]:
+    """``root`` and all folders below it, each once; links are followed, since data sets are often linked together."""
+    seen = set()
+    for folder, below, _ in os.walk(root, followlinks=True):
+        below.sort()
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield Path(folder)

@@ -14,7 +14,7 @@ given folder counts.
 import os
 from pathlib import Path
 
-from scp_models.data.subjects import Subject
+from scp_models.data.subjects import Subject, folders
 from scp_models.errors import UserError
 
 LABEL_FILE = "wmh.nii.gz"
@@ -35,21 +35,11 @@ def find_subjects(root: Path, modalities: tuple[str, ...] = ("T1", "FLAIR"), sou
         source: ``"pre"`` (bias-corrected) or ``"orig"``.
 
     Raises:
-        UserError: a subject lacks one of the modalities, or is there twice.
+        UserError: a subject lacks one of the modalities.
     """
-    folders = (
-        [root] if is_subject(root) else sorted({p.parent for s in ("pre", "orig") for p in root.rglob(s) if p.is_dir()})
-    )
-    folders = [folder for folder in folders if "additional_annotations" not in folder.parts]
-    subjects = [_subject(root, folder, modalities, source) for folder in folders]
-    first: dict[str, Subject] = {}
-    for subject in subjects:
-        if (other := first.setdefault(subject.name, subject)) is not subject:
-            raise UserError(
-                f"{subject.images[0]}: expected every subject once, {other.images[0]} has the same place "
-                f"({subject.name})"
-            )
-    return subjects
+    found = [root] if is_subject(root) else sorted(filter(is_subject, folders(root)))
+    found = [folder for folder in found if "additional_annotations" not in folder.parts]
+    return [_subject(root, folder, modalities, source) for folder in found]
 
 
 def _subject(root: Path, folder: Path, modalities: tuple[str, ...], source: str) -> Subject:
