@@ -211,6 +211,10 @@ def test_nnunet(tmp_path):
     first, second = find_subjects(tmp_path, WMH)
     assert first.name == "brain_001" and len(first.images) == 2 and first.label is not None
     assert second.label is None
+    for channel in range(2):
+        save(tmp_path / "imagesTs" / f"brain_001_{channel:04d}.nii.gz", np.zeros((4, 4, 2), np.float32), affine)
+    names = [subject.name for subject in find_subjects(tmp_path, WMH)]
+    assert names == ["imagesTr_brain_001", "imagesTr_brain_002", "imagesTs_brain_001"]
     (tmp_path / "imagesTr" / "brain_002_0001.nii.gz").unlink()
     with pytest.raises(UserError, match="brain_002_0001"):
         find_subjects(tmp_path, WMH)

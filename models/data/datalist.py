@@ -32,8 +32,7 @@ def find_subjects(path: Path, modalities: int = 1) -> list[Subject]:
     """Subjects of a datalist JSON: lists ``training``, ``validation`` and ``test`` of ``{"image": …, "label": …}``.
 
     Paths are relative to the JSON. An image is one file (with the modalities along its fourth axis if there are
-    several) or a list of
-    one file a modality; an entry that is a bare path has no label.
+    several) or a list of one file a modality; an entry that is a bare path has no label.
 
     Raises:
         UserError: not JSON, no such list, an entry without an image, a file that is missing.
@@ -52,14 +51,7 @@ def find_subjects(path: Path, modalities: int = 1) -> list[Subject]:
             if len(images) not in (1, modalities):
                 raise UserError(f"{path}: {name}[{k}] expected {modalities} images (one a modality), got {len(images)}")
             subjects.append(Subject(_stem(images[0]), images, label, partition=_PARTITIONS[name]))
-    # Many data sets keep each subject's files in folders of its own, under the same names.
-    depth, deepest = 0, max((len(subject.images[0].parts) for subject in subjects), default=0)
-    while len({s.name for s in subjects}) < len(subjects) and depth < deepest:
-        depth += 1
-        subjects = [
-            replace(s, name="_".join([*s.images[0].parts[-depth - 1 : -1], _stem(s.images[0])])) for s in subjects
-        ]
-    return subjects
+    return _told_apart(subjects)
 
 
 def find_nnunet_subjects(root: Path) -> list[Subject]:
@@ -81,7 +73,17 @@ def find_nnunet_subjects(root: Path) -> list[Subject]:
             _must_exist(root / "dataset.json", images)
             label = root / folder.replace("images", "labels") / f"{case}{ending}"
             subjects.append(Subject(case, images, label if label.is_file() else None, partition=partition))
-    return subjects
+    return _told_apart(subjects)
+
+
+def _told_apart(subjects: list[Subject]) -> list[Subject]:
+    """Subjects with as many of their folders before their names as tell them apart: none, if the names do."""
+    named, depth = subjects, 0
+    deepest = max((len(subject.images[0].parts) for subject in subjects), default=0)
+    while len({subject.name for subject in named}) < len(named) and depth < deepest:
+        depth += 1
+        named = [replace(s, name="_".join([*s.images[0].parts[-depth - 1 : -1], s.name])) for s in subjects]
+    return named
 
 
 def _entry(path: Path, where: str, entry: Any) -> tuple[tuple[Path, ...], Path | None]:
