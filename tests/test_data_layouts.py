@@ -81,6 +81,20 @@ def test_lits_by_number_and_a_single_volume(tmp_path):
     assert only.label.name == "segmentation-28.nii"
 
 
+def test_lits_segmentations_in_a_folder_of_their_own(tmp_path):
+    write_lits(tmp_path / "volumes", (0, 2))
+    (tmp_path / "segmentations").mkdir()
+    for label in sorted((tmp_path / "volumes").rglob("segmentation-*")):
+        label.rename(tmp_path / "segmentations" / label.name)
+    found = find_subjects(tmp_path, LITS)
+    assert [s.label for s in found] == [tmp_path / "segmentations" / f"segmentation-{n}.nii" for n in (0, 2)]
+    again = tmp_path / "more" / "segmentation-2.nii"
+    again.parent.mkdir()
+    again.write_bytes(found[1].label.read_bytes())
+    with pytest.raises(UserError, match=r"volume-2.nii: expected one segmentation, got .*more/segmentation-2.nii"):
+        find_subjects(tmp_path, LITS)
+
+
 def test_lits_test_set_keeps_its_names(tmp_path):
     for name in ("test-volume-10.nii", "test-volume-2.nii", "volume-2.nii", "segmentation-2.nii"):
         save(tmp_path / name, np.zeros((4, 4, 2), np.uint8), np.eye(4))

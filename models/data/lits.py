@@ -1,21 +1,41 @@
-"""LiTS on disk: ``volume-N.nii`` and ``segmentation-N.nii`` in ``Training Batch 1`` and ``2`` (or anywhere below the
-root).
+"""LiTS on disk: ``volume-N.nii`` and ``segmentation-N.nii`` in ``Training Batch 1`` and ``2``, or anywhere below the
+root: other releases of it have the segmentations in a folder of their own.
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from scp_models.data.subjects import Subject, folders
 from scp_models.errors import UserError
 
 _VOLUME = re.compile(r"(test-)?volume-(\d+)\.nii(\.gz)?$")
+_LABEL = re.compile(r"segmentation-(\d+)\.nii(\.gz)?$")
 
 
 def find_subjects(root: Path) -> list[Subject]:
-    """All volumes below ``root``, training before test, by number; a label is the ``segmentation-N`` beside it."""
-    files = (file for folder in folders(root) for file in folder.glob("*volume-*.nii*"))
+    """All volumes below ``root``, training before test, by number.
+
+    A label is the ``segmentation-N`` beside it, or else the only one below ``root``.
+
+    Raises:
+        UserError: several segmentations have the number of a volume, and none lies beside it.
+    """
+    files = [file for folder in folders(root) for file in folder.glob("*.nii*")]
     found = [(match, file) for file in files if (match := _VOLUME.match(file.name))]
-    return [single_volume(file) for _, file in sorted(found, key=lambda f: (bool(f[0][1]), int(f[0][2]), f[1]))]
+    labels: dict[str, list[Path]] = {}
+    for file in files:
+        if match := _LABEL.match(file.name):
+            labels.setdefault(match[1], []).append(file)
+    subjects = []
+    for match, file in sorted(found, key=lambda f: (bool(f[0][1]), int(f[0][2]), f[1])):
+        subject = single_volume(file)
+        if subject.label is None and subject.partition is None and (of_number := labels.get(match[2])):
+            if len(of_number) > 1:
+                raise UserError(f"{file}: expected one segmentation, got {', '.join(map(str, of_number))}")
+            subject = replace(subject, label=of_number[0])
+        subjects.append(subject)
+    return subjects
 
 
 def single_volume(file: Path) -> Subject:
