@@ -1,8 +1,18 @@
 """The compiled CPU backend against the float64 reference: every dtype, layout, vector level and awkward size."""
 
-import numpy as np
+from functools import partial
+
 import pytest
 import torch
+from agreement import (
+    NON_FINITE,
+    POSITION_MAPS,
+    VIEWS,
+    agree,
+    agree_where_not_finite,
+    agree_with_finite_differences,
+    integer_inputs,
+)
 from cpu_settings import LEVELS, ask_cpu, needs_cpu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,17 +23,7 @@ from scp_kernels import FusedSCP, backends, scp, scp_reference
 from scp_kernels.backends import native
 
 pytestmark = [needs_cpu, pytest.mark.usefixtures("nothing_kept")]
-
-
-def check(inputs, **options):
-    """Logits and every gradient within the table."""
-    dtype = inputs.features.dtype
-    truth, true_gradients = evaluate(scp_reference, inputs.double(), **options)
-    logits, gradients = evaluate(scp, inputs, backend="cpu", **options)
-    assert logits.dtype == dtype and relative_error(logits, truth) <= LOGITS[dtype]
-    assert list(gradients) == list(true_gradients)
-    for name, gradient in gradients.items():
-        assert relative_error(gradient, true_gradients[name]) <= GRADIENTS[dtype], name
+check = partial(agree, backend="cpu")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (53, 77), (64, 64), (160, 224)], ids=str)
@@ -128,14 +128,7 @@ def test_both_ways_of_evaluation(monkeypatch, method):
         assert native.last_plan().dense == (method == "dense")
 
 
-OPTIONS = [
-    {"position": "centered"},
-    {"origin": (30, 11), "extent": (160, 224), "position": "centered"},
-    {"affine": torch.tensor([[0.0, -1.0, 40.0], [0.5, 0.2, -3.0]], dtype=torch.float64), "extent": (64, 64)},
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
+@pytest.mark.parametrize("options", POSITION_MAPS, ids=range(len(POSITION_MAPS)))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_position_maps(dtype, options):
     check(away_from_kinks(make_inputs((40, 33), channels=6, hidden=(48, 32), dtype=dtype), **options), **options)
@@ -201,23 +194,12 @@ def test_one_position_map_a_sample():
     check(inputs, affine=affine, extent=torch.tensor([[99.0, 80.0], [64.0, 64.0], [50.0, 70.0]]).double())
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.contiguous(memory_format=torch.channels_last),
-        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-        lambda x: torch.stack([x, x], -1)[..., 1],
-        lambda x: torch.cat([x, x], 1)[:, x.shape[1] :],
-        lambda x: x[:1].expand(3, -1, -1, -1),
-        lambda x: torch.nn.functional.pad(x, (2, 3, 1, 4), value=float("nan"))[..., 1:-4, 2:-3],
-    ],
-    ids=["channels-last", "transposed", "strided", "channel slice", "expanded batch", "crop"],
-)
+@pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_strides(view, batch, frozen):
     inputs = away_from_kinks(make_inputs((29, 45), batch=batch, channels=6, hidden=(32, 24)))
-    features = view(inputs.features)
+    features = VIEWS[view](inputs.features)
     grad = inputs.grad_logits[:1].expand(len(features), 1, 29, 45).contiguous()
 
     def evaluated(function, dtype, **options):
@@ -241,21 +223,6 @@ def test_a_constant_gradient_with_no_strides():
     (gradient,) = torch.autograd.grad(scp(leaf, inputs.phi, inputs.residual, backend="cpu").sum(), leaf)
     field = scp_reference(torch.eye(4)[:, :, None, None].expand(4, 4, 30, 31), inputs.phi, inputs.residual)[:, 0]
     assert relative_error(gradient, field.expand_as(gradient)) <= GRADIENTS[torch.float32]
-
-
-def integer_inputs(shape, hidden, seed):
-    """Integer weights: kinks run exactly through pixels and corners of boxes, and every sum is exact."""
-    rng = np.random.default_rng(seed)
-    inputs = make_inputs(shape, channels=3, hidden=hidden, dtype=torch.float32, seed=seed)
-    h1, h2 = hidden
-    sizes = ((h1, 2 * len(shape)), (h1,), (h2, h1), (h2,), (3, h2), (3,))
-    ranges = (2, 40, 2, 60, 2, 3)
-    values = (rng.integers(-r, r + 1, size) for size, r in zip(sizes, ranges, strict=True))
-    inputs.phi = tuple(torch.from_numpy(v).float() for v in values)
-    inputs.residual = torch.ones(1, 3)
-    inputs.features = inputs.features.mul(4).round()
-    inputs.grad_logits = inputs.grad_logits.mul(4).round()
-    return inputs
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -285,26 +252,10 @@ def test_kinks_on_edges_and_corners_of_boxes(batch):
     check(inputs)
 
 
-NON_FINITE = [
-    (where, value)
-    for where in ("features", "w1", "b1", "w2", "b2", "w3", "residual")
-    for value in (float("nan"), float("inf"), float("-inf"))
-    if where != "w1" or value != value
-]
-
-
 @pytest.mark.parametrize(("where", "value"), NON_FINITE)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_nan_and_inf_as_in_pytorch(where, value, batch):
-    inputs = make_inputs((20, 37), batch=batch, channels=3, hidden=(12, 10))
-    names = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual")
-    tensors = [t.clone() for t in inputs.tensors[:8]]
-    tensors[names.index(where)].view(-1)[2] = value
-    mine = scp(tensors[0], tensors[1:7], tensors[7], backend="cpu")
-    truth = scp_reference(tensors[0], tensors[1:7], tensors[7])
-    assert torch.equal(torch.isnan(mine), torch.isnan(truth))
-    assert torch.equal(torch.isinf(mine), torch.isinf(truth))
-    assert torch.allclose(mine, truth, rtol=1e-4, atol=1e-4, equal_nan=True)
+    agree_where_not_finite(where, value, batch, "cpu")
 
 
 @pytest.mark.parametrize("where", ["features", "grad_logits"])
@@ -351,13 +302,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads():
 
 @pytest.mark.parametrize("shape", [(18, 17), (7, 7, 7)], ids=str)
 def test_gradcheck(shape):
-    inputs = make_inputs(shape, batch=1, channels=2, classes=2, hidden=(6, 5), bias=True, dtype=torch.float64)
-    leaves = [t.clone().requires_grad_(True) for t in inputs.tensors]
-
-    def function(x, w1, b1, w2, b2, w3, b3, residual, bias):
-        return scp(x, (w1, b1, w2, b2, w3, b3), residual, bias, position="centered", backend="cpu")
-
-    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+    agree_with_finite_differences(shape, "cpu")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

@@ -6,10 +6,10 @@ For races and reads out of bounds: ``compute-sanitizer --tool racecheck`` (then 
 
 import pytest
 import torch
+from agreement import agree
 from problems import Inputs, away_from_kinks, evaluate, make_inputs
-from tolerances import GRADIENTS, LOGITS, relative_error
 
-from scp_kernels import backends, scp, scp_reference
+from scp_kernels import backends, scp
 
 pytestmark = pytest.mark.skipif(not backends()["cuda"].usable, reason=f"CUDA backend: {backends()['cuda'].reason}")
 
@@ -27,11 +27,7 @@ def check(inputs: Inputs, **options) -> None:
     dtype, inputs = inputs.features.dtype, inputs.to("cuda")
     if dtype != torch.float64:  # in which nothing but a kink itself is near one
         inputs = away_from_kinks(inputs, **options)
-    truth, true_gradients = evaluate(scp_reference, inputs.double(), **options)
-    logits, gradients = evaluate(scp, inputs, backend="cuda", **options)
-    assert relative_error(logits, truth) <= LOGITS[dtype]
-    for name, gradient in gradients.items():
-        assert relative_error(gradient, true_gradients[name]) <= GRADIENTS[dtype], name
+    agree(inputs, "cuda", **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -1,12 +1,22 @@
 """The CUDA kernels' own code, run on the host as a block of threads runs it, against the float64 reference."""
 
+from functools import partial
+
 import pytest
 import torch
+from agreement import (
+    NON_FINITE,
+    POSITION_MAPS,
+    VIEWS,
+    agree,
+    agree_where_not_finite,
+    agree_with_finite_differences,
+    integer_inputs,
+)
 from cuda_host import ORDER_VARIABLE, HostCuda, build, compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import evaluate, make_inputs
-from test_cpu_backend import NON_FINITE, OPTIONS, away_from_kinks, integer_inputs
+from problems import away_from_kinks, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
 
 from scp_kernels import BackendUnavailable, count_macs, dispatch, scp, scp_reference
@@ -19,6 +29,7 @@ pytestmark = [
     pytest.mark.xdist_group("cuda_host"),
 ]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+check = partial(agree, backend="cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -26,18 +37,6 @@ def host(monkeypatch):
     backend = HostCuda()
     monkeypatch.setitem(dispatch.BACKENDS, "cuda", backend)
     return backend
-
-
-def check(inputs, **options):
-    """Logits and every gradient within the table."""
-    dtype = inputs.features.dtype
-    truth, true_gradients = evaluate(scp_reference, inputs.double(), **options)
-    logits, gradients = evaluate(scp, inputs, backend="cuda", **options)
-    assert logits.dtype == dtype and relative_error(logits, truth) <= LOGITS[dtype]
-    assert list(gradients) == list(true_gradients)
-    for name, gradient in gradients.items():
-        assert relative_error(gradient, true_gradients[name]) <= GRADIENTS[dtype], name
-    return logits, gradients
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -63,7 +62,7 @@ def test_channels_and_classes_in_parts(channels, classes):
     check(inputs)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
+@pytest.mark.parametrize("options", POSITION_MAPS, ids=range(len(POSITION_MAPS)))
 def test_position_maps(options):
     check(away_from_kinks(make_inputs((40, 33), channels=6, hidden=(48, 32)), **options), **options)
 
@@ -76,20 +75,10 @@ def test_one_position_map_a_sample(d):
     check(inputs, affine=affine, extent=torch.full((3, d), 30.0, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.contiguous(memory_format=torch.channels_last),
-        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-        lambda x: torch.stack([x, x], -1)[..., 1],
-        lambda x: torch.cat([x, x], 1)[:, x.shape[1] :],
-        lambda x: x[:1].expand(3, -1, -1, -1),
-    ],
-    ids=["channels-last", "transposed", "strided", "channel slice", "expanded batch"],
-)
+@pytest.mark.parametrize("view", VIEWS)
 def test_strides(view):
     inputs = make_inputs((29, 45), batch=2, channels=6, hidden=(32, 24))
-    features = view(inputs.features)
+    features = VIEWS[view](inputs.features)
     leaf = features.detach().requires_grad_()
     logits = scp(leaf, inputs.phi, inputs.residual, backend="cuda")
     # One number expanded to all pixels: a gradient that has no strides.
@@ -193,21 +182,13 @@ def problem_like(inputs, groups=1):
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(("where", "value"), NON_FINITE)
 def test_nan_and_inf_as_in_pytorch(where, value, batch):
-    inputs = make_inputs((20, 37), batch=batch, channels=3, hidden=(12, 10))
-    names = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual")
-    tensors = [t.clone() for t in inputs.tensors[:8]]
-    tensors[names.index(where)].view(-1)[1] = value
-    mine = scp(tensors[0], tensors[1:7], tensors[7], backend="cuda")
-    truth = scp_reference(tensors[0], tensors[1:7], tensors[7])
-    assert torch.equal(torch.isnan(mine), torch.isnan(truth))
-    assert torch.equal(torch.isinf(mine), torch.isinf(truth))
-    assert torch.allclose(mine, truth, rtol=1e-4, atol=1e-4, equal_nan=True)
+    agree_where_not_finite(where, value, batch, "cuda")
 
 
 @pytest.mark.parametrize(("where", "value"), NON_FINITE)
 def test_gradients_never_hide_what_is_not_finite(where, value):
     inputs = make_inputs((20, 37), channels=3, hidden=(40, 10))
-    names = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual")
+    names = inputs.names[:8]
     tensors = [t.clone().requires_grad_() for t in inputs.tensors[:8]]
     with torch.no_grad():
         tensors[names.index(where)].view(-1)[1] = value
@@ -251,13 +232,7 @@ def test_only_some_gradients():
 
 @pytest.mark.parametrize("shape", [(18, 17), (7, 7, 7)], ids=str)
 def test_gradcheck(shape):
-    inputs = make_inputs(shape, batch=1, channels=2, classes=2, hidden=(6, 5), bias=True, dtype=torch.float64)
-    leaves = [t.clone().requires_grad_(True) for t in inputs.tensors]
-
-    def function(x, w1, b1, w2, b2, w3, b3, residual, bias):
-        return scp(x, (w1, b1, w2, b2, w3, b3), residual, bias, position="centered", backend="cuda")
-
-    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+    agree_with_finite_differences(shape, "cuda")
 
 
 @settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

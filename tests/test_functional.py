@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from agreement import VIEWS
 from problems import make_inputs
 from tolerances import relative_error
 
@@ -131,20 +132,10 @@ def test_empty_inputs_have_gradients(size):
         assert not leaf.grad.any()
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.contiguous(memory_format=torch.channels_last),
-        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-        lambda x: torch.stack([x, x], -1)[..., 1],
-        lambda x: torch.cat([x, x], 1)[:, x.shape[1] :],
-        lambda x: x[:1].expand(3, -1, -1, -1),
-    ],
-    ids=["channels-last", "transposed", "strided", "channel slice", "expanded batch"],
-)
+@pytest.mark.parametrize("view", VIEWS)
 def test_strides_do_not_matter(view):
     inputs = make_inputs((5, 6), channels=4)
-    features = view(inputs.features)
+    features = VIEWS[view](inputs.features)
     assert relative_error(
         scp(features, inputs.phi, inputs.residual), scp(features.contiguous(), inputs.phi, inputs.residual)
     ) <= 1e-6  # fmt: skip

@@ -5,9 +5,11 @@ must not reach other tests. By hand: ``TRITON_INTERPRET=1 pytest tests/interpret
 """
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from agreement import agree
 from allocations import allocated_beyond_results
 from left_out import LeftOut
 from problems import Inputs, evaluate, make_inputs
@@ -20,16 +22,7 @@ from scp_kernels.problem import Problem, first_layer_coefficients, identity_affi
 
 assert interpreting(), "TRITON_INTERPRET=1 has to be set before Triton is imported"
 
-
-def check(inputs: Inputs, dtype: torch.dtype = torch.float32, **options) -> None:
-    """Logits and all gradients of the Triton backend within the table of tolerances."""
-    truth, true_gradients = evaluate(scp_reference, inputs.double(), **options)
-    logits, gradients = evaluate(scp, inputs, backend="triton", **options)
-    assert logits.dtype == dtype and logits.is_contiguous()
-    assert relative_error(logits, truth) <= LOGITS[dtype]
-    assert list(gradients) == list(true_gradients)
-    for name, gradient in gradients.items():
-        assert relative_error(gradient, true_gradients[name]) <= GRADIENTS[dtype], name
+check = partial(agree, backend="triton")
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +61,7 @@ def test_sizes(size):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("classes", [1, 2])
 def test_half_precision(dtype, classes):
-    check(make_inputs((5, 18), classes=classes, channels=6, bias=True, dtype=dtype), dtype)
+    check(make_inputs((5, 18), classes=classes, channels=6, bias=True, dtype=dtype))
 
 
 OPTIONS = {
@@ -111,12 +104,12 @@ def small_blocks(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_channels_in_several_launches(small_blocks, dtype):
-    check(make_inputs((3, 7), channels=35, classes=2, hidden=(6, 7), bias=True, dtype=dtype), dtype)
+    check(make_inputs((3, 7), channels=35, classes=2, hidden=(6, 7), bias=True, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_classes_in_several_launches(small_blocks, dtype):
-    check(make_inputs((3, 7), channels=2, classes=35, hidden=(6, 7), bias=True, dtype=dtype), dtype)
+    check(make_inputs((3, 7), channels=2, classes=35, hidden=(6, 7), bias=True, dtype=dtype))
 
 
 def test_sums_over_launches_are_rounded_once(small_blocks):
