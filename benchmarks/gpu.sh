@@ -57,6 +57,8 @@ if [ "$DEVICE" = cuda ]; then
     command -v nvcc >/dev/null || PATH=$PATH:/usr/local/cuda/bin
     # Where there is a compiler, a library that does not build is a failure, not a backend less.
     if command -v nvcc >/dev/null; then export SCP_BUILD_CUDA=1; else echo "no nvcc: the CUDA backend is left out"; fi
+else
+    export SCP_BUILD_CUDA=0 # for every architecture, it would take minutes, and nothing here would run it
 fi
 stage "build" 120 "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --no-index --target "$SITE" .
 # Where the build failed, the checkout still has all that needs no compiler.
