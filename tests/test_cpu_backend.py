@@ -1,5 +1,7 @@
 """The compiled CPU backend against the float64 reference: every dtype, layout, vector level and awkward size."""
 
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -282,6 +284,35 @@ def test_an_infinite_weight_of_the_first_layer_is_never_hidden(value):
     truth = scp_reference(inputs.features, (w1, *inputs.phi[1:]), inputs.residual)
     assert not torch.isfinite(truth).all()
     assert not torch.isfinite(mine[~torch.isfinite(truth)]).any()
+
+
+SHORT_OF_MEMORY = """
+import resource, torch
+from scp_kernels import FusedSCP
+
+torch.set_num_threads(2)
+
+def step(channels, size):
+    head = FusedSCP(channels, position="centered", backend="cpu")
+    for k in (0, 2, 4):
+        torch.nn.init.zeros_(head.phi[k].bias)  # all kinks meet at a point: deep trees of wide boxes
+    head(torch.zeros(1, channels, size, size, requires_grad=True)).sum().backward()
+
+step(96, 128)
+in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**28, resource.RLIM_INFINITY))
+for _ in range(5):
+    try:
+        step(160, 200)
+    except MemoryError:
+        step(96, 128)
+    else:
+        raise AssertionError("there was enough memory: the test tests nothing")
+"""
+
+
+def test_a_call_that_runs_out_of_memory_gives_it_back():
+    subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], check=True)
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads():

@@ -120,8 +120,9 @@ def test_the_suite_of_the_cpu_backend(environment):
     # pytest captures nothing (-s): a report must outlive the process that it ends.
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-s", "-p", "no:cacheprovider"]
     command += ["tests/test_cpu_backend.py", "tests/test_cpu_kept.py"]
-    # AddressSanitizer's own allocator may be locked when another thread forks, and stays so in the child.
-    command += ["-k", "not forked_among_threads"]
+    # AddressSanitizer's own allocator may be locked when another thread forks, and stays so in the child; and it ends
+    # a process that has too little memory.
+    command += ["-k", "not forked_among_threads and not runs_out_of_memory"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-8000:]
     assert " passed" in result.stdout

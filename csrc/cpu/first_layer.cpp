@@ -39,8 +39,7 @@ void pull_coefficients(const scp_call& call) {
 
 }  // namespace
 
-FirstLayer::FirstLayer(const scp_call& call, ScratchStack& scratch)
-    : call_(call), scratch_(scratch), mark_(scratch.mark()) {
+FirstLayer::FirstLayer(const scp_call& call, ScratchStack& scratch) : call_(call), scope_(scratch) {
   const size_t bytes = size_t(call.groups * call.hidden1 * (call.spatial_dims + 1)) * sizeof(double);
   auto* coefficients = static_cast<double*>(scratch.allocate(bytes));
   if (call.compute_dtype == SCP_FLOAT64) {

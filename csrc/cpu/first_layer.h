@@ -14,9 +14,6 @@ namespace scp {
 class FirstLayer {
  public:
   FirstLayer(const scp_call& call, ScratchStack& scratch);
-  ~FirstLayer() { scratch_.release(mark_); }
-  FirstLayer(const FirstLayer&) = delete;
-  FirstLayer& operator=(const FirstLayer&) = delete;
 
   // The caller's call, with `coefficients` and, where gradients are wanted, `grad_coefficients`.
   const scp_call& call() const { return call_; }
@@ -26,8 +23,7 @@ class FirstLayer {
 
  private:
   scp_call call_;
-  ScratchStack& scratch_;
-  const ScratchStack::Mark mark_;
+  const ScratchScope scope_;
 };
 
 }  // namespace scp

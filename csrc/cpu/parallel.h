@@ -2,12 +2,7 @@
 #ifndef SCP_CPU_PARALLEL_H
 #define SCP_CPU_PARALLEL_H
 
-#include <cstddef>
-
 namespace scp {
-
-// Scratch that a thread keeps between calls, so that small calls do not wait for fresh pages.
-constexpr size_t kScratchKept = size_t(8) << 20;
 
 // body(context, i) for i in [0, count). One thread opens no parallel region, so a forked worker may call it. Throws
 // std::bad_alloc if a body did.

@@ -70,8 +70,7 @@ inline int64_t feature_bytes(const scp_call& call) {
 template <class T, int D>
 class Run {
  public:
-  Run(const scp_call& call, bool backward)
-      : call_(call), scratch_(thread_scratch()), mark_(scratch_.mark()), maps_(call) {
+  Run(const scp_call& call, bool backward) : call_(call), scratch_(thread_scratch()), scope_(scratch_), maps_(call) {
     job_.N = int(call.classes), job_.C = int(call.channels);
     job_.X = rows_of<T, D>(call.features, call.dtype);
     job_.Y = rows_of<T, D>(call.logits, call.dtype);
@@ -83,10 +82,6 @@ class Run {
     job_.past_caches = feature_bytes(call) >= kPastCachesBytes;
     job_.direct = D == 2 && maps_.count() == call.batch && job_.X.direct() && job_.Y.direct() &&
                   (!job_.needs_features || job_.gX.direct()) && (!backward || job_.needs_parameters);
-  }
-  ~Run() {
-    scratch_.release(mark_);
-    scratch_.trim(kScratchKept);
   }
 
   void operator()() {
@@ -190,7 +185,7 @@ class Run {
 
   void run_slot(int slot) {
     ScratchStack& scratch = thread_scratch();
-    const ScratchStack::Mark mark = scratch.mark();
+    const ScratchScope scope(scratch);
     counters_[slot] = Counters{};
     if (job_.needs_parameters) std::memset(sums_[slot].all, 0, size_t(sums_[slot].size) * sizeof(T));
     const int64_t all_tasks = tasks_ * maps_.count();
@@ -211,8 +206,6 @@ class Run {
       walk.run(root, boxes_[task % tasks_]);
     }
     if (job_.needs_parameters && sequential_ && slot > 0) add_sums(sums_[slot], sums_[0]);
-    scratch.release(mark);
-    scratch.trim(kScratchKept);
   }
 
   void collect() {
@@ -252,7 +245,7 @@ class Run {
 
   const scp_call& call_;
   ScratchStack& scratch_;
-  const ScratchStack::Mark mark_;
+  const ScratchScope scope_;
   Job<T, D> job_{};
   const PositionMaps maps_;
   Box<D> map_;

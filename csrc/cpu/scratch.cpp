@@ -8,6 +8,8 @@ namespace scp {
 namespace {
 constexpr size_t kFirstChunk = size_t(1) << 20;
 constexpr size_t kLargestChunk = size_t(1) << 22;
+// Scratch that a thread keeps between calls, so that small calls do not wait for fresh pages.
+constexpr size_t kScratchKept = size_t(8) << 20;
 }  // namespace
 
 ScratchStack::~ScratchStack() {
@@ -49,6 +51,13 @@ void ScratchStack::trim(size_t bytes_kept) {
 ScratchStack& thread_scratch() {
   thread_local ScratchStack scratch;
   return scratch;
+}
+
+ScratchScope::ScratchScope(ScratchStack& stack) : stack_(stack), mark_(stack.mark()) {}
+
+ScratchScope::~ScratchScope() {
+  stack_.release(mark_);
+  stack_.trim(kScratchKept);
 }
 
 }  // namespace scp

@@ -70,6 +70,20 @@ class ScratchStack {
 // The calling thread's own.
 ScratchStack& thread_scratch();
 
+// What is taken from a stack while it lives goes back to it at the end, also when something throws; what the stack then
+// holds beyond what it keeps goes back to the system.
+class ScratchScope {
+ public:
+  explicit ScratchScope(ScratchStack& stack);
+  ~ScratchScope();
+  ScratchScope(const ScratchScope&) = delete;
+  ScratchScope& operator=(const ScratchScope&) = delete;
+
+ private:
+  ScratchStack& stack_;
+  const ScratchStack::Mark mark_;
+};
+
 }  // namespace scp
 
 #endif
