@@ -1,6 +1,7 @@
 """``scp-models`` as a user meets it: what it writes, and how it refuses bad input."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,13 @@ def test_help_names_every_command():
     assert result.exit_code == 0
     for name in ("fit", "evaluate", "compare", "predict", "complexity", "phantom", "demo"):
         assert name in result.output
+
+
+def test_help_of_fit_explains_every_option_of_the_model_and_the_data(run):
+    code, out, _ = run("fit", "--help")
+    option = r"\n  --((?:model|data)\.\w+) (?:\S+, --\S+ )?\S+\s+"
+    assert code == 0 and {"model.capacity", "data.task"} <= set(re.findall(option, out))
+    assert re.findall(option + r"\((?:required, )?type:", out) == []
 
 
 def test_complexity_json(run):
