@@ -112,7 +112,7 @@ def score_pictures(models: Sequence[ModelResult], comparisons: Sequence[Comparis
             Picture(
                 figures.score_comparison(scores, metric=metric.title, marks=marks, compared_with=chief),
                 f"{metric.title} of each of the {len(models[0].scores)} test subjects, averaged over the seeds, "
-                f"joined across the models; bars are medians. Above: the paired t-test of “{chief}” against another model, "
+                f"joined across the models; bars are medians. Above: the paired t-test of “{chief}” against another, "
                 "uncorrected; * p < 0.05, ** p < 0.01, *** p < 0.001, **** p < 0.0001, ns: not significant.",
                 f"Every test subject's {metric.title} by model. Medians: {medians}.",
                 vector=True,
