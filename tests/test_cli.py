@@ -356,6 +356,9 @@ def test_other_refusals(run, root, checkpoint, tmp_path):
     refused(run("evaluate", checkpoint), "--data")
     refused(run("evaluate", "--data", root), "expected a checkpoint or --predictions")
     refused(run("evaluate", checkpoint, "--data", root, "--connectivity", 8), "--connectivity")
+    for option, value in (("seed", 0), ("task", "lits"), ("target", 2), ("ignored", 1), ("modality", "CT")):
+        result = run("evaluate", checkpoint, "--data", root, f"--{option}", value, "--out", tmp_path / "out")
+        refused(result, f"--{option}: expected with --predictions only")
     refused(run("predict", checkpoint, root, root, "--out", tmp_path / "out"), "expected every subject's name once")
     refused(run("compare", tmp_path / "a.csv", tmp_path / "b.csv"), str(tmp_path / "a.csv"))
     refused(run("predict", checkpoint, tmp_path / "nowhere"), "there is nothing")
