@@ -8,7 +8,7 @@ built, or why it was not; ``python -m scp_kernels`` shows it. Environment variab
 ``CXX``, ``NVCC``
     The compilers, if not ``c++``/``g++``/``clang++`` and ``nvcc`` on the path.
 ``SCP_CUDA_ARCHITECTURES``
-    Semicolon-separated compute capabilities, as in ``80;90``; the newest is built as PTX too.
+    Semicolon-separated compute capabilities, as in ``80;90``; the oldest is built as PTX too, for all that are newer.
 """
 
 import ast

@@ -38,7 +38,7 @@ come and go with what else a process has done.
 | subject | what |
 |---|---|
 | plain 1x1 | `nn.Conv2d(C, N, 1)`, which the head replaces: another, smaller function |
-| plain product | the same numbers by `torch.matmul`; either may be far from what a CPU can, a plain copy tells |
+| plain product | the same, by `torch.matmul`; how far both are from what a CPU can do, a plain copy tells |
 | paper-style | positions expanded over the batch, 1×1 convolutions, W as a tensor |
 | batch-shared | Φ once a pixel for the whole batch, plain PyTorch (the `reference` backend) |
 | torch.compile | that, compiled |
@@ -194,7 +194,7 @@ class Machine:
             return ""
         path, link = self._picture("roofline", "Roofline")
         plots.roofline(self.operator("forward"), path)
-        title = "**Multiply-adds** a pixel: the head as printed, and what ours executes.\n"
+        title = "**Multiply-adds** a pixel, the product with X included: the head as printed, and what ours executes.\n"
         return "\n".join([title, table(["case", "step", "nominal", "executed", "nominal ÷ executed"], counted), link])
 
     def _scaling(self, steps: list[str]) -> str:

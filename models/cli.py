@@ -55,7 +55,9 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("scores"),
     split: Annotated[Split, typer.Option(help="Subjects to score, by the split that the checkpoint records.")] = "test",
     split_file: Annotated[Path | None, typer.Option(help="JSON of three lists of names, for another split.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split of training; with --predictions only.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the split of training, 0 if not given; with --predictions only.")
+    ] = None,
     layout: Layout = "auto",
     threshold: Threshold = None,
     connectivity: Annotated[int, typer.Option(help="Of lesions: 6, 18 or 26 neighbours.")] = 26,
@@ -66,12 +68,15 @@ def evaluate(
             "references are, of which the target's labels count."
         ),
     ] = None,
-    task: Annotated[str, typer.Option(help="wmh or lits; with --predictions only.")] = "wmh",
+    task: Annotated[str | None, typer.Option(help="wmh (if not given) or lits; with --predictions only.")] = None,
     target: Annotated[
         list[int] | None, typer.Option(help="Label that is the target, again for more; with --predictions only.")
     ] = None,
     ignored: Annotated[
-        list[int] | None, typer.Option(help="Label that is not scored; with --target, none is unless it is given.")
+        list[int] | None,
+        typer.Option(
+            help="Label that is not scored; with --target, none is unless it is given. With --predictions only."
+        ),
     ] = None,
     modality: Annotated[
         list[str] | None, typer.Option(help="Channel of the images, again for more; with --predictions only.")
@@ -91,6 +96,9 @@ def evaluate(
         raise UserError("--data: expected a data set with references, none was given")
     if (checkpoint is None) == (predictions is None):
         raise UserError("evaluate: expected a checkpoint or --predictions, one of the two")
+    described_by_hand = {"seed": seed, "task": task, "target": target, "ignored": ignored, "modality": modality}
+    if checkpoint is not None and (given := [k for k, v in described_by_hand.items() if v not in (None, [])]):
+        raise UserError(f"--{given[0]}: expected with --predictions only, {checkpoint} says it already")
     if connectivity not in (6, 18, 26):
         raise UserError(f"--connectivity: expected 6, 18 or 26, got {connectivity}")
     neighbours: Connectivity = connectivity  # type: ignore[assignment]
@@ -100,7 +108,13 @@ def evaluate(
     else:
         unscored = ignored or ([] if target else None)
         described = SegmentationDataModule(
-            str(data), task, layout, seed=seed, target=target or None, ignored=unscored, modalities=modality or None
+            str(data),
+            task or "wmh",
+            layout,
+            seed=seed or 0,
+            target=target or None,
+            ignored=unscored,
+            modalities=modality or None,
         )
         kind = described.task
     if module is None and split_file is None and split != "all":

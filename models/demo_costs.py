@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one network; ``macs`` and ``inference_seconds`` are of one slice, ``step_seconds`` of a batch."""
+    """Of one network; ``macs`` (nominal) are of one slice, ``inference_seconds`` a slice's share of a batch's forward
+    pass, ``step_seconds`` of a batch.
+    """
 
     parameters: int
     macs: int

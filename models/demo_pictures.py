@@ -10,7 +10,7 @@ from scp_models.figures import LossCurve, OutlinedSlice
 from scp_models.report import TESTED_METRICS, Comparison, ModelResult, Picture
 
 QUARTILES = (0.25, 0.5, 0.75)
-RULE = (
+SELECTION = (
     "Shown are the test subjects at the lower quartile, the median and the upper quartile of Dice averaged over all "
     "models, each at the slice with the most reference lesion; predictions are those of each model's first seed."
 )
@@ -78,13 +78,13 @@ def weight_pictures(
         Picture(
             figures.weight_field_statistics(weight_field, spacing=spacing),
             "W, the part of SCP's classifier that depends on the position (without the residual weight), after "
-            "training: its maximum, mean, minimum, L2 norm and standard deviation along the channels, as in the "
-            f"paper's Figure 7. Each map is scaled to its own range, printed above it. {related}",
+            "training with the first seed: its maximum, mean, minimum, L2 norm and standard deviation along the "
+            f"channels, as in the paper's Figure 7. Each map is scaled to its own range, printed above it. {related}",
             "Five maps of the learned weights' statistics over the slice. " + related,
         ),
         Picture(
             figures.lesion_frequency(frequency, spacing=spacing),
-            f"How often each pixel is lesion in the slices of the {trained_on} training subjects.",
+            f"In how many per cent of the slices of the {trained_on} training subjects each pixel is lesion.",
             f"Map of the lesion frequency, at most {100 * float(frequency.max()):.0f} per cent.",
         ),
     ]
@@ -111,9 +111,9 @@ def score_pictures(models: Sequence[ModelResult], comparisons: Sequence[Comparis
         pictures.append(
             Picture(
                 figures.score_comparison(scores, metric=metric.title, marks=marks, compared_with=chief),
-                f"{metric.title} of every test subject, joined across the models; bars are medians. Above: the paired "
-                f"t-test of “{chief}” against each other model; * p < 0.05, ** p < 0.01, *** p < 0.001, "
-                "**** p < 0.0001, ns: not significant.",
+                f"{metric.title} of each of the {len(models[0].scores)} test subjects, averaged over the seeds, "
+                f"joined across the models; bars are medians. Above: the paired t-test of “{chief}” against another, "
+                "uncorrected; * p < 0.05, ** p < 0.01, *** p < 0.001, **** p < 0.0001, ns: not significant.",
                 f"Every test subject's {metric.title} by model. Medians: {medians}.",
                 vector=True,
             )

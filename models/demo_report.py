@@ -116,6 +116,7 @@ def make_report(results: Results) -> Report:
             "weights": _weights(results),
             "losses": [demo_pictures.loss_picture(results.losses)],
         },
+        selection=demo_pictures.SELECTION,
         control=CONTROL,
         notes=NOTES,
         created=datetime.now().strftime("%Y-%m-%d %H:%M"),

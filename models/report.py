@@ -48,8 +48,8 @@ class ModelResult:
     Attributes:
         name: as printed everywhere.
         description: one line of what it is.
-        parameters, macs: of one network; multiply-adds of one slice.
-        step_seconds: one training step of ``batch_size`` slices; inference_seconds: one slice.
+        parameters, macs: of one network; nominal multiply-adds of one slice.
+        step_seconds: one training step of a batch; inference_seconds: a slice's share of a batch's forward pass.
         seed_scores: by seed, one row a test subject, columns as in :data:`METRICS`.
     """
 
@@ -106,12 +106,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the page shows. ``facts`` are name and value pairs; ``pictures`` are keyed by section."""
+    """Everything the page shows. ``facts`` are name and value pairs; ``pictures`` are keyed by section; ``selection``
+    says which subjects and slices they show.
+    """
 
     models: Sequence[ModelResult]
     comparisons: Sequence[Comparison]
     facts: Mapping[str, str]
     pictures: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
+    selection: str = ""
     control: str | None = None
     notes: Sequence[str] = ()
     created: str = ""
@@ -237,6 +240,7 @@ def render(report: Report) -> str:
         tests=tests,
         alpha=ALPHA,
         metrics=METRICS,
+        subjects=len(report.models[0].scores),
         scores=score_table(report.models),
         costs=cost_table(report.models),
         seeds=seed_table(report.models),

@@ -67,8 +67,15 @@ class SegmentationModule(L.LightningModule):
         task: ``"wmh"`` or ``"lits"``: what the images are; a checkpoint remembers it, and ``roi_size``, for prediction.
         roi_size: height and width of slices; None: the task's.
         task_options: what of the task's preset is replaced: see :func:`scp_models.data.get_task`.
-        capacity, levels, hidden_channels, preset, position, logit_bias, constant_position, backend: see
+        capacity: Nc, a multiple of 16; the head sees Nc/16 channels. This and what follows up to ``backend`` is for
             :func:`scp_models.networks.build_network`.
+        levels: resolutions, 5 in the paper.
+        hidden_channels: width of Φ's hidden layers; None: Nc/2.
+        preset: ``"recommended"``, or ``"paper"``, which can collapse: see :data:`scp_models.networks.PRESETS`.
+        position: ``"pixels"`` or ``"centered"``; None: the preset's.
+        logit_bias: initial value of the logit bias, the class's log-odds; the preset ``"paper"`` has none.
+        constant_position: the control of a comparison: every pixel is told the position of the image's centre.
+        backend: of the SCP head: ``"auto"`` or a name of :func:`scp_kernels.backends`.
         learning_rate: Adam's.
         weight_decay: Adam's.
         threshold: a pixel is a lesion above this probability.

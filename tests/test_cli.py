@@ -1,6 +1,7 @@
 """``scp-models`` as a user meets it: what it writes, and how it refuses bad input."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,13 @@ def test_help_names_every_command():
     assert result.exit_code == 0
     for name in ("fit", "evaluate", "compare", "predict", "complexity", "phantom", "demo"):
         assert name in result.output
+
+
+def test_help_of_fit_explains_every_option_of_the_model_and_the_data(run):
+    code, out, _ = run("fit", "--help")
+    option = r"\n  --((?:model|data)\.\w+) (?:\S+, --\S+ )?\S+\s+"
+    assert code == 0 and {"model.capacity", "data.task"} <= set(re.findall(option, out))
+    assert re.findall(option + r"\((?:required, )?type:", out) == []
 
 
 def test_complexity_json(run):
@@ -348,6 +356,9 @@ def test_other_refusals(run, root, checkpoint, tmp_path):
     refused(run("evaluate", checkpoint), "--data")
     refused(run("evaluate", "--data", root), "expected a checkpoint or --predictions")
     refused(run("evaluate", checkpoint, "--data", root, "--connectivity", 8), "--connectivity")
+    for option, value in (("seed", 0), ("task", "lits"), ("target", 2), ("ignored", 1), ("modality", "CT")):
+        result = run("evaluate", checkpoint, "--data", root, f"--{option}", value, "--out", tmp_path / "out")
+        refused(result, f"--{option}: expected with --predictions only")
     refused(run("predict", checkpoint, root, root, "--out", tmp_path / "out"), "expected every subject's name once")
     refused(run("compare", tmp_path / "a.csv", tmp_path / "b.csv"), str(tmp_path / "a.csv"))
     refused(run("predict", checkpoint, tmp_path / "nowhere"), "there is nothing")

@@ -1,5 +1,6 @@
 """The demo in miniature, from phantoms to the page."""
 
+import html
 import json
 import re
 
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 from scp_models.checkpoints import load_module
 from scp_models.demo import run
+from scp_models.demo_pictures import SELECTION
 from scp_models.demo_report import CHIEF, CONTROL, TESTS
 from scp_models.errors import UserError
 from scp_models.metrics import METRICS
@@ -69,6 +71,13 @@ def test_the_page_stands_alone(finished):
     assert page.count("data:image/") >= 7
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "These are phantoms, not patients" in page and "This demo does not test it" in page
+
+
+def test_the_page_says_what_its_pictures_and_means_are_of(finished):
+    page = html.unescape(finished[1].read_text())
+    tested = len(json.loads((finished[0] / "split.json").read_text())["test"])
+    assert SELECTION in page
+    assert f"over the {tested} test subjects" in page and f"Dice of each of the {tested} test subjects" in page
 
 
 def test_refusals(tmp_path):

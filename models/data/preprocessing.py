@@ -1,8 +1,7 @@
 """From files to what the network sees, and back: canonical axes, crop or resize, intensities, labels.
 
 The canonical grid is nibabel's closest to RAS+, so its first axis is left-right and its second back-front; slices
-``[X, Y]`` of it
-are the network's ``[H, W]``.
+``[X, Y]`` of it are the network's ``[H, W]``.
 """
 
 import gzip
@@ -68,8 +67,7 @@ class Grid:
         """Undo :meth:`fit` and the reorientation: ``[H, W, Z]`` in the grid of the file; zero outside the crop.
 
         Resizing interpolates linearly. With a ``threshold`` the result is the uint8 mask of what exceeds it at the
-        file's own
-        resolution, made a few slices at a time.
+        file's own resolution, made a few slices at a time.
         """
         shape = self.canonical_shape
         canonical = np.zeros(shape, values.dtype if threshold is None else np.uint8)
@@ -109,8 +107,7 @@ class VolumeReader:
 
         Raises:
             UserError: a file that is missing, truncated, corrupt, of another shape, with other labels or values that
-            are
-                not finite; or ``with_label`` and there is none.
+                are not finite; or ``with_label`` and there is none.
         """
         sources = self._open_images(subject)
         grid = self._grid(sources[0])

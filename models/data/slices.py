@@ -30,8 +30,7 @@ class SliceCache:
     """Preprocessed volumes as memory-mapped arrays: images ``[Z, C, H, W]`` in float16, labels ``[Z, H, W]`` in uint8.
 
     A file's name is a digest of the task and of its sources' paths, sizes and times of change, so a changed source is
-    read anew.
-    Files are written beside and renamed: several processes may prepare the same subject at once.
+    read anew. Files are written beside and renamed: several processes may prepare the same subject at once.
     """
 
     def __init__(self, folder: Path, task: Task) -> None:

@@ -22,7 +22,7 @@ def split_subjects(
     Args:
         subjects: all of them.
         shares: three numbers of subjects, or three fractions; scaled to the subjects there are, each part getting at
-        least one.
+            least one.
         seed: of the division, which does not depend on the order of ``subjects``.
         where: what to name in an error.
 

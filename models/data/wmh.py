@@ -1,10 +1,9 @@
 """The WMH segmentation challenge on disk: the older zips and the current release.
 
 Older: ``<Utrecht|Singapore|GE3T>/<id>/{orig,pre}/…`` with ``<id>/wmh.nii.gz``. Current: the same below ``training/``
-and ``test/``, with
-the Amsterdam scanners one folder deeper (one name has a space and a trailing dot), and a second rater's
-``additional_annotations/``,
-which are nobody's images. A subject is any other folder with ``pre/`` or ``orig/`` in it.
+and ``test/``, with the Amsterdam scanners one folder deeper (one name has a space and a trailing dot), and a second
+rater's ``additional_annotations/``, which are nobody's images. A subject is any other folder with ``pre/`` or ``orig/``
+in it.
 
 A subject is called after its place in the layout (``training_Utrecht_0``), from whichever folder one looks: a part
 (``training``) above a known site is found above the given folder too. With sites of other names, the place below the

@@ -78,8 +78,8 @@ def generate_lits(
         progress: show a progress bar.
 
     Raises:
-        UserError: a bad argument, or an output folder that cannot be written or holds
-            something else, phantoms of another seed for instance.
+        UserError: a bad argument, or an output folder that cannot be written or holds something else, phantoms of
+            another seed for instance.
     """
     _grid(size, np.random.default_rng(0))
     folder = check_arguments(out, subjects, seed)
