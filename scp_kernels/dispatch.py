@@ -35,7 +35,11 @@ class Backend(Protocol):
     """Type of the devices on which ``"auto"`` considers the backend."""
 
     def unusable(self) -> str | None:
-        """Why this machine cannot run the backend at all (not built, no driver …)."""
+        """Why this machine cannot run the backend at all (not built, no driver …).
+
+        Raises:
+            ValueError: the environment asks of it what it cannot do; ``"auto"`` does not pass over that.
+        """
 
     def cannot_run(self, problem: Problem) -> str | None:
         """Why a usable backend does not take this call (device, dtype …)."""
@@ -86,9 +90,16 @@ ENVIRONMENT_VARIABLE = "SCP_BACKEND"
 
 def backends() -> dict[str, BackendStatus]:
     """Every backend, in the order in which ``backend="auto"`` tries them: usable or not, and why not."""
-    reasons = {name: backend.unusable() for name, backend in BACKENDS.items()}
-    status = {name: BackendStatus(usable=reason is None, reason=reason) for name, reason in reasons.items()}
+    status = {name: _status(backend) for name, backend in BACKENDS.items()}
     return {**status, "reference": BackendStatus(usable=True)}
+
+
+def _status(backend: Backend) -> BackendStatus:
+    try:
+        reason = backend.unusable()
+    except ValueError as error:
+        reason = str(error)
+    return BackendStatus(usable=reason is None, reason=reason)
 
 
 def select(problem: Problem, backend: str) -> str:
@@ -98,7 +109,7 @@ def select(problem: Problem, backend: str) -> str:
     a name is that backend or an error.
 
     Raises:
-        ValueError: no backend has this name.
+        ValueError: no backend has this name, or a variable of the environment has a value that it cannot have.
         BackendUnavailable: the backend named cannot run here, or not this call.
     """
     source = "backend"

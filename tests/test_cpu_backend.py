@@ -406,6 +406,10 @@ def test_the_environment_is_checked(monkeypatch, variable, value, message):
     assert backends()["cpu"].usable
     monkeypatch.setenv(variable, value)
     assert message in backends()["cpu"].reason
+    inputs = make_inputs()
+    for backend in ("auto", "cpu"):
+        with pytest.raises(ValueError, match=message):
+            scp(inputs.features, inputs.phi, inputs.residual, backend=backend)
 
 
 def test_the_environment_is_followed(monkeypatch):

@@ -138,11 +138,12 @@ class NativeCPU:
 
     def unusable(self) -> str | None:
         try:
-            loaded, level = _library(), settings().level
-        except (library.LibraryUnavailable, ValueError) as error:
+            loaded = _library()
+        except library.LibraryUnavailable as error:
             return str(error)
+        level = settings().level
         if level and not loaded.scp_cpu_levels() >> level & 1:
-            return f"{LEVEL_VARIABLE}={_level_name(level)}: this machine does not have these vectors"
+            raise ValueError(f"{LEVEL_VARIABLE}={_level_name(level)}: this machine does not have these vectors")
         return None
 
     def cannot_run(self, problem: Problem) -> str | None:
