@@ -12,8 +12,10 @@ import torch
 from agreement import agree
 from allocations import allocated_beyond_results
 from left_out import LeftOut
+from poison import poisoned_memory  # noqa: F401  (of every test)
 from problems import Inputs, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
+from triton_accesses import watched
 
 from benchmarks import tune
 from scp_kernels import backends, count_macs, dispatch, scp, scp_reference
@@ -26,18 +28,10 @@ check = partial(agree, backend="triton")
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch):
-    """Outputs that a kernel leaves unwritten are NaN (or huge), not what happened to lie there."""
-
-    def filled(function):
-        def made(*args, **kwargs) -> torch.Tensor:
-            tensor = function(*args, **kwargs)
-            return tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
-
-        return made
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(launch.torch, name, filled(getattr(torch, name)))
+def every_access():
+    """Is within its tensor, and races with no other, in all of these tests."""
+    with watched():
+        yield
 
 
 SIZES = {
