@@ -16,6 +16,7 @@ from agreement import (
 from cuda_host import ORDER_VARIABLE, HostCuda, build, compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from poison import poisoned_memory  # noqa: F401  (of every test)
 from problems import away_from_kinks, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
 
@@ -117,6 +118,14 @@ def test_crowded_tiles(shape):
     inputs = concurrent_lines(shape, 90)
     assert room(inputs) < 90
     check(inputs)
+
+
+def test_crowded_tiles_of_several_position_maps():
+    """The tile in the middle of each map is crowded, at another place on each."""
+    inputs = concurrent_lines((64, 96), 90)
+    assert room(inputs) < 90
+    shift = torch.tensor([[9.0, -20.0], [-16.0, 30.0]], dtype=torch.float64)
+    check(inputs, affine=torch.cat([torch.eye(2, dtype=torch.float64).repeat(2, 1, 1), shift[:, :, None]], 2))
 
 
 def test_a_device_older_than_the_build(host, monkeypatch):
