@@ -146,6 +146,17 @@ def test_strides_are_addressed_not_copied(dims):
     assert torch.equal(gradient, same)
 
 
+def test_position_maps_of_any_strides():
+    """The kernels read a map as if it were contiguous; a caller's need not be."""
+    inputs = make_inputs((5, 6), batch=3)
+    affine = OPTIONS["one a sample"]["affine"]
+    matrix = position_matrix(affine, torch.tensor([5.0, 6.0]).double(), "pixels")
+    logits = scp(inputs.features, inputs.phi, inputs.residual, affine=affine, backend="triton")
+    strided = matrix.mT.contiguous().mT
+    operator = torch.ops.scp_kernels.scp_forward
+    assert torch.equal(operator(inputs.features, *inputs.phi, inputs.residual, None, strided, "triton"), logits)
+
+
 def test_backward_is_reproducible_bit_for_bit():
     inputs = make_inputs((9, 20), channels=5, hidden=(20, 10))
     _, first = evaluate(scp, inputs, backend="triton")
