@@ -314,6 +314,8 @@ def test_records_lie_in_the_features_gradient():
     call.lent_bytes = inputs.features.nbytes
     assert plan(build(), call, True).workspace_bytes < alone / 8
     check(away_from_kinks(inputs))
+    for call.lent_bytes in range(0, inputs.features.nbytes, 64):
+        assert alone - plan(build(), call, True).workspace_bytes <= call.lent_bytes
 
 
 def test_workspace_is_bounded():
