@@ -115,7 +115,7 @@ def test_sums_over_launches_are_rounded_once(small_blocks):
         assert torch.equal(out, exact.bfloat16())
 
 
-@pytest.mark.parametrize("most_slabs", [1, 2, 3, 7])
+@pytest.mark.parametrize("most_slabs", [1, 2, 4, 7])
 def test_any_number_of_slabs_gives_the_same_sums(small_blocks, monkeypatch, most_slabs):
     """Slabs of several groups (three), parts of one group, and a last slab with less to do than the others."""
     monkeypatch.setattr(tables, "MOST_SLABS", most_slabs)
@@ -199,6 +199,13 @@ def test_any_number_of_chunks_gives_the_same(small_blocks, monkeypatch, option, 
     monkeypatch.setattr(tables, "PLAN_BYTES", bytes_of_plan)
     check(inputs, **OPTIONS[option])
     assert ran.count("scp_classify_kernel") == 2 * ran.count("scp_forward_kernel") > 2
+
+
+def test_a_smaller_last_chunk_has_no_slabs_of_its_own(small_blocks, monkeypatch):
+    """Four sites are dealt to two slabs; the three that are left would fill three, of which one does not exist."""
+    monkeypatch.setattr(tables, "PLAN_BYTES", 1700)
+    monkeypatch.setattr(tables, "MOST_SLABS", 3)
+    check(make_inputs((3, 25), hidden=(9, 7)))
 
 
 def test_passes_with_different_tiles_have_a_plan_each(monkeypatch):
