@@ -84,6 +84,7 @@ def test_strides(view):
     logits = scp(leaf, inputs.phi, inputs.residual, backend="cuda")
     # One number expanded to all pixels: a gradient that has no strides.
     (gradient,) = torch.autograd.grad(logits.sum(), leaf)
+    assert gradient.stride() == torch.empty_like(features).stride()
     dense = features.double().clone().requires_grad_()
     truth = scp_reference(dense, [t.double() for t in inputs.phi], inputs.residual.double())
     (true_gradient,) = torch.autograd.grad(truth.sum(), dense)
@@ -207,6 +208,15 @@ def test_gradients_never_hide_what_is_not_finite(where, value):
     ]
     for name, mine, truth in zip(names, *gradients, strict=True):
         assert torch.isfinite(mine).all() <= torch.isfinite(truth).all(), name
+
+
+def test_backward_ends_where_all_parameters_are_nan():
+    """As after a training that diverged: more units that cannot be told apart than there is room for, on any box."""
+    inputs = make_inputs((16, 48), hidden=(90, 20))
+    assert room(inputs) < 90
+    inputs.phi = tuple(torch.full_like(t, torch.nan) for t in inputs.phi)
+    _, gradients = evaluate(scp, inputs, backend="cuda")
+    assert all(gradients[name].isnan().all() for name in ("features", "w1", "b1", "w2", "b2"))
 
 
 def test_the_order_of_threads_never_shows(monkeypatch):
