@@ -21,6 +21,7 @@ from problems import away_from_kinks, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
 
 from scp_kernels import BackendUnavailable, count_macs, dispatch, scp, scp_reference
+from scp_kernels.backends import cuda
 from scp_kernels.backends.cuda import plan, sizes
 from scp_kernels.problem import Problem
 
@@ -326,6 +327,20 @@ def test_records_lie_in_the_features_gradient():
     check(away_from_kinks(inputs))
     for call.lent_bytes in range(0, inputs.features.nbytes, 64):
         assert alone - plan(build(), call, True).workspace_bytes <= call.lent_bytes
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_more_is_lent_than_the_features_gradient_has(monkeypatch, dtype):
+    lent = []
+
+    def watched(loaded, call, backward):
+        lent.append(call.lent_bytes)
+        return plan(loaded, call, backward)
+
+    monkeypatch.setattr(cuda, "plan", watched)
+    inputs = make_inputs(dtype=dtype)
+    evaluate(scp, inputs, backend="cuda")
+    assert lent[-1] == inputs.features.nbytes
 
 
 def test_workspace_is_bounded():
