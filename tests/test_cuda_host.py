@@ -16,10 +16,12 @@ from agreement import (
 from cuda_host import ORDER_VARIABLE, HostCuda, build, compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from poison import poisoned_memory  # noqa: F401  (of every test)
 from problems import away_from_kinks, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
 
 from scp_kernels import BackendUnavailable, count_macs, dispatch, scp, scp_reference
+from scp_kernels.backends import cuda
 from scp_kernels.backends.cuda import plan, sizes
 from scp_kernels.problem import Problem
 
@@ -83,6 +85,7 @@ def test_strides(view):
     logits = scp(leaf, inputs.phi, inputs.residual, backend="cuda")
     # One number expanded to all pixels: a gradient that has no strides.
     (gradient,) = torch.autograd.grad(logits.sum(), leaf)
+    assert gradient.stride() == torch.empty_like(features).stride()
     dense = features.double().clone().requires_grad_()
     truth = scp_reference(dense, [t.double() for t in inputs.phi], inputs.residual.double())
     (true_gradient,) = torch.autograd.grad(truth.sum(), dense)
@@ -117,6 +120,14 @@ def test_crowded_tiles(shape):
     inputs = concurrent_lines(shape, 90)
     assert room(inputs) < 90
     check(inputs)
+
+
+def test_crowded_tiles_of_several_position_maps():
+    """The tile in the middle of each map is crowded, at another place on each."""
+    inputs = concurrent_lines((64, 96), 90)
+    assert room(inputs) < 90
+    shift = torch.tensor([[9.0, -20.0], [-16.0, 30.0]], dtype=torch.float64)
+    check(inputs, affine=torch.cat([torch.eye(2, dtype=torch.float64).repeat(2, 1, 1), shift[:, :, None]], 2))
 
 
 def test_a_device_older_than_the_build(host, monkeypatch):
@@ -198,6 +209,15 @@ def test_gradients_never_hide_what_is_not_finite(where, value):
     ]
     for name, mine, truth in zip(names, *gradients, strict=True):
         assert torch.isfinite(mine).all() <= torch.isfinite(truth).all(), name
+
+
+def test_backward_ends_where_all_parameters_are_nan():
+    """As after a training that diverged: more units that cannot be told apart than there is room for, on any box."""
+    inputs = make_inputs((16, 48), hidden=(90, 20))
+    assert room(inputs) < 90
+    inputs.phi = tuple(torch.full_like(t, torch.nan) for t in inputs.phi)
+    _, gradients = evaluate(scp, inputs, backend="cuda")
+    assert all(gradients[name].isnan().all() for name in ("features", "w1", "b1", "w2", "b2"))
 
 
 def test_the_order_of_threads_never_shows(monkeypatch):
@@ -305,6 +325,22 @@ def test_records_lie_in_the_features_gradient():
     call.lent_bytes = inputs.features.nbytes
     assert plan(build(), call, True).workspace_bytes < alone / 8
     check(away_from_kinks(inputs))
+    for call.lent_bytes in range(0, inputs.features.nbytes, 64):
+        assert alone - plan(build(), call, True).workspace_bytes <= call.lent_bytes
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_more_is_lent_than_the_features_gradient_has(monkeypatch, dtype):
+    lent = []
+
+    def watched(loaded, call, backward):
+        lent.append(call.lent_bytes)
+        return plan(loaded, call, backward)
+
+    monkeypatch.setattr(cuda, "plan", watched)
+    inputs = make_inputs(dtype=dtype)
+    evaluate(scp, inputs, backend="cuda")
+    assert lent[-1] == inputs.features.nbytes
 
 
 def test_workspace_is_bounded():

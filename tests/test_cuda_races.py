@@ -40,6 +40,7 @@ PROBLEMS = {
         {"origin": [[0, 0], [30, 5], [7, 40]], "extent": (99, 99)},
     ),
     "records in the features' gradient": (lambda: make_inputs((21, 24), batch=16, channels=8, hidden=(24, 20)), {}),
+    "samples in parts": (lambda: make_inputs((7, 30), batch=16, channels=5, hidden=(20, 16)), {}),
     "a weight that is not finite": (lambda: with_infinity(make_inputs((12, 20), hidden=(24, 20))), {}),
 }
 

@@ -12,8 +12,10 @@ import torch
 from agreement import agree
 from allocations import allocated_beyond_results
 from left_out import LeftOut
+from poison import poisoned_memory  # noqa: F401  (of every test)
 from problems import Inputs, evaluate, make_inputs
 from tolerances import GRADIENTS, LOGITS, relative_error
+from triton_accesses import watched
 
 from benchmarks import tune
 from scp_kernels import backends, count_macs, dispatch, scp, scp_reference
@@ -26,18 +28,10 @@ check = partial(agree, backend="triton")
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch):
-    """Outputs that a kernel leaves unwritten are NaN (or huge), not what happened to lie there."""
-
-    def filled(function):
-        def made(*args, **kwargs) -> torch.Tensor:
-            tensor = function(*args, **kwargs)
-            return tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
-
-        return made
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(launch.torch, name, filled(getattr(torch, name)))
+def every_access():
+    """Is within its tensor, and races with no other, in all of these tests."""
+    with watched():
+        yield
 
 
 SIZES = {
@@ -121,7 +115,7 @@ def test_sums_over_launches_are_rounded_once(small_blocks):
         assert torch.equal(out, exact.bfloat16())
 
 
-@pytest.mark.parametrize("most_slabs", [1, 2, 3, 7])
+@pytest.mark.parametrize("most_slabs", [1, 2, 4, 7])
 def test_any_number_of_slabs_gives_the_same_sums(small_blocks, monkeypatch, most_slabs):
     """Slabs of several groups (three), parts of one group, and a last slab with less to do than the others."""
     monkeypatch.setattr(tables, "MOST_SLABS", most_slabs)
@@ -150,6 +144,17 @@ def test_strides_are_addressed_not_copied(dims):
     _, gradient = gradient_of_features(inputs.features, inputs, torch.ones(1).expand_as(inputs.grad_logits))
     _, same = gradient_of_features(inputs.features, inputs, torch.ones_like(inputs.grad_logits))
     assert torch.equal(gradient, same)
+
+
+def test_position_maps_of_any_strides():
+    """The kernels read a map as if it were contiguous; a caller's need not be."""
+    inputs = make_inputs((5, 6), batch=3)
+    affine = OPTIONS["one a sample"]["affine"]
+    matrix = position_matrix(affine, torch.tensor([5.0, 6.0]).double(), "pixels")
+    logits = scp(inputs.features, inputs.phi, inputs.residual, affine=affine, backend="triton")
+    strided = matrix.mT.contiguous().mT
+    operator = torch.ops.scp_kernels.scp_forward
+    assert torch.equal(operator(inputs.features, *inputs.phi, inputs.residual, None, strided, "triton"), logits)
 
 
 def test_backward_is_reproducible_bit_for_bit():
@@ -194,6 +199,13 @@ def test_any_number_of_chunks_gives_the_same(small_blocks, monkeypatch, option, 
     monkeypatch.setattr(tables, "PLAN_BYTES", bytes_of_plan)
     check(inputs, **OPTIONS[option])
     assert ran.count("scp_classify_kernel") == 2 * ran.count("scp_forward_kernel") > 2
+
+
+def test_a_smaller_last_chunk_has_no_slabs_of_its_own(small_blocks, monkeypatch):
+    """Four sites are dealt to two slabs; the three that are left would fill three, of which one does not exist."""
+    monkeypatch.setattr(tables, "PLAN_BYTES", 1700)
+    monkeypatch.setattr(tables, "MOST_SLABS", 3)
+    check(make_inputs((3, 25), hidden=(9, 7)))
 
 
 def test_passes_with_different_tiles_have_a_plan_each(monkeypatch):

@@ -60,12 +60,10 @@ def scp_backward_features_kernel(
     x_sample = grad_features + group * batch * x_stride_b
     g_sample = grad_logits + group * batch * g_stride_b
     if BLOCK_N == 1:
-        g_offset = g_pixel + tl.cast(class_start, tl.int64) * g_stride_n
+        tl.static_assert(not ACCUMULATE, "a block of one class has all of them")
         for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
-            g = tl.load(g_sample + g_offset, mask=inside, other=0.0).to(dtype)
+            g = tl.load(g_sample + g_pixel, mask=inside, other=0.0).to(dtype)
             gradient = g[:, None] * weight
-            if ACCUMULATE:
-                gradient += tl.load(x_sample + x_offset, mask=x_mask, other=0.0)
             tl.store(x_sample + x_offset, gradient.to(grad_features.dtype.element_ty), mask=x_mask)
             x_sample += x_stride_b
             g_sample += g_stride_b

@@ -59,6 +59,7 @@ def scp_forward_kernel(
             x_sample += x_stride_b
             y_sample += y_stride_b
     else:
+        tl.static_assert(not ACCUMULATE, "several blocks of channels leave room for one class")
         weights = tl.reshape(weight, [TILE_H * TILE_W, BLOCK_N, BLOCK_C])
         n = first_class + tl.arange(0, BLOCK_N)
         shifts = tl.zeros([BLOCK_N], dtype)
@@ -69,8 +70,6 @@ def scp_forward_kernel(
         for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             features = tl.load(x_sample + x_offset, mask=x_mask, other=0.0).to(dtype)
             logits = tl.sum(weights * features[:, None, :], 2) + shifts[None, :]
-            if ACCUMULATE:
-                logits += tl.load(y_sample + y_offsets, mask=y_mask, other=0.0)
             tl.store(y_sample + y_offsets, logits.to(y.dtype.element_ty), mask=y_mask)
             x_sample += x_stride_b
             y_sample += y_stride_b

@@ -1,0 +1,19 @@
+"""Fresh memory that shows: what a kernel leaves unwritten, or reads before it writes it."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """Memory that ``torch.empty`` gives is NaN (or huge), not what happened to lie there; import it to use it."""
+
+    def filled(function):
+        def made(*args, **kwargs) -> torch.Tensor:
+            tensor = function(*args, **kwargs)
+            return tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
+
+        return made
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, filled(getattr(torch, name)))

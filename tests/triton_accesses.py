@@ -1,0 +1,94 @@
+"""Looks at every access to memory of the Triton kernels, under Triton's interpreter.
+
+The interpreter runs a launch's programs one after another, so results show neither a race between programs nor a
+missing barrier, and an access outside of all tensors goes unnoticed where memory happens to be there.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder
+
+from scp_kernels.backends.triton.sites import Launch
+
+
+class Watch:
+    """The accesses of one launch.
+
+    Raises:
+        RuntimeError: an access is outside of the launch's tensors, or at an element that another program writes, or at
+            one that the program itself wrote since its last barrier: another of its threads may have.
+    """
+
+    def __init__(self, item: Launch) -> None:
+        self.name = item.kernel.__name__
+        tensors = [value for value in item.arguments.values() if isinstance(value, Tensor)]
+        self.extents = np.array(sorted((t.data_ptr(), t.data_ptr() + _extent_bytes(t)) for t in tensors))
+        self.program: object = None
+        self.written: set[int] = set()  # by earlier programs
+        self.read: set[int] = set()
+        self.writes: set[int] = set()  # of the present one
+        self.reads: set[int] = set()
+        self.since_barrier: set[int] = set()
+
+    def touch(self, program: object, pointers: np.ndarray, mask: np.ndarray, writes: bool) -> None:
+        found = pointers[np.broadcast_to(mask, pointers.shape)]
+        if program != self.program:
+            self.end_of_program()
+            self.program = program
+        within = np.searchsorted(self.extents[:, 0], found, side="right") - 1
+        if (within < 0).any() or (found >= self.extents[within, 1]).any():
+            raise RuntimeError(f"{self.name} {'writes' if writes else 'reads'} outside of its tensors")
+        elements = found.tolist()
+        if not self.since_barrier.isdisjoint(elements):
+            raise RuntimeError(f"{self.name} misses a barrier after a write")
+        if writes:
+            self.since_barrier.update(elements)
+        (self.writes if writes else self.reads).update(elements)
+
+    def end_of_program(self) -> None:
+        if not (self.written.isdisjoint(self.writes | self.reads) and self.read.isdisjoint(self.writes)):
+            raise RuntimeError(f"{self.name}: a race between programs")
+        self.written |= self.writes
+        self.read |= self.reads
+        self.writes, self.reads = set(), set()
+        self.since_barrier.clear()
+
+
+def _extent_bytes(tensor: Tensor) -> int:
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size() if tensor.numel() else 0
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Every launch in this context is watched."""
+    watch: Watch | None = None
+    run, load, store = Launch.run, InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def watched_run(self: Launch) -> None:
+        nonlocal watch
+        watch = Watch(self)
+        run(self)
+        watch.end_of_program()
+
+    def watched_load(self, pointers, mask, *others):
+        watch.touch(self.grid_idx, pointers.data, mask.data, False)
+        return load(self, pointers, mask, *others)
+
+    def watched_store(self, pointers, value, mask, *others):
+        watch.touch(self.grid_idx, pointers.data, mask.data, True)
+        return store(self, pointers, value, mask, *others)
+
+    def barrier(self) -> None:
+        watch.since_barrier.clear()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Launch, "run", watched_run)
+        patch.setattr(InterpreterBuilder, "create_masked_load", watched_load)
+        patch.setattr(InterpreterBuilder, "create_masked_store", watched_store)
+        patch.setattr(InterpreterBuilder, "create_barrier", barrier)
+        yield
