@@ -174,6 +174,19 @@ def test_heads_of_deep_supervision_take_positions_on_their_own_grids(position):
 
 
 @torch.no_grad()
+def test_each_of_nested_contexts_is_in_pixels_of_its_own_networks_input():
+    network, head, _ = attached("pixels")
+    network[0] = nn.AvgPool2d(2)
+    outer = nn.Sequential(nn.AvgPool2d(2), network)
+    x = image(1, 2, 24, 20)
+    features = network[0](outer[0](x))
+    with positioned(network, extent=(40, 60)), positioned(network, origin=(8, 4)):
+        assert torch.equal(network(outer[0](x)), head(features, origin=(4, 2), extent=(20, 30)))
+    with positioned(outer, extent=(80, 120)), positioned(network, origin=(8, 4)):
+        assert torch.equal(outer(x), head(features, origin=(4, 2), extent=(20, 30)))
+
+
+@torch.no_grad()
 def test_compiled_networks_with_deep_supervision_follow_their_position():
     torch.compiler.reset()
     network, head, _ = attached("pixels")
