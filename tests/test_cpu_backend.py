@@ -102,9 +102,10 @@ def test_after_training(shape, position):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(37, 41), (9, 10, 11)], ids=str)
-def test_every_vector_level_and_dtype(monkeypatch, level, dtype, shape):
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_vector_level_and_dtype(monkeypatch, level, dtype, shape, batch):
     ask_cpu(monkeypatch, level=native.LEVELS[level])
-    inputs = make_inputs(shape, batch=2, channels=5, hidden=(40, 24), classes=3, bias=True, dtype=dtype)
+    inputs = make_inputs(shape, batch=batch, channels=5, hidden=(40, 24), classes=3, bias=True, dtype=dtype)
     check(away_from_kinks(inputs))
     assert native.last_plan().level == level
 
