@@ -257,8 +257,11 @@ def test_kinks_on_edges_and_corners_of_boxes(batch):
 
 @pytest.mark.parametrize(("where", "value"), NON_FINITE)
 @pytest.mark.parametrize("batch", [1, 2])
-def test_nan_and_inf_as_in_pytorch(where, value, batch):
-    agree_where_not_finite(where, value, batch, "cpu")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("level", LEVELS)
+def test_nan_and_inf_as_in_pytorch(monkeypatch, where, value, batch, dtype, level):
+    ask_cpu(monkeypatch, level=native.LEVELS[level])
+    agree_where_not_finite(where, value, batch, "cpu", dtype)
 
 
 @pytest.mark.parametrize("where", ["features", "grad_logits"])
