@@ -329,6 +329,8 @@ def test_attach_keeps_dtype_mode_and_what_was_frozen():
     assert not head.residual.weight.requires_grad
     assert head.bias.requires_grad and head.phi[0].weight.requires_grad
     assert attach(nn.Sequential(nn.Conv2d(1, 2, 1)).train(), "0")[0].training
+    frozen = attach(nn.Sequential(nn.Conv2d(1, 2, 1).requires_grad_(False)), "0")[0]
+    assert not frozen.bias.requires_grad and frozen.phi[0].weight.requires_grad
 
 
 def test_attach_and_the_logit_bias():
