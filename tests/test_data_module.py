@@ -75,6 +75,8 @@ def test_no_subject_in_two_parts():
     assert again == parts
     assert split_subjects(subjects, (42, 6, 12), 1, "here") != parts
     assert [len(p) for p in split_subjects(subjects[:10], (0.7, 0.1, 0.2), 0, "").values()] == [7, 1, 2]
+    for count, shares, expected in ((3, (42, 6, 12), [1, 1, 1]), (4, (1, 9, 9), [1, 1, 2])):
+        assert [len(p) for p in split_subjects(subjects[:count], shares, 0, "").values()] == expected
 
 
 def test_a_published_division_is_kept():
