@@ -350,7 +350,7 @@ def _match_linear_and_convolution(module: nn.Module, state_dict: dict[str, Any],
     for name in ("phi.0.weight", "phi.2.weight", "phi.4.weight", "residual.weight"):
         key = prefix + name
         given, wanted = state_dict.get(key), own.get(name)
-        if given is None or wanted is None or given.ndim == wanted.ndim or given.ndim < 2:
+        if given is None or wanted is None or given.ndim == wanted.ndim:
             continue
         if given.shape[:2] == wanted.shape[:2] and given.numel() == wanted.numel():
             state_dict[key] = given.reshape(wanted.shape)

@@ -68,7 +68,7 @@ class Placement:
     def _on_grid_of(self, features: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         origin, affine, extent = self.origin, self.affine, self.extent
         shape = features.shape[2:]
-        if self.input_shape is not None and len(self.input_shape) == len(shape) and self.input_shape != tuple(shape):
+        if self.input_shape is not None and self.input_shape != tuple(shape):
             scale = _scale(shape, self.input_shape, features.device)
             origin = None if origin is None else origin.to(scale) * scale
             extent = None if extent is None else extent.to(scale) * scale

@@ -45,9 +45,11 @@ def agree(inputs: Inputs, backend: str, **options) -> tuple[Tensor, dict[str, Te
     return logits, gradients
 
 
-def agree_where_not_finite(where: str, value: float, batch: int, backend: str) -> None:
+def agree_where_not_finite(
+    where: str, value: float, batch: int, backend: str, dtype: torch.dtype = torch.float32
+) -> None:
     """Assert that NaN and infinities are in the pixels and samples in which PyTorch has them."""
-    inputs = make_inputs((20, 37), batch=batch, channels=3, hidden=(12, 10))
+    inputs = make_inputs((20, 37), batch=batch, channels=3, hidden=(12, 10), dtype=dtype)
     tensors = [t.clone() for t in inputs.tensors[:8]]
     tensors[inputs.names.index(where)].view(-1)[2] = value
     mine = scp(tensors[0], tensors[1:7], tensors[7], backend=backend)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scp_models.data import SegmentationDataModule, Subject
 from scp_models.data.slices import SliceDataset
-from scp_models.data.splits import describe_split, split_subjects
+from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.timing import TimedDataLoader
 from scp_models.errors import UserError
 from tiny_data import write_wmh
@@ -65,6 +65,14 @@ def test_order_depends_on_seed_and_epoch_alone(root, tmp_path):
     assert sorted(order(0)) == list(range(30))
 
 
+def test_an_incomplete_batch_of_training_is_dropped_unless_it_is_the_only_one(root, tmp_path):
+    slices = len(module(root, tmp_path, batch_size=1).train_dataloader())
+    assert len(module(root, tmp_path, batch_size=slices - 1).train_dataloader()) == 1
+    assert len(module(root, tmp_path, batch_size=slices + 1).train_dataloader()) == 1
+    with pytest.raises(UserError, match="batch_size: expected at least 1, got 0"):
+        module(root, tmp_path, batch_size=0)
+
+
 def test_no_subject_in_two_parts():
     subjects = [Subject(f"s{k}", (), "label") for k in range(60)]
     parts = split_subjects(subjects, (42, 6, 12), 0, "here")
@@ -75,6 +83,8 @@ def test_no_subject_in_two_parts():
     assert again == parts
     assert split_subjects(subjects, (42, 6, 12), 1, "here") != parts
     assert [len(p) for p in split_subjects(subjects[:10], (0.7, 0.1, 0.2), 0, "").values()] == [7, 1, 2]
+    for count, shares, expected in ((3, (42, 6, 12), [1, 1, 1]), (4, (1, 9, 9), [1, 1, 2])):
+        assert [len(p) for p in split_subjects(subjects[:count], shares, 0, "").values()] == expected
 
 
 def test_a_published_division_is_kept():
@@ -134,6 +144,9 @@ def test_split_file(root, tmp_path):
         divide(names[:2], names[2:3], ["nobody"])
     with pytest.raises(UserError, match="at least one subject in 'validation', the list is empty"):
         divide(names[:2], [], names[3:4])
+    path.write_text(json.dumps({"training": ["s0"], "validation": ["s1"], "test": ["s2"]}))
+    with pytest.raises(UserError, match="subjects with a reference, got 's2' in 'test'"):
+        read_split(path, [Subject("s0", (), "label"), Subject("s1", (), "label"), Subject("s2", (), None)])
     path.write_text("{}")
     with pytest.raises(UserError, match="expected a JSON object with the lists"):
         SegmentationDataModule(str(root), split_file=str(path)).divide()

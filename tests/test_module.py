@@ -52,7 +52,7 @@ def test_zero_init_starts_as_the_plain_classifier():
             p.fill_(7.0)
     head.reset_parameters()
     assert not head.phi[4].weight.any() and head.bias.tolist() == [-3.0, -2.0]
-    assert head.phi[0].weight.unique().numel() > 1
+    assert head.phi[0].weight.unique().numel() > 1 and head.residual.weight.unique().numel() > 1
 
 
 def test_the_module_is_the_function():
@@ -132,6 +132,9 @@ def test_a_checkpoint_of_plain_layers_loads_as_it_is(convolutions):
 def test_a_checkpoint_of_other_widths_is_refused():
     with pytest.raises(RuntimeError, match=r"phi\.0\.weight"):
         FusedSCP(3, 2, (8, 6)).load_state_dict(FusedSCP(3, 2, (9, 6)).state_dict())
+    for shape in ((3, 2, 1, 1), (2, 3, 3, 3)):
+        with pytest.raises(RuntimeError, match=r"residual\.weight"):
+            FusedSCP(3, 2, (8, 6)).load_state_dict({"residual.weight": torch.randn(shape)}, strict=False)
 
 
 def test_from_layers_without_a_residual():
@@ -141,6 +144,7 @@ def test_from_layers_without_a_residual():
     assert list(head.state_dict()) == [f"phi.{k}.{p}" for k in (0, 2, 4) for p in ("weight", "bias")]
     assert list(head(torch.randn(2, 3, 4, 5)).shape) == [2, 1, 4, 5]
     head.reset_parameters()
+    assert FusedSCP.from_layers(plain_layers(classes=2)[0], in_channels=3).num_classes == 2
 
 
 @pytest.mark.parametrize(
@@ -160,9 +164,12 @@ def test_from_layers_without_a_residual():
         (lambda: FusedSCP.from_layers(nn.Linear(4, 4)), "phi: expected Sequential.* got Linear"),
         (lambda: FusedSCP.from_layers(nn.Sequential(nn.Linear(4, 4))), "phi: expected Sequential"),
         (lambda: FusedSCP.from_layers(plain_layers()[0], nn.Linear(3, 2)), "residual: expected no bias"),
-        (
-            lambda: FusedSCP.from_layers(plain_layers()[0], nn.Conv2d(3, 2, 3, bias=False)),
-            "residual: expected nn.Linear",
+        *(
+            (
+                lambda options=options: FusedSCP.from_layers(plain_layers()[0], nn.Conv2d(3, 2, bias=False, **options)),
+                "residual: expected nn.Linear",
+            )
+            for options in ({"kernel_size": 3}, {"kernel_size": 1, "stride": 2}, {"kernel_size": 1, "padding": 1})
         ),
         (lambda: FusedSCP.from_layers(plain_layers()[0], nn.Linear(5, 2, bias=False)), "phi: expected N·C = 2·5"),
         (lambda: FusedSCP.from_layers(plain_layers()[0], in_channels=4), "phi: expected N·C = 1·4 outputs"),

@@ -7,6 +7,7 @@ import torch
 from heads import image, wake
 from monai.networks.nets import BasicUNet, SegResNet, UNet
 from scp_models.networks import VARIANTS, attach, build_network
+from scp_models.networks.positions import position_channels
 from torch import nn
 
 from scp_kernels import FusedSCP
@@ -125,6 +126,12 @@ def test_position_channels_are_the_papers_equation_5(position):
         assert torch.allclose(channels[:, :, i, j], s.expand(2, 4))
 
 
+def test_position_channels_in_half_precision_are_rounded_once():
+    x = torch.zeros(1, 1, 301, 302)
+    exact = position_channels(x, position="centered")
+    assert torch.equal(position_channels(x.bfloat16(), position="centered"), exact.bfloat16())
+
+
 @pytest.mark.parametrize("preset", ["recommended", "paper"])
 def test_position_channels_are_those_of_the_fused_head(preset):
     """A Φ that passes one position on turns the head into a probe of the positions it uses."""
@@ -191,8 +198,10 @@ def test_constant_position_is_the_centre_for_every_pixel_and_placement(variant):
     expected = network(x, affine=centre, extent=EXTENT)
     assert torch.allclose(control(x, origin=ORIGIN, extent=EXTENT), expected, atol=1e-6)
     assert torch.allclose(control(x), network(x, affine=[[0, 0, 6.0], [0, 0, 5.0]]), atol=1e-6)
-    extents = torch.tensor([EXTENT, (30, 40)])
-    assert torch.allclose(control(x, extent=extents)[0], expected[0], atol=1e-6)
+    found = control(x, extent=torch.tensor([EXTENT, (31, 40)]))
+    assert torch.allclose(found[0], expected[0], atol=1e-6)
+    centre = [[0.0, 0.0, 15.5], [0.0, 0.0, 20.0]]
+    assert torch.allclose(found[1], network(x, affine=centre, extent=(31, 40))[1], atol=1e-6)
     assert not torch.allclose(network(x), control(x), atol=1e-2)
 
 
@@ -329,6 +338,8 @@ def test_attach_keeps_dtype_mode_and_what_was_frozen():
     assert not head.residual.weight.requires_grad
     assert head.bias.requires_grad and head.phi[0].weight.requires_grad
     assert attach(nn.Sequential(nn.Conv2d(1, 2, 1)).train(), "0")[0].training
+    frozen = attach(nn.Sequential(nn.Conv2d(1, 2, 1).requires_grad_(False)), "0")[0]
+    assert not frozen.bias.requires_grad and frozen.phi[0].weight.requires_grad
 
 
 def test_attach_and_the_logit_bias():

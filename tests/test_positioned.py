@@ -59,6 +59,7 @@ def test_inner_contexts_stand_before_outer_ones_and_arguments_before_both():
             raise KeyError
         assert torch.equal(network(x), here)
     assert torch.equal(network(x), plain)
+    assert not network._forward_pre_hooks
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_heads_of_deep_supervision_take_positions_on_their_own_grids(position):
         head.register_forward_hook(lambda head, args, logits: seen.update({head: (args[0], logits)}))
     whole = network(x)
     with positioned(network, origin=(0, 0), extent=(32, 48)):
-        assert torch.allclose(network(x), whole, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(network(x=x), whole, rtol=1e-5, atol=1e-5)
     with positioned(network, affine=[[0.0, 2.0, 8.0], [-1.0, 0.0, 40.0]], extent=(160, 224)):
         network(x)
     for scale, head in zip((1, 2, 4), heads, strict=True):
@@ -171,6 +172,19 @@ def test_heads_of_deep_supervision_take_positions_on_their_own_grids(position):
         affine = [[0.0, 2.0, 8 / scale], [-1.0, 0.0, 40 / scale]]
         expected = head(features, affine=affine, extent=(160 / scale, 224 / scale))
         assert torch.allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_each_of_nested_contexts_is_in_pixels_of_its_own_networks_input():
+    network, head, _ = attached("pixels")
+    network[0] = nn.AvgPool2d(2)
+    outer = nn.Sequential(nn.AvgPool2d(2), network)
+    x = image(1, 2, 24, 20)
+    features = network[0](outer[0](x))
+    with positioned(network, extent=(40, 60)), positioned(network, origin=(8, 4)):
+        assert torch.equal(network(outer[0](x)), head(features, origin=(4, 2), extent=(20, 30)))
+    with positioned(outer, extent=(80, 120)), positioned(network, origin=(8, 4)):
+        assert torch.equal(outer(x), head(features, origin=(4, 2), extent=(20, 30)))
 
 
 @torch.no_grad()

@@ -136,3 +136,10 @@ def test_positions_lie_where_the_features_do_whatever_the_default_device():
     expected = scp_reference(inputs.features, inputs.phi, inputs.residual, **options)
     with torch.device("meta"):
         assert torch.equal(scp_reference(inputs.features, inputs.phi, inputs.residual, **options), expected)
+
+
+def test_parameters_wider_than_the_features():
+    inputs = make_inputs((12, 13), dtype=torch.float64)
+    features = inputs.features.float()
+    logits = scp_reference(features, inputs.phi, inputs.residual)
+    assert torch.equal(logits, scp_reference(features.double(), inputs.phi, inputs.residual).float())

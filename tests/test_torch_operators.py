@@ -166,6 +166,7 @@ def test_ptflops_counts_the_head(backend):
         custom_modules_hooks={FusedSCP: ptflops_hook},
     )
     assert head.macs((20, 30)) == 20 * 30 * (4 * 16 + 16 * 24 + 24 * 16 + 16)
+    assert head.macs((20, 30), batch=3) == head.macs((20, 30)) + 2 * 20 * 30 * 16, "Φ is evaluated once for a batch"
     assert macs == 20 * 30 * 27 * 8 + head.macs((20, 30))
     assert parameters == sum(p.numel() for p in (*convolution.parameters(), *head.parameters()))
 

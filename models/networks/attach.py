@@ -119,7 +119,7 @@ def positioned(
     before = [head.placement for head in heads]
     inside = [_placement(head, origin, affine, extent) for head in heads]
     network = getattr(network, "_orig_mod", network)  # a compiled network's hooks run outside of its graph
-    hook = network.register_forward_pre_hook(_InputShape(heads), with_kwargs=True, prepend=True)
+    hook = network.register_forward_pre_hook(_InputShape(heads, inside), with_kwargs=True, prepend=True)
     try:
         _place(heads, inside)
         yield
@@ -141,16 +141,15 @@ def _placement(
 
 
 class _InputShape:
-    """A network's hook that tells the heads' placements the spatial size of the input."""
+    """A network's hook that tells its context's placements the spatial size of the input."""
 
-    def __init__(self, heads: Sequence[FusedSCP]) -> None:
+    def __init__(self, heads: Sequence[FusedSCP], placements: Sequence[Placement]) -> None:
         self.heads = heads
+        self.placements = placements
 
     def __call__(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for head in self.heads:
-            placement = head.placement
-            if placement is not None:
-                placement.input_shape = _image_shape(args, kwargs, head.spatial_dims)
+        for head, placement in zip(self.heads, self.placements, strict=True):
+            placement.input_shape = _image_shape(args, kwargs, head.spatial_dims)
 
 
 def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any], spatial_dims: int) -> tuple[int, ...] | None:
