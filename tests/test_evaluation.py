@@ -91,6 +91,7 @@ def dice(folder, subjects, task):
         ("probabilities", lambda label: np.where(label == 2, 0.7, 0.2).astype(np.float32)),
         ("label maps a little beside their integers", lambda label: label * np.float32(1.0001)),
         ("label maps in floating point", lambda label: label.astype(np.float32)),
+        ("label maps with a fourth axis", lambda label: label[..., None]),
     ],
 )
 def test_what_predictions_hold_is_told_from_all_of_them(tmp_path, what, change):
@@ -106,6 +107,14 @@ def test_predictions_that_are_neither_labels_nor_probabilities(tmp_path):
         predictions_of(subjects, tmp_path / "out", lambda label, affine, c=change: (c(label), affine))
         with pytest.raises(UserError, match=r"volume-1.nii.gz: expected labels, or probabilities from 0 to 1, got val"):
             dice(tmp_path / "out", subjects, get_task("lits"))
+
+
+def test_labels_among_probabilities_are_refused(tmp_path):
+    subjects = find_subjects(write_lits(tmp_path / "data", (1, 2)), get_task("lits"))
+    predictions_of(subjects[:1], tmp_path / "out", lambda label, affine: (label, affine))
+    predictions_of(subjects[1:], tmp_path / "out", lambda label, affine: (label * np.float32(0.4), affine))
+    with pytest.raises(UserError, match=r"out: expected all predictions as labels or all as probabilities, got both"):
+        dice(tmp_path / "out", subjects, get_task("lits"))
 
 
 @pytest.mark.parametrize("codes", AXIS_CODES, ids="".join)
