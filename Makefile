@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CXX_FILES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/*.cpp)
+CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := $(shell find csrc scp_kernels models -type f ! -path '*__pycache__*' ! -name '*.so' ! -name build.json)
 # Two test processes of one thread each beat one of two; in one process torch's threads would wait for each other. The
 # guard's ratios too are steadier where no thread waits for another on a busy machine.
@@ -56,10 +56,8 @@ lint: $(VENV)/.dependencies types  ## ruff, mypy and clang-format
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
-# mypy has to know models/ by the name under which it is imported.
 types: $(VENV)/.dependencies
-	@mkdir -p build/types && ln -sfn $(CURDIR)/models build/types/scp_models
-	MYPYPATH=build/types $(BIN)/mypy -p scp_kernels -p scp_models
+	$(BIN)/mypy
 
 format: $(VENV)/.dependencies  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --fix .
@@ -84,4 +82,4 @@ build: $(VENV)/.dependencies  ## compile what changed in csrc/ and install, with
 	@touch $(STAMP)
 
 clean:  ## everything but the environment
-	rm -rf build dist demo .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks *.egg-info csrc/*.so csrc/build.json
+	rm -rf build dist demo .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks *.egg-info csrc/scp_kernels_native/*.so csrc/scp_kernels_native/build.json

@@ -30,6 +30,7 @@ from setuptools.command.build import build
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 PACKAGE = "scp_kernels_native"
+INCLUDE_FLAGS = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
 
 # Contraction into FMA is left to the compiler: every result is held to a tolerance, none to a bit pattern.
 CXX_FLAGS = [
@@ -209,7 +210,7 @@ def ninja_file(libraries: list[Library], objects_dir: Path, out: Path) -> str:
     for lib in libraries:
         lines += [
             f"rule compile_{lib.name}",
-            f"  command = {shell([*lib.compiler, *lib.flags, f'-I{CSRC}'])} $extra -MD -MF $out.d -c $in -o $out",
+            f"  command = {shell([*lib.compiler, *lib.flags, *INCLUDE_FLAGS])} $extra -MD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             f"  description = {lib.name}: $in $extra",
@@ -244,7 +245,7 @@ class BuildNative(Command):
     @property
     def out(self) -> Path:
         """Where the package lies: in an editable install, that is the folder of the sources."""
-        return CSRC if self.editable_mode else (Path(self.build_lib) / PACKAGE).resolve()
+        return CSRC / PACKAGE if self.editable_mode else (Path(self.build_lib) / PACKAGE).resolve()
 
     def run(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -314,11 +315,11 @@ class NativeDistribution(Distribution):
 setup(
     distclass=NativeDistribution,
     cmdclass={"build": CleanBuild, "build_native": BuildNative, "bdist_wheel": PlatformWheel},
-    # models/ is the import package scp_models; the folder of compiled libraries has a name that no checkout shadows.
+    # The folder of compiled libraries has a name that no checkout shadows.
     packages=[
         *find_packages(str(ROOT), include=["scp_kernels", "scp_kernels.*"]),
         PACKAGE,
-        *("scp_models", *(f"scp_models.{name}" for name in find_packages(str(ROOT / "models")))),
+        *find_packages(str(ROOT / "models")),
     ],
-    package_dir={"scp_kernels": "scp_kernels", PACKAGE: "csrc", "scp_models": "models"},
+    package_dir={"scp_kernels": "scp_kernels", PACKAGE: f"csrc/{PACKAGE}", "scp_models": "models/scp_models"},
 )

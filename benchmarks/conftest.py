@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import machine
 import pytest
 import torch
-from cases import LARGE, PAPER, SCALING, Case
-from fresh import FreshProcesses
-from race import Entrant, copy_bandwidth, device_times, product_rate, race, ratio, summary
-from tables import tables
+
+from benchmarks import machine
+from benchmarks.fresh import FreshProcesses
+from benchmarks.race import Entrant, copy_bandwidth, device_times, product_rate, race, ratio, summary
+from benchmarks.tables import tables
+from tests.support.cases import LARGE, PAPER, SCALING, Case
 
 # The regression guard's: short on a CPU, and each of the three sizes.
 GUARDED = [Case(64, 8, 1), Case(128, 16, 14), Case(256, 32, 1)]

@@ -62,8 +62,7 @@ else
 fi
 stage "build" 120 "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --no-index --target "$SITE" .
 # Where the build failed, the checkout still has all that needs no compiler.
-mkdir -p build/types && ln -sfn "$PWD/models" build/types/scp_models
-export PYTHONPATH=$SITE:$PWD:$PWD/build/types:$PWD/tests PYTHONUNBUFFERED=1
+export PYTHONPATH=$SITE:$PWD:$PWD/models PYTHONUNBUFFERED=1
 stage "backends" 30 "$PYTHON" -m scp_kernels
 
 # Kernels are compiled as they are first called, which is what most of the checks' time goes to: several at once.
@@ -76,17 +75,17 @@ race=("$PYTHON" -m pytest benchmarks --benchmark-only -q -p no:cacheprovider --d
 paper="160x224 and (b1- or b14-) and not h512 and not h32"
 
 shopt -s nullglob # no record is no error here: the table is then empty
-stage "kernels" 150 "${check[@]}" tests/test_*_gpu.py
+stage "kernels" 150 "${check[@]}" tests/*/test_gpu.py
 if [ "$DEVICE" = cuda ] && command -v compute-sanitizer >/dev/null; then
-    "$PYTHON" benchmarks/sanitized.py >>"$LOG" 2>&1 # compiled before the slow runs
+    "$PYTHON" -m benchmarks.sanitized >>"$LOG" 2>&1 # compiled before the slow runs
     for tool in memcheck racecheck; do
         # Without PyTorch's cache every tensor is an allocation of its own, whose ends memcheck knows.
         # Calls of the driver that fail are no findings: libraries ask it for functions that it may not have.
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 60 \
-            compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9 "$PYTHON" benchmarks/sanitized.py
+            compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9 "$PYTHON" -m benchmarks.sanitized
     done
 fi
-stage "paper's sizes and claims" 60 "${check[@]}" tests/test_paper_sizes.py tests/test_claims.py
+stage "paper's sizes and claims" 60 "${check[@]}" tests/operator/test_paper_sizes.py tests/benchmarks/test_claims.py
 if ((${#workers[@]})); then
     # Each race once, untimed: torch.compile and Triton find in their caches what would be compiled one by one.
     stage "compiling" 90 "$PYTHON" -m pytest benchmarks -q -p no:cacheprovider "${workers[@]}" --benchmark-disable \
@@ -100,7 +99,7 @@ if [ "$DEVICE" = cuda ]; then
     stage "operator, bfloat16" 80 "${race[@]}" -k "test_operator and $paper and bfloat16"
 fi
 # One network trained with either head; its data are synthetic, but reading them takes what scp_models takes.
-if "$PYTHON" -c "import scp_models.training, nilearn" 2>>"$LOG"; then
+if "$PYTHON" -c "import scp_models.training.module, nilearn" 2>>"$LOG"; then
     training=("$PYTHON" -m benchmarks.training "$OUT/training/$DEVICE.json" --device "$DEVICE")
     [ "$DEVICE" = cpu ] && training+=(--capacity 16 --size 40 56 --subjects 4 --epochs 1)
     stage "training" 100 "${training[@]}"

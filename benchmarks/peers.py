@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from cases import Case
-from memory import resident_growth
-from problems import Inputs
 from torch import Tensor, nn
 
 from scp_kernels import FusedSCP, count_macs
+from tests.support.cases import Case
+from tests.support.memory import resident_growth
+from tests.support.problems import Inputs
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 PLAIN, PRODUCT, PAPER_STYLE, BATCH_SHARED = "plain 1x1", "plain product", "paper-style", "batch-shared"

@@ -1,13 +1,10 @@
-"""Each compiled backend of this GPU, forward and backward at sizes that no tile divides: for compute-sanitizer.
-
-Needs ``tests/`` on ``PYTHONPATH``; ``benchmarks/gpu.sh`` sets it.
-"""
+"""Each compiled backend of this GPU, forward and backward at sizes that no tile divides: for compute-sanitizer."""
 
 import torch
-from cases import Case
-from problems import evaluate
 
 from scp_kernels import scp
+from tests.support.cases import Case
+from tests.support.problems import evaluate
 
 CASES = [Case(40, 5, 2, (37, 51)), Case(40, 5, 2, (37, 51), torch.bfloat16), Case(24, 3, 1, (9, 13, 11))]
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from memory import cuda_peak
-from networks import (
+
+from benchmarks.networks import (
     CAPACITIES,
     PAPER_MEMORY,
     PAPER_STYLE,
@@ -15,9 +15,10 @@ from networks import (
     names,
     resident,
 )
-from race import Entrant
-from scp_models.complexity import complexity_table, count_parameters
-from tolerances import LOGITS, relative_error
+from benchmarks.race import Entrant
+from scp_models.networks.complexity import complexity_table, count_parameters
+from tests.support.memory import cuda_peak
+from tests.support.tolerances import LOGITS, relative_error
 
 ANCHOR, OURS = "Base 128", "SCP 256"
 # 512 in batches of 14 is minutes a round on a few cores.

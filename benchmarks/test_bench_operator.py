@@ -6,16 +6,17 @@
 import copy
 from functools import lru_cache
 
-import cases
 import pytest
 import torch
-from cases import Case
-from memory import bytes_saved_for_backward, cuda_peak
-from peers import FROZEN, PLAIN, PRODUCT, Subject, call, executed_macs, resident, subjects
-from problems import Inputs
-from race import Entrant
-from tolerances import GRADIENTS, LOGITS, relative_error
 from torch import Tensor
+
+from benchmarks.peers import FROZEN, PLAIN, PRODUCT, Subject, call, executed_macs, resident, subjects
+from benchmarks.race import Entrant
+from tests.support import cases
+from tests.support.cases import Case
+from tests.support.memory import bytes_saved_for_backward, cuda_peak
+from tests.support.problems import Inputs
+from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 
 # The table is our promise, not that of others: plain PyTorch in raw pixels is itself at its edge. A wrong formula would
 # be off by far more than this.

@@ -18,16 +18,13 @@ from typing import Any
 
 import lightning as L
 import torch
+
+from benchmarks import machine
+from benchmarks.networks import PaperHead
 from scp_models.data import SegmentationDataModule
-from scp_models.data.phantoms import generate_wmh
-from scp_models.demo_progress import quiet
-from scp_models.training import SegmentationModule
-
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
-
-import machine  # noqa: E402
-from networks import PaperHead  # noqa: E402
+from scp_models.phantoms import generate_wmh
+from scp_models.report.demo.progress import quiet
+from scp_models.training.module import SegmentationModule
 
 FUSED, NUDGED, PAPER_STYLE = RUNS = ("fused", "fused, nudged", "paper-style")
 NUDGE = 1 + 2**-22

@@ -1,11 +1,6 @@
-"""Makes ``benchmarks`` importable, as ``python -m benchmarks.…`` has it; behind the installed packages."""
-
-import sys
-from pathlib import Path
+"""Fixtures that several folders of tests use."""
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent.parent))
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 #include <cstdio>
 #include <new>
 
-#include "../scp.h"
-#include "../shared/check.h"
+#include "scp.h"
+#include "common/check.h"
 #include "first_layer.h"
 #include "keep.h"
 #include "level.h"

@@ -5,7 +5,7 @@
 #ifndef SCP_CPU_FIRST_LAYER_H
 #define SCP_CPU_FIRST_LAYER_H
 
-#include "../scp.h"
+#include "scp.h"
 #include "scratch.h"
 
 namespace scp {

@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "../scp.h"
+#include "scp.h"
 
 namespace scp {
 

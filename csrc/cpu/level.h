@@ -2,7 +2,7 @@
 #ifndef SCP_CPU_LEVEL_H
 #define SCP_CPU_LEVEL_H
 
-#include "../scp.h"
+#include "scp.h"
 
 namespace scp {
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../shared/bound.h"
-#include "../shared/geometry.h"
+#include "common/bound.h"
+#include "common/geometry.h"
 #include "scratch.h"
 #include "vector.h"
 

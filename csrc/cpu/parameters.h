@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "../scp.h"
+#include "scp.h"
 #include "node.h"
 
 namespace scp {

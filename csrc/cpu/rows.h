@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "../scp.h"
-#include "../shared/half.h"
+#include "scp.h"
+#include "common/half.h"
 #include "vector.h"
 
 namespace scp {

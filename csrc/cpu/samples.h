@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../scp.h"
+#include "scp.h"
 
 namespace scp {
 

@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../shared/platform.h"
+#include "common/platform.h"
 
 #define SCP_INLINE inline __attribute__((always_inline))
 #define SCP_LAMBDA_INLINE __attribute__((always_inline))

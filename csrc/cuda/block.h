@@ -10,7 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../shared/platform.h"
+#include "common/platform.h"
 
 #if defined(__CUDACC__)
 #define SCP_DEVICE __device__ __forceinline__

@@ -3,9 +3,9 @@
 #ifndef SCP_CUDA_CALL_H
 #define SCP_CUDA_CALL_H
 
-#include "../scp.h"
-#include "../shared/geometry.h"
-#include "../shared/half.h"
+#include "scp.h"
+#include "common/geometry.h"
+#include "common/half.h"
 #include "block.h"
 
 namespace scp {

@@ -6,7 +6,7 @@
 #ifndef SCP_CUDA_FOLD_H
 #define SCP_CUDA_FOLD_H
 
-#include "../shared/bound.h"
+#include "common/bound.h"
 #include "call.h"
 
 namespace scp {

@@ -5,7 +5,7 @@
 #ifndef SCP_CUDA_RUN_H
 #define SCP_CUDA_RUN_H
 
-#include "../shared/check.h"
+#include "common/check.h"
 #include "apply.h"
 #include "collect.h"
 #include "parameters.h"

@@ -8,11 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from PIL import Image
-from scp_models.data.phantoms.abdomen import make_abdomen
-from scp_models.data.phantoms.brain import make_brain
-from scp_models.data.phantoms.templates import load_brain_template
-from scp_models.data.phantoms.wmh import grid_of
-from scp_models.data.phantoms.writing import subject_seed
+
+from scp_models.phantoms.abdomen import make_abdomen
+from scp_models.phantoms.brain import make_brain
+from scp_models.phantoms.templates import load_brain_template
+from scp_models.phantoms.wmh import grid_of
+from scp_models.phantoms.writing import subject_seed
 
 RED, CYAN, YELLOW, GREEN = "#ff4d4d", "#37d5e6", "#ffd23f", "#59d86a"
 

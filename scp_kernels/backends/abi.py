@@ -1,4 +1,4 @@
-"""``csrc/scp.h`` in ctypes: one call of a compiled backend, and its error codes."""
+"""``csrc/include/scp.h`` in ctypes: one call of a compiled backend, and its error codes."""
 
 import ctypes
 import functools

@@ -26,7 +26,7 @@ def oldest_capability() -> int:
 
 
 class CudaCall(ctypes.Structure):
-    """``struct scp_cuda_call`` of csrc/scp.h, field by field."""
+    """``struct scp_cuda_call`` of csrc/include/scp.h, field by field."""
 
     _fields_ = (
         ("call", abi.Call),
@@ -42,7 +42,7 @@ class CudaCall(ctypes.Structure):
 
 
 class Needs(ctypes.Structure):
-    """``struct scp_cuda_needs`` of csrc/scp.h, field by field."""
+    """``struct scp_cuda_needs`` of csrc/include/scp.h, field by field."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64)

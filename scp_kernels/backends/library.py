@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ABI_VERSION = 4
-"""The number in ``csrc/scp.h``; a library that reports another one is refused."""
+"""The number in ``csrc/include/scp.h``; a library that reports another one is refused."""
 
 PACKAGE = "scp_kernels_native"
 _NOT_INSTALLED = (

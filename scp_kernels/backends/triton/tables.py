@@ -3,7 +3,7 @@
 There is no autotuning at a user's first call. To extend the table, add a line: the first that matches a call's pass,
 compute capability and widths is taken, so put the special before the general. ``python -m benchmarks.static`` then
 compiles what the line implies for every architecture and shows registers, stack and shared memory; a line whose kernel
-spills or exceeds an architecture's shared memory fails ``tests/test_triton_compile.py``.
+spills or exceeds an architecture's shared memory fails ``tests/triton/test_compile.py``.
 """
 
 from dataclasses import dataclass

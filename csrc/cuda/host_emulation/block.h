@@ -1,0 +1,135 @@
+// A block of threads on the host: fibres that run one after another from barrier to barrier, in any order.
+//
+// What it shows: results of the very code that a GPU runs; threads that do not all come to the same barrier; missing
+// barriers, because results then depend on the order, and exactly with host_races.h; shared memory read before it is
+// written (it starts as NaN) or written past its end. What it cannot show: speed, and anything below the source (registers, alignment, caches).
+#ifndef SCP_CUDA_HOST_BLOCK_H
+#define SCP_CUDA_HOST_BLOCK_H
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "cuda/block.h"
+#include "races.h"
+
+namespace scp {
+namespace SCP_NAMESPACE {
+
+class HostGrid;
+
+class HostBlock {
+ public:
+  HostBlock(HostGrid& grid, int thread) : grid_(grid), thread_(thread) {}
+  int thread() const { return thread_; }
+  int64_t index() const;
+  void sync() const;
+  char* shared() const;
+  SCP_UNWATCHED void add(double* at, double value) const { *at += value; }
+  SCP_UNWATCHED void raise(int* flag) const { *flag = 1; }
+
+ private:
+  HostGrid& grid_;
+  const int thread_;
+  mutable int barriers_ = 0;
+};
+
+class HostGrid {
+ public:
+  // Order 0 runs threads as they are numbered, 1 backwards, any other number shuffles them anew at every barrier. The
+  // barrier of the given number, counted from 1, is left out of every block: what looks for races is tried on that.
+  HostGrid(int order, int64_t shared_bytes, int without_barrier = 0)
+      : order_(order),
+        without_barrier_(without_barrier),
+        random_(unsigned(order)),
+        memory_(size_t(shared_bytes + kGuard)),
+        fibres_(kThreads),
+        stacks_(new char[size_t(kThreads) * kStack]),
+        turn_(kThreads) {
+    for (int t = 0; t < kThreads; ++t) turn_[t] = t;
+    if (order == 1) std::reverse(turn_.begin(), turn_.end());
+  }
+
+  void run(int64_t blocks, const std::function<void(HostBlock&)>& body) {
+    body_ = &body;
+    races::begin(stacks_.get(), size_t(kThreads) * kStack, memory_.data(), memory_.size(),
+                 [this] { swapcontext(&fibres_[present_], &scheduler_); });
+    for (index_ = 0; index_ < blocks; ++index_) run_block();
+  }
+
+ private:
+  friend class HostBlock;
+  static constexpr size_t kStack = 64 * 1024;
+  static constexpr size_t kGuard = 256;
+
+  void run_block() {
+    std::memset(memory_.data(), 0xff, memory_.size());
+    for (int t = 0; t < kThreads; ++t) {
+      ucontext_t& fibre = fibres_[t];
+      getcontext(&fibre);
+      fibre.uc_stack.ss_sp = stacks_.get() + size_t(t) * kStack;
+      fibre.uc_stack.ss_size = kStack;
+      fibre.uc_link = &scheduler_;
+      const auto self = reinterpret_cast<uintptr_t>(this);
+      makecontext(&fibre, reinterpret_cast<void (*)()>(&enter), 3, unsigned(self >> 32), unsigned(self), t);
+    }
+    ended_ = 0;
+    while (ended_ == 0) {
+      if (order_ > 1) std::shuffle(turn_.begin(), turn_.end(), random_);
+      for (int t : turn_) {
+        resume(t);
+      }
+      races::barrier();
+    }
+    if (ended_ != kThreads) throw std::logic_error("threads of a block did not all come to the same barrier");
+    for (size_t i = memory_.size() - kGuard; i < memory_.size(); ++i)
+      if (memory_[i] != char(0xff)) throw std::logic_error("a block wrote past the end of its shared memory");
+  }
+
+  void resume(int thread) {
+    present_ = thread;
+    races::resume(index_, thread);
+    swapcontext(&scheduler_, &fibres_[thread]);
+    races::pause();
+    if (const std::string& found = races::found(); !found.empty()) throw std::logic_error(found);
+  }
+
+  static void enter(unsigned high, unsigned low, int thread) {
+    HostGrid& grid = *reinterpret_cast<HostGrid*>(uintptr_t(high) << 32 | low);
+    HostBlock block(grid, thread);
+    (*grid.body_)(block);
+    races::pause();
+    ++grid.ended_;
+  }
+
+  const int order_, without_barrier_;
+  std::mt19937 random_;
+  std::vector<char> memory_;
+  std::vector<ucontext_t> fibres_;
+  std::unique_ptr<char[]> stacks_;
+  std::vector<int> turn_;
+  ucontext_t scheduler_;
+  const std::function<void(HostBlock&)>* body_ = nullptr;
+  int64_t index_ = 0;
+  int present_ = 0, ended_ = 0;
+};
+
+inline int64_t HostBlock::index() const { return grid_.index_; }
+inline void HostBlock::sync() const {
+  if (++barriers_ != grid_.without_barrier_) swapcontext(&grid_.fibres_[thread_], &grid_.scheduler_);
+}
+inline char* HostBlock::shared() const {
+  const auto at = reinterpret_cast<uintptr_t>(grid_.memory_.data());
+  return reinterpret_cast<char*>((at + 15) / 16 * 16);
+}
+
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
+#endif

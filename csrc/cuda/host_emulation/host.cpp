@@ -1,0 +1,67 @@
+// The CUDA library's programs on the host, behind the same entry points: for tests where there is no GPU. Built by
+// them, not by an installation. The environment variable SCP_HOST_ORDER says in which order a block's threads run, and
+// SCP_HOST_WITHOUT_BARRIER which barrier is left out (host_block.h).
+#include <cstdlib>
+#include <cstring>
+
+#include "block.h"
+#include "cuda/run.h"
+
+namespace scp {
+namespace SCP_NAMESPACE {
+namespace {
+
+class Host {
+ public:
+  void clear(void* at, size_t bytes) { std::memset(at, 0, bytes); }
+
+  template <class Program>
+  void launch(const Program& program, int64_t blocks, int64_t shared_bytes) {
+    HostGrid grid(number("SCP_HOST_ORDER"), shared_bytes, number("SCP_HOST_WITHOUT_BARRIER"));
+    grid.run(blocks, [&](HostBlock& block) { program(block); });
+  }
+
+ private:
+  static int number(const char* variable) {
+    const char* value = std::getenv(variable);
+    return value == nullptr ? 0 : std::atoi(value);
+  }
+};
+
+int run_on_host(const scp_cuda_call* call, bool backward, char* message, int64_t size) {
+  try {
+    return run_call(call, backward, message, size, [](auto& run) {
+      Host host;
+      run(host);
+    });
+  } catch (const std::logic_error& error) {
+    return common::fail(message, size, SCP_DEVICE_ERROR, error.what());
+  }
+}
+
+}  // namespace
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
+extern "C" {
+
+int scp_abi_version(void) { return SCP_ABI_VERSION; }
+
+int scp_cuda_driver(int32_t* driver, int32_t* built_with) {
+  *driver = *built_with = 0;
+  return SCP_OK;
+}
+
+int scp_cuda_plan(const scp_cuda_call* call, int32_t backward, scp_cuda_needs* needs, char* message, int64_t size) {
+  return scp::common::plan_call(call, backward != 0, needs, message, size);
+}
+
+int scp_cuda_forward(const scp_cuda_call* call, char* message, int64_t size) {
+  return scp::common::run_on_host(call, false, message, size);
+}
+
+int scp_cuda_backward(const scp_cuda_call* call, char* message, int64_t size) {
+  return scp::common::run_on_host(call, true, message, size);
+}
+
+}  // extern "C"

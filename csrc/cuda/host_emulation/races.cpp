@@ -1,0 +1,126 @@
+// Compiled without -fsanitize=thread: this is what it calls.
+#include "races.h"
+
+#include <array>
+#include <memory>
+#include <unordered_map>
+#include <utility>
+
+namespace scp {
+namespace races {
+namespace {
+
+constexpr int kNobody = -1, kSeveral = -2;
+
+// Who wrote and who read a byte, in the time that `since` numbers.
+struct Accesses {
+  uint64_t since = 0;
+  int writer = kNobody, reader = kNobody;
+
+  // Whether an access by `me` is a race with an earlier one.
+  bool clash(uint64_t now, int me, bool writes) {
+    if (since != now) since = now, writer = reader = kNobody;
+    const bool found = (writer != kNobody && writer != me) || (writes && reader != kNobody && reader != me);
+    if (writes)
+      writer = me;
+    else
+      reader = reader == kNobody || reader == me ? me : kSeveral;
+    return found;
+  }
+};
+
+struct Cell {
+  Accesses threads, blocks;
+};
+
+class Watch {
+ public:
+  void begin(const char* own, size_t own_bytes, const char* shared, size_t shared_bytes, std::function<void()> leave) {
+    ++launch_, ++epoch_, leave_ = std::move(leave);
+    own_ = address(own), own_end_ = own_ + own_bytes, shared_ = address(shared), shared_end_ = shared_ + shared_bytes;
+    found_.clear();
+  }
+  void barrier() { ++epoch_; }
+  void resume(int64_t block, int thread) { block_ = int(block), thread_ = thread, on_ = true; }
+  void pause() { on_ = false; }
+  const std::string& found() const { return found_; }
+
+  void touch(const void* memory, size_t bytes, bool writes) {
+    const uintptr_t first = address(memory);
+    if (!on_ || (first >= own_ && first < own_end_)) return;
+    const bool shared = first >= shared_ && first < shared_end_;
+    for (uintptr_t at = first; at < first + bytes; ++at) {
+      Cell& cell = this->cell(at);
+      const bool threads = cell.threads.clash(epoch_, thread_, writes);
+      if (threads || (!shared && cell.blocks.clash(launch_, block_, writes)))
+        return report(at, writes, threads, shared);
+    }
+  }
+
+ private:
+  static constexpr uintptr_t kPage = 4096;
+  using Page = std::array<Cell, kPage>;
+
+  static uintptr_t address(const void* memory) { return reinterpret_cast<uintptr_t>(memory); }
+
+  Cell& cell(uintptr_t at) {
+    if (at / kPage != last_number_) {
+      std::unique_ptr<Page>& page = pages_[at / kPage];
+      if (page == nullptr) page = std::make_unique<Page>();
+      last_number_ = at / kPage, last_ = page.get();
+    }
+    return (*last_)[at % kPage];
+  }
+
+  void report(uintptr_t at, bool writes, bool threads, bool shared) {
+    found_ = std::string("a race between ") + (threads ? "threads" : "blocks") + ": thread " + std::to_string(thread_) +
+             " of block " + std::to_string(block_) + (writes ? " writes " : " reads ") +
+             (shared ? "byte " + std::to_string(at - shared_) + " of shared memory" : "global memory");
+    pause();
+    leave_();
+  }
+
+  std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages_;
+  uintptr_t last_number_ = ~uintptr_t(0);
+  Page* last_ = nullptr;
+  uint64_t launch_ = 0, epoch_ = 0;
+  uintptr_t own_ = 0, own_end_ = 0, shared_ = 0, shared_end_ = 0;
+  int block_ = 0, thread_ = 0;
+  bool on_ = false;
+  std::string found_;
+  std::function<void()> leave_;
+};
+
+Watch watch;
+
+}  // namespace
+
+void begin(const char* own, size_t own_bytes, const char* shared, size_t shared_bytes, std::function<void()> leave) {
+  watch.begin(own, own_bytes, shared, shared_bytes, std::move(leave));
+}
+void barrier() { watch.barrier(); }
+void resume(int64_t block, int thread) { watch.resume(block, thread); }
+void pause() { watch.pause(); }
+const std::string& found() { return watch.found(); }
+
+}  // namespace races
+}  // namespace scp
+
+#define SCP_WATCHED(bytes)                                                                    \
+  extern "C" void __tsan_read##bytes(void* at) { scp::races::watch.touch(at, bytes, false); } \
+  extern "C" void __tsan_write##bytes(void* at) { scp::races::watch.touch(at, bytes, true); } \
+  extern "C" void __tsan_unaligned_read##bytes(void* at) { __tsan_read##bytes(at); }          \
+  extern "C" void __tsan_unaligned_write##bytes(void* at) { __tsan_write##bytes(at); }
+SCP_WATCHED(1)
+SCP_WATCHED(2)
+SCP_WATCHED(4)
+SCP_WATCHED(8)
+SCP_WATCHED(16)
+#undef SCP_WATCHED
+extern "C" void __tsan_read_range(void* at, size_t bytes) { scp::races::watch.touch(at, bytes, false); }
+extern "C" void __tsan_write_range(void* at, size_t bytes) { scp::races::watch.touch(at, bytes, true); }
+extern "C" void __tsan_func_entry(void*) {}
+extern "C" void __tsan_func_exit() {}
+extern "C" void __tsan_init() {}
+extern "C" void __tsan_vptr_update(void**, void*) {}
+extern "C" void __tsan_vptr_read(void**) {}

@@ -1,0 +1,175 @@
+"""``SegmentationDataModule``: subjects, splits, cache and loaders, for Lightning."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import torch.distributed
+from torch.utils.data import DistributedSampler
+
+from scp_models.data.find import find_subjects
+from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir
+from scp_models.data.splits import describe_split, read_split, split_subjects
+from scp_models.data.subjects import Subject
+from scp_models.data.tasks import get_task, read_description
+from scp_models.data.timing import TimedDataLoader
+from scp_models.errors import UserError
+from scp_models.files import ensure_writable
+
+
+class SegmentationDataModule(L.LightningDataModule):
+    """Slices of a segmentation data set, divided by subjects.
+
+    Batches are dicts of ``image`` ``[B, C, H, W]`` float32, ``label`` ``[B, 1, H, W]`` uint8 (0 background, 1 target,
+    2 ignored) and ``subject`` ``[B]`` int64. The order of training slices depends on ``seed`` and the epoch alone, so
+    that a resumed run sees what the uninterrupted one would have. There is no augmentation: flips would move left to
+    right.
+
+    Args:
+        root: a data set in one of the known layouts: see ``layout``.
+        task: ``"wmh"`` or ``"lits"``: preset of modalities, preprocessing, meaning of labels.
+        modalities: names of the input channels; None: the ``dataset.json``'s, if the data set has one, or the preset's.
+        target: values in the label files that are the target; None: the ``dataset.json``'s only label, or the preset's.
+        ignored: values that are neither trained on nor scored, ``[]`` for none; None: the ``dataset.json``'s
+            ``ignore``, or the preset's.
+        window: intensities clipped to this and mapped to [−1, 1], ``[]`` for the z-score; None: the preset's.
+        resize: slices are resized to ``roi_size``, or cropped and padded around their centre; None: the preset's.
+        layout: ``"auto"``, ``"wmh"``, ``"lits"``, ``"datalist"`` or ``"nnunet"``.
+        roi_size: height and width of slices; None: the task's (160 × 224, 256 × 256).
+        batch_size: slices in a batch, on each device. An incomplete last batch of training is dropped (batch norm over
+            one or two slices is noise), unless it is the only one.
+        split: subjects (or fractions) for training, validation and test; None: the paper's, scaled to the subjects
+            there are. Subjects that the data set publishes for validation or test stay that.
+        split_file: JSON of three lists of names, instead.
+        seed: of split and order.
+        num_workers: processes that read slices; the cache is mapped memory, so 0 is often enough.
+        cache_dir: where preprocessed slices are kept; None: ``$XDG_CACHE_HOME/scp_models``.
+        pin_memory: for copies to a GPU.
+
+    Attributes:
+        task_options: what of the preset is replaced, for :func:`scp_models.data.get_task`; None: nothing.
+        subjects: after ``setup``: the lists ``training``, ``validation``, ``test``.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        task: str = "wmh",
+        layout: str = "auto",
+        roi_size: tuple[int, int] | None = None,
+        batch_size: int = 14,
+        split: Sequence[float] | None = None,
+        split_file: str | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        pin_memory: bool = False,
+        modalities: list[str] | None = None,
+        target: list[int] | None = None,
+        ignored: list[int] | None = None,
+        window: list[float] | None = None,
+        resize: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"batch_size: expected at least 1, got {batch_size}")
+        self.root = Path(root)
+        given = dict(modalities=modalities, target=target, ignored=ignored, window=window, resize=resize)
+        description = read_description(self.root)
+        options = description.options(task, given) if description else given
+        self.task_options = {key: value for key, value in options.items() if value is not None} or None
+        self.task = get_task(task, roi_size, self.task_options)
+        self.layout = layout
+        self.batch_size = batch_size
+        self.split = tuple(split) if split is not None else self.task.split
+        self.split_file = split_file
+        self.seed = seed
+        self.num_workers = num_workers
+        self.cache = SliceCache(Path(cache_dir) if cache_dir else default_cache_dir(), self.task)
+        self.pin_memory = pin_memory
+        self.subjects: dict[str, list[Subject]] = {}
+
+    @property
+    def train_subjects(self) -> list[Subject]:
+        return self.subjects["training"]
+
+    @property
+    def val_subjects(self) -> list[Subject]:
+        return self.subjects["validation"]
+
+    @property
+    def test_subjects(self) -> list[Subject]:
+        return self.subjects["test"]
+
+    def divide(self) -> dict[str, list[Subject]]:
+        """The three lists of subjects; reads no image."""
+        found = find_subjects(self.root, self.task, self.layout)
+        if self.split_file is not None:
+            return read_split(Path(self.split_file), found)
+        return split_subjects(found, self.split, self.seed, str(self.root))
+
+    def describe_split(self) -> str:
+        """One line: the counts of the division and where they come from; reads no image."""
+        return describe_split(self.divide(), self.split_file or f"drawn with seed {self.seed}")
+
+    def prepare_data(self) -> None:
+        """Preprocess what the cache does not have yet, on one process of each node."""
+        from rich.progress import track
+
+        subjects = self.divide()
+        wanted = [s for part in ("training", "validation") for s in subjects[part]]
+        missing = [s for s in wanted if not all(path.is_file() for path in self.cache.paths(s))]
+        if missing:
+            ensure_writable(self.cache.folder)
+            for subject in track(missing, description="Preprocessing", transient=True):
+                self.cache.prepare(subject)
+        self._check_target(subjects["training"])
+
+    def _check_target(self, subjects: Sequence[Subject]) -> None:
+        """A training without a single target voxel learns that there is none, and scores 1."""
+        if any((self.cache.open(subject)[1] == 1).any() for subject in subjects):
+            return
+        labels = sorted({label for subject in subjects for label in self.cache.reader.stored_labels(subject)})
+        cropped = set(labels) & set(self.task.target)
+        where = (
+            f"inside slices of {self.task.roi_size[0]} × {self.task.roi_size[1]}" if cropped else "in the references"
+        )
+        raise UserError(
+            f"{self.root}: expected the target label {list(self.task.target)} {where} of at least one of "
+            f"{len(subjects)} training subjects, found none; the files hold the labels {labels} "
+            f"({'--data.roi_size' if cropped else '--data.target'} chooses)"
+        )
+
+    def setup(self, stage: str | None = None) -> None:
+        self.subjects = self.divide()
+
+    def train_dataloader(self) -> TimedDataLoader:
+        dataset = SliceDataset(self.cache, self.train_subjects)
+        sampler: DistributedSampler[object] = DistributedSampler(
+            dataset, *_replicas(), shuffle=True, seed=self.seed, drop_last=len(dataset) >= _replicas()[0]
+        )
+        return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
+
+    def val_dataloader(self) -> TimedDataLoader:
+        replicas, rank = _replicas()
+        dataset = SliceDataset(self.cache, self.val_subjects, multiple_of=replicas)
+        sampler: DistributedSampler[object] = DistributedSampler(dataset, replicas, rank, shuffle=False)
+        return self._loader(dataset, sampler, drop_last=False)
+
+    def _loader(self, dataset: SliceDataset, sampler: DistributedSampler[object], drop_last: bool) -> TimedDataLoader:
+        return TimedDataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.pin_memory,
+        )
+
+
+def _replicas() -> tuple[int, int]:
+    """Number of processes and this one's rank."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0

@@ -1,0 +1,118 @@
+"""Slices for training, from a cache on disk: each volume is preprocessed once and then read slice by slice."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from scp_models.data.preprocessing import VolumeReader
+from scp_models.data.subjects import Subject
+from scp_models.data.tasks import Task
+from scp_models.errors import UserError
+from scp_models.files import atomic_path
+
+# Raised when preprocessing changes what it writes, so that no old file is taken for a new one.
+CACHE_VERSION = 1
+
+
+def default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scp_models"
+
+
+class SliceCache:
+    """Preprocessed volumes as memory-mapped arrays: images ``[Z, C, H, W]`` in float16, labels ``[Z, H, W]`` in uint8.
+
+    A file's name is a digest of the task and of its sources' paths, sizes and times of change, so a changed source is
+    read anew. Files are written beside and renamed: several processes may prepare the same subject at once.
+    """
+
+    def __init__(self, folder: Path, task: Task) -> None:
+        self.folder = folder
+        self.task = task
+        self.reader = VolumeReader(task)
+
+    def paths(self, subject: Subject) -> tuple[Path, Path]:
+        files = [*subject.images, *([subject.label] if subject.label else [])]
+        try:
+            stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        except OSError as error:
+            raise UserError(
+                f"{error.filename}: expected an image or reference of {subject.name}, {error.strerror}"
+            ) from error
+        key = json.dumps([CACHE_VERSION, repr(self.task), stats])
+        digest = hashlib.sha256(key.encode()).hexdigest()[:24]
+        return self.folder / f"{digest}-image.npy", self.folder / f"{digest}-label.npy"
+
+    def prepare(self, subject: Subject) -> None:
+        """Write the subject's arrays unless they are there."""
+        image_path, label_path = self.paths(subject)
+        if image_path.is_file() and label_path.is_file():
+            return
+        volume = self.reader.read(subject)
+        assert volume.label is not None
+        with atomic_path(label_path) as path:
+            np.save(path, np.ascontiguousarray(volume.label.transpose(2, 0, 1)))
+        with atomic_path(image_path) as path:
+            np.save(path, np.ascontiguousarray(volume.image.transpose(3, 0, 1, 2).astype(np.float16)))
+
+    def open(self, subject: Subject) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+        """The subject's arrays, mapped, not read."""
+        return _mapped(self.paths(subject))
+
+
+def _mapped(paths: tuple[Path, Path]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    image_path, label_path = paths
+    return np.load(image_path, mmap_mode="r"), np.load(label_path, mmap_mode="r")
+
+
+class SliceDataset(Dataset[dict[str, Tensor]]):
+    """All slices of some subjects, in order.
+
+    An item has ``image`` ``[C, H, W]`` float32, ``label`` ``[1, H, W]`` uint8 (0 background, 1 target, 2 ignored) and
+    ``subject``,
+    the subject's number. Items past the last slice, up to ``length``, repeat it with every pixel ignored: they even
+    out the
+    work of several processes without changing a score.
+    """
+
+    def __init__(self, cache: SliceCache, subjects: Sequence[Subject], multiple_of: int = 1) -> None:
+        self.subjects = list(subjects)
+        self.paths = [cache.paths(subject) for subject in subjects]
+        self.arrays = [_mapped(paths) for paths in self.paths]
+        self.offsets = np.cumsum([0, *(len(label) for _, label in self.arrays)])
+        self.slices = int(self.offsets[-1])
+        self.length = -(-self.slices // multiple_of) * multiple_of
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the arrays: workers that are not forked get a pickle, which would hold all that is mapped."""
+        return {key: value for key, value in vars(self).items() if key != "arrays"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.arrays = [_mapped(paths) for paths in self.paths]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        padding = index >= self.slices
+        index = min(index, self.slices - 1)
+        subject = int(np.searchsorted(self.offsets, index, side="right")) - 1
+        image, label = self.arrays[subject]
+        k = index - int(self.offsets[subject])
+        marks = torch.from_numpy(np.array(label[k]))[None]
+        return {
+            "image": torch.from_numpy(np.array(image[k])).float(),
+            "label": torch.full_like(marks, 2) if padding else marks,
+            "subject": torch.tensor(subject),
+        }

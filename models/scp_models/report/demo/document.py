@@ -1,0 +1,223 @@
+"""From the demo's results to its tables and its page."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from scp_kernels import FusedSCP, backends
+from scp_models.data import Grid, SegmentationDataModule, VolumeReader
+from scp_models.evaluation.metrics import METRICS, summarise
+from scp_models.files import atomic_path
+from scp_models.inference.predictor import Segmentation
+from scp_models.report.demo import pictures as demo_pictures
+from scp_models.report.demo.costs import Cost
+from scp_models.report.html import TESTED_METRICS, Comparison, ModelResult, Picture, Report, compare
+from scp_models.training.checkpoints import load_module
+
+if TYPE_CHECKING:
+    from scp_models.report.demo.run import DemoModel, Settings, Training
+
+CHIEF = "SCP"
+CONTROL = "SCP (constant position)"
+# The model named first is tested against every one after it.
+TESTS = (
+    (CHIEF, ("Base", "Base (double width)", CONTROL)),
+    ("SCP (5 levels)", ("Base (5 levels)",)),
+)
+NOTES = (
+    "These are phantoms, not patients. Their lesions and look-alikes have the same shape and contrast, and only the "
+    "place decides which is which: the condition under which a head that knows its position must help a backbone that "
+    "cannot see where it is. Nothing here says how often real lesions meet that condition.",
+    "The set-up (this phantom, two levels, few epochs) was chosen in an earlier study, after others in which no "
+    "difference was found; the seeds and subjects here are this run's own.",
+    "The paper's claim is another one: SCP with capacity 256 scores higher than Base with capacity 512, on five levels "
+    "and real data. This demo does not test it.",
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a finished run has to show."""
+
+    settings: "Settings"
+    data: SegmentationDataModule
+    scores: pd.DataFrame
+    """One row a training and test subject: ``model``, ``seed``, ``subject``, ``site`` and all metrics."""
+    losses: pd.DataFrame
+    """One row a training and epoch: ``model``, ``seed``, ``epoch``, ``training``, ``validation``."""
+    costs: Mapping[str, Cost]
+    shown: Mapping[str, Mapping[str, Segmentation]]
+    """Segmentations of each model's first seed, by model's and subject's name."""
+    seconds: Mapping[str, float]
+    """What each stage took."""
+    trainings: Sequence["Training"]
+
+    def models(self) -> list[ModelResult]:
+        return [self._model(model) for model in self.settings.models()]
+
+    def _model(self, model: "DemoModel") -> ModelResult:
+        cost = self.costs[model.name]
+        mine = self.scores[self.scores["model"] == model.name]
+        by_seed = {seed: mine[mine["seed"] == seed].set_index("subject")[list(METRICS)] for seed in model.seeds}
+        return ModelResult(
+            model.name,
+            describe(model),
+            cost.parameters,
+            cost.macs,
+            cost.step_seconds,
+            cost.inference_seconds,
+            by_seed,
+        )
+
+
+def describe(model: "DemoModel") -> str:
+    """One line of what a model is."""
+    widths = ", ".join(str(model.capacity // 16 * 2**level) for level in range(model.levels))
+    head = "a spatially covariant head" if model.variant == "scp" else "a 1×1 convolution as head"
+    text = f"{model.levels} levels of {widths} channels, {head}"
+    if model.constant_position:
+        text += " whose every pixel is told the position of the image's centre"
+    return f"{text}; {len(model.seeds)} training{'s' if len(model.seeds) > 1 else ''}."
+
+
+def comparisons(models: Sequence[ModelResult]) -> list[Comparison]:
+    """The tests that were decided on beforehand."""
+    by_name = {model.name: model for model in models}
+    return [
+        compare(by_name[first], by_name[other], metric)
+        for first, others in TESTS
+        for other in others
+        for metric in TESTED_METRICS
+    ]
+
+
+def make_report(results: Results) -> Report:
+    """The page's content."""
+    models = results.models()
+    tests = comparisons(models)
+    return Report(
+        models=models,
+        comparisons=tests,
+        facts=facts(results),
+        pictures={
+            "scores": demo_pictures.score_pictures(models, tests, CHIEF),
+            "slices": _slices(results, models),
+            "weights": _weights(results),
+            "losses": [demo_pictures.loss_picture(results.losses)],
+        },
+        selection=demo_pictures.SELECTION,
+        control=CONTROL,
+        notes=NOTES,
+        created=datetime.now().strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def facts(results: Results) -> dict[str, str]:
+    """What was done, on what, and how long it took."""
+    s, data = results.settings, results.data
+    parts = [len(data.subjects[part]) for part in ("training", "validation", "test")]
+    packages = ("torch", "scp_kernels", "lightning", "monai", "numpy")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    trainings = sum(seconds for title, seconds in results.seconds.items() if ", seed " in title)
+    usable = ", ".join(name for name, status in backends().items() if status.usable)
+    return {
+        "Subjects": f"{s.subjects} phantoms: {parts[0]} to train on, {parts[1]} to validate, {parts[2]} to test",
+        "Slices": f"{data.task.roi_size[0]} × {data.task.roi_size[1]} pixels, T1 and FLAIR",
+        "Training": f"{s.epochs} epochs, batches of {data.batch_size} slices, Adam, the same for every model",
+        "Seeds": f"phantoms and split {s.seed}; trainings from {s.seed} on",
+        "Machine": f"{platform.machine()}, {device}, {torch.get_num_threads()} threads",
+        "Versions": ", ".join(f"{name} {_version(name)}" for name in packages),
+        "Backends of the head that could run": usable,
+        "Duration": f"{sum(results.seconds.values()):.0f} s in all, {trainings:.0f} s of it training",
+    }
+
+
+def write_tables(folder: Path, results: Results) -> None:
+    """``scores.csv``, ``losses.csv`` and ``results.json``: the numbers of the page, and those behind them."""
+    for name, table in {"scores.csv": results.scores, "losses.csv": results.losses}.items():
+        with atomic_path(folder / name) as path:
+            table.to_csv(path, index=False)
+    models = results.models()
+    content = {
+        "settings": asdict(results.settings),
+        "facts": facts(results),
+        "seconds": dict(results.seconds),
+        "models": {
+            model.name: {
+                "description": model.description,
+                **asdict(results.costs[model.name]),
+                "scores": summarise(model.scores.to_dict("records")),
+            }
+            for model in models
+        },
+        "comparisons": [_comparison(c) for c in comparisons(models)],
+    }
+    with atomic_path(folder / "results.json") as path:
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    fields = asdict(comparison)
+    fields["verdict"] = comparison.verdict
+    return fields
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return "not installed"
+
+
+def _slices(results: Results, models: Sequence[ModelResult]) -> list[Picture]:
+    """Typical test subjects on the network's grid, whose axes are left-right and back-front."""
+    reader = VolumeReader(results.data.task)
+    subjects = {subject.name: subject for subject in results.data.test_subjects}
+    pictures = []
+    for title, name in demo_pictures.typical_subjects(models).items():
+        volume = reader.read(subjects[name])
+        assert volume.label is not None
+        predictions = {
+            model: (segmentations[name].probabilities > segmentations[name].threshold).astype(np.uint8)
+            for model, segmentations in results.shown.items()
+        }
+        dice = {m.name: float(next(iter(m.seed_scores.values())).loc[name, "dice"]) for m in models}
+        pictures.append(
+            demo_pictures.slices_picture(
+                title, name, volume.image[-1], volume.label, predictions, dice, _in_plane(volume.grid)
+            )
+        )
+    return pictures
+
+
+def _weights(results: Results) -> list[Picture]:
+    """W of the chief model's first training beside the training lesions' frequency."""
+    training = next(t for t in results.trainings if t.model.name == CHIEF)
+    head = load_module(training.checkpoint).network.head
+    assert isinstance(head, FusedSCP) and head.residual is not None
+    with torch.no_grad():
+        field = head.weight_field(results.data.task.roi_size) - head.residual.weight[:, :, None, None]
+    labels = [results.data.cache.open(subject)[1] for subject in results.data.train_subjects]
+    counts: NDArray[np.int64] = sum((np.asarray(label) == 1).sum(0) for label in labels)
+    frequency = counts / sum(len(label) for label in labels)
+    grid = VolumeReader(results.data.task).grid(results.data.train_subjects[0])
+    return demo_pictures.weight_pictures(field.numpy(), frequency, _in_plane(grid), len(labels))
+
+
+def _in_plane(grid: Grid) -> tuple[float, float]:
+    """Pixel size in mm along the first two canonical axes."""
+    spacing = [0.0, 0.0, 0.0]
+    for axis, (canonical, _) in enumerate(grid.to_canonical):
+        spacing[int(canonical)] = grid.spacing[axis]
+    return spacing[0], spacing[1]

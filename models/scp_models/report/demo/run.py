@@ -1,0 +1,266 @@
+"""``scp-models demo``: phantoms, training, evaluation, prediction and a report, in one command and a few minutes.
+
+The phantoms are location-decided: lesions and look-alikes have one contrast, and only where a blob lies makes it a
+lesion. On a two-level backbone, which sees some twenty pixels around, Base is compared with Base at double width, with
+SCP whose every pixel is told the same position (the control) and with SCP; and on the paper's five levels Base with
+SCP. The budget (subjects, epochs, seeds) is fixed beforehand, and what the report says is computed from its numbers.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lightning as L
+import pandas as pd
+import torch
+from rich.console import Console
+
+from scp_models.data import SegmentationDataModule, Subject
+from scp_models.errors import UserError
+from scp_models.evaluation.scores import score
+from scp_models.files import atomic_path
+from scp_models.inference.predictor import Predictor, Segmentation, write_segmentation
+from scp_models.phantoms import generate_wmh
+from scp_models.report.demo import document as demo_report
+from scp_models.report.demo.costs import Cost, measure_costs
+from scp_models.report.demo.progress import EpochProgress, LossHistory, Stages, quiet
+from scp_models.report.html import write
+from scp_models.training.checkpoints import load_module
+from scp_models.training.module import SegmentationModule
+
+SLICE_SHAPE = (80, 112)
+BATCH_SIZE = 14
+LEARNING_RATE = 4e-3
+# Of 84 subjects 28 are tested on; of the other 56 a few only watch the loss.
+SPLIT = (50, 6, 28)
+FEWEST_SUBJECTS = 6
+SETTINGS_FILE = "settings.json"
+FOLDERS = ("phantoms", "checkpoints", "predictions")
+
+
+@dataclass(frozen=True)
+class DemoModel:
+    """One compared network; ``seeds`` are those of its trainings."""
+
+    slug: str
+    name: str
+    variant: str
+    capacity: int
+    levels: int
+    seeds: tuple[int, ...]
+    constant_position: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """One finished training of a model."""
+
+    model: DemoModel
+    seed: int
+    checkpoint: Path
+    losses: pd.DataFrame
+    """Columns ``epoch``, ``training``, ``validation``."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's fixed budget.
+
+    Attributes:
+        subjects: phantoms in all.
+        epochs: of every training.
+        seed: of the phantoms, the split, and the first training; the next ones have the next numbers.
+        seeds, deep_seeds: trainings of each model with two and with five levels.
+    """
+
+    subjects: int
+    epochs: int
+    seed: int
+    seeds: int
+    deep_seeds: int
+
+    def models(self) -> tuple[DemoModel, ...]:
+        """The compared models; costs are relative to the first."""
+        shallow = tuple(range(self.seed, self.seed + self.seeds))
+        deep = tuple(range(self.seed, self.seed + self.deep_seeds))
+        return (
+            DemoModel("base", "Base", "base", 128, 2, shallow),
+            DemoModel("base-double-width", "Base (double width)", "base", 256, 2, shallow),
+            DemoModel("scp-constant-position", demo_report.CONTROL, "scp", 128, 2, shallow, constant_position=True),
+            DemoModel("scp", demo_report.CHIEF, "scp", 128, 2, shallow),
+            DemoModel("base-5-levels", "Base (5 levels)", "base", 64, 5, deep),
+            DemoModel("scp-5-levels", "SCP (5 levels)", "scp", 64, 5, deep),
+        )
+
+
+def run(
+    out: str | os.PathLike[str],
+    *,
+    subjects: int = 84,
+    epochs: int = 4,
+    seeds: int = 2,
+    deep_seeds: int = 1,
+    seed: int = 0,
+    console: Console | None = None,
+) -> Path:
+    """Run the whole demo and print, last, the report's path.
+
+    Below ``out``: ``report.html``; ``results.json``, ``scores.csv`` and ``losses.csv`` with its numbers;
+    ``predictions/<model>/seed-<n>/<subject>.nii.gz`` in the phantoms' grid; ``checkpoints/<model>/seed-<n>.ckpt``;
+    ``phantoms/`` in the challenge's layout; ``split.json`` and ``settings.json``.
+
+    Args:
+        out: a new or empty folder, or that of an earlier demo, whose results are replaced.
+        subjects, epochs, seeds, deep_seeds, seed: see :class:`Settings`.
+        console: where progress and the path are printed; None: standard output.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        UserError: numbers too small, or a folder that cannot be written or holds something else.
+    """
+    settings = Settings(subjects, epochs, seed, seeds, deep_seeds)
+    folder = _prepare_folder(Path(out), settings)
+    console = console or Console()
+    models = settings.models()
+    with quiet(), tempfile.TemporaryDirectory() as cache, Stages(5 + seeds * 4 + deep_seeds * 2, console) as stages:
+        with stages.stage("Phantoms", subjects) as stage, stage.counting(folder / "phantoms", "wmh.nii.gz"):
+            generate_wmh(folder / "phantoms", subjects, seed, size="small", location_decided=True, progress=False)
+        data = _data(folder, seed, cache)
+        prepared = [*data.train_subjects, *data.val_subjects]
+        with stages.stage("Preprocessing", len(prepared)) as stage:
+            for subject in prepared:
+                data.cache.prepare(subject)
+                stage.advance(subject.name)
+        trainings = [_train(folder, settings, model, s, cache, stages) for model in models for s in model.seeds]
+        scores, shown = _evaluate(folder, trainings, data.test_subjects, stages)
+        with stages.stage("Costs", 16) as stage:
+            costs = _costs(models, trainings, data, stage.advance)
+        losses = pd.concat([t.losses.assign(model=t.model.name, seed=t.seed) for t in trainings], ignore_index=True)
+        with stages.stage("Report", 1):
+            results = demo_report.Results(settings, data, scores, losses, costs, shown, stages.seconds, trainings)
+            demo_report.write_tables(folder, results)
+            path = write(demo_report.make_report(results), folder / "report.html")
+    console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+    return path
+
+
+def _prepare_folder(folder: Path, settings: Settings) -> Path:
+    """Check the settings and the folder before any work, and clear what an earlier demo left."""
+    for name, least in (("subjects", FEWEST_SUBJECTS), ("epochs", 1), ("seeds", 1), ("deep_seeds", 1), ("seed", 0)):
+        if getattr(settings, name) < least:
+            raise UserError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
+    try:
+        strangers = folder.exists() and any(folder.iterdir()) and not (folder / SETTINGS_FILE).is_file()
+        if strangers:
+            raise UserError(f"{folder}: expected a new or empty folder or an earlier demo's, it holds other files")
+        for name in FOLDERS:
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+        for name in ("report.html", "results.json", "scores.csv", "losses.csv", "split.json"):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: expected a folder to write to ({error.strerror or error})") from error
+    with atomic_path(folder / SETTINGS_FILE) as path:
+        path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    return folder
+
+
+def _data(folder: Path, seed: int, cache: str) -> SegmentationDataModule:
+    """The phantoms, divided; the division is written down and read again for every training."""
+    split_file = folder / "split.json"
+    module = SegmentationDataModule(
+        str(folder / "phantoms"),
+        "wmh",
+        roi_size=SLICE_SHAPE,
+        batch_size=BATCH_SIZE,
+        split=SPLIT,
+        split_file=str(split_file) if split_file.is_file() else None,
+        seed=seed,
+        cache_dir=cache,
+    )
+    module.setup()
+    if not split_file.is_file():
+        names = {part: [subject.name for subject in members] for part, members in module.subjects.items()}
+        with atomic_path(split_file) as path:
+            path.write_text(json.dumps(names, indent=2) + "\n")
+    return module
+
+
+def _train(folder: Path, settings: Settings, model: DemoModel, seed: int, cache: str, stages: Stages) -> Training:
+    """One training; its seed fixes the initial weights and the order of the slices."""
+    L.seed_everything(seed, verbose=False)
+    module = SegmentationModule(
+        model.variant,
+        "wmh",
+        SLICE_SHAPE,
+        capacity=model.capacity,
+        levels=model.levels,
+        constant_position=model.constant_position,
+        learning_rate=LEARNING_RATE,
+    )
+    data = _data(folder, seed, cache)
+    steps = settings.epochs * len(data.train_dataloader())
+    history = LossHistory()
+    with stages.stage(f"{model.name}, seed {seed}", steps) as stage:
+        trainer = L.Trainer(
+            max_epochs=settings.epochs,
+            accelerator="gpu" if torch.cuda.is_available() else "cpu",
+            devices=1,
+            callbacks=[EpochProgress(stage), history],
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(module, data)
+    checkpoint = folder / "checkpoints" / model.slug / f"seed-{seed}.ckpt"
+    with atomic_path(checkpoint) as path:
+        trainer.save_checkpoint(path)
+    return Training(model, seed, checkpoint, pd.DataFrame(history.rows))
+
+
+def _evaluate(
+    folder: Path, trainings: Sequence[Training], subjects: Sequence[Subject], stages: Stages
+) -> tuple[pd.DataFrame, dict[str, dict[str, Segmentation]]]:
+    """Segment, score and write every test subject with every training's checkpoint.
+
+    Returns:
+        The scores, one row a training and subject; and the segmentations of each model's first seed, by model's and
+        subject's name.
+    """
+    rows = []
+    shown: dict[str, dict[str, Segmentation]] = {}
+    with stages.stage("Evaluation and prediction", len(trainings) * len(subjects)) as stage:
+        for training in trainings:
+            model = training.model
+            predictor = Predictor(load_module(training.checkpoint, "wmh"))
+            for subject in subjects:
+                segmentation = predictor.segment(subject)
+                write_segmentation(segmentation, folder / "predictions" / model.slug / f"seed-{training.seed}")
+                scores = score(segmentation, predictor.reader)
+                rows.append({"model": model.name, "seed": training.seed, **scores})
+                if training.seed == model.seeds[0]:
+                    shown.setdefault(model.name, {})[subject.name] = segmentation
+                stage.advance(model.name)
+    return pd.DataFrame(rows), shown
+
+
+def _costs(
+    models: Sequence[DemoModel], trainings: Sequence[Training], data: SegmentationDataModule, advance
+) -> dict[str, Cost]:
+    """Of each model, measured on its first training's network and a training batch."""
+    first = {t.model.name: t.checkpoint for t in reversed(trainings)}
+    batch = next(iter(data.train_dataloader()))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    networks = [load_module(first[model.name]).network for model in models]
+    image = batch["image"].to(device).contiguous(memory_format=torch.channels_last)
+    measured = measure_costs(networks, image, batch["label"].to(device), advance=advance)
+    return {model.name: cost for model, cost in zip(models, measured, strict=True)}

@@ -1,0 +1,134 @@
+"""``scp-models fit``: Lightning's command line over this package's module and data."""
+
+import warnings
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from scp_models.data import DataWaitMonitor, SegmentationDataModule
+from scp_models.errors import UserError
+from scp_models.files import ensure_writable
+from scp_models.training.checkpoints import check_resumable
+from scp_models.training.module import SegmentationModule, subject_names
+
+
+class FitCLI(LightningCLI):
+    """One folder, ``--out``, holds checkpoints, logs and the configuration; the task is said once, for the data."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only training: evaluation and prediction are commands of their own, on whole volumes."""
+        return {"fit": LightningCLI.subcommands()["fit"]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--out", default="runs/scp", help="Folder of checkpoints, logs and configuration.")
+        parser.add_argument("--overwrite", action="store_true", help="Replace the checkpoints of another run in --out.")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val_dice",
+                "checkpoint.mode": "max",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.link_arguments("out", "trainer.default_root_dir")
+        parser.link_arguments("out", "checkpoint.dirpath", compute_fn=lambda out: str(Path(out) / "checkpoints"))
+        parser.link_arguments("data.task", "model.task")
+        parser.link_arguments("data.roi_size", "model.roi_size")
+        parser.link_arguments("data.task_options", "model.task_options", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's own would let the checkpoint's hyperparameters override the command line's without a word;
+        :meth:`before_fit` compares them instead.
+        """
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """The trainer, with both loggers unless the configuration names its own, and the monitor of data waits."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        ensure_writable(config["out"])
+        if config["trainer"].get("logger") in (None, True):
+            out = config["out"]
+            kwargs["logger"] = [CSVLogger(out, name="logs"), TensorBoardLogger(out, name="tensorboard")]
+        try:
+            trainer: Any = super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # names of accelerators, strategies: Lightning checks them here
+            raise UserError(f"--trainer: {error}") from error
+        trainer.callbacks.append(DataWaitMonitor())
+        # The best checkpoint is written when there is a better one; to resume, the newest is needed after every epoch.
+        folder = Path(config["out"]) / "checkpoints"
+        trainer.callbacks.append(
+            ModelCheckpoint(folder, filename="newest", save_last=True, enable_version_counter=False)
+        )
+        return trainer
+
+    def before_fit(self) -> None:
+        """Look at the checkpoint to resume from, if there is one, before anything is written."""
+        config = self.config["fit"]
+        path = config.get("ckpt_path")
+        if path == "last":
+            # The first start of a run that may be restarted any time has none yet; Lightning says so.
+            newest = Path(config["out"]) / "checkpoints" / "last.ckpt"
+            path = newest if newest.is_file() else None
+        checkpoints = sorted((Path(config["out"]) / "checkpoints").glob("*.ckpt"))
+        if config.get("ckpt_path") is None and checkpoints and not config["overwrite"] and self.trainer.is_global_zero:
+            raise UserError(
+                f"{checkpoints[0]}: expected no checkpoints of another run in --out (another folder, --ckpt_path last "
+                "to go on with that run, or --overwrite to replace it)"
+            )
+        if path is not None:
+            check_resumable(path, self.model, subject_names(self.datamodule.divide()))
+        rank_zero_info(self.datamodule.task.describe())
+        rank_zero_info(f"subjects of {self.datamodule.root}: {self.datamodule.describe_split()}")
+
+
+def resolve_config(name: str) -> str:
+    """A path as it is; otherwise the packaged configuration of this name (``wmh``, ``lits``, ``wmh_paper``).
+
+    A folder of that name, of data perhaps, is not meant.
+    """
+    packaged = resources.files("scp_models") / "configs" / f"{Path(name).name.removesuffix('.yaml')}.yaml"
+    return str(packaged) if not Path(name).is_file() and packaged.is_file() else name
+
+
+def fit(arguments: Sequence[str]) -> None:
+    """Train as the arguments say: see ``scp-models fit --help``.
+
+    Raises:
+        UserError: arguments that are not understood, data that cannot be read, a folder that cannot be written, a
+            checkpoint of another run, devices that are not there.
+    """
+    resolved = list(arguments)
+    for k, argument in enumerate(resolved):
+        for flag in ("--config", "-c"):
+            if argument.startswith(f"{flag}="):
+                resolved[k] = f"{flag}={resolve_config(argument.removeprefix(f'{flag}='))}"
+            elif argument == flag and k + 1 < len(resolved):
+                resolved[k + 1] = resolve_config(resolved[k + 1])
+    parsing = {"prog": "scp-models", "exit_on_error": False, "fit": {"exit_on_error": False}}
+    with warnings.catch_warnings():
+        # A remark on the number of workers: mapped memory needs none, as the logged share of waiting shows.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")
+        warnings.filterwarnings("ignore", message=".*treespec.*is deprecated.*")
+        warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+        try:
+            FitCLI(
+                SegmentationModule,
+                SegmentationDataModule,
+                args=["fit", *resolved],
+                seed_everything_default=0,
+                parser_kwargs=parsing,
+                save_config_kwargs={"overwrite": True},
+                auto_configure_optimizers=False,
+            )
+        except (ArgumentError, MisconfigurationException) as error:
+            raise UserError(f"fit: {error}") from error

@@ -1,0 +1,217 @@
+"""``SegmentationModule``: a network, its loss and the paper's optimizer, for Lightning."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from scp_models.data import SegmentationDataModule, Subject, get_task
+from scp_models.errors import UserError
+from scp_models.networks import build_network
+from scp_models.training.losses import SegmentationLoss
+
+# The learning rate is halved after these shares of the epochs (paper, Section 4.1).
+MILESTONES = (0.5, 0.7, 0.9)
+
+
+class SubjectDice(Metric):
+    """Dice of each subject over all of its slices, averaged over subjects.
+
+    Sums are kept for each subject, so slices may come in any batches, and from several processes.
+
+    Args:
+        subjects: how many there are.
+        threshold: of probabilities.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, subjects: int, threshold: float = 0.5) -> None:
+        super().__init__()
+        self.threshold = threshold
+        # Twice the overlap, the sum of volumes, slices.
+        self.add_state("counts", default=torch.zeros(subjects, 3, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor, subject: Tensor) -> None:
+        """Add slices: logits ``[B, 1, H, W]``, labels ``[B, 1, H, W]`` (1 target, 2 ignored), subject ``[B]``."""
+        found = (logits.float().sigmoid() > self.threshold) & (labels != 2)
+        target = labels == 1
+        overlap = (found & target).flatten(1).sum(1)
+        volumes = found.flatten(1).sum(1) + target.flatten(1).sum(1)
+        counts = torch.stack([2 * overlap, volumes, torch.ones_like(volumes)], dim=1)
+        self.counts.index_add_(0, subject, counts.double())
+
+    def compute(self) -> Tensor:
+        """Mean Dice of the subjects that were seen (a part of them under ``limit_val_batches``); one with nothing to
+        find and nothing found has Dice 1.
+        """
+        overlap, volumes, slices = self.counts.unbind(1)
+        dice = torch.where(volumes > 0, overlap / volumes.clamp(min=1), torch.ones_like(volumes))
+        return dice[slices > 0].mean()
+
+
+class SegmentationModule(L.LightningModule):
+    """One of the paper's networks in training: binary cross-entropy + soft Dice, Adam, a rate halved at 50, 70, 90 %.
+
+    A checkpoint holds what rebuilds the module, and the division of the subjects that it was trained with.
+
+    Args:
+        variant: ``"base"``, ``"base_f"``, ``"base_b"`` or ``"scp"``.
+        task: ``"wmh"`` or ``"lits"``: what the images are; a checkpoint remembers it, and ``roi_size``, for prediction.
+        roi_size: height and width of slices; None: the task's.
+        task_options: what of the task's preset is replaced: see :func:`scp_models.data.get_task`.
+        capacity: Nc, a multiple of 16; the head sees Nc/16 channels. This and what follows up to ``backend`` is for
+            :func:`scp_models.networks.build_network`.
+        levels: resolutions, 5 in the paper.
+        hidden_channels: width of Φ's hidden layers; None: Nc/2.
+        preset: ``"recommended"``, or ``"paper"``, which can collapse: see :data:`scp_models.networks.PRESETS`.
+        position: ``"pixels"`` or ``"centered"``; None: the preset's.
+        logit_bias: initial value of the logit bias, the class's log-odds; the preset ``"paper"`` has none.
+        constant_position: the control of a comparison: every pixel is told the position of the image's centre.
+        backend: of the SCP head: ``"auto"`` or a name of :func:`scp_kernels.backends`.
+        learning_rate: Adam's.
+        weight_decay: Adam's.
+        threshold: a pixel is a lesion above this probability.
+        channels_last: keep activations in channels-last memory format, faster on CPUs and tensor cores.
+
+    Attributes:
+        split: names of the subjects for training, validation and test, in a module that comes from a checkpoint.
+
+    Raises:
+        UserError: options that make no network.
+    """
+
+    def __init__(
+        self,
+        variant: str = "scp",
+        task: str = "wmh",
+        roi_size: tuple[int, int] | None = None,
+        capacity: int = 256,
+        levels: int = 5,
+        hidden_channels: int | None = None,
+        preset: str = "recommended",
+        position: str | None = None,
+        logit_bias: float = -3.0,
+        constant_position: bool = False,
+        backend: str = "auto",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-6,
+        threshold: float = 0.5,
+        channels_last: bool = True,
+        task_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        # The command line fills this in from the data, after it has noted the other arguments.
+        self.hparams["task_options"] = task_options
+        self.task = get_task(task, roi_size, task_options)
+        try:
+            self.network = build_network(
+                variant,
+                in_channels=len(self.task.modalities),
+                capacity=capacity,
+                levels=levels,
+                hidden_channels=hidden_channels,
+                preset=preset,
+                position=position,
+                logit_bias=logit_bias,
+                constant_position=constant_position,
+                backend=backend,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.loss = SegmentationLoss()
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.threshold = threshold
+        self.val_dice: SubjectDice | None = None
+        self.split: dict[str, list[str]] | None = None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits ``[B, 1, H, W]`` of slices ``[B, C, H, W]``."""
+        return self.network(image.contiguous(memory_format=self.memory_format))
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        loss = self.loss(self(batch["image"]), batch["label"])
+        size = len(batch["image"])
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        self.log("learning_rate", optimizer.param_groups[0]["lr"], sync_dist=True)
+
+    def on_validation_epoch_start(self) -> None:
+        loader: Any = self.trainer.val_dataloaders
+        self.val_dice = SubjectDice(len(loader.dataset.subjects), self.threshold).to(self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        logits = self(batch["image"])
+        loss = self.loss(logits, batch["label"])
+        self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["image"]))
+        assert self.val_dice is not None
+        self.val_dice.update(logits, batch["label"], batch["subject"])
+
+    def on_validation_epoch_end(self) -> None:
+        assert self.val_dice is not None
+        # The metric has summed over processes itself: the average is of equal numbers.
+        self.log("val_dice", self.val_dice.compute().float(), prog_bar=True, sync_dist=True)
+        self.val_dice = None
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        milestones, interval = self._milestones()
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def _milestones(self) -> tuple[list[int], str]:
+        """When the rate is halved, and in what that is counted: epochs, or steps where only those have an end."""
+        trainer = self.trainer
+        length: float
+        if trainer.max_epochs is not None and trainer.max_epochs > 0 and trainer.max_steps == -1:
+            length, interval = trainer.max_epochs, "epoch"
+        else:
+            length, interval = trainer.estimated_stepping_batches, "step"
+        if not math.isfinite(length):
+            return [], interval
+        return [max(1, round(length * share)) for share in MILESTONES], interval
+
+    def on_train_start(self) -> None:
+        """A resumed run has its milestones from the checkpoint: those of its own length count, as if it had been
+        started with it.
+        """
+        (config,) = self.trainer.lr_scheduler_configs
+        scheduler: Any = config.scheduler
+        milestones, interval = self._milestones()
+        done = self.trainer.global_step if interval == "step" else self.trainer.current_epoch
+        scheduler.milestones = Counter(milestones)
+        # Behind by one where the checkpoint was written before the epoch's own step, which follows.
+        scheduler.last_epoch = min(scheduler.last_epoch, done) if interval == "epoch" else done
+        passed = sum(milestone <= scheduler.last_epoch for milestone in milestones)
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = rate * scheduler.gamma**passed
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SegmentationDataModule):
+            checkpoint["split"] = subject_names(data.subjects)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.split = checkpoint.get("split")
+
+
+def subject_names(division: Mapping[str, Iterable[Subject]]) -> dict[str, list[str]]:
+    """A division of subjects by name: what checkpoints hold, and what ``--split-file`` reads."""
+    return {part: [subject.name for subject in subjects] for part, subjects in division.items()}

@@ -1,0 +1,77 @@
+"""The report and the regression guard, fed with made-up and with recorded results: no clock here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import machine
+
+ROOT = Path(__file__).parents[2]
+RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def results(path: Path, ratio: float) -> Path:
+    subjects = {"batch-shared": {"ratio": ratio, "ours": False}, "cpu": {"ratio": 1.0, "ours": True}}
+    path.write_text(json.dumps({"races": {"operator forward small": {"what": "operator", "subjects": subjects}}}))
+    return path
+
+
+@pytest.fixture
+def floors(tmp_path):
+    """Derived from a recorded ratio of 30, so 10."""
+    file = tmp_path / "floors.json"
+    assert run("guard", results(tmp_path / "recorded.json", 30.0), "--write", "--floors", file).returncode == 0
+    assert json.loads(file.read_text()) == {"operator forward small": {"batch-shared": 10.0}}
+    return file
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(10.1, 0), (9.9, 1)])
+def test_the_guard_fails_under_its_floor(tmp_path, floors, ratio, status):
+    done = run("guard", results(tmp_path / "now.json", ratio), "--floors", floors)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert ("batch-shared takes 9.90 of our time; the floor is 10.0" in done.stdout) == bool(status)
+
+
+def test_the_guard_fails_where_a_race_was_not_run(tmp_path, floors):
+    nothing = tmp_path / "nothing.json"
+    nothing.write_text('{"races": {}}')
+    done = run("guard", nothing, "--floors", floors)
+    assert done.returncode == 1 and "has not been run" in done.stdout
+
+
+def test_the_document_is_what_the_records_give(tmp_path):
+    """Nothing in docs/benchmarks.md is typed by hand, and it is of these records."""
+    assert RECORDS
+    done = run("report", "--out", tmp_path / "benchmarks.md")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "benchmarks.md").read_text() == (ROOT / "docs" / "benchmarks.md").read_text()
+    drawn = {path.name for path in (tmp_path / "images" / "benchmarks").iterdir()}
+    assert drawn == {path.name for path in (ROOT / "docs" / "images" / "benchmarks").iterdir()}
+
+
+def test_a_record_never_mixes_machines(tmp_path):
+    file = tmp_path / "results" / "machine.json"
+    machine.record(file, {"torch": "2.13"}, {"a": {"x": 1}})
+    machine.record(file, {"torch": "2.13"}, {"b": {"x": 2}})
+    assert json.loads(file.read_text())["races"] == {"a": {"x": 1}, "b": {"x": 2}}
+    machine.record(file, {"torch": "2.14"}, {"c": {"x": 3}})
+    assert json.loads(file.read_text()) == {"machine": {"torch": "2.14"}, "races": {"c": {"x": 3}}}
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "slug"),
+    [
+        ("Intel(R) Xeon(R) Platinum 8175M CPU @ 2.50GHz", "cpu", "xeon-platinum-8175m-avx512-2-cores"),
+        ("NVIDIA GeForce RTX 2080 Ti", "cuda", "nvidia-geforce-rtx-2080-ti"),
+    ],
+)
+def test_names_of_machines(device, kind, slug):
+    assert machine.slug({"device": device, "kind": kind, "vectors": "AVX512", "cores": 2}) == slug

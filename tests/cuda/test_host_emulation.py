@@ -1,0 +1,355 @@
+"""The CUDA kernels' own code, run on the host as a block of threads runs it, against the float64 reference."""
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scp_kernels import BackendUnavailable, count_macs, dispatch, scp, scp_reference
+from scp_kernels.backends import cuda
+from scp_kernels.backends.cuda import plan, sizes
+from scp_kernels.problem import Problem
+from tests.support.agreement import (
+    NON_FINITE,
+    POSITION_MAPS,
+    VIEWS,
+    agree,
+    agree_where_not_finite,
+    agree_with_finite_differences,
+    integer_inputs,
+)
+from tests.support.cuda_host import ORDER_VARIABLE, HostCuda, build, compiler
+from tests.support.poison import poisoned_memory  # noqa: F401  (of every test)
+from tests.support.problems import away_from_kinks, evaluate, make_inputs
+from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
+
+pytestmark = [
+    pytest.mark.skipif(compiler is None, reason="needs a C++ compiler"),
+    # One process compiles and runs them (with pytest-xdist's --dist loadgroup).
+    pytest.mark.xdist_group("cuda_host"),
+]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+check = partial(agree, backend="cuda")
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch):
+    backend = HostCuda()
+    monkeypatch.setitem(dispatch.BACKENDS, "cuda", backend)
+    return backend
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(37, 41), (9, 10, 11)], ids=str)
+def test_every_dtype(dtype, shape):
+    check(away_from_kinks(make_inputs(shape, channels=5, hidden=(40, 24), classes=3, bias=True, dtype=dtype)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 200), (64, 64), (8, 16), (1, 1, 9)], ids=str)
+def test_sizes(shape):
+    check(away_from_kinks(make_inputs(shape, channels=8, hidden=(48, 40), classes=2, bias=True)))
+
+
+def test_the_papers_largest_head():
+    check(away_from_kinks(make_inputs((40, 64), batch=2, channels=32, hidden=(256, 256))))
+
+
+@pytest.mark.parametrize("channels", [32, 33, 70])
+@pytest.mark.parametrize("classes", [1, 2, 40])
+def test_channels_and_classes_in_parts(channels, classes):
+    """More of either than a thread holds at a time, and more samples than partial sums are kept for."""
+    inputs = make_inputs((9, 18), batch=19, channels=channels, classes=classes, hidden=(12, 9), dtype=torch.float64)
+    check(inputs)
+
+
+@pytest.mark.parametrize("options", POSITION_MAPS, ids=range(len(POSITION_MAPS)))
+def test_position_maps(options):
+    check(away_from_kinks(make_inputs((40, 33), channels=6, hidden=(48, 32)), **options), **options)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_one_position_map_a_sample(d):
+    g = torch.Generator().manual_seed(0)
+    affine = torch.randn(3, d, d + 1, generator=g, dtype=torch.float64)
+    inputs = make_inputs((12, 19, 7)[:d], batch=3, channels=6, hidden=(32, 32), dtype=torch.float64)
+    check(inputs, affine=affine, extent=torch.full((3, d), 30.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_strides(view):
+    inputs = make_inputs((29, 45), batch=2, channels=6, hidden=(32, 24))
+    features = VIEWS[view](inputs.features)
+    leaf = features.detach().requires_grad_()
+    logits = scp(leaf, inputs.phi, inputs.residual, backend="cuda")
+    # One number expanded to all pixels: a gradient that has no strides.
+    (gradient,) = torch.autograd.grad(logits.sum(), leaf)
+    assert gradient.stride() == torch.empty_like(features).stride()
+    dense = features.double().clone().requires_grad_()
+    truth = scp_reference(dense, [t.double() for t in inputs.phi], inputs.residual.double())
+    (true_gradient,) = torch.autograd.grad(truth.sum(), dense)
+    assert relative_error(logits, truth) <= LOGITS[torch.float32]
+    assert relative_error(gradient, true_gradient) <= GRADIENTS[torch.float32]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_kinks_on_pixels(seed):
+    """No pixel is masked here: off means zero slope, at zero itself too."""
+    check(integer_inputs((32, 48), (12, 10), seed))
+
+
+def concurrent_lines(shape, h1, dtype=torch.float64):
+    """All units of layer 1 bend along lines through one pixel, where a tile is therefore as mixed as can be."""
+    inputs = make_inputs(shape, channels=3, classes=2, hidden=(h1, 20), dtype=dtype)
+    w1, _, *rest = inputs.phi
+    size = torch.tensor([float(n) for n in shape], dtype=dtype)
+    at = torch.cat([size // 2 + 0.25, size - size // 2 - 0.25])
+    inputs.phi = (w1, -(w1 @ at), *rest)
+    return inputs
+
+
+def room(inputs):
+    """Mixed units of layer 1 that a tile of the call's backward has room for."""
+    return plan(build(), sizes(problem_like(inputs), HostCuda().shared_memory, 4), True).most_mixed
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (24, 24, 40)], ids=str)
+def test_crowded_tiles(shape):
+    """More mixed units than there is room for: layer 2 pixel by pixel, and gradients box by box."""
+    inputs = concurrent_lines(shape, 90)
+    assert room(inputs) < 90
+    check(inputs)
+
+
+def test_crowded_tiles_of_several_position_maps():
+    """The tile in the middle of each map is crowded, at another place on each."""
+    inputs = concurrent_lines((64, 96), 90)
+    assert room(inputs) < 90
+    shift = torch.tensor([[9.0, -20.0], [-16.0, 30.0]], dtype=torch.float64)
+    check(inputs, affine=torch.cat([torch.eye(2, dtype=torch.float64).repeat(2, 1, 1), shift[:, :, None]], 2))
+
+
+def test_a_device_older_than_the_build(host, monkeypatch):
+    monkeypatch.setattr(host, "capability", lambda device: (6, 1))
+    with pytest.raises(BackendUnavailable, match=r"compute capability 6.1; the library was built from \d"):
+        check(make_inputs())
+
+
+def test_small_maps_have_room_for_all():
+    """Where a tile is a good part of the map, half of the units may be mixed on it."""
+    inputs = concurrent_lines((16, 24), 90)
+    assert room(inputs) == 90
+    check(inputs)
+
+
+def test_small_shared_memory(host):
+    """Room for fewer mixed units, so that most tiles are crowded."""
+    problem_of = {"channels": 4, "classes": 2, "hidden": (60, 50), "dtype": torch.float64}
+    before = check(make_inputs((24, 40), **problem_of))
+    host.shared_memory = 54 * 1024
+    after = check(make_inputs((24, 40), **problem_of))
+    assert not torch.equal(before[1]["w2"], after[1]["w2"]), "the limit changed nothing: the test tests nothing"
+    host.shared_memory = 16 * 1024
+    with pytest.raises(BackendUnavailable, match="shared memory is too small"):
+        check(make_inputs((24, 40), **problem_of))
+
+
+def test_rounds():
+    """Wide enough that the records of all tiles do not fit at once; a round may end within a position map."""
+    inputs = make_inputs((20, 34), batch=3, channels=64, classes=6, hidden=(6, 512), dtype=torch.float64)
+    groups = torch.eye(2, 3, dtype=torch.float64).repeat(3, 1, 1) + torch.arange(3.0).double()[:, None, None] / 7
+    call = sizes(problem_like(inputs, groups=3), HostCuda().shared_memory, 4)
+    assert plan(build(), call, True).rounds > 1
+    check(inputs, affine=groups)
+
+
+@pytest.mark.parametrize("batch", [9, 14])
+def test_samples_in_parts(host, batch):
+    """Fewer tiles than a device has room for: several blocks a tile, each with some of the samples."""
+    inputs = make_inputs((7, 30), batch=batch, channels=5, classes=2, hidden=(20, 16), dtype=torch.float64)
+    host.multiprocessors = 1
+    _, one = check(inputs)
+    host.multiprocessors = 100
+    _, several = check(inputs)
+    assert not torch.equal(one["w2"], several["w2"]), "nothing was dealt out: the test tests nothing"
+
+
+def problem_like(inputs, groups=1):
+    batch, channels, *shape = inputs.features.shape
+    return Problem(
+        batch=batch,
+        channels=channels,
+        num_classes=inputs.residual.shape[0],
+        hidden=(len(inputs.phi[1]), len(inputs.phi[3])),
+        spatial_shape=tuple(shape),
+        groups=groups,
+        dtype=inputs.features.dtype,
+        compute_dtype=torch.promote_types(inputs.features.dtype, torch.float32),
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("where", "value"), NON_FINITE)
+def test_nan_and_inf_as_in_pytorch(where, value, batch):
+    agree_where_not_finite(where, value, batch, "cuda")
+
+
+@pytest.mark.parametrize(("where", "value"), NON_FINITE)
+def test_gradients_never_hide_what_is_not_finite(where, value):
+    inputs = make_inputs((20, 37), channels=3, hidden=(40, 10))
+    names = inputs.names[:8]
+    tensors = [t.clone().requires_grad_() for t in inputs.tensors[:8]]
+    with torch.no_grad():
+        tensors[names.index(where)].view(-1)[1] = value
+    gradients = [
+        torch.autograd.grad(function(tensors[0], tensors[1:7], tensors[7], **options), tensors, inputs.grad_logits)
+        for function, options in ((scp, {"backend": "cuda"}), (scp_reference, {}))
+    ]
+    for name, mine, truth in zip(names, *gradients, strict=True):
+        assert torch.isfinite(mine).all() <= torch.isfinite(truth).all(), name
+
+
+def test_backward_ends_where_all_parameters_are_nan():
+    """As after a training that diverged: more units that cannot be told apart than there is room for, on any box."""
+    inputs = make_inputs((16, 48), hidden=(90, 20))
+    assert room(inputs) < 90
+    inputs.phi = tuple(torch.full_like(t, torch.nan) for t in inputs.phi)
+    _, gradients = evaluate(scp, inputs, backend="cuda")
+    assert all(gradients[name].isnan().all() for name in ("features", "w1", "b1", "w2", "b2"))
+
+
+def test_the_order_of_threads_never_shows(monkeypatch):
+    """A missing barrier would let it show. Several tiles, crowded ones among them, and every kind of panel."""
+    for inputs in (
+        concurrent_lines((64, 80), 90, torch.float32),
+        make_inputs((12, 10, 9), channels=40, hidden=(50, 70)),
+    ):
+        results = []
+        for order in ("0", "1", "2", "3"):
+            monkeypatch.setenv(ORDER_VARIABLE, order)
+            results.append(evaluate(scp, inputs, backend="cuda"))
+        for logits, gradients in results[1:]:
+            assert torch.equal(logits, results[0][0])
+            for name, gradient in gradients.items():
+                assert torch.equal(gradient, results[0][1][name]), name
+
+
+def test_only_some_gradients():
+    inputs = make_inputs((20, 21), channels=4, hidden=(16, 16), dtype=torch.float64)
+    _, every = evaluate(scp, inputs, backend="cuda")
+    features = inputs.features.clone().requires_grad_()
+    of_features = torch.autograd.grad(
+        scp(features, inputs.phi, inputs.residual, backend="cuda"), features, inputs.grad_logits
+    )
+    residual = inputs.residual.clone().requires_grad_()
+    of_residual = torch.autograd.grad(
+        scp(inputs.features, inputs.phi, residual, backend="cuda"), residual, inputs.grad_logits
+    )
+    assert torch.equal(of_features[0], every["features"]) and torch.equal(of_residual[0], every["residual"])
+
+
+@pytest.mark.parametrize("shape", [(18, 17), (7, 7, 7)], ids=str)
+def test_gradcheck(shape):
+    agree_with_finite_differences(shape, "cuda")
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    shape=st.one_of(
+        st.tuples(st.integers(1, 30), st.integers(1, 40)),
+        st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12)),
+    ),
+    batch=st.integers(1, 4),
+    channels=st.integers(1, 20),
+    classes=st.integers(1, 3),
+    hidden=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    seed=st.integers(0, 10**6),
+)
+def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
+    check(
+        make_inputs(
+            shape, batch=batch, channels=channels, classes=classes, hidden=hidden, bias=True, dtype=torch.float64,
+            seed=seed,
+        )
+    )  # fmt: skip
+
+
+def all_on(shape, channels, hidden):
+    """A head whose units are all on, on the whole map."""
+    inputs = make_inputs(shape, batch=1, channels=channels, hidden=hidden)
+    w1, b1, w2, b2, *rest = inputs.phi
+    inputs.phi = (w1.abs(), b1.abs() + 1, w2.abs(), b2.abs() + 1, *rest)
+    return inputs
+
+
+def executed(inputs):
+    """Multiply-adds of a forward, and of both."""
+    leaves = [t.clone().requires_grad_() for t in inputs.tensors[:8]]
+    with count_macs() as count:
+        logits = scp(leaves[0], leaves[1:7], leaves[7], backend="cuda")
+        forward = count.macs
+        torch.autograd.grad(logits, leaves, inputs.grad_logits)
+    return forward, count.macs
+
+
+def test_executed_multiply_adds_by_hand():
+    """One tile, nothing mixed: every product of csrc/cuda can be told from the sizes."""
+    h1, h2, channels = 24, 40, 20
+    pixels, outputs = 128, 24  # outputs in eights; 32 and 16 of them are folded at a time
+    fold = 4 * 2 * h1 + 3 * h1 * h2
+    apply = fold + 3 * h2 * 32 + pixels * outputs * 2
+    parts = 2 * (3 * h2 * 16 + 8 * pixels * 6 + 2 * h2 * 3 * 16)
+    parameters = fold + parts + 3 * h1 * h2
+    collect = 3 * h1 * h2
+    assert executed(all_on((8, 16), channels, (h1, h2))) == (apply, 2 * apply + parameters + collect)
+
+
+def test_executed_multiply_adds_of_mixed_and_crowded_tiles():
+    straight, both = executed(all_on((16, 32), 3, (90, 20)))
+    small = concurrent_lines((16, 32), 90, torch.float32)
+    mixed, mixed_both = executed(small)
+    assert mixed > straight and mixed_both - mixed > both - straight
+    # On a larger map the same tile has less room, and each crowded one is cut.
+    assert room(concurrent_lines((64, 128), 90)) < 90
+    crowded, crowded_both = executed(concurrent_lines((64, 128), 90, torch.float32))
+    assert crowded > mixed and crowded_both - crowded > mixed_both - mixed
+
+
+def test_records_lie_in_the_features_gradient():
+    """Which is written last: where it is large enough, backward needs next to no memory of its own."""
+    inputs = make_inputs((21, 40), batch=16, channels=8, hidden=(24, 20), classes=2, bias=True)
+    call = sizes(problem_like(inputs), HostCuda().shared_memory, 4)
+    alone = plan(build(), call, True).workspace_bytes
+    call.lent_bytes = inputs.features.nbytes
+    assert plan(build(), call, True).workspace_bytes < alone / 8
+    check(away_from_kinks(inputs))
+    for call.lent_bytes in range(0, inputs.features.nbytes, 64):
+        assert alone - plan(build(), call, True).workspace_bytes <= call.lent_bytes
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_more_is_lent_than_the_features_gradient_has(monkeypatch, dtype):
+    lent = []
+
+    def watched(loaded, call, backward):
+        lent.append(call.lent_bytes)
+        return plan(loaded, call, backward)
+
+    monkeypatch.setattr(cuda, "plan", watched)
+    inputs = make_inputs(dtype=dtype)
+    evaluate(scp, inputs, backend="cuda")
+    assert lent[-1] == inputs.features.nbytes
+
+
+def test_workspace_is_bounded():
+    """At the paper's largest head, and at maps of any size."""
+    head = Problem(14, 32, 1, (256, 256), (160, 224), 1, torch.float32, torch.float32, torch.device("cpu"))
+    call = sizes(head, 227 * 1024, 132)
+    assert plan(build(), call, True).workspace_bytes < 32 * 2**20
+    call.lent_bytes = 14 * 32 * 160 * 224 * 4
+    assert plan(build(), call, True).workspace_bytes < 2 * 2**20
+    large = Problem(1, 32, 1, (256, 256), (4096, 4096), 1, torch.float32, torch.float32, torch.device("cpu"))
+    flags = 4 * (4096 * 4096 // 128)
+    assert plan(build(), sizes(large, 227 * 1024, 132), True).workspace_bytes < 32 * 2**20 + flags

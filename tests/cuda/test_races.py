@@ -1,0 +1,66 @@
+"""Races between threads or blocks of the CUDA kernels, looked for exactly on the host (host_emulation/races.h)."""
+
+import subprocess
+
+import pytest
+import torch
+
+from scp_kernels import dispatch, scp
+from tests.cuda.test_host_emulation import concurrent_lines
+from tests.support.cuda_host import ORDER_VARIABLE, HostCuda, compiler
+from tests.support.problems import evaluate, make_inputs
+
+WITHOUT_BARRIER_VARIABLE = "SCP_HOST_WITHOUT_BARRIER"
+
+
+def is_gcc() -> bool:
+    return compiler is not None and b"Free Software Foundation" in subprocess.check_output([compiler, "--version"])
+
+
+pytestmark = [
+    pytest.mark.skipif(not is_gcc(), reason="needs GCC, whose -fsanitize=thread calls a function at each access"),
+    pytest.mark.xdist_group("cuda_races"),
+]
+
+
+@pytest.fixture(autouse=True)
+def watched(monkeypatch):
+    backend = HostCuda(races=True)
+    monkeypatch.setitem(dispatch.BACKENDS, "cuda", backend)
+    return backend
+
+
+PROBLEMS = {
+    "every kind of panel": (lambda: make_inputs((20, 37), channels=40, classes=2, hidden=(60, 150), bias=True), {}),
+    "more units than threads": (lambda: make_inputs((9, 17), channels=3, hidden=(200, 190)), {}),
+    "crowded tiles": (lambda: concurrent_lines((48, 80), 60, torch.float32), {}),
+    "a volume, half precision": (lambda: make_inputs((5, 6, 9), channels=5, hidden=(40, 24), dtype=torch.bfloat16), {}),
+    "a position for each sample": (
+        lambda: make_inputs((20, 21), batch=3, channels=4, hidden=(30, 20)),
+        {"origin": [[0, 0], [30, 5], [7, 40]], "extent": (99, 99)},
+    ),
+    "records in the features' gradient": (lambda: make_inputs((21, 24), batch=16, channels=8, hidden=(24, 20)), {}),
+    "samples in parts": (lambda: make_inputs((7, 30), batch=16, channels=5, hidden=(20, 16)), {}),
+    "a weight that is not finite": (lambda: with_infinity(make_inputs((12, 20), hidden=(24, 20))), {}),
+}
+
+
+def with_infinity(inputs):
+    inputs.phi[2][3, 5] = float("inf")
+    return inputs
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_no_races(problem):
+    inputs, options = PROBLEMS[problem]
+    evaluate(scp, inputs(), backend="cuda", **options)
+
+
+@pytest.mark.parametrize("barrier", range(1, 30))
+def test_a_missing_barrier_is_found(monkeypatch, barrier):
+    """The detector detects: without any one of these barriers of a block the same calls race."""
+    monkeypatch.setenv(WITHOUT_BARRIER_VARIABLE, str(barrier))
+    monkeypatch.setenv(ORDER_VARIABLE, "0")  # in which the results may well be right
+    inputs, options = PROBLEMS["more units than threads"]
+    with pytest.raises(RuntimeError, match="a race between threads"):
+        evaluate(scp, inputs(), backend="cuda", **options)

@@ -1,0 +1,242 @@
+"""Finding subjects: both releases of WMH, LiTS, datalists, nnU-Net's raw folders."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from scp_models.data import find_subjects, get_task
+from scp_models.errors import UserError
+from tests.support.tiny_data import affine_for, save, write_lits, write_wmh, write_wmh_subject
+
+WMH, LITS = get_task("wmh"), get_task("lits")
+
+
+def test_wmh_current_release_with_its_odd_names(tmp_path):
+    write_wmh(tmp_path, 3)
+    write_wmh_subject(tmp_path / "test" / "Amsterdam" / "Philips_VU .PETMR_01." / "7", seed=9)
+    (tmp_path / "test" / "Amsterdam" / "Philips_VU .PETMR_01." / "7" / "wmh.nii.gz").unlink()
+    extra = tmp_path / "additional_annotations" / "observer_o3" / "training" / "Utrecht" / "0"
+    write_wmh_subject(extra, seed=1)
+    found = {s.name: s for s in find_subjects(tmp_path, WMH)}
+    assert sorted(found) == [
+        "test_Amsterdam_Philips_VU_PETMR_01_7",
+        "training_Amsterdam_GE3T_2",
+        "training_Singapore_1",
+        "training_Utrecht_0",
+    ]
+    philips = found["test_Amsterdam_Philips_VU_PETMR_01_7"]
+    assert philips.label is None and philips.partition == "test"
+    assert philips.site == "Amsterdam/Philips_VU .PETMR_01."
+    utrecht = found["training_Utrecht_0"]
+    assert [p.name for p in utrecht.images] == ["T1.nii.gz", "FLAIR.nii.gz"]
+    assert {p.parent.name for p in utrecht.images} == {"pre"} and utrecht.label.name == "wmh.nii.gz"
+
+
+def test_wmh_older_zips_and_a_single_subject(tmp_path):
+    write_wmh_subject(tmp_path / "Utrecht" / "11", seed=0)
+    write_wmh_subject(tmp_path / "GE3T" / "100", seed=1)
+    assert [s.name for s in find_subjects(tmp_path, WMH)] == ["GE3T_100", "Utrecht_11"]
+    (only,) = find_subjects(tmp_path / "Utrecht" / "11", WMH)
+    assert only.name == "Utrecht_11" and only.label is not None
+
+
+@pytest.mark.parametrize("below", [".", "training", "training/Amsterdam", "training/Amsterdam/GE3T/2"])
+def test_a_wmh_subject_is_called_the_same_from_any_folder(tmp_path, below, monkeypatch):
+    write_wmh(tmp_path / "test" / "wmh", 3)  # a folder of that name further up is no part of the data set
+    monkeypatch.chdir(tmp_path / "test" / "wmh" / below)
+    for root in (tmp_path / "test" / "wmh" / below, "."):
+        found = {s.name: s for s in find_subjects(root, WMH)}
+        subject = found["training_Amsterdam_GE3T_2"]
+        assert subject.partition == "training" and subject.site == "Amsterdam/GE3T"
+
+
+def test_wmh_sites_of_other_names(tmp_path):
+    write_wmh_subject(tmp_path / "training" / "Bern" / "1", seed=0)
+    (only,) = find_subjects(tmp_path, WMH)
+    assert (only.name, only.partition, only.site) == ("training_Bern_1", "training", "Bern")
+
+
+def test_wmh_subjects_that_are_there_twice(tmp_path):
+    for folder in ("old", "new"):
+        write_wmh_subject(tmp_path / folder / "Utrecht" / "0", seed=0)
+    with pytest.raises(UserError, match=r"old/.*: expected every subject once, .*new/.* same name \(Utrecht_0\)"):
+        find_subjects(tmp_path, WMH)
+
+
+def test_wmh_missing_modality(tmp_path):
+    write_wmh(tmp_path, 2)
+    missing = tmp_path / "training" / "Singapore" / "1" / "pre" / "T1.nii.gz"
+    missing.unlink()
+    with pytest.raises(UserError, match=r"T1.nii.gz: expected the modalities T1, FLAIR in pre/, this one is missing"):
+        find_subjects(tmp_path, WMH)
+
+
+def test_lits_by_number_and_a_single_volume(tmp_path):
+    write_lits(tmp_path, (0, 2, 10, 28))
+    found = find_subjects(tmp_path, LITS)
+    assert [s.name for s in found] == ["volume-0", "volume-2", "volume-10", "volume-28"]
+    assert [s.label.name for s in found] == [f"segmentation-{n}.nii" for n in (0, 2, 10, 28)]
+    (only,) = find_subjects(tmp_path / "Training Batch 2" / "volume-28.nii", LITS)
+    assert only.label.name == "segmentation-28.nii"
+
+
+def test_lits_segmentations_in_a_folder_of_their_own(tmp_path):
+    write_lits(tmp_path / "volumes", (0, 2))
+    (tmp_path / "segmentations").mkdir()
+    for label in sorted((tmp_path / "volumes").rglob("segmentation-*")):
+        label.rename(tmp_path / "segmentations" / label.name)
+    found = find_subjects(tmp_path, LITS)
+    assert [s.label for s in found] == [tmp_path / "segmentations" / f"segmentation-{n}.nii" for n in (0, 2)]
+    again = tmp_path / "more" / "segmentation-2.nii"
+    again.parent.mkdir()
+    again.write_bytes(found[1].label.read_bytes())
+    with pytest.raises(UserError, match=r"volume-2.nii: expected one segmentation, got .*more/segmentation-2.nii"):
+        find_subjects(tmp_path, LITS)
+
+
+def test_lits_test_set_keeps_its_names(tmp_path):
+    for name in ("test-volume-10.nii", "test-volume-2.nii", "volume-2.nii", "segmentation-2.nii"):
+        save(tmp_path / name, np.zeros((4, 4, 2), np.uint8), np.eye(4))
+    found = find_subjects(tmp_path, LITS)
+    assert [s.name for s in found] == ["volume-2", "test-volume-2", "test-volume-10"]
+    assert [s.label is None for s in found] == [False, True, True]
+    (only,) = find_subjects(tmp_path / "test-volume-2.nii", LITS)
+    assert only.name == "test-volume-2" and only.label is None and only.partition == "test"
+
+
+@pytest.mark.parametrize("task", [WMH, LITS], ids=["wmh", "lits"])
+def test_any_volume_of_ones_own(tmp_path, task):
+    save(tmp_path / "my scan.nii.gz", np.zeros((4, 4, 2), np.uint8), np.eye(4))
+    (only,) = find_subjects(tmp_path / "my scan.nii.gz", task)
+    assert only.name == "my scan" and only.label is None
+    for name in ("notes.txt", "notes.gz"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(UserError, match=rf"{name}: expected a NIfTI file"):
+            find_subjects(tmp_path / name, task)
+
+
+def test_decathlon(tmp_path):
+    """Images called ``_0`` and no ``_0000``: not nnU-Net's, though folder and description have the same names."""
+    for k in range(2):
+        save(tmp_path / "imagesTr" / f"case_{k}.nii.gz", np.zeros((4, 4, 2), np.float32), np.eye(4))
+        save(tmp_path / "labelsTr" / f"case_{k}.nii.gz", np.zeros((4, 4, 2), np.uint8), np.eye(4))
+    content = {
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "lesion"},
+        "training": [
+            {"image": f"./imagesTr/case_{k}.nii.gz", "label": f"./labelsTr/case_{k}.nii.gz"} for k in range(2)
+        ],
+        "test": [],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    found = find_subjects(tmp_path, LITS)
+    assert [s.name for s in found] == ["case_0", "case_1"] and found[0].label.is_file()
+    (tmp_path / "dataset.json").rename(tmp_path / "datalist.json")
+    assert find_subjects(tmp_path, LITS) == found
+    (tmp_path / "datalist.json").unlink()
+    with pytest.raises(UserError, match=rf"{tmp_path.name}: expected a datalist, datalist.json or dataset.json"):
+        find_subjects(tmp_path, LITS, "datalist")
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "CT"}}')
+    with pytest.raises(UserError, match=r"dataset.json: expected a datalist with a list .* end in _0000"):
+        find_subjects(tmp_path, LITS)
+
+
+def test_datalist(tmp_path):
+    for name in ("a_t1", "a_flair", "a_label", "b_t1", "b_flair"):
+        save(tmp_path / "files" / f"{name}.nii.gz", np.zeros((4, 4, 2), np.float32), np.eye(4))
+    save(tmp_path / "files" / "c.nii.gz", np.zeros((4, 4, 2, 2), np.float32), np.eye(4))
+    listing = {
+        "training": [
+            {"image": ["files/a_t1.nii.gz", "files/a_flair.nii.gz"], "label": "files/a_label.nii.gz"},
+            {"image": ["files/b_t1.nii.gz", "files/b_flair.nii.gz"]},
+        ],
+        "test": ["files/c.nii.gz"],
+    }
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps(listing))
+    a, b, c = find_subjects(path, WMH)
+    assert (a.name, a.partition, len(a.images)) == ("a_t1", "training", 2) and a.label.is_file()
+    assert b.label is None
+    assert (c.name, c.partition, len(c.images)) == ("c", "test", 1)
+
+
+def test_datalist_with_the_same_names_in_folders(tmp_path):
+    for k in range(2):
+        save(tmp_path / f"s{k}" / "ct.nii.gz", np.zeros((4, 4, 2), np.float32), np.eye(4))
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"test": [f"s{k}/ct.nii.gz" for k in range(2)]}))
+    assert [s.name for s in find_subjects(path, LITS)] == ["s0_ct", "s1_ct"]
+    for k in range(2):
+        save(tmp_path / f"s{k}" / "scan" / "ct.nii.gz", np.zeros((4, 4, 2), np.float32), np.eye(4))
+    path.write_text(json.dumps({"test": [f"s{k}/scan/ct.nii.gz" for k in range(2)]}))
+    assert [s.name for s in find_subjects(path, LITS)] == ["s0_scan_ct", "s1_scan_ct"]
+
+
+@pytest.mark.parametrize(("task", "write"), [(WMH, write_wmh), (LITS, write_lits)], ids=["wmh", "lits"])
+def test_linked_folders_are_followed(tmp_path, task, write):
+    write(tmp_path / "real")
+    (tmp_path / "data").mkdir()
+    for part in (tmp_path / "real").iterdir():
+        (tmp_path / "data" / part.name).symlink_to(part)
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    names = [s.name for s in find_subjects(tmp_path / "real", task)]
+    assert names and [s.name for s in find_subjects(tmp_path / "data", task)] == names
+
+
+def test_subjects_that_are_there_twice(tmp_path):
+    """They would train and test at once."""
+    write_lits(tmp_path, (1, 2))
+    volume = tmp_path / "Training Batch 1" / "volume-1.nii"
+    volume.with_name("volume-1.nii.gz").write_bytes(gzip.compress(volume.read_bytes()))
+    with pytest.raises(UserError, match=r"volume-1.nii.gz: expected every subject once, .*volume-1.nii has the same"):
+        find_subjects(tmp_path, LITS)
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({part: [str(volume)] for part in ("training", "validation")}))
+    with pytest.raises(UserError, match=r"volume-1.nii: expected every subject once"):
+        find_subjects(path, LITS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected JSON"),
+        ("[]", "expected a JSON object, got list"),
+        ("{}", "expected a datalist with a list"),
+        ('{"training": [{"label": "x"}]}', r"training\[0\] expected an 'image'"),
+        ('{"test": ["nowhere.nii"]}', r"nowhere.nii: expected a file, as .*list.json says; there is none"),
+    ],
+)
+def test_bad_datalists(tmp_path, text, message):
+    path = tmp_path / "list.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        find_subjects(path, LITS)
+
+
+def test_nnunet(tmp_path):
+    affine = affine_for("RAS")
+    for case in ("brain_001", "brain_002"):
+        for channel in range(2):
+            save(tmp_path / "imagesTr" / f"{case}_{channel:04d}.nii.gz", np.zeros((4, 4, 2), np.float32), affine)
+    save(tmp_path / "labelsTr" / "brain_001.nii.gz", np.zeros((4, 4, 2), np.uint8), affine)
+    description = {"channel_names": {"0": "T1", "1": "FLAIR"}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    first, second = find_subjects(tmp_path, WMH)
+    assert first.name == "brain_001" and len(first.images) == 2 and first.label is not None
+    assert second.label is None
+    for channel in range(2):
+        save(tmp_path / "imagesTs" / f"brain_001_{channel:04d}.nii.gz", np.zeros((4, 4, 2), np.float32), affine)
+    names = [subject.name for subject in find_subjects(tmp_path, WMH)]
+    assert names == ["imagesTr_brain_001", "imagesTr_brain_002", "imagesTs_brain_001"]
+    (tmp_path / "imagesTr" / "brain_002_0001.nii.gz").unlink()
+    with pytest.raises(UserError, match="brain_002_0001"):
+        find_subjects(tmp_path, WMH)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(UserError, match="expected a data set, there is nothing"):
+        find_subjects(tmp_path / "nowhere", WMH)
+    with pytest.raises(UserError, match=r"found none \(looked for"):
+        find_subjects(tmp_path, WMH)

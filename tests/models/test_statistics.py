@@ -1,0 +1,79 @@
+"""The paired test against textbook numbers and scipy's other road to them."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scp_models.evaluation.statistics import PairedTest, paired_comparison
+
+
+def test_hand_computed_case():
+    # Differences 1, 2, 3: mean 2, standard deviation 1, so d_z = 2 and t = 2·√3 with 2 degrees of freedom, for which
+    # the two-tailed p is 1 − t/√(2 + t²).
+    test = paired_comparison([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    t = 2 * math.sqrt(3)
+    assert (test.n, test.mean_difference) == (3, 2.0)
+    assert test.cohen_dz == pytest.approx(2.0)
+    assert test.statistic == pytest.approx(t)
+    assert test.p_value == pytest.approx(1 - t / math.sqrt(2 + t**2))
+    assert test.stars == "ns"
+
+
+def test_agrees_with_the_one_sample_test_of_the_differences():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.6, 0.1, 28), rng.normal(0.55, 0.1, 28)
+    test = paired_comparison(a, b)
+    expected = stats.ttest_1samp(a - b, 0.0)
+    assert test.p_value == pytest.approx(expected.pvalue)
+    assert test.statistic == pytest.approx(expected.statistic)
+    assert test.statistic == pytest.approx(test.cohen_dz * math.sqrt(test.n))
+
+
+def test_exchanging_the_models_changes_the_sign_alone():
+    a, b = [0.7, 0.8, 0.75, 0.9], [0.6, 0.85, 0.7, 0.8]
+    one, other = paired_comparison(a, b), paired_comparison(b, a)
+    assert one.p_value == pytest.approx(other.p_value)
+    assert one.mean_difference == pytest.approx(-other.mean_difference)
+    assert one.cohen_dz == pytest.approx(-other.cohen_dz)
+
+
+@pytest.mark.parametrize(
+    ("p", "stars"),
+    [(0.2, "ns"), (0.05, "ns"), (0.049, "*"), (0.01, "*"), (0.0099, "**"), (0.00099, "***"), (0.000099, "****")],
+)
+def test_stars_are_those_of_the_papers_figure_5(p, stars):
+    assert PairedTest(10, 0.1, 2.0, p, 0.5).stars == stars
+
+
+def test_identical_models():
+    assert paired_comparison([0.5, 0.6, 0.7], [0.5, 0.6, 0.7]) == PairedTest(3, 0.0, 0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_same_difference_for_every_subject(sign):
+    # The three differences of 0.1 are not bitwise alike in floating point; t would be some 10¹⁵ or so by chance.
+    b = np.array([0.1, 0.6, 0.7])
+    a = b + sign * 0.1
+    assert len(set(a - b)) > 1
+    test = paired_comparison(a, b)
+    assert test.p_value == 0.0
+    assert test.statistic == test.cohen_dz == sign * math.inf
+    assert test.mean_difference == pytest.approx(sign * 0.1)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([0.5], [0.6], "at least two"),
+        ([], [], "at least two"),
+        ([0.5, 0.6], [0.5, 0.6, 0.7], "shapes"),
+        ([[0.5, 0.6]], [[0.5, 0.6]], "shapes"),
+        ([0.5, math.nan], [0.5, 0.6], "finite"),
+        ([0.5, 0.6], [math.inf, 0.6], "finite"),
+    ],
+)
+def test_bad_scores_are_refused(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        paired_comparison(a, b)

@@ -1,0 +1,227 @@
+"""Training by Lightning: the recipe, checkpoints, resuming, several processes, mixed precision."""
+
+import csv
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from scp_models.data import SegmentationDataModule
+from scp_models.errors import UserError
+from scp_models.training.checkpoints import load_module
+from scp_models.training.module import SegmentationModule, SubjectDice, subject_names
+from tests.support.commands import fit_arguments, scp_models
+from tests.support.tiny_data import write_wmh
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    # Seven slices a subject: two processes share the validation slices unequally.
+    return write_wmh(tmp_path_factory.mktemp("wmh"), 8, shape=(20, 24, 7))
+
+
+def tiny_module(**options):
+    return SegmentationModule(roi_size=(16, 24), capacity=32, levels=2, **options)
+
+
+def metrics(out, name="val_dice"):
+    """Logged values of one metric, in order, of the last run into ``out``."""
+    last = max(out.glob("logs/version_*/metrics.csv"), key=lambda p: p.stat().st_mtime_ns)
+    with last.open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def test_subject_dice_is_that_of_whole_volumes():
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(11, 1, 5, 6, generator=g)
+    labels = torch.randint(0, 3, (11, 1, 5, 6), generator=g, dtype=torch.uint8)
+    subject = torch.tensor([0, 1, 0, 2, 2, 0, 1, 2, 0, 0, 3])
+    logits[10], labels[10] = -1, 0
+    metric = SubjectDice(5)
+    for part in (slice(0, 3), slice(3, 11)):
+        metric.update(logits[part], labels[part], subject[part])
+    expected = []
+    for s in range(3):
+        found = (logits[subject == s] > 0) & (labels[subject == s] != 2)
+        target = labels[subject == s] == 1
+        expected.append((2 * (found & target).sum() / (found.sum() + target.sum())).item())
+    expected.append(1.0)  # the fourth subject: nothing to find, nothing found
+    # Of the fifth no slice was seen (limit_val_batches): it has no Dice.
+    assert metric.compute().item() == pytest.approx(sum(expected) / 4)
+
+
+def test_the_papers_optimizer_and_schedule():
+    module = tiny_module()
+    module.trainer = L.Trainer(max_epochs=90, logger=False, enable_checkpointing=False, accelerator="cpu")
+    found = module.configure_optimizers()
+    optimizer, scheduler = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.defaults["lr"] == 1e-3 and optimizer.defaults["weight_decay"] == 1e-6
+    rates = []
+    for _ in range(90):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert [rates[k] for k in (0, 44, 45, 62)] == [1e-3, 1e-3, 5e-4, 5e-4]
+    assert [rates[k] for k in (63, 80, 81, 89)] == [2.5e-4, 2.5e-4, 1.25e-4, 1.25e-4]
+
+
+def rates(root, cache, resume=None, save=None, **length):
+    """The learning rate of every step of a run of so many epochs or steps, five steps an epoch."""
+
+    class Rates(L.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_start(self, trainer, module, batch, index):
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"] / module.learning_rate)
+
+    seen = Rates()
+    keep = [] if save is None else [ModelCheckpoint(save, filename="at", save_last=False)]
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, limit_train_batches=5,
+        limit_val_batches=1, num_sanity_val_steps=0, enable_checkpointing=save is not None, callbacks=[seen, *keep],
+        **length,
+    )  # fmt: skip
+    data = SegmentationDataModule(str(root), roi_size=(16, 24), batch_size=6, cache_dir=str(cache))
+    trainer.fit(tiny_module(), datamodule=data, ckpt_path=resume)
+    return seen.seen
+
+
+def test_the_schedule_of_a_run_counted_in_steps(root, tmp_path):
+    expected = [1.0] * 10 + [0.5] * 4 + [0.25] * 4 + [0.125] * 2
+    assert rates(root, tmp_path, max_epochs=-1, max_steps=20) == expected
+    assert rates(root, tmp_path, max_epochs=100, max_steps=20) == expected
+
+
+def test_a_run_that_is_resumed_for_longer_has_the_longer_ones_schedule(root, tmp_path):
+    by_epoch = [1.0] * 25 + [0.5] * 10 + [0.25] * 10 + [0.125] * 5
+    assert rates(root, tmp_path, max_epochs=10) == by_epoch
+    assert rates(root, tmp_path, save=tmp_path / "short", max_epochs=4)[-5:] == [0.25] * 5
+    path = str(tmp_path / "short" / "at.ckpt")
+    assert rates(root, tmp_path, resume=path, max_epochs=10) == by_epoch[20:]
+    assert rates(root, tmp_path, resume=path, max_epochs=-1, max_steps=50) == by_epoch[20:]
+    rates(root, tmp_path, save=tmp_path / "half", max_epochs=5)
+    assert rates(root, tmp_path, resume=str(tmp_path / "half" / "at.ckpt"), max_epochs=10) == by_epoch[25:]
+    rates(root, tmp_path, save=tmp_path / "steps", max_epochs=-1, max_steps=20)
+    assert rates(root, tmp_path, resume=str(tmp_path / "steps" / "at.ckpt"), max_epochs=10) == by_epoch[20:]
+
+
+def test_a_run_leaves_its_checkpoints_logs_and_configuration(root, tmp_path):
+    out = tmp_path / "run"
+    scp_models(*fit_arguments(root, out, 3), cache=tmp_path)
+    assert (out / "checkpoints" / "best.ckpt").is_file() and (out / "checkpoints" / "last.ckpt").is_file()
+    assert list(out.glob("tensorboard/version_*/events*"))
+    config = next(out.glob("logs/version_*/config.yaml")).read_text()
+    assert "capacity: 32" in config and str(root) in config
+    dice, waits = metrics(out), metrics(out, "data_wait")
+    assert len(dice) == 3 and all(0 <= w <= 1 for w in waits) and len(waits) == 3
+    assert len(metrics(out, "learning_rate")) == 3
+
+    best = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)
+    assert next(iter(c for k, c in best["callbacks"].items() if "ModelCheckpoint" in k))["best_model_score"] == max(
+        dice
+    )
+    module = load_module(out / "checkpoints" / "best.ckpt")
+    assert module.hparams.capacity == 32 and module.task.roi_size == (16, 24)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, best["state_dict"][name])
+    assert module.split == subject_names(SegmentationDataModule(str(root)).divide())
+    assert {part: len(names) for part, names in module.split.items()} == {"training": 5, "validation": 1, "test": 2}
+
+
+def test_resuming_after_a_kill_is_bit_for_bit_the_same_run(root, tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    scp_models(*fit_arguments(root, straight, 4), cache=tmp_path)
+    killer = ["--trainer.callbacks+=tests.support.kill_at.KillAt"]
+    killer += ["--trainer.callbacks.epoch=2", "--trainer.callbacks.batch=3"]
+    killed = scp_models(*fit_arguments(root, broken, 4, *killer), cache=tmp_path, check=False)
+    assert killed.returncode == -9
+    interrupted = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)
+    assert interrupted["epoch"] == 1
+    scp_models(*fit_arguments(root, broken, 4, "--ckpt_path", "last"), cache=tmp_path)
+
+    a, b = (torch.load(out / "checkpoints" / "last.ckpt", weights_only=True) for out in (straight, broken))
+    assert a["epoch"] == b["epoch"] == 3 and a["global_step"] == b["global_step"]
+    assert not all(torch.equal(interrupted["state_dict"][k], v) for k, v in a["state_dict"].items())
+    for name, tensor in a["state_dict"].items():
+        assert torch.equal(tensor, b["state_dict"][name]), name
+    moments_a, moments_b = (c["optimizer_states"][0]["state"] for c in (a, b))
+    for key, state in moments_a.items():
+        for name, tensor in state.items():
+            assert torch.equal(tensor, moments_b[key][name]), (key, name)
+    assert a["lr_schedulers"] == b["lr_schedulers"]
+    assert metrics(broken) == metrics(straight)[2:]
+
+
+def test_two_processes_train_one_model(root, tmp_path):
+    out = tmp_path / "ddp"
+    done = scp_models(
+        *fit_arguments(root, out, 2, "--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.batch_size", 3),
+        "--trainer.callbacks+=tests.support.rank_weights.RankWeights",
+        cache=tmp_path,
+    )
+    assert "sync_dist=True" not in done.stderr + done.stdout, "what is logged is one process's alone"
+    first, second = (torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first.keys() == second.keys()
+    for name, parameter in first.items():
+        assert torch.equal(parameter, second[name]), name
+    logged = metrics(out)[-1]
+    module = load_module(out / "checkpoints" / "last.ckpt")
+    data = SegmentationDataModule(str(root), roi_size=(16, 24), cache_dir=str(tmp_path / "scp_models"))
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    (alone,) = trainer.validate(module, datamodule=data, verbose=False)
+    assert alone["val_dice"] == pytest.approx(logged, abs=1e-6)
+    assert data.val_dataloader().dataset.slices % 2 == 1
+    # Both processes saw half of the slices: as many steps as one process with batches twice as large.
+    steps = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert steps == 2 * (data.train_dataloader().dataset.slices // 6)
+
+
+def test_mixed_precision(root, tmp_path):
+    module = tiny_module()
+    data = SegmentationDataModule(str(root), roi_size=(16, 24), batch_size=6, cache_dir=str(tmp_path))
+    seen = []
+    module.network.head.register_forward_hook(lambda m, i, o: seen.append((i[0].dtype, o.dtype)))
+    trainer = L.Trainer(
+        max_epochs=1, limit_train_batches=2, limit_val_batches=1, precision="bf16-mixed", accelerator="cpu",
+        logger=False, enable_progress_bar=False, enable_checkpointing=False,
+    )  # fmt: skip
+    before = [p.clone() for p in module.parameters()]
+    trainer.fit(module, datamodule=data)
+    assert torch.isfinite(trainer.callback_metrics["train_loss_epoch"])
+    # The last layer's batch norm runs in bfloat16 under autocast, and the head takes it beside float32 parameters.
+    assert {pair[0] for pair in seen} == {torch.bfloat16} and all(p.dtype == torch.float32 for p in module.parameters())
+    assert any(not torch.equal(p, q) for p, q in zip(before, module.parameters(), strict=True))
+
+
+def checkpoint(path, **changes):
+    module = tiny_module()
+    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), **changes}
+    torch.save({k: v for k, v in content.items() if v is not None}, path)
+    return path
+
+
+def test_foreign_checkpoints_are_refused(tmp_path):
+    assert load_module(checkpoint(tmp_path / "good.ckpt")).task.name == "wmh"
+    with pytest.raises(UserError, match="expected a checkpoint, there is none"):
+        load_module(tmp_path / "nowhere.ckpt")
+    (tmp_path / "text.ckpt").write_text("weights")
+    with pytest.raises(UserError, match=r"text.ckpt: expected a checkpoint of scp-models fit, it cannot be read"):
+        load_module(tmp_path / "text.ckpt")
+    whole = (tmp_path / "good.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"half.ckpt: expected a checkpoint of scp-models fit, it cannot be read"):
+        load_module(tmp_path / "half.ckpt")
+    with pytest.raises(UserError, match="got a file of something else"):
+        load_module(checkpoint(tmp_path / "other.ckpt", hyper_parameters=None))
+    with pytest.raises(UserError, match="trained for 'lits', got one for 'wmh'"):
+        load_module(tmp_path / "good.ckpt", task="lits")
+    other = dict(tiny_module().hparams, capacity=64)
+    with pytest.raises(
+        UserError, match=r"wide.ckpt: expected weights that fit its configuration, .* \(size mismatch for "
+    ):
+        load_module(checkpoint(tmp_path / "wide.ckpt", hyper_parameters=other))
+    with pytest.raises(UserError, match=r"they do not .*unknown"):
+        load_module(checkpoint(tmp_path / "older.ckpt", hyper_parameters={"variant": "scp", "unknown": 1}))

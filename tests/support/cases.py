@@ -1,0 +1,110 @@
+"""The sizes that matter to users, shared by tests and benchmarks: the paper's, larger ones, and lines of scaling."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from scp_kernels import dispatch, scp_reference
+from scp_kernels.problem import Problem
+from tests.support.problems import Inputs, away_from_kinks, evaluate, make_inputs
+
+# Float64 activations of Φ at h = 256 take 2 KiB a pixel and layer: strips of this many pixels stay below 200 MiB.
+PIXELS_AT_ONCE = 2**14
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the head: widths of Φ, channels of the features, batch, image or volume, dtype of the features."""
+
+    hidden: int
+    channels: int
+    batch: int
+    shape: tuple[int, ...] = (160, 224)
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        dtype = "" if self.dtype == torch.float32 else f"-{self.dtype_name}"
+        return f"h{self.hidden}-c{self.channels}-b{self.batch}-{size}{dtype}"
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def inputs(self, device: torch.device | str = "cpu") -> Inputs:
+        """Random features and parameters, the same for each device."""
+        return make_inputs(
+            self.shape,
+            batch=self.batch,
+            channels=self.channels,
+            hidden=(self.hidden, self.hidden),
+            dtype=self.dtype,
+        ).to(device)
+
+    def problem(self, device: torch.device | str = "cpu") -> Problem:
+        return Problem(
+            batch=self.batch,
+            channels=self.channels,
+            num_classes=1,
+            hidden=(self.hidden, self.hidden),
+            spatial_shape=self.shape,
+            groups=1,
+            dtype=self.dtype,
+            compute_dtype=torch.promote_types(self.dtype, torch.float32),
+            device=torch.device(device),
+        )
+
+    def backends(self, device: torch.device | str = "cpu") -> list[str]:
+        """Compiled backends that take the case, in the order of ``"auto"``; none that the device has by name only."""
+        problem = self.problem(device)
+        return [
+            name
+            for name, backend in dispatch.BACKENDS.items()
+            if backend.device_type == problem.device.type
+            and backend.unusable() is None
+            and backend.cannot_run(problem) is None
+        ]
+
+
+WIDTHS = ((64, 8), (128, 16), (256, 32))
+PAPER = [Case(h, c, b, shape) for h, c in WIDTHS for shape in ((160, 224), (256, 256)) for b in (1, 14)]
+# Lines through (128, 16), batch 1, 160 × 224 along width, image and batch; the paper's cases lie on them too.
+SCALING = [
+    Case(32, 4, 1),
+    *(Case(128, 16, 1, (size, size)) for size in (64, 128)),
+    *(Case(128, 16, batch) for batch in (2, 4, 8)),
+]
+LARGE = [
+    Case(512, 64, 1),
+    *(Case(128, 16, 1, shape) for shape in ((512, 512), (1024, 1024), (96, 96, 96))),
+    Case(256, 32, 1, (1024, 1024)),
+]
+
+
+def truth(inputs: Inputs) -> tuple[Inputs, Tensor, dict[str, Tensor]]:
+    """Float64 logits and gradients of ``inputs``, in strips of rows, so that memory does not grow with the image.
+
+    Returns:
+        The inputs with their logits' gradient zeroed at kinks (:func:`problems.away_from_kinks`), the logits, and the
+        gradients by name.
+    """
+    shape = inputs.features.shape[2:]
+    rows = max(1, PIXELS_AT_ONCE // shape[1:].numel())
+    masked, logits, of_features = [], [], []
+    sums: dict[str, Tensor] = {}
+    for start in range(0, shape[0], rows):
+        here = slice(start, start + rows)
+        part = replace(inputs, features=inputs.features[:, :, here], grad_logits=inputs.grad_logits[:, :, here])
+        place = {"origin": (start, *(0 for _ in shape[1:])), "extent": tuple(shape)}
+        part = away_from_kinks(part, **place)
+        some_logits, gradients = evaluate(scp_reference, part.double(), **place)
+        masked.append(part.grad_logits)
+        logits.append(some_logits)
+        of_features.append(gradients.pop("features"))
+        sums = {name: sums[name] + g if sums else g for name, g in gradients.items()}
+    return (
+        replace(inputs, grad_logits=torch.cat(masked, 2)),
+        torch.cat(logits, 2),
+        {"features": torch.cat(of_features, 2), **sums},
+    )

@@ -1,0 +1,34 @@
+"""Running the console command as a user does: in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def scp_models(*arguments, cache: Path | None = None, check: bool = True) -> subprocess.CompletedProcess:
+    """``scp-models ARGUMENTS…``; its output is text."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    if cache is not None:
+        env["XDG_CACHE_HOME"] = str(cache)
+    done = subprocess.run(
+        [sys.executable, "-m", "scp_models.cli", *map(str, arguments)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def fit_arguments(root: Path, out: Path, epochs: int, *more) -> list:
+    """``fit`` on a tiny data set, in seconds."""
+    return [
+        "fit", "--config", "wmh", "--data.root", root, "--data.roi_size", "[16,24]", "--data.batch_size", 6,
+        "--model.capacity", 32, "--model.levels", 2, "--model.learning_rate", 0.01,
+        "--trainer.max_epochs", epochs, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
+        "--out", out, *more,
+    ]  # fmt: skip

@@ -1,0 +1,79 @@
+"""The CUDA kernels' own code on the host (csrc/cuda/host_emulation/host.cpp), as a backend that takes CPU tensors."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from scp_kernels.backends.cuda import CudaBackend, declare
+
+SOURCES = Path(__file__).parents[2] / "csrc"
+ORDER_VARIABLE = "SCP_HOST_ORDER"
+"""In which order a block's threads run: 0 as numbered, 1 backwards, n > 1 shuffled by that seed."""
+
+compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+
+
+@functools.cache
+def build(*, races: bool = False) -> ctypes.CDLL:
+    """Compiles the library, once for each state of its sources: several test processes share it.
+
+    Args:
+        races: every access to memory is looked at (csrc/cuda/host_emulation/races.h); GCC only.
+    """
+    flags = ["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}", f"-I{SOURCES / 'include'}"]
+    if races:
+        flags.append("-DSCP_HOST_RACES")
+    digest = hashlib.sha256(repr(flags).encode())
+    for path in sorted([*SOURCES.glob("include/*"), *SOURCES.glob("common/*"), *SOURCES.glob("cuda/**/*.*")]):
+        digest.update(path.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"scp-cuda-host-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / f"{digest.hexdigest()[:16]}.so"
+    if not target.exists():
+        mine = target.with_suffix(f".{os.getpid()}")
+        objects = []
+        for source in ("host", "races") if races else ("host",):
+            objects.append(f"{mine}.{source}.o")  # of this process alone
+            own = ["-fsanitize=thread"] if races and source == "host" else []
+            path = str(SOURCES / "cuda" / "host_emulation" / f"{source}.cpp")
+            subprocess.run([compiler, *flags, *own, "-c", path, "-o", objects[-1]], check=True)
+        subprocess.run([compiler, "-shared", *objects, "-o", str(mine)], check=True)
+        for file in objects:
+            Path(file).unlink()
+        mine.replace(target)
+    return declare(ctypes.CDLL(str(target)))
+
+
+class HostCuda(CudaBackend):
+    """The ``"cuda"`` backend with the host in a GPU's place. ``shared_memory`` is what a block may have."""
+
+    device_type = "cpu"
+
+    def __init__(self, shared_memory: int = 227 * 1024, multiprocessors: int = 4, races: bool = False) -> None:
+        self.shared_memory, self.multiprocessors, self.races = shared_memory, multiprocessors, races
+
+    def unusable(self) -> None:
+        return None
+
+    def library(self) -> ctypes.CDLL:
+        return build(races=self.races)
+
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        return (7, 5)
+
+    def limits(self, device: torch.device) -> tuple[int, int]:
+        return self.multiprocessors, self.shared_memory
+
+    def stream(self, device: torch.device) -> int:
+        return 0
+
+    def on(self, device: torch.device) -> AbstractContextManager[object]:
+        return nullcontext()

@@ -1,0 +1,221 @@
+"""The Triton kernels compiled without a GPU, and the planning on the host (all cases: ``benchmarks.static``)."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scp_kernels.problem import Problem
+from tests.support.allocations import allocated_beyond_results
+from tests.support.cases import PAPER
+
+pytest.importorskip("triton")
+
+from scp_kernels.backends.triton import TritonBackend, interpreting, launch, offline, tables
+
+pytestmark = pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 leaves nothing to compile")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
+
+
+def problem(**changes) -> Problem:
+    sizes = {
+        "batch": 14,
+        "channels": 32,
+        "num_classes": 1,
+        "hidden": (256, 256),
+        "spatial_shape": (160, 224),
+        "groups": 1,
+        "dtype": torch.float32,
+        "compute_dtype": torch.float32,
+        "device": torch.device("meta"),
+    }
+    return Problem(**(sizes | changes))
+
+
+ODD = {"channels": 13, "num_classes": 3, "hidden": (100, 72), "spatial_shape": (37, 151)}
+COMPILED = [  # every architecture once, and every thing that makes another kernel
+    (75, {}, False),
+    (80, {}, False),
+    (90, {}, False),
+    (120, {}, False),
+    (86, ODD, False),
+    (89, {"dtype": torch.bfloat16}, True),
+    (100, {"channels": 16, "hidden": (128, 128), "spatial_shape": (32, 96, 96)}, False),
+]
+
+
+@pytest.mark.parametrize(("capability", "changes", "channels_last"), COMPILED)
+def test_no_spills_and_shared_memory_within_the_limit(capability, changes, channels_last):
+    plans = list(offline.abstract_plans(problem(**changes), capability, channels_last=channels_last))
+    assert len(plans) == 3
+    launches = {item.kernel.__name__: item for plan in plans for item in plan.launches}
+    assert len(launches) == 7
+    for item in launches.values():
+        found = offline.compile_launch(item, capability)
+        assert found.registers > 16
+        assert not found.faults, found
+
+
+def test_a_kernel_that_spills_is_seen(monkeypatch):
+    """The check itself can fail: 32 registers are too few for any of these kernels."""
+    narrow = tables.Configuration((4, 16), 64, 32, 8, max_registers=32)
+    monkeypatch.setattr(tables, "TABLE", (tables.Line(tables.FORWARD, narrow),))
+    plan = next(offline.abstract_plans(problem(), 90))
+    found = offline.compile_launch(plan.launches[-1], 90)
+    assert any("spills" in fault for fault in found.faults), found
+
+
+def test_shared_memory_above_the_limit_is_seen():
+    found = offline.Resources("kernel", 75, registers=64, stack_bytes=0, shared_bytes=65537, threads=128)
+    assert found.faults == ["65537 bytes of shared memory, 65536 are the limit"]
+
+
+def test_tensor_float_32_only_where_allowed():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert launch.precision(problem(), 90) == "ieee"
+        torch.set_float32_matmul_precision("high")
+        assert launch.precision(problem(), 90) == "tf32"
+        assert launch.precision(problem(), 75) == "ieee"
+        assert launch.precision(problem(dtype=torch.bfloat16), 80) == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("classes_first", [False, True])
+@pytest.mark.parametrize("limit", [16, 64])
+@pytest.mark.parametrize(("classes", "channels"), [(1, 1), (1, 32), (3, 5), (2, 100), (100, 2), (70, 70)])
+def test_output_blocks(classes, channels, limit, classes_first):
+    block_n, block_c = launch.output_blocks(classes, channels, limit, classes_first=classes_first)
+    assert 16 <= block_n * block_c <= limit
+    assert block_n & (block_n - 1) == 0 and block_c & (block_c - 1) == 0
+    if classes_first and classes <= limit:
+        assert block_n >= classes
+    if not classes_first and channels <= limit:
+        assert block_c >= channels
+
+
+@pytest.mark.parametrize("sites", [1, 560, 561, 490, 192, 21000, 16384])
+@pytest.mark.parametrize("slab_bytes", [100, 74_000, 300_000, 10**8])
+def test_slabs_cover_every_site_once_within_the_workspace(sites, slab_bytes):
+    workspace = tables.PARTIALS_BYTES
+    slabs = launch.Slabs.of(sites, slab_bytes, workspace)
+    assert slabs.count * slab_bytes <= max(workspace, slab_bytes)
+    seen = []
+    for slab in range(slabs.count):
+        first = slab * slabs.sites_per_slab
+        own = list(range(first, min(sites, first + slabs.sites_per_slab)))
+        assert own, "a slab without work"
+        seen += own
+    assert seen == list(range(sites))
+
+
+# A last chunk whose sites, dealt out by themselves, would take more slabs than those of the chunks before it.
+UNEVEN = {"channels": 16, "hidden": (128, 128), "spatial_shape": (720, 1280)}
+
+
+@pytest.mark.parametrize("changes", [{}, {"spatial_shape": (1000, 1000)}, {"groups": 14}, ODD, UNEVEN], ids=str)
+def test_chunks_cover_every_site_once_and_parts_every_row(changes):
+    """Whatever a map's size: what each kernel is launched for adds up to all sites, and a chunk fits its workspace."""
+    for plan in offline.abstract_plans(problem(**changes), 90):
+        by_kernel = {}
+        for item in plan.launches:
+            by_kernel.setdefault(item.kernel.__name__, []).append(item)
+        firsts = [item.arguments["first_site"] for item in by_kernel["scp_classify_kernel"]]
+        counts = [item.grid[0] for item in by_kernel["scp_classify_kernel"]]
+        assert firsts == [sum(counts[:n]) for n in range(len(counts))]
+        height, width = problem(**changes).spatial_shape
+        assert sum(counts) == problem(**changes).groups * -(-height // 4) * -(-width // 16)
+        for name, items in by_kernel.items():
+            assert len(items) == len(counts), "every kernel runs once a chunk"
+            for item, count in zip(items, counts, strict=True):
+                sizes = item.arguments
+                assert sizes.get("sites", count) == count and sizes.get("rows", 3 * count) == 3 * count
+                if name == "scp_backward_parameters_kernel":
+                    slabs = item.grid[0]
+                    assert sizes["sites_per_slab"] * (slabs - 1) < count <= sizes["sites_per_slab"] * slabs
+                    assert slabs <= sizes["partials"].shape[0]
+                if name == "scp_backward_second_weight_kernel":
+                    assert sizes["rows_per_part"] * (item.grid[2] - 1) < 3 * count
+                    assert sizes["rows_per_part"] * item.grid[2] >= 3 * count
+                    assert item.grid[2] <= sizes["partials"].shape[0]
+        names = ("on", "lines", "units", "counts", "folded", "grad_folded")
+        held = [item.arguments[name] for item in plan.launches for name in names if name in item.arguments]
+        chunk = {id(tensor): tensor for tensor in held}.values()
+        assert sum(t.numel() * t.itemsize for t in chunk) <= tables.PLAN_BYTES
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", PAPER, ids=str)
+def test_memory_beyond_inputs_outputs_and_gradients(case, dtype):
+    """Of all that either pass ever allocates, at the paper's sizes: a plan, partial sums, and 1 MiB for the rest."""
+    used = allocated_beyond_results(replace(case, dtype=dtype).inputs("meta"))
+    assert set(used) == {"forward", "backward", "backward of the parameters alone"}
+    assert 0 < used.pop("forward") <= tables.PLAN_BYTES + 2**20
+    assert all(0 < n <= tables.PLAN_BYTES + tables.PARTIALS_BYTES + 2**20 for n in used.values()), used
+
+
+def test_plans_hold_nothing_the_size_of_the_weight_field():
+    """No tensor but the features, the logits and their gradients has an element for each pixel."""
+    for plan in offline.abstract_plans(problem(spatial_shape=(4096, 4096)), 90):
+        for launched in plan.launches:
+            for name, value in launched.arguments.items():
+                if isinstance(value, torch.Tensor) and name not in ("x", "y", "grad_logits", "grad_features"):
+                    assert value.numel() < 4096 * 4096, name
+
+
+@pytest.mark.parametrize("bad", [{"tile": (3, 16)}, {"block_outputs": 24}, {"block_h2": 8}, {"num_warps": 3}])
+def test_configurations_that_no_kernel_can_have_are_refused(bad):
+    sizes = {"tile": (4, 16), "block_h2": 32, "block_outputs": 32, "num_warps": 4}
+    tables.Configuration(**sizes)
+    with pytest.raises(ValueError, match="must be"):
+        tables.Configuration(**(sizes | bad))
+
+
+@pytest.mark.parametrize("capability", tables.SHARED_MEMORY_KIB)
+@pytest.mark.parametrize("kernel", [tables.FORWARD, tables.FEATURES, tables.PARAMETERS])
+@pytest.mark.parametrize("hidden", [(1, 1), (64, 64), (100, 37), (256, 256), (1024, 512)])
+def test_the_table_has_a_line_for_every_call(capability, kernel, hidden):
+    for outputs in (1, 16, 1000):
+        for precision in ("ieee", "tf32"):
+            tables.find(kernel, capability, hidden, outputs, 4, precision)
+    with pytest.raises(LookupError, match="no configuration for"):
+        tables.find(kernel, capability, hidden, 16, 8, "ieee")
+
+
+REASONS = [
+    ({"dtype": torch.float64, "compute_dtype": torch.float64}, "float64 is not among"),
+    ({"compute_dtype": torch.float64}, "float64 is not among"),
+    ({"device": torch.device("cpu")}, "tensors are on cpu, not on a CUDA device"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), REASONS)
+def test_why_a_call_cannot_run(changes, reason):
+    assert reason in TritonBackend().cannot_run(problem(**changes))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_why_this_machine_cannot():
+    assert "no CUDA device is available" in TritonBackend().unusable()
+
+
+def test_importing_the_package_imports_no_triton():
+    """Nothing of Triton but what PyTorch's own counter of FLOPs imports, and none of our kernels."""
+    code = (
+        "import sys, torch.utils.flop_counter;"
+        "before = {name for name in sys.modules if name.split('.')[0] == 'triton'};"
+        "import scp_kernels; scp_kernels.backends();"
+        "assert 'scp_kernels.backends.triton' in sys.modules;"
+        "new = [name for name in set(sys.modules) - before if name.split('.')[0] == 'triton'"
+        " or name.startswith('scp_kernels.backends.triton.')];"
+        "assert not new, new"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
