@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scp_models.data import SourceGrid, Subject, VolumeReader, find_subjects, get_task
+from scp_models.data.volume_files import VolumeFile
 from scp_models.errors import UserError
 from tests.support.tiny_data import AXIS_CODES, affine_for, save, write_lits, write_wmh_subject
 
@@ -80,7 +81,8 @@ def test_lits_window_resize_and_target(tmp_path):
 
 
 def test_resizing_takes_the_mean_of_intensities_and_the_middle_of_labels():
-    grid = SourceGrid(Path(), None, np.eye(4), (36, 36, 1), nib.io_orientation(np.eye(4)), get_task("lits", (12, 12)))
+    file = VolumeFile(Path(), (36, 36, 1), np.eye(4), None, None, np.eye(4))
+    grid = SourceGrid(file, get_task("lits", (12, 12)))
     stripes = np.zeros((36, 36, 1), np.float32)
     stripes[::3] = 1
     # Every third column; without antialiasing none of them would be seen.
@@ -106,7 +108,7 @@ def test_lits_headers_that_lie(tmp_path):
 
 @pytest.mark.parametrize("codes", [("L", "P", "S"), ("L", "P", "I")], ids="".join)
 def test_long_volumes_are_read_in_chunks(tmp_path, monkeypatch, codes):
-    import scp_models.data.preprocessing as preprocessing
+    import scp_models.data.alignment as alignment
 
     write_lits(tmp_path, (1,), shape=(16, 12, 23))
     (subject,) = find_subjects(tmp_path, get_task("lits"))
@@ -115,9 +117,9 @@ def test_long_volumes_are_read_in_chunks(tmp_path, monkeypatch, codes):
     reader = VolumeReader(get_task("lits", (16, 12)))
     whole = reader.read(subject)
     seen = []
-    plain = preprocessing.apply_orientation
-    monkeypatch.setattr(preprocessing, "CHUNK", 4)
-    monkeypatch.setattr(preprocessing, "apply_orientation", lambda a, o: seen.append(a.shape) or plain(a, o))
+    plain = alignment.apply_orientation
+    monkeypatch.setattr(alignment, "CHUNK", 4)
+    monkeypatch.setattr(alignment, "apply_orientation", lambda a, o: seen.append(a.shape) or plain(a, o))
     chunked = reader.read(subject)
     assert np.array_equal(whole.image, chunked.image) and np.array_equal(whole.label, chunked.label)
     assert max(shape[2] for shape in seen) == 4 and len(seen) == 12
@@ -188,7 +190,7 @@ def test_wrong_content(tmp_path):
     with pytest.raises(UserError, match=r"FLAIR.nii.gz: expected shape \(20, 24, 6\) as .*T1.nii.gz has"):
         reader.read(subject)
     subject = subject_at(tmp_path / "nan")
-    save(subject.images[0], np.full((20, 24, 6), np.nan, np.float32), np.eye(4))
+    save(subject.images[0], np.full((20, 24, 6), np.nan, np.float32), affine_for("RAS"))
     with pytest.raises(UserError, match=r"T1.nii.gz: expected finite intensities"):
         reader.read(subject)
     subject = subject_at(tmp_path / "unlabelled")

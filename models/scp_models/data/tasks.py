@@ -9,12 +9,17 @@ Two presets have the paper's preprocessing:
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scp_models.errors import UserError
+
+LabelAffine = Literal["auto", "header", "image"]
+LABEL_AFFINES = ("auto", "header", "image")
+"""Whether a label lies where its own header says or on its image's voxels; ``auto`` measures where they disagree."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,17 @@ class Task:
     """Subjects for training, validation and test in the paper."""
     labels: tuple[int, ...] | None
     """All values that label files may hold; None: any integers."""
+    spacing: tuple[float, float] | None = None
+    """Pixel size in mm, left-right and back-front, to which slices are resampled before the crop; None: the file's."""
+    label_affine: LabelAffine = "auto"
+    """Whether a label lies where its own header says, or on its image's voxels; ``auto`` measures if they disagree."""
 
     def describe(self) -> str:
         """One line for people."""
         window = "z-score" if self.window is None else f"window {self.window[0]:g} to {self.window[1]:g}"
         how = "resized" if self.resize else "cropped or padded"
+        if self.spacing is not None:
+            how = f"resampled to {self.spacing[0]:g} × {self.spacing[1]:g} mm, {how}"
         ignored = f", ignored {list(self.ignored)}" if self.ignored else ""
         return (
             f"task {self.name}: {', '.join(self.modalities)}; target label {list(self.target)}{ignored}; {window}; "
@@ -54,7 +65,7 @@ TASKS = {
     "wmh": Task("wmh", ("T1", "FLAIR"), (160, 224), False, None, (1,), (2,), (42, 6, 12), (0, 1, 2)),
     "lits": Task("lits", ("CT",), (256, 256), True, (-200.0, 250.0), (2,), (), (91, 13, 27), (0, 1, 2)),
 }
-OPTIONS = ("modalities", "target", "ignored", "window", "resize")
+OPTIONS = ("modalities", "target", "ignored", "window", "resize", "spacing", "label_affine")
 """What of a preset can be replaced, beside ``roi_size``."""
 
 
@@ -90,6 +101,16 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
         changes["window"] = tuple(float(bound) for bound in given["window"]) or None
     if "resize" in given:
         changes["resize"] = bool(given["resize"])
+    if "spacing" in given:
+        changes["spacing"] = _pixel_size(given["spacing"])
+        if given.get("resize"):
+            raise UserError("spacing: expected without resize, which gives slices the size of roi_size")
+        # A preset that resizes does so for want of a spacing.
+        changes["resize"] = False
+    if "label_affine" in given:
+        if given["label_affine"] not in LABEL_AFFINES:
+            raise UserError(f"label_affine: expected one of {LABEL_AFFINES}, got {given['label_affine']!r}")
+        changes["label_affine"] = given["label_affine"]
     task = replace(TASKS[name], **changes)
     if not task.modalities:
         raise UserError("modalities: expected at least one, got none")
@@ -105,6 +126,13 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
     if task.window is not None and (len(task.window) != 2 or task.window[0] >= task.window[1]):
         raise UserError(f"window: expected a lower and a higher bound, got {list(task.window)}")
     return task
+
+
+def _pixel_size(spacing: Any) -> tuple[float, float]:
+    sizes = [float(size) for size in (spacing if isinstance(spacing, Sequence) else [spacing])]
+    if len(sizes) not in (1, 2) or not all(math.isfinite(size) and size > 0 for size in sizes):
+        raise UserError(f"spacing: expected one or two positive numbers (mm), got {spacing}")
+    return (sizes[0], sizes[-1])
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,23 @@
 """Scores of a model, or of finished predictions, on the grid of the source files."""
 
 import csv
-import itertools
 import json
 import math
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import apply_affine
-from nibabel.orientations import io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from scp_models.data import SourceGrid, Subject, Task, VolumeReader
-from scp_models.data.preprocessing import open_nifti
+from scp_models.data.volume_files import VolumeFile, open_volume
 from scp_models.errors import UserError
 from scp_models.evaluation.metrics import METRICS, Connectivity, subject_scores, summarise
 from scp_models.files import atomic_path
 from scp_models.inference.predictor import Predictor, Segmentation
 
 Row = dict[str, Any]
-# Of a prediction's place, in voxels: headers are in single precision, and some writers go through quaternions.
-TOLERANCE = 0.1
 COLUMNS = ("subject", "site", *METRICS)
 
 
@@ -79,11 +73,12 @@ def score_files(
 
     What their values mean is read off all of them together: 0 and 1 (or 0 and 255) are masks; other integers are label
     maps as the references are, where the task's target labels count; fractions up to 1 are probabilities, of which
-    those above ``threshold`` count. A file whose axes run another way than the image's is turned; LiTS's volumes
-    without orientation, and predictions without, are taken voxel by voxel.
+    those above ``threshold`` count. Each is brought into the grid of its image as references are: see
+    :mod:`scp_models.data.alignment`. LiTS's volumes without orientation, and predictions without, are taken voxel by
+    voxel.
 
     Raises:
-        UserError: predictions are missing, unreadable, or on another grid than their images.
+        UserError: predictions are missing, unreadable, or elsewhere than their images.
     """
     reader = VolumeReader(task)
     paths = {subject: folder / f"{subject.name}.nii.gz" for subject in subjects}
@@ -92,15 +87,15 @@ def score_files(
             f"{folder}: expected a prediction for each of {len(paths)} subjects, {len(missing)} are missing: "
             + ", ".join(missing)
         )
-    found = _values_of(list(paths.values()))
+    kind = _values_of(list(paths.values()))
     rows = []
     for subject, path in paths.items():
         reference, grid = reader.read_label(subject), reader.grid(subject)
-        values = _read_prediction(path, grid)
-        if found == "labels":
+        values = _read_prediction(path, subject, reader, kind)
+        if kind == "labels":
             mask = np.isin(np.rint(values), task.target)
         else:
-            mask = values > (threshold if found == "probabilities" else 0.5)
+            mask = values > (threshold if kind == "probabilities" else 0.5)
         rows.append(_row(subject, mask, reference, grid, connectivity))
     return rows
 
@@ -112,51 +107,33 @@ def _values_of(paths: Sequence[Path]) -> str:
     values: set[float] = set()
     for path in paths:
         # A scaling slope in the header may leave labels a little beside their integers.
-        found = np.unique(np.round(_voxels(path, open_nifti(path)).astype(np.float64), 3))
-        if not np.isfinite(found).all() or found.min() < 0 or ((found % 1).any() and found.max() > 1):
-            raise UserError(f"{path}: expected labels, or probabilities from 0 to 1, got {_range(found)}")
+        distinct = np.unique(np.round(_open_prediction(path).read().astype(np.float64), 3))
+        if not np.isfinite(distinct).all() or distinct.min() < 0 or ((distinct % 1).any() and distinct.max() > 1):
+            raise UserError(f"{path}: expected labels, or probabilities from 0 to 1, got {_range(distinct)}")
         # Of probabilities there may be as many as voxels.
-        values |= {0.5} if (found % 1).any() else {float(value) for value in found}
+        values |= {0.5} if (distinct % 1).any() else {float(value) for value in distinct}
     if any(value % 1 for value in values):
         if max(values) > 1:
             raise UserError(f"{paths[0].parent}: expected all predictions as labels or all as probabilities, got both")
         return "probabilities"
-    return "mask" if values <= {0.0, 1.0} or values == {0.0, 255.0} else "labels"
+    return "mask" if values <= {0.0, 1.0} or values in ({0.0, 255.0}, {0.0, 65535.0}) else "labels"
 
 
-def _read_prediction(path: Path, grid: SourceGrid) -> NDArray[Any]:
+def _read_prediction(path: Path, subject: Subject, reader: VolumeReader, kind: str) -> NDArray[Any]:
     """Its voxels in the grid of the image."""
-    image = open_nifti(path)
-    if len(image.shape) == 4 and image.shape[3] == 1:
-        image = image.slicer[..., 0]
-    if len(image.shape) != 3:
-        raise UserError(f"{path}: expected shape {grid.shape} as {grid.path} has, got {tuple(image.shape)}")
+    grid = reader.grid(subject)
+    file = _open_prediction(path)
     # LiTS's volumes 28 to 47 have an identity for an affine: it says nothing, and neither does one made from it.
-    says_nothing = np.array_equal(grid.affine, np.eye(4))
-    if not says_nothing and (int(image.header["sform_code"]) or int(image.header["qform_code"])):
-        orientation = io_orientation(image.affine)
-        if np.isnan(orientation).any():
-            raise UserError(f"{path}: expected an affine that maps three axes, got one without full rank")
-        image = image.as_reoriented(ornt_transform(orientation, io_orientation(grid.affine)))
-        corners = np.array(list(itertools.product(*((0, n - 1) for n in grid.shape))))
-        away = np.abs(apply_affine(image.affine, corners) - apply_affine(grid.affine, corners)).max()
-    else:
-        away = 0.0
-    if tuple(image.shape) != grid.shape:
-        raise UserError(f"{path}: expected shape {grid.shape} as {grid.path} has, got {tuple(image.shape)}")
-    if away > TOLERANCE * min(grid.spacing):
-        raise UserError(
-            f"{path}: expected the affine of {grid.path}, up to the order and direction of axes; it places voxels up "
-            f"to {away:.3g} mm elsewhere"
-        )
-    return _voxels(path, image)
+    says_nothing = subject.label_affine == "image" and np.array_equal(grid.affine, np.eye(4))
+    volume = reader.align_prediction(file, grid, kind == "probabilities", "image" if says_nothing else "auto")
+    return np.concatenate(list(volume.chunks()), axis=2)
 
 
-def _voxels(path: Path, image: Any) -> NDArray[Any]:
-    try:
-        return np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: expected a whole NIfTI file, it is truncated or corrupt ({error})") from error
+def _open_prediction(path: Path) -> VolumeFile:
+    file = open_volume(path)
+    if file.channels != 1:
+        raise UserError(f"{path}: expected a 3-D volume, got shape {tuple(file.data.shape)}")
+    return file
 
 
 def _range(values: NDArray[Any]) -> str:

@@ -93,13 +93,13 @@ def write_segmentation(segmentation: Segmentation, folder: Path, probabilities: 
         arrays[f"{segmentation.subject.name}_probabilities.nii.gz"] = segmentation.source_probabilities()
     written = []
     for name, array in arrays.items():
-        header = segmentation.grid.header.copy()
+        header = segmentation.grid.file.header.copy()
         header.set_data_dtype(array.dtype)
         header["scl_slope"], header["scl_inter"] = 1, 0
         header["cal_min"], header["cal_max"] = 0, 1
         # A header that spoke of four axes speaks of three now.
         header.set_data_shape(array.shape)
-        image = nib.Nifti1Image(array, segmentation.grid.affine, header)
+        image = nib.Nifti1Image(array, segmentation.grid.file.stored_affine, header)
         with atomic_path(folder / name) as path:
             nib.save(image, path)
         written.append(folder / name)
