@@ -27,7 +27,7 @@ struct Apply {
   int inner_part, outer_part;      // how much of each a part has: their product is at most kWeights
   int outer_parts;                 // parts of the outer index, each a block's own
   Shares shares;
-  int most_mixed;
+  int unstable_capacity;
 
   int64_t blocks(int64_t groups) const { return groups * shares.a_group() * outer_parts; }
   template <class Block>
@@ -40,7 +40,7 @@ struct ApplyMemory {
   T* carry;  // [kCarried, kThreads], only if the inner index has several parts
 
   SCP_HD ApplyMemory(Carver& from, const Apply<T, D>& a)
-      : fold(from, a.net.h1, a.net.h2, a.most_mixed),
+      : fold(from, a.net.h1, a.net.h2, a.unstable_capacity),
         carry(from.take<T>(a.inner > a.inner_part ? kCarried * kThreads : 0)) {}
 };
 
@@ -59,22 +59,22 @@ SCP_DEVICE void evaluate_weights(Block& block, const Network<T>& net, const Fold
   for (int j = 0; j < kWeights; ++j) weight[j] = memory.cf[j];
   for (int axis = 0; axis < D; ++axis) add(memory.cf + (1 + axis) * kWeights, position[axis]);
   if (folded.bounded) {
-    for (int q = 0; q < folded.mixed1; ++q) {
-      const T basis = relu(affine_at<T, D>(quad(memory.line + (folded.on1 + q) * 4).v, position));
+    for (int q = 0; q < folded.unstable1; ++q) {
+      const T basis = relu(affine_at<T, D>(quad(memory.line + (folded.active1 + q) * 4).v, position));
       add(memory.cf + (A + q) * kWeights, basis);
     }
   }
   // Mixed units of layer 2: a panel of columns, and if layer 1 has too many rows for a panel, a few columns by all of
   // it.
-  const bool whole = folded.mixed1 <= memory.most_mixed;
+  const bool whole = folded.unstable1 <= memory.unstable_capacity;
   const int columns = whole ? kPanel : kColumns;
-  for (int first = 0; first < folded.mixed2; first += columns) {
-    const int count = folded.mixed2 - first < columns ? folded.mixed2 - first : columns;
+  for (int first = 0; first < folded.unstable2; first += columns) {
+    const int count = folded.unstable2 - first < columns ? folded.unstable2 - first : columns;
     T z[kColumns];
     int row = 0;
     do {
-      const int left = folded.mixed1 - row, rows = left < memory.most_mixed ? left : memory.most_mixed;
-      load_panel<T, D, kWeights>(block, net, folded, memory, folded.on2 + first, count, row, rows);
+      const int left = folded.unstable1 - row, rows = left < memory.unstable_capacity ? left : memory.unstable_capacity;
+      load_panel<T, D, kWeights>(block, net, folded, memory, folded.active2 + first, count, row, rows);
       for (int q = 0; q < count; q += kColumns) {
         if (row == 0) start_columns(memory, q, position, z);
         add_to_columns(folded, memory, q, row, rows, position, z);
@@ -85,18 +85,18 @@ SCP_DEVICE void evaluate_weights(Block& block, const Network<T>& net, const Fold
         }
       }
       row += rows;
-    } while (row < folded.mixed1);
+    } while (row < folded.unstable1);
   }
 }
 
 // Multiply-adds of evaluate_weights.
 template <int D>
 SCP_DEVICE double pixel_macs(const Folded& folded, int width) {
-  const int outputs = (width + 7) / 8 * 8, chunks = (folded.mixed2 + kColumns - 1) / kColumns;
-  const int rows = folded.bounded ? folded.mixed1 : 0;
+  const int outputs = (width + 7) / 8 * 8, chunks = (folded.unstable2 + kColumns - 1) / kColumns;
+  const int rows = folded.bounded ? folded.unstable1 : 0;
   const double phi = double(D) * rows + double(outputs) * (D + rows);
-  return phi + double(chunks) * (kColumns * (kAffineRows<D> + folded.mixed1) + D * folded.mixed1) +
-         double(outputs) * folded.mixed2;
+  return phi + double(chunks) * (kColumns * (kAffineRows<D> + folded.unstable1) + D * folded.unstable1) +
+         double(outputs) * folded.unstable2;
 }
 
 // Samples b_first .. b_end - 1 at a pixel, for the weights [inner_count, outer_count] of one part, inner index first.

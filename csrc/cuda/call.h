@@ -3,10 +3,10 @@
 #ifndef SCP_CUDA_CALL_H
 #define SCP_CUDA_CALL_H
 
-#include "scp.h"
+#include "block.h"
 #include "common/geometry.h"
 #include "common/half.h"
-#include "block.h"
+#include "scp.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {

@@ -1,4 +1,4 @@
-// Sums over tiles, in a fixed order: records of one round, or the sums of crowded tiles.
+// Sums over tiles, in a fixed order: records of one round, or the sums of overflow tiles.
 #ifndef SCP_CUDA_COLLECT_H
 #define SCP_CUDA_COLLECT_H
 
@@ -16,7 +16,7 @@ constexpr int kTogether = 32 / sizeof(T);
 template <class T, int D>
 struct Collect {
   Parameters<T, D> of;
-  int64_t shares;        // of this round; 0: the sums of crowded tiles, which come last
+  int64_t shares;        // of this round; 0: the sums of overflow tiles, which come last
   T *w2, *w3, *b2, *b3;  // gradients in the user's layouts: [h2, h1], [nc, h2], [h2], [nc]
   double* coefficients;  // [G, h1, dims + 1]
 
@@ -38,7 +38,7 @@ struct Collect {
 };
 
 // Adds value(i) of each source in order to `from`: records of the shares first .. first + count - 1 of the round (those
-// of crowded tiles are empty), or the sums of crowded tiles.
+// of overflow tiles are empty), or the sums of overflow tiles.
 template <class T, int D, class OfRecord, class OfSums>
 SCP_DEVICE void for_each_source(const Collect<T, D>& c, int64_t first, int64_t count, const OfRecord& of_record,
                                 const OfSums& of_sums) {
@@ -55,7 +55,7 @@ template <class Block>
 SCP_DEVICE void Collect<T, D>::operator()(Block& block) const {
   const Collect& c = *this;
   constexpr int A = kAffineRows<D>;
-  if (c.shares == 0 && *c.of.any_crowded == 0) return;
+  if (c.shares == 0 && *c.of.any_overflow == 0) return;
   const int h1 = c.net().h1, h2 = c.net().h2, nc = c.net().nc, t = block.thread();
   // Earlier rounds left their sums in the gradients.
   const bool continued = c.shares == 0 || c.of.first_share > 0;

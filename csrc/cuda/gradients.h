@@ -1,9 +1,9 @@
 // Gradients of Phi's parameters from the pixels of one box, by one block: docs/tile_linear.md, "Leaf" and "Pull", where
 // the parent is the root.
 //
-// A mixed unit u of layer 1 is an affine function on its half of the box: relu(l_u) = 1[l_u > 0] (c_u + a_u di + b_u
-// dj). So all that is needed of a quantity g over the box (gW[n], or gz_k of a mixed unit of layer 2) is, for the whole
-// box and for the half of every mixed u, its sums against 1, di, dj. From these follow g_cf and gA2, and the moments of
+// A unstable unit u of layer 1 is an affine function on its half of the box: relu(l_u) = 1[l_u > 0] (c_u + a_u di + b_u
+// dj). So all that is needed of a quantity g over the box (gW[n], or gz_k of an unstable unit of layer 2) is, for the whole
+// box and for the half of every unstable u, its sums against 1, di, dj. From these follow g_cf and gA2, and the moments of
 // g_l(u), which are cf[u, :] and A2[u, :] times them.
 #ifndef SCP_CUDA_GRADIENTS_H
 #define SCP_CUDA_GRADIENTS_H
@@ -25,11 +25,11 @@ static_assert(kPairs == kColumns, "partial moments have one place for each pair 
 template <class T, int D>
 struct GradientMemory {
   T* pixels;       // [kThreads, kGradientStride]: a pixel's gW, then its index - centre on each axis
-  T* hidden;       // [kColumns, kColumnStride]: relu(z) of some mixed columns ...
+  T* hidden;       // [kColumns, kColumnStride]: relu(z) of some unstable columns ...
   T* grad_hidden;  // ... and gz
   FoldMemory<T, D, kGradients> fold;
-  T* outputs;  // [A + most_mixed, kGradients]: g_cf
-  T* partial;  // [most_mixed, kColumns, A]: parts of the moments of mixed units
+  T* outputs;  // [A + unstable_capacity, kGradients]: g_cf
+  T* partial;  // [unstable_capacity, kColumns, A]: parts of the moments of unstable units
 
   // What has a fixed size comes first: its address is a constant, and takes no register.
   SCP_HD GradientMemory(Carver& from, int h1, int h2, int most)
@@ -96,20 +96,20 @@ SCP_DEVICE void sum_against_position(const T (&line)[4], const T* pixels, const 
   }
 }
 
-// The line of the whole box (part 0), or of mixed unit part - 1.
+// The line of the whole box (part 0), or of unstable unit part - 1.
 template <class T, int D, int K>
 SCP_DEVICE Quad<T> line_of_part(const Folded& folded, const FoldMemory<T, D, K>& memory, int part) {
   Quad<T> whole{};
   whole.v[0] = 1;
-  return part == 0 ? whole : quad(memory.line + (folded.on1 + part - 1) * 4);
+  return part == 0 ? whole : quad(memory.line + (folded.active1 + part - 1) * 4);
 }
 
-// g_cf of the outputs at hand, and what these add to the moments of mixed units of layer 1.
+// g_cf of the outputs at hand, and what these add to the moments of unstable units of layer 1.
 template <class T, int D, class Block>
 SCP_DEVICE void differentiate_outputs(Block& block, const Folded& folded, const GradientMemory<T, D>& memory) {
   constexpr int A = kAffineRows<D>;
   SCP_NO_UNROLL
-  for (int task = block.thread(); task < (1 + folded.mixed1) * kPairs; task += kThreads) {
+  for (int task = block.thread(); task < (1 + folded.unstable1) * kPairs; task += kThreads) {
     const int part = task / kPairs, pair = task % kPairs, j = pair * 2;
     const Quad<T> line = line_of_part(folded, memory.fold, part);
     T sum[A][2] = {};
@@ -132,16 +132,16 @@ SCP_DEVICE void differentiate_outputs(Block& block, const Folded& folded, const 
   block.sync();
 }
 
-// Units of layer 2 that are on, from g_cf: cf = ... + A2[:, k] W3[:, k].
+// Active units of layer 2, from g_cf: cf = ... + A2[:, k] W3[:, k].
 template <class T, int D, class Block>
-SCP_DEVICE void differentiate_on(Block& block, const Network<T>& net, const Folded& folded, int first, int width,
-                                 const GradientMemory<T, D>& memory, const Record<T, D>& record) {
+SCP_DEVICE void differentiate_active(Block& block, const Network<T>& net, const Folded& folded, int first, int width,
+                                     const GradientMemory<T, D>& memory, const Record<T, D>& record) {
   constexpr int A = kAffineRows<D>;
   const auto& fold_memory = memory.fold;
-  const int t = block.thread(), rows = A + folded.mixed1;
-  for (int start = 0; start < folded.on2; start += kPanel) {
-    const int count = folded.on2 - start < kPanel ? folded.on2 - start : kPanel;
-    load_panel<T, D, kGradients>(block, net, folded, fold_memory, start, count, 0, folded.mixed1);
+  const int t = block.thread(), rows = A + folded.unstable1;
+  for (int start = 0; start < folded.active2; start += kPanel) {
+    const int count = folded.active2 - start < kPanel ? folded.active2 - start : kPanel;
+    load_panel<T, D, kGradients>(block, net, folded, fold_memory, start, count, 0, folded.unstable1);
     SCP_NO_UNROLL
     for (int task = t; task < kPanel * (kGradients / 4); task += kThreads) {
       const int q = task % kPanel, j = task / kPanel * 4;
@@ -174,17 +174,17 @@ SCP_DEVICE void differentiate_on(Block& block, const Network<T>& net, const Fold
 
 // Mixed units of layer 2, pixel by pixel: gz = 1[z > 0] sum_n gW[n] W3[n, k], gW3[n, k] += gW[n] relu(z).
 template <class T, int D, class Block>
-SCP_DEVICE void differentiate_mixed(Block& block, const Network<T>& net, const Folded& folded, int first, int width,
-                                    const T (&position)[D], const T (&grad)[kGradients],
-                                    const GradientMemory<T, D>& memory, const Record<T, D>& record) {
+SCP_DEVICE void differentiate_unstable(Block& block, const Network<T>& net, const Folded& folded, int first, int width,
+                                       const T (&position)[D], const T (&grad)[kGradients],
+                                       const GradientMemory<T, D>& memory, const Record<T, D>& record) {
   constexpr int A = kAffineRows<D>;
   const auto& fold_memory = memory.fold;
-  const int t = block.thread(), m1 = folded.mixed1;
-  for (int start = 0; start < folded.mixed2; start += kPanel) {
-    const int count = folded.mixed2 - start < kPanel ? folded.mixed2 - start : kPanel;
-    load_panel<T, D, kGradients>(block, net, folded, fold_memory, folded.on2 + start, count, 0, m1);
+  const int t = block.thread(), m1 = folded.unstable1;
+  for (int start = 0; start < folded.unstable2; start += kPanel) {
+    const int count = folded.unstable2 - start < kPanel ? folded.unstable2 - start : kPanel;
+    load_panel<T, D, kGradients>(block, net, folded, fold_memory, folded.active2 + start, count, 0, m1);
     for (int q = 0; q < count; q += kColumns) {
-      const uint16_t* const units = fold_memory.unit2 + folded.on2 + start + q;
+      const uint16_t* const units = fold_memory.unit2 + folded.active2 + start + q;
       T z[kColumns];
       start_columns(fold_memory, q, position, z);
       add_to_columns(folded, fold_memory, q, 0, m1, position, z);
@@ -236,7 +236,7 @@ SCP_DEVICE void differentiate_mixed(Block& block, const Network<T>& net, const F
   }
 }
 
-// Moments of layer 1: mixed units by what was gathered, those that are on by the affine rows' gradients, which take x's
+// Moments of layer 1: unstable units by what was gathered, active ones by the affine rows' gradients, which take x's
 // place.
 template <class T, int D, class Block>
 SCP_DEVICE void finish_moments(Block& block, const Network<T>& net, const Folded& folded,
@@ -244,13 +244,14 @@ SCP_DEVICE void finish_moments(Block& block, const Network<T>& net, const Folded
   constexpr int A = kAffineRows<D>;
   const auto& fold_memory = memory.fold;
   const int t = block.thread(), h2 = net.h2;
-  count(block, net, SCP_REPORT_BUILD_MACS, [&] { return double(A) * folded.on1 * (folded.on2 + folded.mixed2); });
+  count(block, net, SCP_REPORT_BUILD_MACS,
+        [&] { return double(A) * folded.active1 * (folded.active2 + folded.unstable2); });
   block.sync();
   SCP_NO_UNROLL
   for (int i = t; i < A * h2; i += kThreads) fold_memory.x[i] = record.z[i];
   SCP_NO_UNROLL
-  for (int q = t; q < folded.mixed1; q += kThreads) {
-    T* const to = record.moments + fold_memory.unit1[folded.on1 + q] * A;
+  for (int q = t; q < folded.unstable1; q += kThreads) {
+    T* const to = record.moments + fold_memory.unit1[folded.active1 + q] * A;
     for (int a = 0; a < A; ++a) {
       T sum = 0;
       for (int i = 0; i < kColumns; ++i) sum += memory.partial[(q * kColumns + i) * A + a];
@@ -259,11 +260,11 @@ SCP_DEVICE void finish_moments(Block& block, const Network<T>& net, const Folded
   }
   block.sync();
   SCP_NO_UNROLL
-  for (int q = t; q < folded.on1; q += kThreads) {
+  for (int q = t; q < folded.active1; q += kThreads) {
     const int u = fold_memory.unit1[q];
     T sum[A] = {};
     SCP_UNROLL_BY_8
-    for (int i = 0; i < folded.on2 + folded.mixed2; ++i) {
+    for (int i = 0; i < folded.active2 + folded.unstable2; ++i) {
       const int k = fold_memory.unit2[i];
       const T weight = net.w2[int64_t(k) * net.h1 + u];
       for (int a = 0; a < A; ++a) sum[a] = multiply_add(weight, fold_memory.x[a * h2 + k], sum[a]);
@@ -276,16 +277,16 @@ SCP_DEVICE void finish_moments(Block& block, const Network<T>& net, const Folded
 template <int D>
 SCP_DEVICE double part_macs(const Folded& folded, int width) {
   constexpr double A = kAffineRows<D>, kPixels = kThreads;
-  const double m1 = folded.mixed1, m2 = folded.mixed2, parts = 1 + m1,
-               chunks = (folded.mixed2 + kColumns - 1) / kColumns;
+  const double m1 = folded.unstable1, m2 = folded.unstable2, parts = 1 + m1,
+               chunks = (folded.unstable2 + kColumns - 1) / kColumns;
   const double of_outputs = parts * kPairs * kPixels * (D + 2 * D) + m1 * kPairs * 4 * A;
-  const double of_on = 2 * folded.on2 * (A + m1) * kGradients;
+  const double of_active = 2 * folded.active2 * (A + m1) * kGradients;
   const double z_and_gz = kPixels * chunks * (kColumns * (A + m1) + D * m1 + kColumns * kGradients);
-  const double of_mixed = m2 * kPixels * width + m2 * parts * kPixels * 2 * D + m1 * m2 * 2 * A;
-  return of_outputs + of_on + z_and_gz + of_mixed;
+  const double of_unstable = m2 * kPixels * width + m2 * parts * kPixels * 2 * D + m1 * m2 * 2 * A;
+  return of_outputs + of_active + z_and_gz + of_unstable;
 }
 
-// Fills the record of a box, or clears it and returns false: the box has too many mixed units of layer 1.
+// Fills the record of a box, or clears it and returns false: the box has too many unstable units of layer 1.
 template <class T, int D, class Block>
 SCP_DEVICE bool differentiate(Block& block, const Differentiated<T, D>& of, int64_t share, const Box<D>& box,
                               const GradientMemory<T, D>& memory, const Record<T, D>& record) {
@@ -295,7 +296,7 @@ SCP_DEVICE bool differentiate(Block& block, const Differentiated<T, D>& of, int6
   const double* coefficients = net.coefficients + of.shares.group(share) * net.h1 * (of.tiling.dims + 1);
   const auto& fold_memory = memory.fold;
   const Folded& folded = fold<T, D, kGradients>(block, net, coefficients, of.tiling.dims, box, false, fold_memory);
-  clear(block, net, record, folded.bounded ? A + folded.mixed1 : A);
+  clear(block, net, record, folded.bounded ? A + folded.unstable1 : A);
   if (!folded.bounded) return false;
   int index[D];
   const bool inside = of.tiling.pixel(box, t, index);
@@ -305,15 +306,15 @@ SCP_DEVICE bool differentiate(Block& block, const Differentiated<T, D>& of, int6
   quad(memory.pixels + t * kGradientStride + kGradients) = packed;
   if (t == 0)
     for (int axis = 0; axis < D; ++axis) record.centre[axis] = box.centre(axis);
-  zero(block, memory.partial, folded.mixed1 * kColumns * A);
+  zero(block, memory.partial, folded.unstable1 * kColumns * A);
   block.sync();
   SCP_NO_UNROLL
-  for (int q = t; q < folded.on1 + folded.mixed1; q += kThreads) {
+  for (int q = t; q < folded.active1 + folded.unstable1; q += kThreads) {
     const int u = fold_memory.unit1[q];
-    if (q < folded.on1)
+    if (q < folded.active1)
       quad(record.line + u * 4) = quad(fold_memory.line + q * 4);
     else
-      record.slot[u] = q - folded.on1;
+      record.slot[u] = q - folded.active1;
   }
 
   for (int first = 0; first < net.nc; first += kGradients) {
@@ -333,8 +334,8 @@ SCP_DEVICE bool differentiate(Block& block, const Differentiated<T, D>& of, int6
     differentiate_outputs(block, folded, memory);
     SCP_NO_UNROLL
     for (int j = t; j < width; j += kThreads) record.b3[first + j] = memory.outputs[j];
-    differentiate_on(block, net, folded, first, width, memory, record);
-    differentiate_mixed(block, net, folded, first, width, position, grad, memory, record);
+    differentiate_active(block, net, folded, first, width, memory, record);
+    differentiate_unstable(block, net, folded, first, width, position, grad, memory, record);
   }
   finish_moments(block, net, folded, memory, record);
   return true;

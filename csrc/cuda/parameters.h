@@ -1,7 +1,7 @@
 // The kernel of Phi's gradients: which block differentiates which box, and where the result goes.
 //
-// A round: a block has one share, and marks it if its tile is crowded, that is, has more mixed units than a record has
-// room for. After the rounds, a few blocks share the crowded tiles: each cuts them into boxes that are not, down to
+// A round: a block has one share, and marks it if its tile overflows, that is, has more unstable units than a record has
+// room for. After the rounds, a few blocks share the overflow tiles: each cuts them into boxes that are not, down to
 // single pixels, and has sums of its own.
 #ifndef SCP_CUDA_PARAMETERS_H
 #define SCP_CUDA_PARAMETERS_H
@@ -12,20 +12,20 @@ namespace scp {
 namespace SCP_NAMESPACE {
 
 // Boxes that wait while a tile is cut: a tile can be halved seven times.
-constexpr int kMostCuts = 8;
+constexpr int kMostWaitingBoxes = 8;
 
 template <class T, int D>
 struct Parameters {
   Differentiated<T, D> subject;
   int64_t groups;
-  int most_mixed;
-  bool crowded_pass;    // the tiles that the rounds have marked as crowded; else a round, one share a block
+  int unstable_capacity;
+  bool overflow_pass;   // the tiles that the rounds have marked; else a round, one share a block
   int64_t first_share;  // of the round, over all position maps
-  int* crowded;         // [shares]: 1 for a crowded tile
-  int* any_crowded;
+  int* overflows;       // [shares]: 1 for an overflow tile
+  int* any_overflow;
   char* records;  // one for each share of a round
   int64_t record_bytes;
-  char* sums;  // one for each block that works on crowded tiles
+  char* sums;  // one for each block that works on overflow tiles
   int64_t sums_bytes;
   int sums_count;
 
@@ -34,7 +34,7 @@ struct Parameters {
 
   SCP_HD Record<T, D> record(int64_t number) const {
     Carver carver(records + number * record_bytes);
-    return Record<T, D>(carver, subject.net.h1, subject.net.h2, subject.net.nc, most_mixed);
+    return Record<T, D>(carver, subject.net.h1, subject.net.h2, subject.net.nc, unstable_capacity);
   }
   SCP_HD Sums<T, D> sum(int64_t number) const {
     Carver carver(sums + number * sums_bytes);
@@ -47,8 +47,8 @@ struct Parameters {
 template <int D>
 struct Walk {
   int64_t share;
-  int waiting;              // boxes of the tile that are still to be visited ...
-  Box<D> boxes[kMostCuts];  // ... the last one first
+  int waiting;                      // boxes of the tile that are still to be visited ...
+  Box<D> boxes[kMostWaitingBoxes];  // ... the last one first
 };
 
 template <class T, int D>
@@ -79,18 +79,18 @@ SCP_DEVICE void Parameters<T, D>::operator()(Block& block) const {
   const Network<T>& net = p.subject.net;
   const Shares& shares = p.subject.shares;
   const int t = block.thread();
-  if (p.crowded_pass && *p.any_crowded == 0) return;
+  if (p.overflow_pass && *p.any_overflow == 0) return;
   Carver carver(block.shared());
-  const ParametersMemory<T, D> memory(carver, net.h1, net.h2, p.most_mixed);
+  const ParametersMemory<T, D> memory(carver, net.h1, net.h2, p.unstable_capacity);
   const Record<T, D> record = p.record(block.index());
-  if (p.crowded_pass) clear(block, net, p.groups, p.sum(block.index()));
+  if (p.overflow_pass) clear(block, net, p.groups, p.sum(block.index()));
   Walk<D>& walk = *memory.walk;
-  if (t == 0) walk.share = p.crowded_pass ? block.index() : p.first_share + block.index();
+  if (t == 0) walk.share = p.overflow_pass ? block.index() : p.first_share + block.index();
   for (;;) {
     block.sync();
-    if (walk.share >= (p.crowded_pass ? p.groups * shares.a_group() : p.first_share + block.index() + 1)) return;
+    if (walk.share >= (p.overflow_pass ? p.groups * shares.a_group() : p.first_share + block.index() + 1)) return;
     if (t == 0) {
-      walk.waiting = !p.crowded_pass || p.crowded[walk.share] != 0 ? 1 : 0;
+      walk.waiting = !p.overflow_pass || p.overflows[walk.share] != 0 ? 1 : 0;
       walk.boxes[0] = p.subject.tiling.box(shares.tile(walk.share));
     }
     for (;;) {
@@ -99,12 +99,12 @@ SCP_DEVICE void Parameters<T, D>::operator()(Block& block) const {
       const Box<D> box = walk.boxes[walk.waiting - 1];
       const bool done = differentiate(block, p.subject, walk.share, box, memory.gradients, record);
       block.sync();
-      if (p.crowded_pass && done) add(block, net, record, shares.group(walk.share), p.sum(block.index()));
+      if (p.overflow_pass && done) add(block, net, record, shares.group(walk.share), p.sum(block.index()));
       if (t > 0) continue;
-      if (!p.crowded_pass) p.crowded[walk.share] = !done;
-      if (!p.crowded_pass && !done) block.raise(p.any_crowded);
+      if (!p.overflow_pass) p.overflows[walk.share] = !done;
+      if (!p.overflow_pass && !done) block.raise(p.any_overflow);
       --walk.waiting;
-      if (p.crowded_pass && !done) {
+      if (p.overflow_pass && !done) {
         halve(box, walk.boxes[walk.waiting + 1], walk.boxes[walk.waiting]);
         walk.waiting += 2;
       }

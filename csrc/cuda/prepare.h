@@ -10,7 +10,7 @@ namespace SCP_NAMESPACE {
 
 constexpr int kSquare = 32;
 // Blocks that look at everything that is not transposed.
-constexpr int kLookers = 8;
+constexpr int kFiniteCheckBlocks = 8;
 
 template <class T>
 struct Prepare {
@@ -25,7 +25,7 @@ struct Prepare {
 
   SCP_HD static int64_t squares(int n) { return (n + kSquare - 1) / kSquare; }
   SCP_HD int64_t blocks() const {
-    return squares(net.h2) * squares(net.h1) + squares(net.nc) * squares(net.h2) + kLookers;
+    return squares(net.h2) * squares(net.h1) + squares(net.nc) * squares(net.h2) + kFiniteCheckBlocks;
   }
 };
 
@@ -78,7 +78,8 @@ SCP_DEVICE void Prepare<T>::operator()(Block& block) const {
   } else if (block.index() < of_w2 + of_w3) {
     all_finite = transpose_square(block, p.w3, p.w3t, p.net.nc, p.net.h2, block.index() - of_w2);
   } else {
-    const int64_t first = (block.index() - of_w2 - of_w3) * kThreads + block.thread(), step = kLookers * kThreads;
+    const int64_t first = (block.index() - of_w2 - of_w3) * kThreads + block.thread(),
+                  step = kFiniteCheckBlocks * kThreads;
     SCP_NO_UNROLL
     for (int64_t i = first; i < p.net.h2; i += step) all_finite = all_finite && finite(p.net.b2[i]);
     SCP_NO_UNROLL

@@ -9,21 +9,21 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// `slot` of a Record for units of layer 1 that are not mixed.
+// `slot` of a Record for units of layer 1 that are not unstable.
 constexpr int kNoSlot = -1;
 
 template <class T, int D>
 struct Record {
-  T* z;            // [A + most_mixed, h2]: gradients of the affine rows of layer 2, then of W2's rows of mixed units
-  T* w3;           // [h2, nc]
-  T* line;         // [h1, 4]: of units that are on, 0 of others
+  T* z;     // [A + unstable_capacity, h2]: gradients of the affine rows of layer 2, then of W2's rows of unstable units
+  T* w3;    // [h2, nc]
+  T* line;  // [h1, 4]: of active units, 0 of others
   T* moments;      // [h1, A]: of the pre-activations' gradients, about the centre
   T* b3;           // [nc]
-  int* slot;       // [h1]: number of a mixed unit, or kNoSlot
+  int* slot;       // [h1]: number of an unstable unit, or kNoSlot
   double* centre;  // [D]
 
-  SCP_HD Record(Carver& from, int h1, int h2, int nc, int most_mixed) {
-    z = from.take<T>(int64_t(kAffineRows<D> + most_mixed) * h2);
+  SCP_HD Record(Carver& from, int h1, int h2, int nc, int unstable_capacity) {
+    z = from.take<T>(int64_t(kAffineRows<D> + unstable_capacity) * h2);
     w3 = from.take<T>(int64_t(h2) * nc);
     line = from.take<T>(int64_t(h1) * 4);
     moments = from.take<T>(int64_t(h1) * kAffineRows<D>);
@@ -88,14 +88,14 @@ SCP_DEVICE void clear(Block& block, const Network<T>& net, int64_t groups, const
 }
 
 // Gradient of W2's row u, columns k .. k + N - 1 (fewer at the end), from `count` records (at most R) in order;
-// record(i) is the i-th. What waits for no decision is loaded of all of them at once, then the rows of mixed units.
+// record(i) is the i-th. What waits for no decision is loaded of all of them at once, then the rows of unstable units.
 template <class T, int D, int R, int N, class RecordAt>
 SCP_DEVICE void add_w2(const RecordAt& record, int count, int h2, int u, int k, T (&sum)[N]) {
   constexpr int A = kAffineRows<D>;
   const int columns = h2 - k < N ? h2 - k : N;
   int slot[R];
   Quad<T> line[R];
-  T affine[R][A][N], mixed[R][N];
+  T affine[R][A][N], unstable[R][N];
   SCP_UNROLL
   for (int r = 0; r < R; ++r) {
     const Record<T, D> from = record(r < count ? r : 0);
@@ -108,13 +108,13 @@ SCP_DEVICE void add_w2(const RecordAt& record, int count, int h2, int u, int k, 
   for (int r = 0; r < R; ++r) {
     const Record<T, D> from = record(r < count ? r : 0);
     for (int i = 0; i < N; ++i)
-      mixed[r][i] = slot[r] != kNoSlot && i < columns ? from.z[int64_t(A + slot[r]) * h2 + k + i] : T(0);
+      unstable[r][i] = slot[r] != kNoSlot && i < columns ? from.z[int64_t(A + slot[r]) * h2 + k + i] : T(0);
   }
   SCP_UNROLL
   for (int r = 0; r < R; ++r) {
     for (int a = 0; a < A; ++a)
       for (int i = 0; i < N; ++i) sum[i] = multiply_add(line[r].v[a], affine[r][a][i], sum[i]);
-    for (int i = 0; i < N; ++i) sum[i] += mixed[r][i];
+    for (int i = 0; i < N; ++i) sum[i] += unstable[r][i];
   }
 }
 

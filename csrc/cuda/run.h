@@ -5,20 +5,20 @@
 #ifndef SCP_CUDA_RUN_H
 #define SCP_CUDA_RUN_H
 
-#include "common/check.h"
 #include "apply.h"
 #include "collect.h"
+#include "common/check.h"
 #include "parameters.h"
 #include "prepare.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// Records of tiles are kept for so many bytes at a time (or for kCrowdedBlocks tiles, if they take more), and for up to
+// Records of tiles are kept for so many bytes at a time (or for kOverflowBlocks tiles, if they take more), and for up to
 // kMostRecordBytes where that memory is lent, or where a round would else have too few blocks for the device.
 constexpr int64_t kRecordBytes = int64_t(16) << 20, kMostRecordBytes = int64_t(64) << 20;
-// Blocks that work on crowded tiles.
-constexpr int kCrowdedBlocks = 8;
+// Blocks that work on overflow tiles.
+constexpr int kOverflowBlocks = 8;
 // Samples are dealt out to several blocks a tile until a multiprocessor has so many blocks, or a block so few samples.
 constexpr int64_t kBlocksWanted = 2, kSamplesWanted = 4;
 constexpr int64_t kMostBlocks = std::numeric_limits<int32_t>::max();
@@ -46,14 +46,14 @@ class Run {
     a.outer_parts = (a.outer + a.outer_part - 1) / a.outer_part;
     a.net = net_, a.tiling = tiling_;
     a.shares = shares_for(a.outer_parts);
-    a.most_mixed = most_mixed([&](int most) {
+    a.unstable_capacity = unstable_capacity([&](int most) {
       Carver carver(nullptr);
-      a.most_mixed = most;
+      a.unstable_capacity = most;
       ApplyMemory<T, D> memory(carver, a);
       return apply_shared_ = carver.used();
     });
     if (parameters_) {
-      most_mixed_ = most_mixed([&](int most) {
+      unstable_capacity_ = unstable_capacity([&](int most) {
         Carver carver(nullptr);
         ParametersMemory<T, D> memory(carver, net_.h1, net_.h2, most);
         return parameters_shared_ = carver.used();
@@ -72,7 +72,7 @@ class Run {
             apply_.blocks(call_.groups),
             round_,
             round_ == 0 ? 0 : (all + round_ - 1) / round_,
-            parameters_ ? most_mixed_ : apply_.most_mixed};
+            parameters_ ? unstable_capacity_ : apply_.unstable_capacity};
   }
 
   template <class Launcher>
@@ -122,11 +122,11 @@ class Run {
     return shares;
   }
 
-  // Room for so many mixed units of layer 1: about three times what tiles of a large map have on average, less where
+  // Room for so many unstable units of layer 1: about three times what tiles of a large map have on average, less where
   // shared memory is small. The larger a tile is beside the map, the more kinks cross it: at PyTorch's initialisation the
-  // most mixed tile has 0.7 of its extents' shares of the map's, summed, times h1.
+  // tile with most unstable units has 0.7 of its extents' shares of the map's, summed, times h1.
   template <class Bytes>
-  int most_mixed(const Bytes& bytes) const {
+  int unstable_capacity(const Bytes& bytes) const {
     double share = call_.spatial_dims == 2 ? 1. / 6 : 1. / 4, beside_map = 0;
     for (int axis = tiling_.first_axis(); axis < D; ++axis)
       beside_map += double(1 << tiling_.log_tile[axis]) / (tiling_.size[axis] > 0 ? tiling_.size[axis] : 1);
@@ -141,7 +141,7 @@ class Run {
 
   void size_records() {
     Carver carver(nullptr);
-    Record<T, D> record(carver, net_.h1, net_.h2, net_.nc, most_mixed_);
+    Record<T, D> record(carver, net_.h1, net_.h2, net_.nc, unstable_capacity_);
     record_bytes_ = carver.used();
     parameter_shares_ = shares_for(1);
     const int64_t all = call_.groups * parameter_shares_.a_group();
@@ -149,16 +149,16 @@ class Run {
     Sums<T, D> counted(sums, call_.groups, net_.h1, net_.h2, net_.nc);
     sums_bytes_ = sums.used();
     const int64_t most = kMostRecordBytes / record_bytes_, wanted = cuda_.multiprocessors * kBlocksWanted;
-    const int64_t lent = (cuda_.lent_bytes - kCrowdedBlocks * sums_bytes_) / record_bytes_;
+    const int64_t lent = (cuda_.lent_bytes - kOverflowBlocks * sums_bytes_) / record_bytes_;
     int64_t room = kRecordBytes / record_bytes_;
     if (room < lent) room = lent < most ? lent : most;
     if (room < wanted) room = wanted < most ? wanted : most;
     // One round rather than a second one that is not worth its launches.
     if (room < all && all <= room + room / 2 && all <= most) room = all;
-    if (room < kCrowdedBlocks) room = kCrowdedBlocks;
+    if (room < kOverflowBlocks) room = kOverflowBlocks;
     const int64_t rounds = (all + room - 1) / room;
     round_ = rounds == 0 ? 0 : (all + rounds - 1) / rounds;
-    sums_count_ = int(round_ < kCrowdedBlocks ? round_ : kCrowdedBlocks);
+    sums_count_ = int(round_ < kOverflowBlocks ? round_ : kOverflowBlocks);
     lent_used_ = cuda_.lent_bytes >= round_ * record_bytes_ + sums_count_ * sums_bytes_;
   }
 
@@ -168,7 +168,7 @@ class Run {
     w2t_ = from.take<T>(int64_t(net_.h1) * net_.h2);
     w3t_ = from.take<T>(int64_t(net_.h2) * net_.nc);
     if (parameters_) {
-      crowded_ = from.take<int>(call_.groups * parameter_shares_.a_group());
+      overflows_ = from.take<int>(call_.groups * parameter_shares_.a_group());
       Carver lent(static_cast<char*>(cuda_.lent));
       Carver& large = lent_used_ ? lent : from;
       records_ = large.take<char>(round_ * record_bytes_);
@@ -208,8 +208,8 @@ class Run {
     p.subject.channels = int(call_.channels);
     p.subject.features = view(call_.features, call_.dtype, call_.spatial_dims);
     p.subject.grad_logits = view(call_.logits, call_.dtype, call_.spatial_dims);
-    p.groups = call_.groups, p.most_mixed = most_mixed_;
-    p.any_crowded = header_ + 1, p.crowded = crowded_;
+    p.groups = call_.groups, p.unstable_capacity = unstable_capacity_;
+    p.any_overflow = header_ + 1, p.overflows = overflows_;
     p.records = records_, p.record_bytes = record_bytes_;
     p.sums = sums_, p.sums_bytes = sums_bytes_, p.sums_count = sums_count_;
     const int64_t all = call_.groups * parameter_shares_.a_group();
@@ -218,7 +218,7 @@ class Run {
       launcher.launch(p, shares, parameters_shared_);
       run_collect(launcher, p, shares);
     }
-    p.crowded_pass = true;
+    p.overflow_pass = true;
     launcher.launch(p, sums_count_, parameters_shared_);
     run_collect(launcher, p, 0);
   }
@@ -244,12 +244,12 @@ class Run {
   Apply<T, D> apply_{};
   Shares parameter_shares_{};
   int64_t apply_shared_ = 0, parameters_shared_ = 0;
-  int most_mixed_ = 0;
+  int unstable_capacity_ = 0;
   int64_t record_bytes_ = 0, round_ = 0, sums_bytes_ = 0;
   bool lent_used_ = false;
   int sums_count_ = 0;
   int64_t workspace_bytes_ = 0;
-  int *header_ = nullptr, *crowded_ = nullptr;
+  int *header_ = nullptr, *overflows_ = nullptr;
   T *w2t_ = nullptr, *w3t_ = nullptr;
   char *records_ = nullptr, *sums_ = nullptr;
 };

@@ -95,12 +95,12 @@ def test_strides(view):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_kinks_on_pixels(seed):
-    """No pixel is masked here: off means zero slope, at zero itself too."""
+    """No pixel is masked here: inactive means zero slope, at zero itself too."""
     check(integer_inputs((32, 48), (12, 10), seed))
 
 
 def concurrent_lines(shape, h1, dtype=torch.float64):
-    """All units of layer 1 bend along lines through one pixel, where a tile is therefore as mixed as can be."""
+    """All units of layer 1 bend along lines through one pixel, where a tile is therefore as full of unstable units as can be."""
     inputs = make_inputs(shape, channels=3, classes=2, hidden=(h1, 20), dtype=dtype)
     w1, _, *rest = inputs.phi
     size = torch.tensor([float(n) for n in shape], dtype=dtype)
@@ -109,23 +109,23 @@ def concurrent_lines(shape, h1, dtype=torch.float64):
     return inputs
 
 
-def room(inputs):
-    """Mixed units of layer 1 that a tile of the call's backward has room for."""
+def capacity(inputs):
+    """Unstable units of layer 1 that a tile of the call's backward has room for."""
     return plan(build(), sizes(problem_like(inputs), HostCuda().shared_memory, 4), True).most_mixed
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (24, 24, 40)], ids=str)
-def test_crowded_tiles(shape):
-    """More mixed units than there is room for: layer 2 pixel by pixel, and gradients box by box."""
+def test_overflow_tiles(shape):
+    """More unstable units than there is room for: layer 2 pixel by pixel, and gradients box by box."""
     inputs = concurrent_lines(shape, 90)
-    assert room(inputs) < 90
+    assert capacity(inputs) < 90
     check(inputs)
 
 
-def test_crowded_tiles_of_several_position_maps():
-    """The tile in the middle of each map is crowded, at another place on each."""
+def test_overflow_tiles_of_several_position_maps():
+    """The tile in the middle of each map overflows, at another place on each."""
     inputs = concurrent_lines((64, 96), 90)
-    assert room(inputs) < 90
+    assert capacity(inputs) < 90
     shift = torch.tensor([[9.0, -20.0], [-16.0, 30.0]], dtype=torch.float64)
     check(inputs, affine=torch.cat([torch.eye(2, dtype=torch.float64).repeat(2, 1, 1), shift[:, :, None]], 2))
 
@@ -137,14 +137,14 @@ def test_a_device_older_than_the_build(host, monkeypatch):
 
 
 def test_small_maps_have_room_for_all():
-    """Where a tile is a good part of the map, half of the units may be mixed on it."""
+    """Where a tile is a good part of the map, half of the units may be unstable on it."""
     inputs = concurrent_lines((16, 24), 90)
-    assert room(inputs) == 90
+    assert capacity(inputs) == 90
     check(inputs)
 
 
 def test_small_shared_memory(host):
-    """Room for fewer mixed units, so that most tiles are crowded."""
+    """Room for fewer unstable units, so that most tiles overflow."""
     problem_of = {"channels": 4, "classes": 2, "hidden": (60, 50), "dtype": torch.float64}
     before = check(make_inputs((24, 40), **problem_of))
     host.shared_memory = 54 * 1024
@@ -214,14 +214,14 @@ def test_gradients_never_hide_what_is_not_finite(where, value):
 def test_backward_ends_where_all_parameters_are_nan():
     """As after a training that diverged: more units that cannot be told apart than there is room for, on any box."""
     inputs = make_inputs((16, 48), hidden=(90, 20))
-    assert room(inputs) < 90
+    assert capacity(inputs) < 90
     inputs.phi = tuple(torch.full_like(t, torch.nan) for t in inputs.phi)
     _, gradients = evaluate(scp, inputs, backend="cuda")
     assert all(gradients[name].isnan().all() for name in ("features", "w1", "b1", "w2", "b2"))
 
 
 def test_the_order_of_threads_never_shows(monkeypatch):
-    """A missing barrier would let it show. Several tiles, crowded ones among them, and every kind of panel."""
+    """A missing barrier would let it show. Several tiles, overflow tiles among them, and every kind of panel."""
     for inputs in (
         concurrent_lines((64, 80), 90, torch.float32),
         make_inputs((12, 10, 9), channels=40, hidden=(50, 70)),
@@ -276,8 +276,8 @@ def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
     )  # fmt: skip
 
 
-def all_on(shape, channels, hidden):
-    """A head whose units are all on, on the whole map."""
+def all_active(shape, channels, hidden):
+    """A head whose units are all active, on the whole map."""
     inputs = make_inputs(shape, batch=1, channels=channels, hidden=hidden)
     w1, b1, w2, b2, *rest = inputs.phi
     inputs.phi = (w1.abs(), b1.abs() + 1, w2.abs(), b2.abs() + 1, *rest)
@@ -295,7 +295,7 @@ def executed(inputs):
 
 
 def test_executed_multiply_adds_by_hand():
-    """One tile, nothing mixed: every product of csrc/cuda can be told from the sizes."""
+    """One tile, nothing unstable: every product of csrc/cuda can be told from the sizes."""
     h1, h2, channels = 24, 40, 20
     pixels, outputs = 128, 24  # outputs in eights; 32 and 16 of them are folded at a time
     fold = 4 * 2 * h1 + 3 * h1 * h2
@@ -303,18 +303,18 @@ def test_executed_multiply_adds_by_hand():
     parts = 2 * (3 * h2 * 16 + 8 * pixels * 6 + 2 * h2 * 3 * 16)
     parameters = fold + parts + 3 * h1 * h2
     collect = 3 * h1 * h2
-    assert executed(all_on((8, 16), channels, (h1, h2))) == (apply, 2 * apply + parameters + collect)
+    assert executed(all_active((8, 16), channels, (h1, h2))) == (apply, 2 * apply + parameters + collect)
 
 
-def test_executed_multiply_adds_of_mixed_and_crowded_tiles():
-    straight, both = executed(all_on((16, 32), 3, (90, 20)))
+def test_executed_multiply_adds_of_unstable_units_and_overflow_tiles():
+    straight, both = executed(all_active((16, 32), 3, (90, 20)))
     small = concurrent_lines((16, 32), 90, torch.float32)
-    mixed, mixed_both = executed(small)
-    assert mixed > straight and mixed_both - mixed > both - straight
-    # On a larger map the same tile has less room, and each crowded one is cut.
-    assert room(concurrent_lines((64, 128), 90)) < 90
-    crowded, crowded_both = executed(concurrent_lines((64, 128), 90, torch.float32))
-    assert crowded > mixed and crowded_both - crowded > mixed_both - mixed
+    unstable, unstable_both = executed(small)
+    assert unstable > straight and unstable_both - unstable > both - straight
+    # On a larger map the same tile has less capacity, and each overflow tile is cut.
+    assert capacity(concurrent_lines((64, 128), 90)) < 90
+    overflow, overflow_both = executed(concurrent_lines((64, 128), 90, torch.float32))
+    assert overflow > unstable and overflow_both - overflow > unstable_both - unstable
 
 
 def test_records_lie_in_the_features_gradient():

@@ -33,7 +33,7 @@ def watched(monkeypatch):
 PROBLEMS = {
     "every kind of panel": (lambda: make_inputs((20, 37), channels=40, classes=2, hidden=(60, 150), bias=True), {}),
     "more units than threads": (lambda: make_inputs((9, 17), channels=3, hidden=(200, 190)), {}),
-    "crowded tiles": (lambda: concurrent_lines((48, 80), 60, torch.float32), {}),
+    "overflow tiles": (lambda: concurrent_lines((48, 80), 60, torch.float32), {}),
     "a volume, half precision": (lambda: make_inputs((5, 6, 9), channels=5, hidden=(40, 24), dtype=torch.bfloat16), {}),
     "a position for each sample": (
         lambda: make_inputs((20, 21), batch=3, channels=4, hidden=(30, 20)),
