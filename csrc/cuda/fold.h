@@ -1,8 +1,9 @@
-// Phi on a box from Phi itself: docs/tile_linear.md, "Child" where the parent is the root, by one block of threads.
-//
-// Layer 1 is sorted into inactive, active and unstable units; the active ones fold into the affine rows x of layer 2's
-// pre-activations; a zonotope bounds those and sorts layer 2; its active units fold into the outputs. Because the
-// parent is the root, A2's unstable rows are rows of W2 and need no copy but the panels that are being worked on.
+// Folds Phi on a box: docs/tile_linear.md, "Child" where the parent is the root, by one block of threads.
+//   1. Classify layer 1: units are inactive, active or unstable on the box. List the active and the unstable ones.
+//   2. Active units are affine: fold them into the affine rows x of layer 2's pre-activations.
+//   3. Bound layer 2 by a zonotope, classify it, and list its units likewise.
+//   4. Fold active units of layer 2 into the outputs.
+// Because the parent is the root, A2's unstable rows are rows of W2: only panels of them are copied.
 #ifndef SCP_CUDA_FOLD_H
 #define SCP_CUDA_FOLD_H
 
@@ -14,19 +15,18 @@ namespace SCP_NAMESPACE {
 
 enum UnitClass : uint8_t { kInactive = 0, kActive = 1, kUnstable = 2 };
 
-// Columns of layer 2 that are worked on at a time, and the distance of a panel's rows: 4 more, so that neighbouring
-// rows lie in other banks.
+// Columns of layer 2 per panel, and the distance of its rows: 4 more, so that neighbouring rows lie in different banks.
 constexpr int kPanel = 32;
 constexpr int kPanelStride = kPanel + 4;
 // Columns whose z a thread holds at a time.
 constexpr int kColumns = 8;
-// Threads that list units, each a run of neighbours.
+// Threads that list units; each has a range of them.
 constexpr int kCompactionThreads = 32;
 
-// How many units there are of each class: in shared memory, where it takes no registers.
+// Numbers of units: in shared memory, where they take no registers.
 struct Folded {
   int active1, unstable1, active2, unstable2;
-  bool bounded;  // layer 2 was sorted; else all of it counts as unstable
+  bool bounded;  // layer 2 was classified; else all of it counts as unstable
 };
 
 // Shared memory of a block that folds, for K outputs at a time. `unstable_capacity` unstable units of layer 1 are
@@ -50,21 +50,21 @@ struct FoldMemory {
   uint8_t* class1;  // [h1]
   uint8_t* class2;  // [h2]
 
-  SCP_HD FoldMemory(Carver& from, int h1, int h2, int most) : unstable_capacity(most) {
-    constexpr int A = kAffineRows<D>;
-    folded = from.take<Folded>(1);
-    outputs = from.take<T>(kPanel * kOutputStride);
-    offset = from.take<int>(K);
-    counts = from.take<int>(2 * kCompactionThreads);
-    line = from.take<T>(int64_t(h1) * 4);
-    chord = from.take<T>(int64_t(most) * 2);
-    x = from.take<T>(int64_t(A) * h2);
-    rows = from.take<T>(int64_t(A + most) * kPanelStride);
-    cf = from.take<T>(int64_t(A + most) * K);
-    unit1 = from.take<uint16_t>(h1);
-    unit2 = from.take<uint16_t>(h2);
-    class1 = from.take<uint8_t>(h1);
-    class2 = from.take<uint8_t>(h2);
+  SCP_HD FoldMemory(BumpAllocator& allocator, int h1, int h2, int most) : unstable_capacity(most) {
+    constexpr int A = kAffineTerms<D>;
+    folded = allocator.allocate<Folded>(1);
+    outputs = allocator.allocate<T>(kPanel * kOutputStride);
+    offset = allocator.allocate<int>(K);
+    counts = allocator.allocate<int>(2 * kCompactionThreads);
+    line = allocator.allocate<T>(int64_t(h1) * 4);
+    chord = allocator.allocate<T>(int64_t(most) * 2);
+    x = allocator.allocate<T>(int64_t(A) * h2);
+    rows = allocator.allocate<T>(int64_t(A + most) * kPanelStride);
+    cf = allocator.allocate<T>(int64_t(A + most) * K);
+    unit1 = allocator.allocate<uint16_t>(h1);
+    unit2 = allocator.allocate<uint16_t>(h2);
+    class1 = allocator.allocate<uint8_t>(h1);
+    class2 = allocator.allocate<uint8_t>(h2);
   }
 };
 
@@ -101,21 +101,21 @@ template <class T, int D>
 SCP_DEVICE Affine<T, D> line_about(const double* coefficients, int dims, int u, const double (&centre)[D]) {
   const double* c = coefficients + int64_t(u) * (dims + 1);
   double value = c[dims];
-  Affine<T, D> found;
+  Affine<T, D> result;
   for (int axis = 0; axis < D; ++axis) {
     const double slope = axis < D - dims ? 0 : c[axis - (D - dims)];
     value = multiply_add(slope, centre[axis], value);
-    found.slope[axis] = T(slope);
+    result.slope[axis] = T(slope);
   }
-  found.value = T(value);
-  return found;
+  result.value = T(value);
+  return result;
 }
 
 // Steps 1 to 3. `dense`: every unit counts as unstable. On a box of one pixel nothing is unstable, whatever NaN says.
 template <class T, int D, int K, class Block>
-SCP_DEVICE const Folded& fold(Block& block, const Network<T>& net, const double* coefficients, int dims,
+SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const double* coefficients, int dims,
                               const Box<D>& box, bool dense, const FoldMemory<T, D, K>& memory) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   const int t = block.thread(), h1 = net.h1, h2 = net.h2;
   double centre[D], half_extent[D];
   T half[D];
@@ -130,6 +130,7 @@ SCP_DEVICE const Folded& fold(Block& block, const Network<T>& net, const double*
     return sum * T(kBoundWidening);
   };
 
+  // Step 1: a unit per thread.
   SCP_NO_UNROLL
   for (int u = t; u < h1; u += kThreads) {
     const Affine<T, D> line = line_about<T, D>(coefficients, dims, u, centre);
@@ -140,44 +141,46 @@ SCP_DEVICE const Folded& fold(Block& block, const Network<T>& net, const double*
                                                   : unsure;
   }
   block.sync();
-  Folded found;
-  list_units(block, memory.class1, h1, memory.unit1, memory.counts, found.active1, found.unstable1);
-  found.bounded = !dense && found.unstable1 <= memory.unstable_capacity;
+  Folded result;
+  list_units(block, memory.class1, h1, memory.unit1, memory.counts, result.active1, result.unstable1);
+  result.bounded = !dense && result.unstable1 <= memory.unstable_capacity;
   SCP_NO_UNROLL
-  for (int q = t; q < found.active1 + found.unstable1; q += kThreads) {
+  for (int q = t; q < result.active1 + result.unstable1; q += kThreads) {
     const Affine<T, D> line = line_about<T, D>(coefficients, dims, memory.unit1[q], centre);
     Quad<T> packed{};
     packed.v[0] = line.value;
     for (int axis = 0; axis < D; ++axis) packed.v[1 + axis] = line.slope[axis];
     quad(memory.line + q * 4) = packed;
-    if (q >= found.active1 && found.bounded) {
+    if (q >= result.active1 && result.bounded) {
       const T radius = radius_of(line);
       const Chord<T> bound = chord(line.value - radius, line.value + radius);
-      memory.chord[(q - found.active1) * 2] = bound.scale;
-      memory.chord[(q - found.active1) * 2 + 1] = bound.slack;
+      memory.chord[(q - result.active1) * 2] = bound.scale;
+      memory.chord[(q - result.active1) * 2 + 1] = bound.slack;
     }
   }
   block.sync();
 
+  // Steps 2 and 3: a unit of layer 2 per thread. First the active units of layer 1, all there is to the affine rows;
+  // then the unstable ones by their chords, for the bounds alone.
   SCP_NO_UNROLL
   for (int k = t; k < h2; k += kThreads) {
     T z[A] = {net.b2[k]};
     SCP_UNROLL_BY_8
-    for (int q = 0; q < found.active1; ++q) {
+    for (int q = 0; q < result.active1; ++q) {
       const T weight = net.w2t[int64_t(memory.unit1[q]) * h2 + k];
       const Quad<T> line = quad(memory.line + q * 4);
       for (int a = 0; a < A; ++a) z[a] = multiply_add(weight, line.v[a], z[a]);
     }
     for (int a = 0; a < A; ++a) memory.x[a * h2 + k] = z[a];
-    if (!found.bounded) {
+    if (!result.bounded) {
       memory.class2[k] = kUnstable;
       continue;
     }
     T radius = 0;
     SCP_UNROLL_BY_8
-    for (int q = 0; q < found.unstable1; ++q) {
-      const T weight = net.w2t[int64_t(memory.unit1[found.active1 + q]) * h2 + k];
-      const Quad<T> line = quad(memory.line + (found.active1 + q) * 4);
+    for (int q = 0; q < result.unstable1; ++q) {
+      const T weight = net.w2t[int64_t(memory.unit1[result.active1 + q]) * h2 + k];
+      const Quad<T> line = quad(memory.line + (result.active1 + q) * 4);
       const T scale = memory.chord[q * 2], slack = memory.chord[q * 2 + 1];
       const T scaled = weight * scale;
       for (int a = 0; a < A; ++a) z[a] = multiply_add(scaled, line.v[a], z[a]);
@@ -189,22 +192,22 @@ SCP_DEVICE const Folded& fold(Block& block, const Network<T>& net, const double*
     memory.class2[k] = z[0] - radius > 0 ? kActive : z[0] + radius <= 0 ? kInactive : unsure;
   }
   block.sync();
-  list_units(block, memory.class2, h2, memory.unit2, memory.counts, found.active2, found.unstable2);
-  if (t == 0) *memory.folded = found;
+  list_units(block, memory.class2, h2, memory.unit2, memory.counts, result.active2, result.unstable2);
+  if (t == 0) *memory.folded = result;
   count(block, net, SCP_REPORT_BUILD_MACS, [&] {
-    const double lines = 2.0 * D * h1 + 2.0 * D * (found.active1 + found.unstable1);
-    return lines + double(h2) * A * found.active1 + (found.bounded ? double(h2) * (A + 2) * found.unstable1 : 0);
+    const double lines = 2.0 * D * h1 + 2.0 * D * (result.active1 + result.unstable1);
+    return lines + double(h2) * A * result.active1 + (result.bounded ? double(h2) * (A + 2) * result.unstable1 : 0);
   });
   block.sync();
   return *memory.folded;
 }
 
-// Brings columns first .. first + count - 1 (at most kPanel) of layer 2's list into the panels: the affine rows, unstable
+// Loads the panels of columns first .. first + count - 1 (at most kPanel) of layer 2's list: the affine rows, unstable
 // units row .. row + rows - 1 of layer 1, and the outputs. The rest of a panel is 0.
 template <class T, int D, int K, class Block>
-SCP_DEVICE void load_panel(Block& block, const Network<T>& net, const Folded& folded, const FoldMemory<T, D, K>& memory,
-                           int first, int count, int row, int rows) {
-  constexpr int A = kAffineRows<D>;
+SCP_DEVICE void load_panel(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
+                           const FoldMemory<T, D, K>& memory, int first, int count, int row, int rows) {
+  constexpr int A = kAffineTerms<D>;
   static_assert(kThreads % kPanel == 0 && kThreads % K == 0, "a thread keeps to one column of either panel");
   // Loads are batched: none waits for another, or for its use.
   constexpr int kBatch = 4, kRowStep = kThreads / kPanel, kOutputStep = kThreads / K;
@@ -244,11 +247,11 @@ SCP_DEVICE void load_panel(Block& block, const Network<T>& net, const Folded& fo
 }
 
 // Step 4: cf of the outputs that `offset` names, w_r included. Rows beyond the affine ones only where layer 2 is
-// sorted.
+// classified.
 template <class T, int D, int K, class Block>
-SCP_DEVICE void fold_outputs(Block& block, const Network<T>& net, const Folded& folded,
+SCP_DEVICE void fold_outputs(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
                              const FoldMemory<T, D, K>& memory) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   constexpr int kQuads = K / 4;
   const int rows = folded.bounded ? A + folded.unstable1 : A;
   count(block, net, SCP_REPORT_BUILD_MACS, [&] { return double(folded.active2) * rows * K; });
@@ -299,13 +302,13 @@ SCP_DEVICE void add_row(const T* row, T basis, T (&sum)[N], int first = 0) {
 template <class T, int D, int K>
 SCP_DEVICE void start_columns(const FoldMemory<T, D, K>& memory, int q, const T (&position)[D], T (&z)[kColumns]) {
   for (int i = 0; i < kColumns; ++i) z[i] = 0;
-  for (int a = 0; a < kAffineRows<D>; ++a)
+  for (int a = 0; a < kAffineTerms<D>; ++a)
     add_row(memory.rows + a * kPanelStride + q, a == 0 ? T(1) : position[a - 1], z);
 }
 template <class T, int D, int K>
 SCP_DEVICE void add_to_columns(const Folded& folded, const FoldMemory<T, D, K>& memory, int q, int row, int rows,
                                const T (&position)[D], T (&z)[kColumns]) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   for (int u = 0; u < rows; ++u) {
     const T basis = relu(affine_at<T, D>(quad(memory.line + (folded.active1 + row + u) * 4).v, position));
     add_row(memory.rows + (A + u) * kPanelStride + q, basis, z);

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scp_kernels import BackendUnavailable, count_macs, dispatch, scp, scp_reference
 from scp_kernels.backends import cuda
-from scp_kernels.backends.cuda import plan, sizes
+from scp_kernels.backends.cuda import requirements, sizes
 from scp_kernels.problem import Problem
 from tests.support.agreement import (
     NON_FINITE,
@@ -70,7 +70,7 @@ def test_position_maps(options):
 
 
 @pytest.mark.parametrize("d", [2, 3])
-def test_one_position_map_a_sample(d):
+def test_one_position_map_per_sample(d):
     g = torch.Generator().manual_seed(0)
     affine = torch.randn(3, d, d + 1, generator=g, dtype=torch.float64)
     inputs = make_inputs((12, 19, 7)[:d], batch=3, channels=6, hidden=(32, 32), dtype=torch.float64)
@@ -100,7 +100,7 @@ def test_kinks_on_pixels(seed):
 
 
 def concurrent_lines(shape, h1, dtype=torch.float64):
-    """All units of layer 1 bend along lines through one pixel, where a tile is therefore as full of unstable units as can be."""
+    """All units of layer 1 bend along lines through one pixel, where a tile has as many unstable units as can be."""
     inputs = make_inputs(shape, channels=3, classes=2, hidden=(h1, 20), dtype=dtype)
     w1, _, *rest = inputs.phi
     size = torch.tensor([float(n) for n in shape], dtype=dtype)
@@ -111,7 +111,7 @@ def concurrent_lines(shape, h1, dtype=torch.float64):
 
 def capacity(inputs):
     """Unstable units of layer 1 that a tile of the call's backward has room for."""
-    return plan(build(), sizes(problem_like(inputs), HostCuda().shared_memory, 4), True).most_mixed
+    return requirements(build(), sizes(problem_like(inputs), HostCuda().shared_memory, 4), True).unstable_capacity
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (24, 24, 40)], ids=str)
@@ -155,24 +155,24 @@ def test_small_shared_memory(host):
         check(make_inputs((24, 40), **problem_of))
 
 
-def test_rounds():
-    """Wide enough that the records of all tiles do not fit at once; a round may end within a position map."""
+def test_chunks():
+    """Wide enough that partial gradients of all tiles do not fit at once; a chunk may end within a position map."""
     inputs = make_inputs((20, 34), batch=3, channels=64, classes=6, hidden=(6, 512), dtype=torch.float64)
     groups = torch.eye(2, 3, dtype=torch.float64).repeat(3, 1, 1) + torch.arange(3.0).double()[:, None, None] / 7
     call = sizes(problem_like(inputs, groups=3), HostCuda().shared_memory, 4)
-    assert plan(build(), call, True).rounds > 1
+    assert requirements(build(), call, True).chunks > 1
     check(inputs, affine=groups)
 
 
 @pytest.mark.parametrize("batch", [9, 14])
 def test_samples_in_parts(host, batch):
-    """Fewer tiles than a device has room for: several blocks a tile, each with some of the samples."""
+    """Fewer tiles than a device has room for: several blocks per tile, each with some of the samples."""
     inputs = make_inputs((7, 30), batch=batch, channels=5, classes=2, hidden=(20, 16), dtype=torch.float64)
     host.multiprocessors = 1
     _, one = check(inputs)
     host.multiprocessors = 100
     _, several = check(inputs)
-    assert not torch.equal(one["w2"], several["w2"]), "nothing was dealt out: the test tests nothing"
+    assert not torch.equal(one["w2"], several["w2"]), "nothing was divided: the test tests nothing"
 
 
 def problem_like(inputs, groups=1):
@@ -207,8 +207,8 @@ def test_gradients_never_hide_what_is_not_finite(where, value):
         torch.autograd.grad(function(tensors[0], tensors[1:7], tensors[7], **options), tensors, inputs.grad_logits)
         for function, options in ((scp, {"backend": "cuda"}), (scp_reference, {}))
     ]
-    for name, mine, truth in zip(names, *gradients, strict=True):
-        assert torch.isfinite(mine).all() <= torch.isfinite(truth).all(), name
+    for name, gradient, truth in zip(names, *gradients, strict=True):
+        assert torch.isfinite(gradient).all() <= torch.isfinite(truth).all(), name
 
 
 def test_backward_ends_where_all_parameters_are_nan():
@@ -317,39 +317,39 @@ def test_executed_multiply_adds_of_unstable_units_and_overflow_tiles():
     assert overflow > unstable and overflow_both - overflow > unstable_both - unstable
 
 
-def test_records_lie_in_the_features_gradient():
+def test_partial_gradients_lie_in_the_features_gradient():
     """Which is written last: where it is large enough, backward needs next to no memory of its own."""
     inputs = make_inputs((21, 40), batch=16, channels=8, hidden=(24, 20), classes=2, bias=True)
     call = sizes(problem_like(inputs), HostCuda().shared_memory, 4)
-    alone = plan(build(), call, True).workspace_bytes
-    call.lent_bytes = inputs.features.nbytes
-    assert plan(build(), call, True).workspace_bytes < alone / 8
+    alone = requirements(build(), call, True).workspace_bytes
+    call.scratch_alias_bytes = inputs.features.nbytes
+    assert requirements(build(), call, True).workspace_bytes < alone / 8
     check(away_from_kinks(inputs))
-    for call.lent_bytes in range(0, inputs.features.nbytes, 64):
-        assert alone - plan(build(), call, True).workspace_bytes <= call.lent_bytes
+    for call.scratch_alias_bytes in range(0, inputs.features.nbytes, 64):
+        assert alone - requirements(build(), call, True).workspace_bytes <= call.scratch_alias_bytes
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_no_more_is_lent_than_the_features_gradient_has(monkeypatch, dtype):
-    lent = []
+def test_the_scratch_alias_is_no_larger_than_the_features_gradient(monkeypatch, dtype):
+    sizes_of_alias = []
 
-    def watched(loaded, call, backward):
-        lent.append(call.lent_bytes)
-        return plan(loaded, call, backward)
+    def recorded(loaded, call, backward):
+        sizes_of_alias.append(call.scratch_alias_bytes)
+        return requirements(loaded, call, backward)
 
-    monkeypatch.setattr(cuda, "plan", watched)
+    monkeypatch.setattr(cuda, "requirements", recorded)
     inputs = make_inputs(dtype=dtype)
     evaluate(scp, inputs, backend="cuda")
-    assert lent[-1] == inputs.features.nbytes
+    assert sizes_of_alias[-1] == inputs.features.nbytes
 
 
 def test_workspace_is_bounded():
     """At the paper's largest head, and at maps of any size."""
     head = Problem(14, 32, 1, (256, 256), (160, 224), 1, torch.float32, torch.float32, torch.device("cpu"))
     call = sizes(head, 227 * 1024, 132)
-    assert plan(build(), call, True).workspace_bytes < 32 * 2**20
-    call.lent_bytes = 14 * 32 * 160 * 224 * 4
-    assert plan(build(), call, True).workspace_bytes < 2 * 2**20
+    assert requirements(build(), call, True).workspace_bytes < 32 * 2**20
+    call.scratch_alias_bytes = 14 * 32 * 160 * 224 * 4
+    assert requirements(build(), call, True).workspace_bytes < 2 * 2**20
     large = Problem(1, 32, 1, (256, 256), (4096, 4096), 1, torch.float32, torch.float32, torch.device("cpu"))
     flags = 4 * (4096 * 4096 // 128)
-    assert plan(build(), sizes(large, 227 * 1024, 132), True).workspace_bytes < 32 * 2**20 + flags
+    assert requirements(build(), sizes(large, 227 * 1024, 132), True).workspace_bytes < 32 * 2**20 + flags
