@@ -153,7 +153,7 @@ def report(capabilities: list[int]) -> bool:
         return False
     print("\nCUDA library; for some heads: KiB of shared memory per block / warps per multiprocessor\n")
     heads = "".join(f"{name:>11}" for name in PROBLEMS)
-    print(f"{'kernel':22} {'cc':>4} {'registers':>9} {'stack':>5}{heads}")
+    print(f"{'kernel':30} {'cc':>4} {'registers':>9} {'stack':>5}{heads}")
     for kernel in sorted(found, key=lambda k: (k.name, k.dtype, k.axes or 0, k.capability)):
         axes = "" if kernel.axes is None else f", {kernel.axes}"
         cells = []
@@ -163,7 +163,7 @@ def report(capabilities: list[int]) -> bool:
             cells.append("" if shared is None else f"{shared / 1024:.1f}/{warps}")
         title = f"{kernel.name}<{kernel.dtype}{axes}>"
         print(
-            f"{title:22} {kernel.capability:4} {kernel.registers:9} {kernel.stack_bytes:5}",
+            f"{title:30} {kernel.capability:4} {kernel.registers:9} {kernel.stack_bytes:5}",
             "".join(f"{cell:>11}" for cell in cells),
             *kernel.faults,
         )
