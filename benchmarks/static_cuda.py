@@ -90,8 +90,8 @@ class Kernel:
 
 def find_cuobjdump() -> str | None:
     """The CUDA toolkit's, or the one in Triton's wheel."""
-    if found := shutil.which("cuobjdump"):
-        return found
+    if path_of_toolkit := shutil.which("cuobjdump"):
+        return path_of_toolkit
     spec = find_spec("triton")
     folders = spec.submodule_search_locations if spec is not None else None
     for folder in folders or ():
@@ -105,14 +105,14 @@ def kernels(report: str) -> Iterator[Kernel]:
     capability = 0
     name = None
     for line in report.splitlines():
-        if found := re.search(r"arch = sm_(\d+)", line):
-            capability = int(found[1])
+        if match := re.search(r"arch = sm_(\d+)", line):
+            capability = int(match[1])
         elif "Function" in line:
             name = re.search(r"scp_kernelINS\w*?_\d+([A-Z][A-Za-z]+?)I([fd])(?:Li(\d)E)?", line)
-        elif name is not None and (found := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line)):
+        elif name is not None and (match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line)):
             axes = None if name[3] is None else int(name[3])
             dtype = "float32" if name[2] == "f" else "float64"
-            yield Kernel(name[1], dtype, axes, capability, int(found[1]), int(found[2]), int(found[3]))
+            yield Kernel(name[1], dtype, axes, capability, int(match[1]), int(match[2]), int(match[3]))
             name = None
 
 
@@ -147,14 +147,14 @@ def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
 def report(capabilities: list[int]) -> bool:
     """Prints one line per kernel and architecture; returns whether any has a fault."""
     try:
-        found = [kernel for kernel in compiled() if kernel.capability in capabilities]
+        library_kernels = [kernel for kernel in compiled() if kernel.capability in capabilities]
     except library.LibraryUnavailable as error:
         print(f"\nCUDA library: {error}")
         return False
     print("\nCUDA library; for some heads: KiB of shared memory per block / warps per multiprocessor\n")
     heads = "".join(f"{name:>11}" for name in PROBLEMS)
     print(f"{'kernel':30} {'cc':>4} {'registers':>9} {'stack':>5}{heads}")
-    for kernel in sorted(found, key=lambda k: (k.name, k.dtype, k.axes or 0, k.capability)):
+    for kernel in sorted(library_kernels, key=lambda k: (k.name, k.dtype, k.axes or 0, k.capability)):
         axes = "" if kernel.axes is None else f", {kernel.axes}"
         cells = []
         for problem in PROBLEMS.values():
@@ -167,4 +167,4 @@ def report(capabilities: list[int]) -> bool:
             "".join(f"{cell:>11}" for cell in cells),
             *kernel.faults,
         )
-    return any(kernel.faults for kernel in found)
+    return any(kernel.faults for kernel in library_kernels)

@@ -73,10 +73,10 @@ def test_widths_that_do_not_fit():
 
 @pytest.mark.skipif(static_cuda.find_cuobjdump() is None, reason="needs cuobjdump")
 def test_no_kernel_spills():
-    found = static_cuda.compiled()
-    assert {k.name for k in found} == {"Prepare", "Apply", "ParameterGradients", "Collect"}
-    assert {k.dtype for k in found} == {"float32", "float64"}
-    for kernel in found:
+    kernels = static_cuda.compiled()
+    assert {k.name for k in kernels} == {"Prepare", "Apply", "ParameterGradients", "Collect"}
+    assert {k.dtype for k in kernels} == {"float32", "float64"}
+    for kernel in kernels:
         assert kernel.registers > 16
         assert not kernel.faults, kernel
 
