@@ -83,7 +83,8 @@ def environment(request) -> dict[str, str]:
     """Of a process that runs this checkout with the sanitized library."""
     command = compiler()
     preloaded = runtimes(command)
-    flags = ["-O1" if flag == "-O3" else flag for flag in RECORD["flags"]] + ["-w", *SANITIZERS]
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}"]
+    flags = ["-O1" if flag == "-O3" else flag for flag in RECORD["flags"]] + ["-w", *includes, *SANITIZERS]
     key = hashlib.sha256(repr((command, flags, RECORD["variants"])).encode())
     for path in (*SOURCES, *HEADERS):
         key.update(path.read_bytes())
