@@ -34,14 +34,14 @@ class Backend(Protocol):
     device_type: str
     """Type of the devices on which ``"auto"`` considers the backend."""
 
-    def unusable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why this machine cannot run the backend at all (not built, no driver …).
 
         Raises:
             ValueError: the environment asks of it what it cannot do; ``"auto"`` does not pass over that.
         """
 
-    def cannot_run(self, problem: Problem) -> str | None:
+    def unsupported_reason(self, problem: Problem) -> str | None:
         """Why a usable backend does not take this call (device, dtype …)."""
 
     def forward(
@@ -96,7 +96,7 @@ def backends() -> dict[str, BackendStatus]:
 
 def _status(backend: Backend) -> BackendStatus:
     try:
-        reason = backend.unusable()
+        reason = backend.unavailable_reason()
     except ValueError as error:
         reason = str(error)
     return BackendStatus(usable=reason is None, reason=reason)
@@ -131,13 +131,13 @@ def check_name(backend: str, source: str = "backend") -> None:
 
 
 def _reason(name: str, problem: Problem) -> str | None:
-    return _unusable(name) or BACKENDS[name].cannot_run(problem)
+    return _unavailable_reason(name) or BACKENDS[name].unsupported_reason(problem)
 
 
-def _unusable(name: str) -> str | None:
-    return BACKENDS[name].unusable()
+def _unavailable_reason(name: str) -> str | None:
+    return BACKENDS[name].unavailable_reason()
 
 
 # Dynamo runs it while it traces and keeps the answer: looking for libraries and drivers is no part of a graph.
 # This is all that torch.compiler.assume_constant_result does, but for importing the compiler, which takes seconds.
-_unusable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_unavailable_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]

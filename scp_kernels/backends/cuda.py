@@ -88,7 +88,7 @@ class CudaBackend:
     name = "cuda"
     device_type = "cuda"
 
-    def unusable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         try:
             loaded = self.library()
         except library.LibraryUnavailable as error:
@@ -105,7 +105,7 @@ class CudaBackend:
             return "no CUDA device is available to PyTorch"
         return None
 
-    def cannot_run(self, problem: Problem) -> str | None:
+    def unsupported_reason(self, problem: Problem) -> str | None:
         if problem.device.type != self.device_type:
             return f"tensors are on {problem.device}, not on a CUDA device"
         major, minor = self.capability(problem.device)

@@ -136,7 +136,7 @@ class NativeCPU:
     name = "cpu"
     device_type = "cpu"
 
-    def unusable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         try:
             loaded = _library()
         except library.LibraryUnavailable as error:
@@ -146,7 +146,7 @@ class NativeCPU:
             raise ValueError(f"{LEVEL_VARIABLE}={_level_name(level)}: this machine does not have these vectors")
         return None
 
-    def cannot_run(self, problem: Problem) -> str | None:
+    def unsupported_reason(self, problem: Problem) -> str | None:
         if problem.device.type != "cpu":
             return f"features are on {problem.device}, this backend runs on the CPU"
         return abi.cannot_describe(problem)

@@ -21,10 +21,10 @@ class Spy:
     device_type = "cpu"
     calls = 0
 
-    def unusable(self):
+    def unavailable_reason(self):
         return None
 
-    def cannot_run(self, problem):
+    def unsupported_reason(self, problem):
         return "float16 features are not for a spy" if problem.dtype == torch.float16 else None
 
     def _layers(self, matrix, phi, residual, problem):

@@ -49,7 +49,7 @@ class TritonBackend:
     # CPU tensors, which the interpreter takes, come by name only: it is thousands of times slower than the reference.
     device_type = "cuda"
 
-    def unusable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed (it comes with PyTorch's CUDA builds for Linux; `pip install triton`)"
         if interpreting():
@@ -60,7 +60,7 @@ class TritonBackend:
             return "no CUDA device is available to PyTorch (no NVIDIA GPU or driver, or a CPU build of PyTorch)"
         return None
 
-    def cannot_run(self, problem: Problem) -> str | None:
+    def unsupported_reason(self, problem: Problem) -> str | None:
         if problem.compute_dtype == torch.float64:
             return "float64 is not among the dtypes of the Triton kernels (float32, float16, bfloat16)"
         if interpreting():
