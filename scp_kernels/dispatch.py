@@ -9,7 +9,7 @@ from torch import Tensor
 from scp_kernels.backends.cuda import CudaBackend
 from scp_kernels.backends.native import NativeCPU
 from scp_kernels.backends.triton import TritonBackend
-from scp_kernels.problem import Problem
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 
 class BackendUnavailable(RuntimeError):
@@ -44,37 +44,19 @@ class Backend(Protocol):
     def unsupported_reason(self, problem: Problem) -> str | None:
         """Why a usable backend does not take this call (device, dtype …)."""
 
-    def forward(
-        self,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        bias: Tensor | None,
-        matrix: Tensor,
-        problem: Problem,
-    ) -> Tensor:
+    def forward(self, inputs: SCPInputs) -> Tensor:
         """Logits ``[B, N, *spatial]``, contiguous, in the features' dtype.
 
-        ``phi`` is ``(w1, b1, w2, b2, w3, b3)``; it, ``residual`` ``[N, C]`` and ``bias`` ``[N]`` are contiguous and in
-        ``problem.compute_dtype``. ``matrix`` is P, ``[2d, d + 1]`` or ``[B, 2d, d + 1]`` in float64; with it, the first
-        layer is :func:`scp_kernels.problem.first_layer_coefficients`. Never called for an empty problem.
+        Never called for an empty problem.
         """
 
     def backward(
-        self,
-        grad_logits: Tensor,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        matrix: Tensor,
-        problem: Problem,
-        needs_features: bool,
-        needs_parameters: bool,
+        self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
         """Gradient of the features (in their dtype and strides), and those of Φ's six tensors, as wide or wider.
 
-        The gradient of ``residual`` is that of ``b3``, and β's is a plain sum of ``grad_logits``: neither is the
-        backend's work.
+        ``inputs.bias`` is None. The gradient of ``residual`` is that of ``b3``, and β's is a plain sum of
+        ``grad_logits``: neither is the backend's work.
         """
 
 

@@ -7,6 +7,7 @@ coefficients ``W₁·P + (0, b₁)``: this is all that a kernel has to know abou
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +58,31 @@ class Problem:
     def product_macs(self) -> int:
         """Multiply-adds of the per-pixel product with the features."""
         return self.batch * self.pixels * self.num_classes * self.channels
+
+
+class SCPInputs(NamedTuple):
+    """All that a backend reads in a call. (A named tuple: frozen, and made in a third of a frozen dataclass's time.)"""
+
+    features: Tensor
+    """X, ``[B, C, *spatial]``, any strides."""
+    phi: tuple[Tensor, ...]
+    """``(w1, b1, w2, b2, w3, b3)``, contiguous and in ``problem.compute_dtype``; so are ``residual`` and ``bias``."""
+    residual: Tensor
+    """w_r, ``[N, C]``."""
+    bias: Tensor | None
+    """β, ``[N]``; None where there is none, and in every backward pass."""
+    positions: Tensor
+    """P, ``[2d, d + 1]`` or ``[B, 2d, d + 1]`` in float64: ``S = P · (index, 1)``. With it, the first layer of Φ is
+    :func:`first_layer_coefficients`."""
+    problem: Problem
+
+
+class GradientNeeds(NamedTuple):
+    """Which gradients a backward pass is to compute."""
+
+    features: bool
+    parameters: bool
+    """Any of Φ's six, or w_r's."""
 
 
 def problem_of(features: Tensor, w1: Tensor, w2: Tensor, residual: Tensor, groups: int) -> Problem:

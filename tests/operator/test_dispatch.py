@@ -36,7 +36,8 @@ class Spy:
         weight = (w3 @ second + b3[:, None]).unflatten(1, residual.shape) + residual[..., None]
         return index, first, second, weight
 
-    def forward(self, features, phi, residual, bias, matrix, problem):
+    def forward(self, inputs):
+        features, phi, residual, bias, matrix, problem = inputs
         type(self).calls += 1
         *_, weight = self._layers(matrix, phi, residual, problem)
         x = features.to(problem.compute_dtype).flatten(2)
@@ -45,15 +46,17 @@ class Spy:
             logits = logits + bias[:, None]
         return logits.unflatten(2, problem.spatial_shape).to(problem.dtype).contiguous()
 
-    def backward(self, grad, features, phi, residual, matrix, problem, needs_features, needs_parameters):
+    def backward(self, inputs, grad_logits, needs):
+        features, phi, residual, bias, matrix, problem = inputs
+        assert bias is None  # its gradient is not the backend's work
         index, first, second, weight = self._layers(matrix, phi, residual, problem)
         _, _, w2, _, w3, _ = phi
-        g = grad.to(problem.compute_dtype).flatten(2)  # [B, N, P]
+        g = grad_logits.to(problem.compute_dtype).flatten(2)  # [B, N, P]
         of_features = None
-        if needs_features:
+        if needs.features:
             of_features = torch.empty_like(features)
             of_features.copy_((g[:, :, None] * weight).sum(1).unflatten(2, problem.spatial_shape))
-        if not needs_parameters:
+        if not needs.parameters:
             return of_features, None
         x = features.to(problem.compute_dtype).flatten(2)
         g3 = (g[:, :, None] * x[:, None]).flatten(1, 2)  # [B, N·C, P]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scp_kernels import counting
-from scp_kernels.problem import Problem
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 if TYPE_CHECKING:
     from scp_kernels.backends.triton import launch
@@ -79,41 +79,21 @@ class TritonBackend:
             return f"a layer of Φ has more than {_MOST_INDEX} weights"
         return None
 
-    def forward(
-        self,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        bias: Tensor | None,
-        matrix: Tensor,
-        problem: Problem,
-    ) -> Tensor:
+    def forward(self, inputs: SCPInputs) -> Tensor:
         from scp_kernels.backends.triton import launch
 
-        with _on(problem.device):
-            capability = _capability(problem.device)
-            return _run(launch.forward(features, phi, residual, bias, matrix, problem, capability))
+        device = inputs.problem.device
+        with _on(device):
+            return _run(launch.forward(inputs, _capability(device)))
 
     def backward(
-        self,
-        grad_logits: Tensor,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        matrix: Tensor,
-        problem: Problem,
-        needs_features: bool,
-        needs_parameters: bool,
+        self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
         from scp_kernels.backends.triton import launch
 
-        with _on(problem.device):
-            return _run(
-                launch.backward(
-                    grad_logits, features, phi, residual, matrix, problem, _capability(problem.device),
-                    needs_features, needs_parameters,
-                )
-            )  # fmt: skip
+        device = inputs.problem.device
+        with _on(device):
+            return _run(launch.backward(inputs, grad_logits, needs, _capability(device)))
 
 
 def _run(plan: "launch.Plan") -> Any:
