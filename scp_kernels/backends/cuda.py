@@ -13,7 +13,8 @@ from torch import Tensor
 
 from scp_kernels import counting
 from scp_kernels.backends import abi, library
-from scp_kernels.problem import GradientNeeds, Problem, SCPInputs, first_layer_coefficients, first_layer_gradients
+from scp_kernels.positions import first_layer_coefficients, first_layer_gradients
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 _OLDEST_CAPABILITY = 75
 

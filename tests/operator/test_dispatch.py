@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scp_kernels import BackendUnavailable, FusedSCP, backends, dispatch, ops, scp, scp_reference
-from scp_kernels.problem import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
+from scp_kernels.positions import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
 from tests.support.left_out import LeftOut
 from tests.support.problems import evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error

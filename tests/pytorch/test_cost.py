@@ -8,7 +8,8 @@ import time
 import torch
 
 from scp_kernels import dispatch, scp
-from scp_kernels.problem import GradientNeeds, SCPInputs, problem_of, whole_image_matrix
+from scp_kernels.positions import whole_image_matrix
+from scp_kernels.problem import GradientNeeds, SCPInputs, problem_of
 from tests.support.cpu_settings import needs_cpu
 from tests.support.problems import make_inputs
 

@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scp_kernels import dispatch
-from scp_kernels.problem import GradientNeeds, SCPInputs, identity_affine, position_matrix, problem_of
+from scp_kernels.positions import identity_affine, position_matrix
+from scp_kernels.problem import GradientNeeds, SCPInputs, problem_of
 from tests.support.problems import Inputs
 
 

@@ -13,13 +13,8 @@ import torch
 from benchmarks import tune
 from scp_kernels import backends, count_macs, dispatch, scp, scp_reference
 from scp_kernels.backends.triton import interpreting, launch, tables, work
-from scp_kernels.problem import (
-    Problem,
-    SCPInputs,
-    first_layer_coefficients,
-    identity_affine,
-    position_matrix,
-)
+from scp_kernels.positions import first_layer_coefficients, identity_affine, position_matrix
+from scp_kernels.problem import Problem, SCPInputs
 from tests.support.agreement import agree
 from tests.support.allocations import allocated_beyond_results
 from tests.support.left_out import LeftOut
