@@ -369,7 +369,7 @@ def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
 
 def test_operators_pass_opcheck_and_compile():
     from scp_kernels import ops
-    from scp_kernels.problem import identity_affine, position_matrix
+    from scp_kernels.positions import identity_affine, position_matrix
 
     inputs = make_inputs((18, 20), classes=2, bias=True)
     matrix = position_matrix(identity_affine(2, torch.device("cpu")), torch.tensor([18.0, 20.0]).double(), "pixels")

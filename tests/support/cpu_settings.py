@@ -18,5 +18,5 @@ def ask_cpu(monkeypatch: pytest.MonkeyPatch, **changes: int) -> None:
     """Change what the environment asks of the backend; skip the test where this machine cannot do it."""
     asked = replace(native.settings(), **changes)
     monkeypatch.setattr(native, "settings", lambda: asked)
-    if reason := native.NativeCPU().unusable():
+    if reason := native.NativeCPU().unavailable_reason():
         pytest.skip(reason)
