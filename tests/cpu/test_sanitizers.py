@@ -131,14 +131,14 @@ def test_the_suite_of_the_cpu_backend(environment):
 
 READ_TOO_FAR = """
 import torch
-from scp_kernels.backends import native
+from scp_kernels.backends import cpu
 from scp_kernels.problem import Problem, SCPInputs
-print(native._library()._name)
+print(cpu._library()._name)
 problem = Problem(1, 3, 1, (8, 4096), (20, 20), 1, torch.float32, torch.float32, torch.device("cpu"))
 shapes = ((1, 3, 20, 20), (1, 3), (8, 4), (8,), (4, 8), (4,), (3, 4), (3,))
 x, residual, *phi = (torch.zeros(shape) for shape in shapes)
 matrix = torch.zeros(4, 3, dtype=torch.float64)
-native.NativeCPU().forward(SCPInputs(x, tuple(phi), residual, None, matrix, problem))
+cpu.CpuBackend().forward(SCPInputs(x, tuple(phi), residual, None, matrix, problem))
 """
 
 

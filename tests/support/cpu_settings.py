@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from scp_kernels import backends
-from scp_kernels.backends import native
+from scp_kernels.backends import cpu
 
 LEVELS = list(native.LEVELS)
 
@@ -16,7 +16,7 @@ needs_cpu = pytest.mark.skipif(
 
 def ask_cpu(monkeypatch: pytest.MonkeyPatch, **changes: int) -> None:
     """Change what the environment asks of the backend; skip the test where this machine cannot do it."""
-    asked = replace(native.settings(), **changes)
-    monkeypatch.setattr(native, "settings", lambda: asked)
-    if reason := native.NativeCPU().unavailable_reason():
+    asked = replace(cpu.settings(), **changes)
+    monkeypatch.setattr(cpu, "settings", lambda: asked)
+    if reason := cpu.CpuBackend().unavailable_reason():
         pytest.skip(reason)

@@ -130,7 +130,7 @@ def release_kept() -> None:
     _library().scp_cpu_release_kept()
 
 
-class NativeCPU:
+class CpuBackend:
     """The ``"cpu"`` backend: see :class:`scp_kernels.dispatch.Backend`."""
 
     name = "cpu"
