@@ -155,8 +155,8 @@ class TestWheel:
             return {f"{package}/{p.relative_to(root).as_posix()}" for pattern in patterns for p in root.rglob(pattern)}
 
         assert list((ROOT / "models").rglob("*.yaml")) and list((ROOT / "models").rglob("*.html"))
-        found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-        assert found == {
+        packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+        assert packed == {
             *expected("scp_kernels", "scp_kernels", "*.py", "py.typed"),
             *expected("models/scp_models", "scp_models", "*.py", "py.typed", "*.yaml", "*.html"),
             *(f"{NATIVE}/{name}" for name in ("__init__.py", "build.json", "libscp_cpu.so")),
