@@ -25,7 +25,7 @@ class Multiprocessor:
     """What blocks share. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
 
     shared_kib: int
-    shared_kib_a_block: int
+    shared_kib_per_block: int
     threads: int
     blocks: int
     registers: int = 65536
@@ -68,15 +68,15 @@ class Kernel:
     """Axes of its boxes; None if it has none."""
     capability: int
     registers: int
-    """Registers a thread."""
+    """Registers per thread."""
     stack_bytes: int
-    """Stack a thread: anything above 0 means spilled registers."""
+    """Stack per thread: anything above 0 means spilled registers."""
     static_shared: int
-    """Shared memory a block, beside what a call asks for."""
+    """Shared memory per block, beside what a call asks for."""
 
     @property
     def faults(self) -> list[str]:
-        return [f"spills: {self.stack_bytes} bytes of stack a thread"] if self.stack_bytes else []
+        return [f"spills: {self.stack_bytes} bytes of stack per thread"] if self.stack_bytes else []
 
     def blocks(self, dynamic_shared: int) -> int:
         """How many blocks a multiprocessor holds at once, at most."""
@@ -130,11 +130,11 @@ def compiled() -> list[Kernel]:
 
 
 def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
-    """Bytes a block that a call asks for; None if its kernel is another one, or the architecture has too little."""
+    """Bytes per block that a call asks for; None if its kernel is another one, or the architecture has too little."""
     axes = 3 if problem.compute_dtype == torch.float64 else problem.spatial_dims
     if kernel.dtype != str(problem.compute_dtype).removeprefix("torch.") or kernel.axes != axes:
         return None
-    limit = MULTIPROCESSORS[kernel.capability].shared_kib_a_block * 1024
+    limit = MULTIPROCESSORS[kernel.capability].shared_kib_per_block * 1024
     try:
         needs = cuda.plan(
             cuda.declare(library.load("cuda")), cuda.sizes(problem, limit, 1), kernel.name == "Parameters"
@@ -145,13 +145,13 @@ def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
 
 
 def report(capabilities: list[int]) -> bool:
-    """Prints one line a kernel and architecture; returns whether any has a fault."""
+    """Prints one line per kernel and architecture; returns whether any has a fault."""
     try:
         found = [kernel for kernel in compiled() if kernel.capability in capabilities]
     except library.LibraryUnavailable as error:
         print(f"\nCUDA library: {error}")
         return False
-    print("\nCUDA library; for some heads: KiB of shared memory a block / warps that a multiprocessor holds\n")
+    print("\nCUDA library; for some heads: KiB of shared memory per block / warps that a multiprocessor holds\n")
     heads = "".join(f"{name:>11}" for name in PROBLEMS)
     print(f"{'kernel':22} {'cc':>4} {'registers':>9} {'stack':>5}{heads}")
     for kernel in sorted(found, key=lambda k: (k.name, k.dtype, k.axes or 0, k.capability)):
