@@ -145,7 +145,7 @@ def test_what_is_executed_is_counted_in_and_out_of_a_graph():
     scp(x, inputs.phi, inputs.residual, backend="cpu")
     assert count.macs == total, "counted after its end"
     compiled = torch.compile(scp, backend="aot_eager", fullgraph=True)
-    native.release_kept()  # else W would be read, and nothing be executed
+    cpu.release_kept()  # else W would be read, and nothing be executed
     with count_macs() as count, torch.no_grad():
         compiled(inputs.features, inputs.phi, inputs.residual, backend="cpu")
     assert count.macs == forward
