@@ -8,9 +8,10 @@
 import scp_kernels.backends  # noqa: F401
 from scp_kernels.counting import count_macs
 from scp_kernels.dispatch import BackendStatus, BackendUnavailable, backends
-from scp_kernels.functional import scp
-from scp_kernels.module import FusedSCP, ptflops_hook
+from scp_kernels.functional import pixel_positions, scp
+from scp_kernels.module import FusedSCP
 from scp_kernels.placement import Placement
+from scp_kernels.ptflops import ptflops_hook
 from scp_kernels.reference import scp_reference
 from scp_kernels.version import __version__
 
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "backends",
     "count_macs",
+    "pixel_positions",
     "ptflops_hook",
     "scp",
     "scp_reference",

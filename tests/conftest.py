@@ -6,6 +6,6 @@ import pytest
 @pytest.fixture
 def nothing_kept():
     """No test sees the weight fields that another one left in the CPU backend."""
-    from scp_kernels.backends import native
+    from scp_kernels.backends import cpu
 
-    native.release_kept()
+    cpu.release_kept()

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from scp_kernels import counting
 from scp_kernels.backends import abi, library
-from scp_kernels.problem import Problem, first_layer_coefficients, first_layer_gradients
+from scp_kernels.positions import first_layer_coefficients, first_layer_gradients
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 _OLDEST_CAPABILITY = 75
 
@@ -90,7 +91,7 @@ class CudaBackend:
     name = "cuda"
     device_type = "cuda"
 
-    def unusable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         try:
             loaded = self.library()
         except library.LibraryUnavailable as error:
@@ -107,7 +108,7 @@ class CudaBackend:
             return "no CUDA device is available to PyTorch"
         return None
 
-    def cannot_run(self, problem: Problem) -> str | None:
+    def unsupported_reason(self, problem: Problem) -> str | None:
         if problem.device.type != self.device_type:
             return f"tensors are on {problem.device}, not on a CUDA device"
         major, minor = self.capability(problem.device)
@@ -125,15 +126,8 @@ class CudaBackend:
             return str(error)
         return None
 
-    def forward(
-        self,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        bias: Tensor | None,
-        matrix: Tensor,
-        problem: Problem,
-    ) -> Tensor:
+    def forward(self, inputs: SCPInputs) -> Tensor:
+        features, phi, residual, bias, matrix, problem = inputs
         logits = torch.empty(
             (problem.batch, problem.num_classes, *problem.spatial_shape), dtype=features.dtype, device=features.device
         )
@@ -146,23 +140,16 @@ class CudaBackend:
         return logits
 
     def backward(
-        self,
-        grad_logits: Tensor,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        matrix: Tensor,
-        problem: Problem,
-        needs_features: bool,
-        needs_parameters: bool,
+        self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+        features, phi, residual, _, matrix, problem = inputs
         call = abi.inputs(features, grad_logits, phi, residual, problem)
         coefficients = first_layer_coefficients(phi[0], phi[1], matrix).contiguous()
         call.coefficients = coefficients.data_ptr()
-        grad_features = torch.empty_like(features) if needs_features else None
+        grad_features = torch.empty_like(features) if needs.features else None
         if grad_features is not None:
             call.grad_features = abi.describe(grad_features)
-        if not needs_parameters:
+        if not needs.parameters:
             self._run(call, problem, backward=True)
             return grad_features, None
         later = dict(zip(abi.PHI[2:], phi[2:], strict=True))

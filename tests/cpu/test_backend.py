@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scp_kernels import FusedSCP, backends, scp, scp_reference
-from scp_kernels.backends import native
+from scp_kernels.backends import cpu
 from tests.support.agreement import (
     NON_FINITE,
     POSITION_MAPS,
@@ -50,7 +50,7 @@ def test_gradients_on_a_large_image():
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_gradient_past_the_caches_at_odd_addresses(monkeypatch, level):
     """16 MiB and more, whose rows begin anywhere."""
-    ask_cpu(monkeypatch, level=native.LEVELS[level])
+    ask_cpu(monkeypatch, level=cpu.LEVELS[level])
     check(away_from_kinks(make_inputs((365, 363), batch=2, channels=16, hidden=(12, 8))))
 
 
@@ -63,7 +63,7 @@ def test_as_many_arrays_as_a_deep_tree_of_wide_networks_needs():
     b1.copy_(-at * w1[:, 1])
     b2.zero_()
     logits, _ = evaluate(scp, inputs, backend="cpu")
-    assert native.last_plan().most_mixed_units == (736, 736)
+    assert cpu.last_plan().most_mixed_units == (736, 736)
     near = slice(4992, 5008)
     truth = scp_reference(
         inputs.features[..., near], inputs.phi, inputs.residual, origin=(0, near.start), extent=(1, width)
@@ -107,10 +107,10 @@ def test_after_training(shape, position):
 @pytest.mark.parametrize("shape", [(37, 41), (9, 10, 11)], ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_every_vector_level_and_dtype(monkeypatch, level, dtype, shape, batch):
-    ask_cpu(monkeypatch, level=native.LEVELS[level])
+    ask_cpu(monkeypatch, level=cpu.LEVELS[level])
     inputs = make_inputs(shape, batch=batch, channels=5, hidden=(40, 24), classes=3, bias=True, dtype=dtype)
     check(away_from_kinks(inputs))
-    assert native.last_plan().level == level
+    assert cpu.last_plan().level == level
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -128,10 +128,10 @@ def test_parameters_wider_than_the_features(dtype):
 
 @pytest.mark.parametrize("method", ["tree", "dense"])
 def test_both_ways_of_evaluation(monkeypatch, method):
-    ask_cpu(monkeypatch, method=native.METHODS[method])
+    ask_cpu(monkeypatch, method=cpu.METHODS[method])
     for batch in (1, 2):
         check(away_from_kinks(make_inputs((33, 50), batch=batch, channels=6, hidden=(48, 40), classes=2)))
-        assert native.last_plan().dense == (method == "dense")
+        assert cpu.last_plan().dense == (method == "dense")
 
 
 @pytest.mark.parametrize("options", POSITION_MAPS, ids=range(len(POSITION_MAPS)))
@@ -150,12 +150,12 @@ def test_samples_with_equal_position_maps_share_one_evaluation():
     affine = distinct[[0, 0, 1, 0, 1]]
     inputs = make_inputs((30, 35), batch=5, channels=6, hidden=(32, 32), classes=2, bias=True, dtype=torch.float64)
     check(inputs, affine=affine, extent=(99, 80))
-    assert native.last_plan().position_maps == 2
-    nodes = native.last_plan().nodes
+    assert cpu.last_plan().position_maps == 2
+    nodes = cpu.last_plan().nodes
     two = make_inputs((30, 35), batch=2, channels=6, hidden=(32, 32), classes=2, bias=True, dtype=torch.float64)
     two.grad_logits = inputs.grad_logits[:2]
     evaluate(scp, two, affine=distinct, extent=(99, 80), backend="cpu")
-    assert native.last_plan().nodes <= nodes < 5 / 2 * native.last_plan().nodes
+    assert cpu.last_plan().nodes <= nodes < 5 / 2 * cpu.last_plan().nodes
 
 
 def test_one_map_given_for_each_sample_is_the_shared_one():
@@ -163,7 +163,7 @@ def test_one_map_given_for_each_sample_is_the_shared_one():
     affine = torch.tensor([[0.0, -1.0, 40.0], [0.5, 0.2, -3.0]], dtype=torch.float64)
     shared, shared_gradients = evaluate(scp, inputs, affine=affine, backend="cpu")
     logits, gradients = evaluate(scp, inputs, affine=affine.expand(3, 2, 3).clone(), backend="cpu")
-    assert native.last_plan().position_maps == 1
+    assert cpu.last_plan().position_maps == 1
     assert torch.equal(logits, shared)
     for name, gradient in gradients.items():
         # Those of the first layer are summed over the samples' maps, two of which add zero.
@@ -189,7 +189,7 @@ def test_many_position_maps():
     origin = torch.rand(20_000, 2, generator=torch.Generator().manual_seed(0)) * 100
     logits = scp(inputs.features, inputs.phi, inputs.residual, origin=origin, extent=(160, 224), backend="cpu")
     truth = scp_reference(inputs.features, inputs.phi, inputs.residual, origin=origin, extent=(160, 224))
-    assert native.last_plan().position_maps == 20_000
+    assert cpu.last_plan().position_maps == 20_000
     assert relative_error(logits, truth) <= LOGITS[torch.float32]
 
 
@@ -236,7 +236,7 @@ def test_a_constant_gradient_with_no_strides():
 @pytest.mark.parametrize("seed", range(3))
 def test_kinks_on_pixels(monkeypatch, level, shape, seed):
     """No pixel is masked here: off means zero slope, at zero itself too."""
-    ask_cpu(monkeypatch, level=native.LEVELS[level])
+    ask_cpu(monkeypatch, level=cpu.LEVELS[level])
     inputs = integer_inputs(shape, (12, 10), seed)
     for parameter in inputs.phi[:4]:
         parameter[0] = 0  # a unit of either layer that is zero everywhere
@@ -266,7 +266,7 @@ def test_kinks_on_edges_and_corners_of_boxes(batch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("level", LEVELS)
 def test_nan_and_inf_as_in_pytorch(monkeypatch, where, value, batch, dtype, level):
-    ask_cpu(monkeypatch, level=native.LEVELS[level])
+    ask_cpu(monkeypatch, level=cpu.LEVELS[level])
     agree_where_not_finite(where, value, batch, "cpu", dtype)
 
 
@@ -369,7 +369,7 @@ def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
 
 def test_operators_pass_opcheck_and_compile():
     from scp_kernels import ops
-    from scp_kernels.problem import identity_affine, position_matrix
+    from scp_kernels.positions import identity_affine, position_matrix
 
     inputs = make_inputs((18, 20), classes=2, bias=True)
     matrix = position_matrix(identity_affine(2, torch.device("cpu")), torch.tensor([18.0, 20.0]).double(), "pixels")
@@ -386,7 +386,7 @@ def test_the_plan_of_the_last_call():
     inputs = make_inputs((160, 224), batch=1, channels=32, hidden=(256, 256))
     with torch.no_grad():
         scp(inputs.features, inputs.phi, inputs.residual, backend="cpu")
-    plan = native.last_plan()
+    plan = cpu.last_plan()
     assert not plan.dense and plan.pixels == 160 * 224 and plan.leaves > 100
     assert plan.dense_macs == 4 * 256 + 256 * 256 + 256 * 32
     # The claim of the project: exact evaluation with a small part of the operations.
@@ -394,27 +394,27 @@ def test_the_plan_of_the_last_call():
     leaves = [t.clone().requires_grad_() for t in (inputs.features, *inputs.phi, inputs.residual)]
     logits = scp(leaves[0], leaves[1:7], leaves[7], backend="cpu")
     torch.autograd.grad(logits, leaves, inputs.grad_logits)
-    backward = native.last_plan()
+    backward = cpu.last_plan()
     assert backward.nodes == plan.nodes and backward.map_pixels == 160 * 224
     # Both gradients, of every product: about twice a forward for what is adjoint, and W again.
     assert 2 * plan.macs < backward.macs < 2 * plan.dense_macs / 15
     scp(inputs.features[..., :16, :16], inputs.phi, inputs.residual, backend="cpu")
-    assert native.last_plan().dense
+    assert cpu.last_plan().dense
 
 
-VARIABLES = (native.LEVEL_VARIABLE, native.METHOD_VARIABLE, native.KEEP_VARIABLE)
+VARIABLES = (cpu.LEVEL_VARIABLE, cpu.METHOD_VARIABLE, cpu.KEEP_VARIABLE)
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        (native.LEVEL_VARIABLE, "mmx", "SCP_CPU_LEVEL: expected one of"),
-        (native.METHOD_VARIABLE, "fast", "SCP_CPU_METHOD: expected one of"),
-        (native.KEEP_VARIABLE, "much", "SCP_CPU_KEEP_MB: expected a number"),
+        (cpu.LEVEL_VARIABLE, "mmx", "SCP_CPU_LEVEL: expected one of"),
+        (cpu.METHOD_VARIABLE, "fast", "SCP_CPU_METHOD: expected one of"),
+        (cpu.KEEP_VARIABLE, "much", "SCP_CPU_KEEP_MB: expected a number"),
     ],
 )
 def test_the_environment_is_checked(monkeypatch, variable, value, message):
-    monkeypatch.setattr(native, "settings", native.settings.__wrapped__)  # as before the first call
+    monkeypatch.setattr(cpu, "settings", cpu.settings.__wrapped__)  # as before the first call
     assert backends()["cpu"].usable
     monkeypatch.setenv(variable, value)
     assert message in backends()["cpu"].reason
@@ -427,5 +427,5 @@ def test_the_environment_is_checked(monkeypatch, variable, value, message):
 def test_the_environment_is_followed(monkeypatch):
     for variable, value in zip(VARIABLES, ("portable", "dense", "3"), strict=True):
         monkeypatch.setenv(variable, value)
-    asked = native.settings.__wrapped__()
-    assert asked == native.Settings(native.LEVELS["portable"], native.METHODS["dense"], 3 << 20)
+    asked = cpu.settings.__wrapped__()
+    assert asked == cpu.Settings(cpu.LEVELS["portable"], cpu.METHODS["dense"], 3 << 20)

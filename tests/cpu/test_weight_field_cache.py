@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scp_kernels import FusedSCP, scp
-from scp_kernels.backends import native
+from scp_kernels.backends import cpu
 from tests.support.cpu_settings import LEVELS, ask_cpu, needs_cpu
 from tests.support.problems import make_inputs
 
@@ -18,7 +18,7 @@ def uncached(monkeypatch, *arguments, **options):
     with monkeypatch.context() as patch:
         ask_cpu(patch, keep_bytes=0)
         logits = scp(*arguments, backend="cpu", **options)
-        assert native.last_plan().kept == "no"
+        assert cpu.last_plan().kept == "no"
     return logits
 
 
@@ -37,21 +37,21 @@ KEPT_CASES = {
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("case", KEPT_CASES)
 def test_frozen_weights_are_evaluated_once(monkeypatch, level, case):
-    ask_cpu(monkeypatch, level=native.LEVELS[level])
+    ask_cpu(monkeypatch, level=cpu.LEVELS[level])
     shape, sizes, options = KEPT_CASES[case]
     inputs = make_inputs(shape, channels=5, hidden=(40, 24), classes=2, bias=True, **sizes)
     arguments = inputs.phi, inputs.residual, inputs.bias
     truth = uncached(monkeypatch, inputs.features, *arguments, **options)
     for kept in ("no", "stored", "read", "read"):
         assert torch.equal(scp(inputs.features, *arguments, backend="cpu", **options), truth)
-        assert native.last_plan().kept == kept
-    assert native.last_plan().macs == 0 and native.last_plan().nodes == 0
+        assert cpu.last_plan().kept == kept
+    assert cpu.last_plan().macs == 0 and cpu.last_plan().nodes == 0
     # Only features and β may differ from call to call.
     features = torch.randn(inputs.features.shape, generator=torch.Generator().manual_seed(1)).to(inputs.features.dtype)
     arguments = inputs.phi, inputs.residual, inputs.bias + 1
     truth = uncached(monkeypatch, features, *arguments, **options)
     assert torch.equal(scp(features, *arguments, backend="cpu", **options), truth)
-    assert native.last_plan().kept == "read"
+    assert cpu.last_plan().kept == "read"
 
 
 @pytest.mark.parametrize("changed", ["w1", "b1", "w2", "b2", "w3", "b3", "residual", "origin", "position"])
@@ -61,14 +61,14 @@ def test_what_is_kept_is_never_stale(monkeypatch, changed):
     options = {"position": "pixels", "origin": (0, 0), "extent": (80, 80)}
     for _ in range(3):
         scp(inputs.features, inputs.phi, inputs.residual, backend="cpu", **options)
-    assert native.last_plan().kept == "read"
+    assert cpu.last_plan().kept == "read"
     tensors = dict(zip(("w1", "b1", "w2", "b2", "w3", "b3"), inputs.phi, strict=True), residual=inputs.residual)
     if changed in tensors:
         tensors[changed].data.view(-1)[-1] += 1
     else:
         options[changed] = {"origin": (3, 0), "position": "centered"}[changed]
     logits = scp(inputs.features, inputs.phi, inputs.residual, backend="cpu", **options)
-    assert native.last_plan().kept == "no"
+    assert cpu.last_plan().kept == "no"
     assert torch.equal(logits, uncached(monkeypatch, inputs.features, inputs.phi, inputs.residual, **options))
 
 
@@ -95,7 +95,7 @@ def test_a_field_is_not_read_by_a_call_of_other_sizes(monkeypatch, other):
     for kept in ("no", "stored", "read"):
         for (x, given), truth in zip(calls, truths, strict=True):
             assert torch.equal(scp(x, *arguments, backend="cpu", **given), truth)
-            assert native.last_plan().kept == kept
+            assert cpu.last_plan().kept == kept
 
 
 def test_training_keeps_nothing():
@@ -105,11 +105,11 @@ def test_training_keeps_nothing():
     features = torch.randn(1, 5, 40, 48)
     for _ in range(5):
         loss = head(features).square().mean()
-        assert native.last_plan().kept == "no"
+        assert cpu.last_plan().kept == "no"
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert native.kept_bytes() < 5 * 40 * 48 * 4
+    assert cpu.kept_bytes() < 5 * 40 * 48 * 4
 
 
 def test_storing_waits_longer_each_time_that_it_was_in_vain():
@@ -119,7 +119,7 @@ def test_storing_waits_longer_each_time_that_it_was_in_vain():
     for _ in range(64):
         inputs.phi[2].data.add_(1e-3)
         scp(inputs.features, inputs.phi, inputs.residual, backend="cpu")
-        stored += native.last_plan().kept == "stored"
+        stored += cpu.last_plan().kept == "stored"
     assert 1 <= stored <= 6
 
 
@@ -130,16 +130,16 @@ def test_what_is_kept_is_bounded(monkeypatch):
         inputs = make_inputs((64, 64), batch=1, channels=16, hidden=(16, 8), seed=seed)  # W is 256 KiB
         for _ in range(3):
             scp(inputs.features, inputs.phi, inputs.residual, backend="cpu")
-            assert native.kept_bytes() <= 1 << 20
-        kept.add(native.last_plan().kept)
+            assert cpu.kept_bytes() <= 1 << 20
+        kept.add(cpu.last_plan().kept)
     # Fields in use are not pushed out, those that lie idle are.
-    assert kept == {"read", "no"} and native.kept_bytes() > 1 << 19
-    native.release_kept()
-    assert native.kept_bytes() == 0
+    assert kept == {"read", "no"} and cpu.kept_bytes() > 1 << 19
+    cpu.release_kept()
+    assert cpu.kept_bytes() == 0
     large = make_inputs((160, 224), batch=1, channels=16, hidden=(16, 8))  # W is 2.2 MiB
     for _ in range(3):
         scp(large.features, large.phi, large.residual, backend="cpu")
-    assert native.last_plan().kept == "no"
+    assert cpu.last_plan().kept == "no"
 
 
 def test_many_position_maps_are_not_remembered(monkeypatch):
@@ -149,7 +149,7 @@ def test_many_position_maps_are_not_remembered(monkeypatch):
     for seed in range(3):
         origin = torch.rand(500, 2, generator=torch.Generator().manual_seed(seed)) * 100
         scp(inputs.features, inputs.phi, inputs.residual, origin=origin, extent=(160, 224), backend="cpu")
-        assert native.kept_bytes() == 0
+        assert cpu.kept_bytes() == 0
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def calls_of_frozen_heads(monkeypatch):
     def call(k: int) -> bool:
         inputs = problems[k % 4]
         if k % 17 == 0:
-            native.release_kept()
+            cpu.release_kept()
         return torch.equal(scp(inputs.features, inputs.phi, inputs.residual, backend="cpu"), truths[k % 4])
 
     threads = torch.get_num_threads()

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scp_kernels import BackendUnavailable, FusedSCP, backends, dispatch, ops, scp, scp_reference
-from scp_kernels.problem import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
+from scp_kernels.positions import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
 from tests.support.left_out import LeftOut
 from tests.support.problems import evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
@@ -21,10 +21,10 @@ class Spy:
     device_type = "cpu"
     calls = 0
 
-    def unusable(self):
+    def unavailable_reason(self):
         return None
 
-    def cannot_run(self, problem):
+    def unsupported_reason(self, problem):
         return "float16 features are not for a spy" if problem.dtype == torch.float16 else None
 
     def _layers(self, matrix, phi, residual, problem):
@@ -36,7 +36,8 @@ class Spy:
         weight = (w3 @ second + b3[:, None]).unflatten(1, residual.shape) + residual[..., None]
         return index, first, second, weight
 
-    def forward(self, features, phi, residual, bias, matrix, problem):
+    def forward(self, inputs):
+        features, phi, residual, bias, matrix, problem = inputs
         type(self).calls += 1
         *_, weight = self._layers(matrix, phi, residual, problem)
         x = features.to(problem.compute_dtype).flatten(2)
@@ -45,15 +46,17 @@ class Spy:
             logits = logits + bias[:, None]
         return logits.unflatten(2, problem.spatial_shape).to(problem.dtype).contiguous()
 
-    def backward(self, grad, features, phi, residual, matrix, problem, needs_features, needs_parameters):
+    def backward(self, inputs, grad_logits, needs):
+        features, phi, residual, bias, matrix, problem = inputs
+        assert bias is None  # its gradient is not the backend's work
         index, first, second, weight = self._layers(matrix, phi, residual, problem)
         _, _, w2, _, w3, _ = phi
-        g = grad.to(problem.compute_dtype).flatten(2)  # [B, N, P]
+        g = grad_logits.to(problem.compute_dtype).flatten(2)  # [B, N, P]
         of_features = None
-        if needs_features:
+        if needs.features:
             of_features = torch.empty_like(features)
             of_features.copy_((g[:, :, None] * weight).sum(1).unflatten(2, problem.spatial_shape))
-        if not needs_parameters:
+        if not needs.parameters:
             return of_features, None
         x = features.to(problem.compute_dtype).flatten(2)
         g3 = (g[:, :, None] * x[:, None]).flatten(1, 2)  # [B, N·C, P]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from scp_kernels import backends
-from scp_kernels.backends import native
+from scp_kernels.backends import cpu
 
-LEVELS = list(native.LEVELS)
+LEVELS = list(cpu.LEVELS)
 
 needs_cpu = pytest.mark.skipif(
     not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
@@ -16,7 +16,7 @@ needs_cpu = pytest.mark.skipif(
 
 def ask_cpu(monkeypatch: pytest.MonkeyPatch, **changes: int) -> None:
     """Change what the environment asks of the backend; skip the test where this machine cannot do it."""
-    asked = replace(native.settings(), **changes)
-    monkeypatch.setattr(native, "settings", lambda: asked)
-    if reason := native.NativeCPU().unusable():
+    asked = replace(cpu.settings(), **changes)
+    monkeypatch.setattr(cpu, "settings", lambda: asked)
+    if reason := cpu.CpuBackend().unavailable_reason():
         pytest.skip(reason)

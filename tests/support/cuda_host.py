@@ -60,7 +60,7 @@ class HostCuda(CudaBackend):
     def __init__(self, shared_memory: int = 227 * 1024, multiprocessors: int = 4, races: bool = False) -> None:
         self.shared_memory, self.multiprocessors, self.races = shared_memory, multiprocessors, races
 
-    def unusable(self) -> None:
+    def unavailable_reason(self) -> None:
         return None
 
     def library(self) -> ctypes.CDLL:

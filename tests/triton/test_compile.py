@@ -198,13 +198,13 @@ REASONS = [
 
 
 @pytest.mark.parametrize(("changes", "reason"), REASONS)
-def test_why_a_call_cannot_run(changes, reason):
-    assert reason in TritonBackend().cannot_run(problem(**changes))
+def test_why_a_call_is_unsupported(changes, reason):
+    assert reason in TritonBackend().unsupported_reason(problem(**changes))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_why_this_machine_cannot():
-    assert "no CUDA device is available" in TritonBackend().unusable()
+    assert "no CUDA device is available" in TritonBackend().unavailable_reason()
 
 
 def test_importing_the_package_imports_no_triton():
