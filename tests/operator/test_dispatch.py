@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scp_kernels import BackendUnavailable, FusedSCP, backends, dispatch, ops, scp, scp_reference
 from scp_kernels.positions import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
-from tests.support.left_out import LeftOut
 from tests.support.problems import evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
+from tests.support.unavailable_backend import UnavailableBackend
 
 
 class Spy:
@@ -78,7 +78,7 @@ def spy(monkeypatch):
     Spy.calls = 0
     monkeypatch.setitem(dispatch.BACKENDS, "cpu", backend)
     for name in ("triton", "cuda"):
-        monkeypatch.setitem(dispatch.BACKENDS, name, LeftOut(name))
+        monkeypatch.setitem(dispatch.BACKENDS, name, UnavailableBackend(name))
     return backend
 
 

@@ -22,7 +22,7 @@ from scp_models.files import atomic_path
 from scp_models.inference.predictor import Segmentation
 from scp_models.report.demo import pictures as demo_pictures
 from scp_models.report.demo.costs import Cost
-from scp_models.report.html import TESTED_METRICS, Comparison, ModelResult, Picture, Report, compare
+from scp_models.report.html import TESTED_COLUMNS, Comparison, ModelResult, Picture, Report, compare
 from scp_models.training.checkpoints import load_module
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def comparisons(models: Sequence[ModelResult]) -> list[Comparison]:
         compare(by_name[first], by_name[other], metric)
         for first, others in TESTS
         for other in others
-        for metric in TESTED_METRICS
+        for metric in TESTED_COLUMNS
     ]
 
 
