@@ -16,7 +16,7 @@ from scp_kernels.backends.triton import interpreting, launch, tables, work
 from scp_kernels.problem import Problem, first_layer_coefficients, identity_affine, position_matrix
 from tests.support.agreement import agree
 from tests.support.allocations import allocated_beyond_results
-from tests.support.left_out import LeftOut
+from tests.support.disabled_backend import DisabledBackend
 from tests.support.poison import poisoned_memory  # noqa: F401  (of every test)
 from tests.support.problems import Inputs, evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
@@ -81,7 +81,7 @@ def test_float64_is_refused_with_a_reason():
 def test_auto_never_picks_the_interpreter(monkeypatch):
     assert backends()["triton"].usable
     for name in ("cuda", "cpu"):
-        monkeypatch.setitem(dispatch.BACKENDS, name, LeftOut(name))
+        monkeypatch.setitem(dispatch.BACKENDS, name, DisabledBackend(name))
     problem = Problem(1, 3, 1, (4, 4), (5, 5), 1, torch.float32, torch.float32, torch.device("cpu"))
     assert dispatch.select(problem, "auto") == "reference"
     assert dispatch.select(problem, "triton") == "triton"

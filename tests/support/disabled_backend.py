@@ -1,13 +1,13 @@
-"""A backend that a test leaves out."""
+"""A backend that a test disables."""
 
 
-class LeftOut:
+class DisabledBackend:
     device_type = "cpu"
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def unusable(self) -> str:
-        return "left out of this test"
+        return "disabled by this test"
 
     cannot_run = unusable
