@@ -70,7 +70,7 @@ NAMES = (*BACKENDS, "reference")
 ENVIRONMENT_VARIABLE = "SCP_BACKEND"
 
 
-def backends() -> dict[str, BackendStatus]:
+def available_backends() -> dict[str, BackendStatus]:
     """Every backend, in the order in which ``backend="auto"`` tries them: usable or not, and why not."""
     status = {name: _status(backend) for name, backend in BACKENDS.items()}
     return {**status, "reference": BackendStatus(usable=True)}

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scp_kernels import FusedSCP, backends, scp, scp_reference
+from scp_kernels import FusedSCP, available_backends, scp, scp_reference
 from scp_kernels.backends import cpu
 from tests.support.agreement import (
     NON_FINITE,
@@ -415,9 +415,9 @@ VARIABLES = (cpu.LEVEL_VARIABLE, cpu.METHOD_VARIABLE, cpu.KEEP_VARIABLE)
 )
 def test_the_environment_is_checked(monkeypatch, variable, value, message):
     monkeypatch.setattr(cpu, "settings", cpu.settings.__wrapped__)  # as before the first call
-    assert backends()["cpu"].usable
+    assert available_backends()["cpu"].usable
     monkeypatch.setenv(variable, value)
-    assert message in backends()["cpu"].reason
+    assert message in available_backends()["cpu"].reason
     inputs = make_inputs()
     for backend in ("auto", "cpu"):
         with pytest.raises(ValueError, match=message):

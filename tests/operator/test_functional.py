@@ -80,9 +80,9 @@ def test_refusals_name_the_argument(changes, error, message):
 
 
 def test_a_backend_asked_for_by_name_never_falls_back():
-    from scp_kernels import backends
+    from scp_kernels import available_backends
 
-    for name, status in backends().items():
+    for name, status in available_backends().items():
         if not status.usable:
             with pytest.raises(BackendUnavailable, match=name):
                 call(backend=name)

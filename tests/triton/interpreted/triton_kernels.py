@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import tune
-from scp_kernels import backends, count_macs, dispatch, scp, scp_reference
+from scp_kernels import available_backends, count_macs, dispatch, scp, scp_reference
 from scp_kernels.backends.triton import interpreting, launch, tables, work
 from scp_kernels.positions import first_layer_coefficients, identity_affine, position_matrix
 from scp_kernels.problem import Problem, SCPInputs
@@ -80,7 +80,7 @@ def test_float64_is_refused_with_a_reason():
 
 
 def test_auto_never_picks_the_interpreter(monkeypatch):
-    assert backends()["triton"].usable
+    assert available_backends()["triton"].usable
     for name in ("cuda", "cpu"):
         monkeypatch.setitem(dispatch.BACKENDS, name, UnavailableBackend(name))
     problem = Problem(1, 3, 1, (4, 4), (5, 5), 1, torch.float32, torch.float32, torch.device("cpu"))
