@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from scp_kernels import FusedSCP, available_backends
-from scp_models.data import Grid, SegmentationDataModule, VolumeReader
+from scp_models.data import SegmentationDataModule, SourceGrid, VolumeReader
 from scp_models.evaluation.metrics import METRICS, summarise
 from scp_models.files import atomic_path
 from scp_models.inference.predictor import Segmentation
@@ -215,7 +215,7 @@ def _weights(results: Results) -> list[Picture]:
     return demo_pictures.weight_pictures(field.numpy(), frequency, _in_plane(grid), len(labels))
 
 
-def _in_plane(grid: Grid) -> tuple[float, float]:
+def _in_plane(grid: SourceGrid) -> tuple[float, float]:
     """Pixel size in mm along the first two canonical axes."""
     spacing = [0.0, 0.0, 0.0]
     for axis, (canonical, _) in enumerate(grid.to_canonical):
