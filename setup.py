@@ -169,7 +169,7 @@ def plan_cpu() -> Library:
     reason = reason or probe(compiler, [*CXX_FLAGS, *CXX_LINK_FLAGS], CXX_PROBE, ".cpp")
     flags = [*CXX_FLAGS, *(f for f in CXX_TUNING_FLAGS if reason is None and knows(compiler, f))]
     levels = VECTOR_LEVELS.get(platform.machine(), OTHER_MACHINES)
-    objects = [(kernels, level, [f"-DSCP_VECTOR_LEVEL={level}", *flags]) for level, flags in levels.items()]
+    objects = [(kernels, level, [f"-DSCP_ISA_TARGET={level}", *flags]) for level, flags in levels.items()]
     objects += [(source, "", []) for source in sorted(kernels.parent.glob("*.cpp")) if source != kernels]
     return Library("cpu", reason, compiler, objects, flags, CXX_LINK_FLAGS, levels)
 

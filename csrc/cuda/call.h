@@ -4,16 +4,13 @@
 #define SCP_CUDA_CALL_H
 
 #include "scp.h"
+#include "common/bound.h"
 #include "common/geometry.h"
 #include "common/half.h"
 #include "block.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
-
-// Basis functions that every box has: 1, index - centre on each axis.
-template <int D>
-constexpr int kAffineRows = D + 1;
 
 // Phi. T is the type that is computed in.
 template <class T>

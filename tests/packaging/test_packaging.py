@@ -46,7 +46,7 @@ KERNELS = """
 #include "scp.h"
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
-SCP_EXPORT int JOIN(scp_vectors_, SCP_VECTOR_LEVEL)() {
+SCP_EXPORT int JOIN(scp_vectors_, SCP_ISA_TARGET)() {
 #if defined(__AVX512F__)
   return 512;
 #elif defined(__AVX2__)
@@ -215,7 +215,7 @@ class TestWheel:
 
 @needs_compiler
 class TestInstalled:
-    def test_every_vector_level_is_compiled_for_its_instructions(self, installed: Path) -> None:
+    def test_every_isa_target_is_compiled_for_its_instructions(self, installed: Path) -> None:
         built = ctypes.CDLL(str(installed / NATIVE / "libscp_cpu.so"))
         vectors = {level: built[f"scp_vectors_{level}"]() for level in record_of(installed)["cpu"]["variants"]}
         expected = {"portable": 0, "avx2": 256, "avx512": 512}

@@ -7,7 +7,7 @@ import pytest
 from scp_kernels import backends
 from scp_kernels.backends import cpu
 
-LEVELS = list(cpu.LEVELS)
+ISA_TARGETS = list(cpu.ISA_TARGETS)
 
 needs_cpu = pytest.mark.skipif(
     not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
