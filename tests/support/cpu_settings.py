@@ -7,7 +7,7 @@ import pytest
 from scp_kernels import available_backends
 from scp_kernels.backends import cpu
 
-LEVELS = list(cpu.LEVELS)
+ISA_TARGETS = list(cpu.ISA_TARGETS)
 
 needs_cpu = pytest.mark.skipif(
     not available_backends()["cpu"].usable,
