@@ -1,8 +1,8 @@
 """Registers, stack and shared memory of every kernel for GPUs, for every architecture, without a GPU.
 
 ``python -m benchmarks.static [--backend triton cuda] [--capability 90 …] [--case NAME …]`` compiles what Triton would
-run on a GPU, reads the CUDA library that is installed (``static_cuda``), and prints one line a kernel. It exits with 1
-if a kernel spills registers or exceeds an architecture's shared memory.
+run on a GPU, reads the CUDA library that is installed (``static_cuda``), and prints one line per kernel. It exits with
+1 if a kernel spills registers or exceeds an architecture's shared memory.
 """
 
 import argparse
@@ -79,13 +79,13 @@ def matmul_precision(precision: str) -> Iterator[None]:
 def resources(case: Case, capability: int) -> Iterator[offline.Resources]:
     """Compiles every launch of a case's forward and backward passes."""
     with matmul_precision("high" if case.tf32 else "highest"):
-        for plan in offline.abstract_plans(case.problem, capability, channels_last=case.channels_last):
-            for launch in plan.launches:
+        for sequence in offline.abstract_sequences(case.problem, capability, channels_last=case.channels_last):
+            for launch in sequence.launches:
                 yield offline.compile_launch(launch, capability)
 
 
 def report(cases: list[str], capabilities: list[int]) -> bool:
-    """Prints one line a Triton kernel; returns whether any has a fault."""
+    """Prints one line per Triton kernel; returns whether any has a fault."""
     print(f"Triton {triton.__version__}; shared memory in KiB of what a block may have\n")
     print(f"{'case':24} {'cc':>4} {'kernel':34} {'threads':>7} {'registers':>9} {'stack':>5} {'shared':>10}")
     failed = False
