@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scp_models.errors import UserError
+from scp_models.notes import note
 
 LabelAffine = Literal["auto", "header", "image"]
 LABEL_AFFINES = ("auto", "header", "image")
@@ -201,19 +202,47 @@ def read_description(root: Path | str) -> Description | None:
     """The description at ``root`` (a data set, or its JSON); None if there is none that says channels or labels.
 
     nnU-Net writes ``channel_names`` by number and ``labels`` by name; the Decathlon ``modality`` and ``labels`` by
-    number.
+    number. Of a part that cannot be read there is a note, and the other part counts.
     """
     root = Path(root)
     path = root if root.suffix == ".json" else root / "dataset.json"
     try:
-        content = json.loads(path.read_text())
-        channels = content.get("channel_names") or content.get("modality") or {}
-        labels = {}
-        for key, value in (content.get("labels") or {}).items():
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # the reader of the layout says what is wrong with it, if anything has to be read from it
+    if not isinstance(content, dict):
+        return None
+    channels, labels = channel_names(content), _label_values(content.get("labels") or {})
+    for key, parsed in (("channel_names", channels), ("modality", channels), ("labels", labels)):
+        if content.get(key) and parsed is None:
+            note(f"{path}: {key} cannot be read ({_shown(content[key])}): it is as if it were not there")
+    return Description(path, channels or (), labels or {}) if channels or labels else None
+
+
+def channel_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The channels of a ``dataset.json``, in order: by number, or a list; None where they cannot be read."""
+    channels = content.get("channel_names") or content.get("modality") or {}
+    if isinstance(channels, list):
+        channels = dict(enumerate(channels))
+    try:
+        names = tuple(channels[key] for key in sorted(channels, key=int))
+    except (TypeError, ValueError):
+        return None
+    return names if all(isinstance(name, str) for name in names) else None
+
+
+def _label_values(labels: Any) -> dict[str, tuple[int, ...]] | None:
+    result = {}
+    try:
+        for key, value in labels.items():
             name, numbers = (value, key) if str(key).isdigit() else (key, value)
             members = numbers if isinstance(numbers, list) else [numbers]
-            labels[str(name)] = tuple(int(member) for member in members)
-        names = [str(channels[key]) for key in sorted(channels, key=int)]
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        return None  # the reader of the layout says what is wrong with it, if anything has to be read from it
-    return Description(path, tuple(names), labels) if names or labels else None
+            result[str(name)] = tuple(int(member) for member in members)
+    except (TypeError, ValueError, AttributeError):
+        return None
+    return result
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -4,6 +4,7 @@ Whatever the format says of units and axes, a :class:`VolumeFile` has three spat
 from voxel indices to millimetres in the patient, x to the right, y to the front, z to the top (RAS+).
 """
 
+import glob
 import gzip
 import struct
 import zlib
@@ -99,7 +100,20 @@ def volume_stem(path: Path) -> str:
         for ending in ENDINGS:
             if path.name.endswith(ending):
                 return path.name.removesuffix(ending)
-    return path.name
+    return path.name or path.absolute().name
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files that a volume consists of: a folder's slices, a header's data beside it.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    if path.is_dir():
+        return [file for file in sorted(path.iterdir()) if not is_clutter(file)]
+    if path.suffix in (".mhd", ".nhdr"):
+        return sorted({path, *path.parent.glob(f"{glob.escape(path.stem)}.*")})
+    return [path]
 
 
 def is_clutter(path: Path) -> bool:
