@@ -23,7 +23,8 @@ import triton
 from benchmarks.static import CASES
 from scp_kernels.backends.triton import launch, offline, tables
 from scp_kernels.backends.triton.tables import Configuration, Line
-from scp_kernels.problem import Problem, identity_affine, position_matrix
+from scp_kernels.positions import identity_affine, position_matrix
+from scp_kernels.problem import Problem
 
 KERNELS = (tables.FORWARD, tables.FEATURES, tables.PARAMETERS)
 # Relative difference of two configurations' results: rounding may put a pixel on the other side of a kink.

@@ -16,7 +16,7 @@ namespace SCP_NAMESPACE {
 
 // Basis functions that every box has: 1, and index - centre on each axis.
 template <int D>
-constexpr int kAffineRows = D + 1;
+constexpr int kAffineTerms = D + 1;
 
 // Affine function of the pixel index: value + sum over axes of slope[axis] * (index[axis] - centre[axis]).
 // `value` comes from absolute coordinates: it has to be computed in float64, which is exact enough at any image size.

@@ -13,7 +13,7 @@ template <class T, int D>
 struct Lines {
   int count;
   const int* row;        // [count]: index of the unit among the parent's
-  const T* coefficient;  // [kAffineRows (+ 1), room]: value, slopes (, slack)
+  const T* coefficient;  // [kAffineTerms (+ 1), room]: value, slopes (, slack)
   int room;
 
   SCP_INLINE Vector<T> at(int a, int q) const { return splat(coefficient[a * int64_t(room) + q]); }
@@ -25,7 +25,7 @@ template <class T, int D, int V>
 SCP_INLINE void fold_columns(const Node<T, D>& parent, int column, const Lines<T, D>& active,
                              const Lines<T, D>& unstable, const double (&shift)[D], const double (&half_extent)[D],
                              T* x, unsigned* active_bits, unsigned* inactive_bits) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   constexpr int L = kLanes<T>;
   const int64_t stride = parent.m2p;
   const T* const A2 = parent.A2 + column;
@@ -80,7 +80,7 @@ SCP_INLINE void pack_columns(const T* row, const uint16_t* kept, int words, T* p
 template <class T, int D>
 SCP_INLINE Lines<T, D> classify_layer1(const Node<T, D>& parent, const double (&half_extent)[D], ScratchStack& scratch,
                                        Node<T, D>& child) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   using Doubles = Vector<double>;
   constexpr int U = kLanes<double>;
   const int candidates = parent.m1;
@@ -133,7 +133,7 @@ SCP_INLINE void classify_layer2(const Node<T, D>& parent, const Lines<T, D>& act
   constexpr int L = kLanes<T>;
   const int64_t stride = parent.m2p;
   const int words = int(stride) / L;
-  T* x = take<T>(scratch, kAffineRows<D> * stride);
+  T* x = take<T>(scratch, kAffineTerms<D> * stride);
   uint16_t* kept = take<uint16_t>(scratch, words);
   int* unit2 = take<int>(scratch, stride);
   int* active2_column = take<int>(scratch, stride);
@@ -171,7 +171,7 @@ SCP_INLINE void classify_layer2(const Node<T, D>& parent, const Lines<T, D>& act
 template <class T, int D>
 SCP_INLINE void fold_outputs(const PhiParameters<T>& params, const Node<T, D>& parent, const Lines<T, D>& active,
                              const T* const* src, ScratchStack& scratch, Node<T, D>& child) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   constexpr int L = kLanes<T>;
   const int ncp = params.ncp, basis_size = child.basis_size();
   const int *active2_column = child.active2_column, *active2_unit = child.active2_unit;
@@ -213,7 +213,7 @@ SCP_INLINE void keep_unstable(const Node<T, D>& parent, const T* const* src, Scr
 template <class T, int D>
 void fold(const PhiParameters<T>& params, const Node<T, D>& parent, const Box<D>& box, ScratchStack& scratch,
           Node<T, D>& child, Counters& counters) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   double half_extent[D];
   child.box = box;
   for (int axis = 0; axis < D; ++axis) {

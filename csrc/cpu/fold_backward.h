@@ -86,7 +86,7 @@ SCP_INLINE void fold_outputs_backward(const PhiParameters<T>& params, const Node
 template <class T, int D>
 void fold_backward(const PhiParameters<T>& params, const Node<T, D>& parent, const Node<T, D>& child,
                    const GradientSums<T>& sums, ScratchStack& scratch, Counters& counters) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   constexpr int L = kLanes<T>;
   const ScratchStack::Mark mark = scratch.mark();
   const int ncp = params.ncp, words = parent.m2p / L;

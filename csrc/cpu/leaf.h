@@ -79,17 +79,17 @@ SCP_INLINE void for_each_block(const Box<D>& box, Body body) {
 // unstable u, then relu(z_k) for the unstable k. `rows` holds the coefficients of W that belong to the last two.
 template <class T, int D>
 struct BasisBlock {
-  T* values;       // [kAffineRows + m1 + m2, 64]
+  T* values;       // [kAffineTerms + m1 + m2, 64]
   const T** rows;  // [m1 + m2], each [ncp]: cf's rows, then W3's columns
 
   T* affine() const { return values; }
-  T* phi() const { return values + kAffineRows<D> * kBlockPixels; }
-  T* psi(const Node<T, D>& node) const { return values + (kAffineRows<D> + node.m1) * kBlockPixels; }
+  T* phi() const { return values + kAffineTerms<D> * kBlockPixels; }
+  T* psi(const Node<T, D>& node) const { return values + (kAffineTerms<D> + node.m1) * kBlockPixels; }
 };
 
 template <class T, int D>
 BasisBlock<T, D> make_basis_block(const PhiParameters<T>& params, const Node<T, D>& node, ScratchStack& scratch) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   BasisBlock<T, D> basis;
   basis.values = take<T>(scratch, int64_t(A + node.m1 + node.m2) * kBlockPixels);
   basis.rows = take<const T*>(scratch, node.m1 + node.m2);
@@ -114,7 +114,7 @@ SCP_INLINE Vector<T> affine_on_block(const T* coordinates, const T* c, int64_t s
 // phi and psi = relu(z) on a block.
 template <class T, int D>
 SCP_INLINE void evaluate_basis(const Node<T, D>& node, const Block<T, D>& block, const BasisBlock<T, D>& basis) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   constexpr int L = kLanes<T>;
   // Coordinates about the node's centre, one run of pixels after another.
   T* const coordinates = basis.affine();
@@ -172,7 +172,7 @@ template <class T, int D>
 __attribute__((noinline)) void leaf_backward(const PhiParameters<T>& params, const Node<T, D>& node,
                                              const BasisBlock<T, D>& basis, const T* gW, const GradientSums<T>& sums,
                                              ScratchStack& scratch) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   constexpr int L = kLanes<T>;
   constexpr int P = kBlockPixels;
   const ScratchStack::Mark mark = scratch.mark();

@@ -38,8 +38,8 @@ struct Node {
   int m2;               // unstable units of layer 2 ...
   const int* unit2;     // ... and their numbers, [m2], room for whole vectors
   int m2p;              // m2 padded to whole vectors: the distance between rows of A2
-  const T* A2;          // [kAffineRows + m1, m2p], columns in the order of unit2, padding 0
-  const T* cf;          // [kAffineRows + m1, ncp]
+  const T* A2;          // [kAffineTerms + m1, m2p], columns in the order of unit2, padding 0
+  const T* cf;          // [kAffineTerms + m1, ncp]
 
   T* g_A2;  // gradients of the two above (backward only)
   T* g_cf;
@@ -49,11 +49,11 @@ struct Node {
   const int* row1;  // [m1]: index of unit1 among p's unstable units
   int active1;  // units of layer 1 newly active here: index among p's unstable units, and (value, slopes) about centre
   const int* active1_row;     // [active1]
-  const T* active1_line;      // [kAffineRows, m1p]
+  const T* active1_line;      // [kAffineTerms, m1p]
   int active2;                // units of layer 2 newly active here: p's column, and number
   const int* active2_column;  // [active2]
   const int* active2_unit;    // [active2]
-  const T* x;                 // [kAffineRows, p.m2p]: p's affine rows recentred, newly active units of layer 1 added
+  const T* x;                 // [kAffineTerms, p.m2p]: p's affine rows recentred, newly active units of layer 1 added
   const uint16_t* kept;       // [p.m2p / lanes]: one bit for each of p's columns kept
 
   template <class V>
@@ -64,14 +64,14 @@ struct Node {
     return line;
   }
 
-  int basis_size() const { return kAffineRows<D> + m1; }
+  int basis_size() const { return kAffineTerms<D> + m1; }
 };
 
 // src in docs/tile_linear.md: the child's rows of layer 2 before columns are dropped, as the parent has them.
 // [basis_size]
 template <class T, int D>
 SCP_INLINE const T* const* source_rows(const Node<T, D>& parent, const Node<T, D>& child, ScratchStack& scratch) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   const int64_t stride = parent.m2p;
   const T** src = take<const T*>(scratch, child.basis_size());
   for (int a = 0; a < A; ++a) src[a] = child.x + a * stride;

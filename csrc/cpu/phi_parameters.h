@@ -49,7 +49,7 @@ bool all_finite(const T* values, int64_t count) {
 // W2 [h2, h1] and W3 [nc, h2] as the tree wants them; false if some parameter is not finite.
 template <class T, int D>
 bool pack_parameters(const scp_call& call, ScratchStack& scratch, PhiParameters<T>& params) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   params.h1 = int(call.hidden1), params.h2 = int(call.hidden2), params.nc = int(call.classes * call.channels);
   params.h2p = padded<T>(params.h2), params.ncp = padded<T>(params.nc);
   const int h1 = params.h1, h2 = params.h2, nc = params.nc, h2p = params.h2p, ncp = params.ncp;
@@ -82,7 +82,7 @@ struct SlotSums {
 
 template <class T, int D>
 SlotSums<T> make_sums(const PhiParameters<T>& params, ScratchStack& scratch) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   SlotSums<T> sums;
   const int64_t a2 = int64_t(A + params.h1) * params.h2p + kOverhang<T>, cf = int64_t(A + params.h1) * params.ncp;
   sums.size = a2 + cf + int64_t(params.h2) * params.ncp;
@@ -105,7 +105,7 @@ void add_sums(const SlotSums<T>& from, const SlotSums<T>& to) {
 template <class T, int D>
 void write_gradients(const PhiParameters<T>& params, const SlotSums<T>& sums, const scp_call& call) {
   std::memcpy(call.grad_b2, sums.A2, size_t(params.h2) * sizeof(T));
-  transpose_any(sums.A2 + int64_t(kAffineRows<D>) * params.h2p, params.h1, params.h2, params.h2p,
+  transpose_any(sums.A2 + int64_t(kAffineTerms<D>) * params.h2p, params.h1, params.h2, params.h2p,
                 static_cast<T*>(call.grad_w2), params.h1);
   std::memcpy(call.grad_b3, sums.cf, size_t(params.nc) * sizeof(T));
   transpose_any(sums.W3T, params.h2, params.nc, params.ncp, static_cast<T*>(call.grad_w3), params.h2);

@@ -31,8 +31,8 @@ void move_root(const Node<T, D>& root, const Box<D>& box, ScratchStack& scratch,
     node.centre[axis] = box.centre(axis);
     node.shift[axis] = node.centre[axis] - root.centre[axis];
   }
-  double* line1 = take<double>(scratch, int64_t(root.m1p) * kAffineRows<D>);
-  std::memcpy(line1, root.line1, sizeof(double) * size_t(root.m1p) * kAffineRows<D>);
+  double* line1 = take<double>(scratch, int64_t(root.m1p) * kAffineTerms<D>);
+  std::memcpy(line1, root.line1, sizeof(double) * size_t(root.m1p) * kAffineTerms<D>);
   for (int q = 0; q < root.m1; ++q) line1[q] = root.template lines<double>(q).recentred(node.shift).value;
   node.line1 = line1;
 }

@@ -159,7 +159,7 @@ class TreeCall {
 
   // The first layer of every position map as the nodes hold it: [maps, D + 1, h1 padded], values before slopes.
   bool lines_from_coefficients() {
-    constexpr int A = kAffineRows<D>;
+    constexpr int A = kAffineTerms<D>;
     line_stride_ = padded<double>(job_.params.h1);
     lines_ = take<double>(scratch_, maps_.count() * A * line_stride_);
     double finite = 0;
@@ -214,7 +214,7 @@ class TreeCall {
     const int64_t all_tasks = tasks_ * maps_.count();
     for (int64_t task = all_tasks * slot / slots_; task < all_tasks * (slot + 1) / slots_; ++task) {
       const int64_t map = task / tasks_;
-      Node<T, D> root = make_root<T, D>(job_.params, job_.map, lines_ + map * kAffineRows<D> * line_stride_, numbers_);
+      Node<T, D> root = make_root<T, D>(job_.params, job_.map, lines_ + map * kAffineTerms<D> * line_stride_, numbers_);
       GradientSums<T> sums{};
       if (include_parameters(job_.results)) {
         root.g_A2 = sums_[slot].A2;

@@ -115,30 +115,31 @@ struct scp_cuda_call {
   struct scp_call call;
   int32_t device;
   void* stream;            /* cudaStream_t */
-  int32_t multiprocessors; /* of the device: how far work is shared out depends on it, hence the order of sums */
+  int32_t multiprocessors; /* of the device: the partition of the work depends on it, hence the order of sums */
   int64_t shared_limit;    /* bytes of shared memory that a block may have on the device */
   void* workspace;         /* aligned to 16 bytes */
-  int64_t workspace_bytes; /* at least what scp_cuda_plan says */
-  void* lent;              /* backward: memory like the workspace, which may be that of grad_features, or null */
-  int64_t lent_bytes;      /* scp_cuda_plan wants it too: what finds room there needs no workspace */
+  int64_t workspace_bytes; /* at least what scp_cuda_query_requirements says */
+  void* scratch_alias; /* backward: memory like the workspace, which may be that of grad_features, or null: scratch that
+                          is last read before grad_features is written */
+  int64_t scratch_alias_bytes; /* known to scp_cuda_query_requirements too: what fits there takes no workspace */
 };
 
 /* CUDA versions (12040 is 12.4) that the driver supports, 0 without a driver, and that the library was built with. */
 SCP_EXPORT int scp_cuda_driver(int32_t* driver, int32_t* built_with);
 
-/* What a call needs, and what it comes to: a backward for the gradients that are not null. */
-struct scp_cuda_needs {
+/* What a call needs and how it is launched; a backward is for the gradients that are not null. */
+struct scp_cuda_requirements {
   int64_t workspace_bytes;
-  int64_t shared_apply,
-      shared_parameters; /* bytes of shared memory a block, of the two kinds of kernels that are large */
-  int64_t blocks_apply, blocks_parameters; /* blocks of a launch */
-  int64_t rounds;                          /* launches over the tiles, for gradients of parameters */
-  int64_t most_mixed;                      /* mixed units of layer 1 on a tile: with more it is crowded */
+  int64_t shared_apply, shared_parameters; /* bytes of shared memory per block, of the two large kernels */
+  int64_t blocks_apply, blocks_parameters; /* blocks per launch */
+  int64_t chunks;                          /* of work items, each a launch of ParameterGradients and one of Collect */
+  int64_t unstable_capacity; /* unstable units of layer 1 that a tile has room for: with more it is an overflow tile */
 };
 
 /* SCP_UNSUPPORTED if the device's shared memory is too small for the widths. Reads no data and needs no device. */
-SCP_EXPORT int scp_cuda_plan(const struct scp_cuda_call* call, int32_t backward, struct scp_cuda_needs* needs,
-                             char* message, int64_t message_size);
+SCP_EXPORT int scp_cuda_query_requirements(const struct scp_cuda_call* call, int32_t backward,
+                                           struct scp_cuda_requirements* requirements, char* message,
+                                           int64_t message_size);
 SCP_EXPORT int scp_cuda_forward(const struct scp_cuda_call* call, char* message, int64_t message_size);
 SCP_EXPORT int scp_cuda_backward(const struct scp_cuda_call* call, char* message, int64_t message_size);
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from scp_kernels import counting
 from scp_kernels.backends import abi, library
-from scp_kernels.problem import Problem
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 ISA_TARGETS = {"portable": 1, "avx2": 2, "avx512": 3}
 METHODS = {"auto": 0, "tree": 1, "dense": 2}
@@ -139,7 +139,7 @@ class CpuBackend:
     name = "cpu"
     device_type = "cpu"
 
-    def unusable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         try:
             loaded = _library()
         except library.LibraryUnavailable as error:
@@ -151,20 +151,13 @@ class CpuBackend:
             )
         return None
 
-    def cannot_run(self, problem: Problem) -> str | None:
+    def unsupported_reason(self, problem: Problem) -> str | None:
         if problem.device.type != "cpu":
             return f"features are on {problem.device}, this backend runs on the CPU"
         return abi.cannot_describe(problem)
 
-    def forward(
-        self,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        bias: Tensor | None,
-        matrix: Tensor,
-        problem: Problem,
-    ) -> Tensor:
+    def forward(self, inputs: SCPInputs) -> Tensor:
+        features, phi, residual, bias, matrix, problem = inputs
         logits = torch.empty(
             (problem.batch, problem.num_classes, *problem.spatial_shape), dtype=features.dtype, device=features.device
         )
@@ -177,22 +170,15 @@ class CpuBackend:
         return logits
 
     def backward(
-        self,
-        grad_logits: Tensor,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        matrix: Tensor,
-        problem: Problem,
-        needs_features: bool,
-        needs_parameters: bool,
+        self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+        features, phi, residual, _, matrix, problem = inputs
         matrix = matrix.contiguous()
         call = _call(features, grad_logits, phi, residual, matrix, problem)
-        grad_features = torch.empty_like(features) if needs_features else None
+        grad_features = torch.empty_like(features) if needs.features else None
         if grad_features is not None:
             call.grad_features = abi.describe(grad_features)
-        parameters = abi.gradients(call, dict(zip(abi.PHI, phi, strict=True))) if needs_parameters else None
+        parameters = abi.gradients(call, dict(zip(abi.PHI, phi, strict=True))) if needs.parameters else None
         _run(_library().scp_cpu_backward, call, problem)
         return grad_features, parameters
 

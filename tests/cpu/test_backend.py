@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scp_kernels import FusedSCP, backends, scp, scp_reference
+from scp_kernels import FusedSCP, available_backends, scp, scp_reference
 from scp_kernels.backends import cpu
 from tests.support.agreement import (
     NON_FINITE,
@@ -369,7 +369,7 @@ def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
 
 def test_operators_pass_opcheck_and_compile():
     from scp_kernels import ops
-    from scp_kernels.problem import identity_affine, position_matrix
+    from scp_kernels.positions import identity_affine, position_matrix
 
     inputs = make_inputs((18, 20), classes=2, bias=True)
     matrix = position_matrix(identity_affine(2, torch.device("cpu")), torch.tensor([18.0, 20.0]).double(), "pixels")
@@ -415,9 +415,9 @@ VARIABLES = (cpu.ISA_VARIABLE, cpu.METHOD_VARIABLE, cpu.CACHE_VARIABLE)
 )
 def test_the_environment_is_checked(monkeypatch, variable, value, message):
     monkeypatch.setattr(cpu, "settings", cpu.settings.__wrapped__)  # as before the first call
-    assert backends()["cpu"].usable
+    assert available_backends()["cpu"].usable
     monkeypatch.setenv(variable, value)
-    assert message in backends()["cpu"].reason
+    assert message in available_backends()["cpu"].reason
     inputs = make_inputs()
     for backend in ("auto", "cpu"):
         with pytest.raises(ValueError, match=message):

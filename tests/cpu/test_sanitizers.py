@@ -83,7 +83,8 @@ def environment(request) -> dict[str, str]:
     """Of a process that runs this checkout with the sanitized library."""
     command = compiler()
     preloaded = runtimes(command)
-    flags = ["-O1" if flag == "-O3" else flag for flag in RECORD["flags"]] + ["-w", *SANITIZERS]
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}"]
+    flags = ["-O1" if flag == "-O3" else flag for flag in RECORD["flags"]] + ["-w", *includes, *SANITIZERS]
     key = hashlib.sha256(repr((command, flags, RECORD["variants"])).encode())
     for path in (*SOURCES, *HEADERS):
         key.update(path.read_bytes())
@@ -131,12 +132,13 @@ def test_the_suite_of_the_cpu_backend(environment):
 READ_TOO_FAR = """
 import torch
 from scp_kernels.backends import cpu
-from scp_kernels.problem import Problem
+from scp_kernels.problem import Problem, SCPInputs
 print(cpu._library()._name)
 problem = Problem(1, 3, 1, (8, 4096), (20, 20), 1, torch.float32, torch.float32, torch.device("cpu"))
 shapes = ((1, 3, 20, 20), (1, 3), (8, 4), (8,), (4, 8), (4,), (3, 4), (3,))
 x, residual, *phi = (torch.zeros(shape) for shape in shapes)
-cpu.CpuBackend().forward(x, tuple(phi), residual, None, torch.zeros(4, 3, dtype=torch.float64), problem)
+matrix = torch.zeros(4, 3, dtype=torch.float64)
+cpu.CpuBackend().forward(SCPInputs(x, tuple(phi), residual, None, matrix, problem))
 """
 
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scp_kernels import FusedSCP, count_macs, ops, ptflops_hook, scp
 from scp_kernels.backends import cpu
-from scp_kernels.problem import identity_affine, position_matrix
+from scp_kernels.positions import identity_affine, position_matrix
 from tests.support.backend_names import BACKENDS, device_of
 from tests.support.cpu_settings import needs_cpu
 from tests.support.problems import make_inputs

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from scp_kernels import backends
+from scp_kernels import available_backends
 from scp_kernels.backends import cpu
 
 ISA_TARGETS = list(cpu.ISA_TARGETS)
 
 needs_cpu = pytest.mark.skipif(
-    not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
+    not available_backends()["cpu"].usable,
+    reason=f"the CPU backend was not built: {available_backends()['cpu'].reason}",
 )
 
 
@@ -18,5 +19,5 @@ def ask_cpu(monkeypatch: pytest.MonkeyPatch, **changes: int) -> None:
     """Change what the environment asks of the backend; skip the test where this machine cannot do it."""
     asked = replace(cpu.settings(), **changes)
     monkeypatch.setattr(cpu, "settings", lambda: asked)
-    if reason := cpu.CpuBackend().unusable():
+    if reason := cpu.CpuBackend().unavailable_reason():
         pytest.skip(reason)

@@ -198,13 +198,13 @@ REASONS = [
 
 
 @pytest.mark.parametrize(("changes", "reason"), REASONS)
-def test_why_a_call_cannot_run(changes, reason):
-    assert reason in TritonBackend().cannot_run(problem(**changes))
+def test_why_a_call_is_unsupported(changes, reason):
+    assert reason in TritonBackend().unsupported_reason(problem(**changes))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_why_this_machine_cannot():
-    assert "no CUDA device is available" in TritonBackend().unusable()
+    assert "no CUDA device is available" in TritonBackend().unavailable_reason()
 
 
 def test_importing_the_package_imports_no_triton():
@@ -212,7 +212,7 @@ def test_importing_the_package_imports_no_triton():
     code = (
         "import sys, torch.utils.flop_counter;"
         "before = {name for name in sys.modules if name.split('.')[0] == 'triton'};"
-        "import scp_kernels; scp_kernels.backends();"
+        "import scp_kernels; scp_kernels.available_backends();"
         "assert 'scp_kernels.backends.triton' in sys.modules;"
         "new = [name for name in set(sys.modules) - before if name.split('.')[0] == 'triton'"
         " or name.startswith('scp_kernels.backends.triton.')];"

@@ -14,7 +14,7 @@ from nibabel.affines import apply_affine
 from nibabel.orientations import io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from scp_models.data import Grid, Subject, Task, VolumeReader
+from scp_models.data import SourceGrid, Subject, Task, VolumeReader
 from scp_models.data.preprocessing import open_nifti
 from scp_models.errors import UserError
 from scp_models.evaluation.metrics import METRICS, Connectivity, subject_scores, summarise
@@ -34,7 +34,9 @@ def score(segmentation: Segmentation, reader: VolumeReader, connectivity: Connec
     return _row(subject, segmentation.mask(), reference, segmentation.grid, connectivity)
 
 
-def _row(subject: Subject, mask: NDArray[Any], reference: NDArray[Any], grid: Grid, connectivity: Connectivity) -> Row:
+def _row(
+    subject: Subject, mask: NDArray[Any], reference: NDArray[Any], grid: SourceGrid, connectivity: Connectivity
+) -> Row:
     scores = subject_scores(mask, reference, grid.spacing, connectivity=connectivity)
     return {"subject": subject.name, "site": subject.site or "", **scores}
 
@@ -122,7 +124,7 @@ def _values_of(paths: Sequence[Path]) -> str:
     return "mask" if values <= {0.0, 1.0} or values == {0.0, 255.0} else "labels"
 
 
-def _read_prediction(path: Path, grid: Grid) -> NDArray[Any]:
+def _read_prediction(path: Path, grid: SourceGrid) -> NDArray[Any]:
     """Its voxels in the grid of the image."""
     image = open_nifti(path)
     if len(image.shape) == 4 and image.shape[3] == 1:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scp_models.data import Grid, Subject, Volume, VolumeReader
+from scp_models.data import SourceGrid, Subject, Volume, VolumeReader
 from scp_models.files import atomic_path
 from scp_models.training.module import SegmentationModule
 
@@ -21,7 +21,7 @@ class Segmentation:
     subject: Subject
     probabilities: NDArray[np.float32]
     """``[H, W, Z]``."""
-    grid: Grid
+    grid: SourceGrid
     threshold: float
 
     def mask(self) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from scp_kernels.backends.triton.backward_folded import (
 from scp_kernels.backends.triton.forward import scp_forward_kernel
 from scp_kernels.backends.triton.sites import Launch, Sites
 from scp_kernels.backends.triton.tables import Configuration
-from scp_kernels.problem import Problem
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,9 @@ def _shared(problem: Problem, configuration: Configuration, sites: Sites, phi: t
     }
 
 
-def forward(
-    features: Tensor,
-    phi: tuple[Tensor, ...],
-    residual: Tensor,
-    bias: Tensor | None,
-    matrix: Tensor,
-    problem: Problem,
-    capability: int,
-) -> Plan:
+def forward(inputs: SCPInputs, capability: int) -> Plan:
     """Launches of the forward pass, one for each block of channels (one, up to 64 channels); finishes as the logits."""
+    features, phi, residual, bias, matrix, problem = inputs
     configuration = configuration_for(tables.FORWARD, problem, capability)
     sites = Sites(configuration.tile, phi, _transposed(phi[2]), matrix, problem)
     block_n, block_c = output_blocks(
@@ -155,27 +148,18 @@ def forward(
     return Plan(tuple(sites.launches([launches])), lambda: logits.to(problem.dtype))
 
 
-def backward(
-    grad_logits: Tensor,
-    features: Tensor,
-    phi: tuple[Tensor, ...],
-    residual: Tensor,
-    matrix: Tensor,
-    problem: Problem,
-    capability: int,
-    needs_features: bool,
-    needs_parameters: bool,
-) -> Plan:
+def backward(inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds, capability: int) -> Plan:
     """Launches of the backward pass; finishes as the gradients of the features, and of Φ (None if not needed).
 
     Both kinds go by one plan, if the table gives them one tile.
     """
+    features, phi, residual, _, matrix, problem = inputs
     call = _Backward(grad_logits, features, phi, residual, problem, capability)
     w2t = _transposed(phi[2])
     of_tile: dict[tuple[int, int], tuple[Sites, list[Callable[[int, int], list[Launch]]]]] = {}
     finishes: list[Callable[[], Any]] = [lambda: None, lambda: None]
     for place, kernel in enumerate((tables.FEATURES, tables.PARAMETERS)):
-        if not (needs_features, needs_parameters)[place]:
+        if not needs[place]:
             continue
         configuration = configuration_for(kernel, problem, capability)
         if configuration.tile not in of_tile:

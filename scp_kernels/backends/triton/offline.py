@@ -19,7 +19,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from scp_kernels.backends.triton import launch, tables
-from scp_kernels.problem import Problem
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,10 @@ def abstract_plans(problem: Problem, capability: int, *, channels_last: bool = F
     phi = (empty(h1, 2 * d), empty(h1), empty(h2, h1), empty(h2), empty(outputs, h2), empty(outputs))
     residual, bias = empty(problem.num_classes, problem.channels), empty(problem.num_classes)
     matrix = empty(*([problem.groups] if problem.groups > 1 else []), 2 * d, d + 1, dtype=torch.float64)
-    yield launch.forward(features, phi, residual, bias, matrix, problem, capability)
-    for needs in ((True, False), (False, True)):
-        yield launch.backward(grad_logits, features, phi, residual, matrix, problem, capability, *needs)
+    inputs = SCPInputs(features, phi, residual, bias, matrix, problem)
+    yield launch.forward(inputs, capability)
+    for needs in (GradientNeeds(True, False), GradientNeeds(False, True)):
+        yield launch.backward(inputs, grad_logits, needs, capability)
 
 
 def compile_launch(item: launch.Launch, capability: int) -> Resources:

@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from benchmarks import tune
-from scp_kernels import backends, count_macs, dispatch, scp, scp_reference
+from scp_kernels import available_backends, count_macs, dispatch, scp, scp_reference
 from scp_kernels.backends.triton import interpreting, launch, tables, work
-from scp_kernels.problem import Problem, first_layer_coefficients, identity_affine, position_matrix
+from scp_kernels.positions import first_layer_coefficients, identity_affine, position_matrix
+from scp_kernels.problem import Problem, SCPInputs
 from tests.support.agreement import agree
 from tests.support.allocations import allocated_beyond_results
-from tests.support.left_out import LeftOut
 from tests.support.poison import poisoned_memory  # noqa: F401  (of every test)
 from tests.support.problems import Inputs, evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 from tests.support.triton_accesses import watched
+from tests.support.unavailable_backend import UnavailableBackend
 
 assert interpreting(), "TRITON_INTERPRET=1 has to be set before Triton is imported"
 
@@ -79,9 +80,9 @@ def test_float64_is_refused_with_a_reason():
 
 
 def test_auto_never_picks_the_interpreter(monkeypatch):
-    assert backends()["triton"].usable
+    assert available_backends()["triton"].usable
     for name in ("cuda", "cpu"):
-        monkeypatch.setitem(dispatch.BACKENDS, name, LeftOut(name))
+        monkeypatch.setitem(dispatch.BACKENDS, name, UnavailableBackend(name))
     problem = Problem(1, 3, 1, (4, 4), (5, 5), 1, torch.float32, torch.float32, torch.device("cpu"))
     assert dispatch.select(problem, "auto") == "reference"
     assert dispatch.select(problem, "triton") == "triton"
@@ -306,7 +307,8 @@ def test_mixed_units_are_those_that_change_sign_on_a_tile():
     matrix = position_matrix(identity_affine(2, torch.device("cpu")), torch.tensor([13.0, 37.0]).double(), "pixels")
     coefficients = first_layer_coefficients(*inputs.phi[:2], matrix)
     problem = Problem(1, 3, 1, (21, 18), (13, 37), 1, torch.float32, torch.float32, torch.device("cpu"))
-    plan = launch.forward(inputs.features[:1], inputs.phi, inputs.residual, None, matrix, problem, 75)
+    call = SCPInputs(inputs.features[:1], inputs.phi, inputs.residual, None, matrix, problem)
+    plan = launch.forward(call, 75)
     plan.run()
     item = plan.launches[-1]
     height, width = item.arguments["TILE_H"], item.arguments["TILE_W"]
@@ -347,7 +349,7 @@ def forward_sites(inputs: Inputs) -> int:
     """Tiles of the forward kernel, which divide this map."""
     problem = Problem(1, 16, 1, (32, 64), (8, 16), 1, torch.float32, torch.float32, torch.device("cpu"))
     matrix = torch.zeros(4, 3, dtype=torch.float64)
-    plan = launch.forward(inputs.features, inputs.phi, inputs.residual, None, matrix, problem, 75)
+    plan = launch.forward(SCPInputs(inputs.features, inputs.phi, inputs.residual, None, matrix, problem), 75)
     height, width = (plan.launches[-1].arguments[name] for name in ("TILE_H", "TILE_W"))
     assert 8 % height == 0 and 16 % width == 0
     return 8 * 16 // (height * width)

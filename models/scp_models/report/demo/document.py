@@ -15,14 +15,14 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from scp_kernels import FusedSCP, backends
-from scp_models.data import Grid, SegmentationDataModule, VolumeReader
+from scp_kernels import FusedSCP, available_backends
+from scp_models.data import SegmentationDataModule, SourceGrid, VolumeReader
 from scp_models.evaluation.metrics import METRICS, summarise
 from scp_models.files import atomic_path
 from scp_models.inference.predictor import Segmentation
 from scp_models.report.demo import pictures as demo_pictures
 from scp_models.report.demo.costs import Cost
-from scp_models.report.html import TESTED_METRICS, Comparison, ModelResult, Picture, Report, compare
+from scp_models.report.html import TESTED_COLUMNS, Comparison, ModelResult, Picture, Report, compare
 from scp_models.training.checkpoints import load_module
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def comparisons(models: Sequence[ModelResult]) -> list[Comparison]:
         compare(by_name[first], by_name[other], metric)
         for first, others in TESTS
         for other in others
-        for metric in TESTED_METRICS
+        for metric in TESTED_COLUMNS
     ]
 
 
@@ -130,7 +130,7 @@ def facts(results: Results) -> dict[str, str]:
     packages = ("torch", "scp_kernels", "lightning", "monai", "numpy")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     trainings = sum(seconds for title, seconds in results.seconds.items() if ", seed " in title)
-    usable = ", ".join(name for name, status in backends().items() if status.usable)
+    usable = ", ".join(name for name, status in available_backends().items() if status.usable)
     return {
         "Subjects": f"{s.subjects} phantoms: {parts[0]} to train on, {parts[1]} to validate, {parts[2]} to test",
         "Slices": f"{data.task.roi_size[0]} × {data.task.roi_size[1]} pixels, T1 and FLAIR",
@@ -215,7 +215,7 @@ def _weights(results: Results) -> list[Picture]:
     return demo_pictures.weight_pictures(field.numpy(), frequency, _in_plane(grid), len(labels))
 
 
-def _in_plane(grid: Grid) -> tuple[float, float]:
+def _in_plane(grid: SourceGrid) -> tuple[float, float]:
     """Pixel size in mm along the first two canonical axes."""
     spacing = [0.0, 0.0, 0.0]
     for axis, (canonical, _) in enumerate(grid.to_canonical):

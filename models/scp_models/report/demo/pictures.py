@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from scp_models.report import figures
 from scp_models.report.figures import LossCurve, OutlinedSlice
-from scp_models.report.html import TESTED_METRICS, Comparison, ModelResult, Picture
+from scp_models.report.html import TESTED_COLUMNS, Comparison, ModelResult, Picture
 
 QUARTILES = (0.25, 0.5, 0.75)
 SELECTION = (
@@ -101,7 +101,7 @@ def correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | Non
 def score_pictures(models: Sequence[ModelResult], comparisons: Sequence[Comparison], chief: str) -> list[Picture]:
     """Dice and L-Dice of every test subject with every model, and the marks of ``chief``'s tests against the others."""
     pictures = []
-    for metric in TESTED_METRICS:
+    for metric in TESTED_COLUMNS:
         marks = {
             c.other: c.test.stars if c.verdict != "few" and c.test is not None else "too few"
             for c in comparisons
