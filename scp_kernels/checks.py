@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from scp_kernels.problem import POSITIONS, identity_affine, position_dtype
+from scp_kernels.positions import POSITIONS, identity_affine, position_dtype
 
 _NAMES = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual", "bias")
 _OPTIONAL = ("residual", "bias")

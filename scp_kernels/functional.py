@@ -5,16 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scp_kernels import dispatch, ops
-from scp_kernels.checks import ArrayLike, check_position, check_tensors
-from scp_kernels.problem import (
-    Problem,
-    identity_affine,
-    position_matrix,
-    problem_of,
-    whole_image_matrix,
-    whole_image_matrix_on,
-)
+from scp_kernels import dispatch, ops, reference
+from scp_kernels.checks import ArrayLike, check_features, check_position, check_tensors
+from scp_kernels.positions import identity_affine, position_matrix, whole_image_matrix, whole_image_matrix_on
+from scp_kernels.problem import Problem, problem_of
 from scp_kernels.reference import scp_reference
 
 
@@ -72,6 +66,40 @@ def scp(
         ops.refuse_forward_mode(chosen)
     matrix = _position_matrix(affine, extent, problem, position)
     return ops.forward(features, *phi, residual, bias, matrix, chosen)
+
+
+def pixel_positions(
+    features: Tensor,
+    *,
+    origin: ArrayLike | None = None,
+    affine: ArrayLike | None = None,
+    extent: ArrayLike | None = None,
+    position: str = "pixels",
+) -> Tensor:
+    """The position S of every pixel (paper, eq. 5), ``[1 or B, 2d, *spatial]``: what Φ is evaluated at.
+
+    For networks that take positions as channels, and for pictures; the operator itself never makes this tensor.
+
+    Args:
+        features: gives the batch size, the spatial shape and the device: a feature map, or an image.
+        origin, affine, extent, position: as in :func:`scp`.
+
+    Returns:
+        float64 (float32 on MPS), with a first axis of B only where positions are given per sample.
+
+    Raises:
+        ValueError, TypeError: as :func:`scp`.
+    """
+    check_features(features)
+    if features.ndim not in (4, 5):
+        raise ValueError(f"features: expected [B, C, H, W] or [B, C, D, H, W], got shape {list(features.shape)}")
+    if extent is not None:
+        _check_extent(extent)
+    affine, extent = check_position(features, origin, affine, extent, position)
+    shape = features.shape[2:]
+    with reference.without_autocast(features.device):
+        s = reference.positions(shape, affine=affine, extent=extent, position=position, device=features.device)
+    return s.unflatten(2, shape)
 
 
 def _check_extent(extent: ArrayLike) -> None:

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from scp_kernels import dispatch
-from scp_kernels.problem import problem_of
+from scp_kernels.problem import GradientNeeds, SCPInputs, problem_of
 from scp_kernels.reference import classify, map_indices
 
 _PARAMETERS = "Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w3, Tensor b3, Tensor residual"
@@ -67,8 +67,8 @@ def _forward(
     dtype = problem.compute_dtype
     phi = tuple([_canonical(t, dtype) for t in (w1, b1, w2, b2, w3, b3)])
     bias = None if bias is None else _canonical(bias, dtype)
-    run = dispatch.BACKENDS[backend].forward
-    return run(features, phi, _canonical(residual, dtype), bias, position_matrix, problem)
+    inputs = SCPInputs(features, phi, _canonical(residual, dtype), bias, position_matrix, problem)
+    return dispatch.BACKENDS[backend].forward(inputs)
 
 
 def _backward(
@@ -77,29 +77,22 @@ def _backward(
 ) -> list[Tensor]:  # fmt: skip
     parameters = (w1, b1, w2, b2, w3, b3, residual)
     problem = problem_of(features, w1, w2, residual, _groups(position_matrix))
-    needs_features, needs_parameters, needs_bias = needs[0], any(needs[1:8]), needs[8]
+    backend_needs, needs_bias = GradientNeeds(needs[0], any(needs[1:8])), needs[8]
     gradients: list[Tensor | None] = [None] * len(needs)
     if needs_bias:
         axes = [0, *range(2, grad_logits.ndim)]
         gradients[8] = grad_logits.sum(axes, dtype=problem.compute_dtype).to(w1.dtype)
     if problem.is_empty:
-        if needs_features:
+        if backend_needs.features:
             gradients[0] = torch.empty_like(features)
         for k, parameter in enumerate(parameters, start=1):
             if needs[k]:
                 gradients[k] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-    elif needs_features or needs_parameters:
+    elif any(backend_needs):
         dtype = problem.compute_dtype
-        gradients[0], of_parameters = dispatch.BACKENDS[backend].backward(
-            grad_logits,
-            features,
-            tuple([_canonical(t, dtype) for t in (w1, b1, w2, b2, w3, b3)]),
-            _canonical(residual, dtype),
-            position_matrix,
-            problem,
-            needs_features,
-            needs_parameters,
-        )
+        phi = tuple([_canonical(t, dtype) for t in (w1, b1, w2, b2, w3, b3)])
+        inputs = SCPInputs(features, phi, _canonical(residual, dtype), None, position_matrix, problem)
+        gradients[0], of_parameters = dispatch.BACKENDS[backend].backward(inputs, grad_logits, backend_needs)
         if of_parameters is not None:
             # w_r and b3 enter the weight field alike, so their gradients are the same numbers.
             found = (*of_parameters, of_parameters[5].view_as(residual).clone())

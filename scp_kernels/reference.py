@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from scp_kernels.problem import position_dtype
+from scp_kernels.positions import position_dtype
 
 
 def positions(

@@ -1,6 +1,6 @@
 // float16 and bfloat16 as they lie in memory, and their conversion. Shared by the backends.
-#ifndef SCP_SHARED_HALF_H
-#define SCP_SHARED_HALF_H
+#ifndef SCP_COMMON_HALF_H
+#define SCP_COMMON_HALF_H
 
 #include <cstdint>
 #include <cstring>

@@ -1,45 +1,45 @@
-// The walk down the tree of boxes: build a child, work at the leaves, pull gradients back up.
+// The walk down the tree of boxes: build a child, work at the leaves, fold_backward gradients back up.
 #ifndef SCP_CPU_TREE_H
 #define SCP_CPU_TREE_H
 
-#include "direct.h"
 #include "field.h"
 #include "fold.h"
-#include "pull.h"
+#include "fold_backward.h"
+#include "single_sample.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
 
 // W of about this many bytes is held in a field. A smaller one would be a longer and thinner box, in which more units
-// are mixed (384 KiB: a fifth more time for two samples at h = 256, C = 32).
+// are unstable (384 KiB: a fifth more time for two samples at h = 256, C = 32).
 constexpr int64_t kFieldBytes = 1152 * 1024;
 // Rows longer than this are cut before fields are: the basis of a long thin box is large.
 constexpr int kLongestRow = 512;
-// Networks of at most so many mixed units are cut so many times at once (measured: up to a fifth less time than one by
+// Networks of at most so many unstable units are cut so many times at once (measured: up to a fifth less time than one by
 // one).
 constexpr int kSmallNetwork = 100;
 constexpr int kLevelsAtOnce = 2;
-// A network whose mixed units cost at most so many multiply-adds on its box is a leaf, of many blocks if need be:
+// A network whose unstable units cost at most so many multiply-adds on its box is a leaf, of many blocks if need be:
 // cutting the box would spare a part of them, and cost two nodes (measured: up to a third less time at small widths).
 constexpr int64_t kLeafWork = 64 * 1024;
 
 // A gradient of the features of at least so many bytes is written past the caches.
-constexpr int64_t kPastCachesBytes = int64_t(16) << 20;
+constexpr int64_t kNonTemporalBytes = int64_t(16) << 20;
 
 // What all tasks of a call share.
 template <class T, int D>
 struct Job {
-  Network<T> net;
+  PhiParameters<T> params;
   Rows<T, D> X, Y, gX;  // Y: logits (forward), their gradient (backward)
   const T* bias;
   int N, C;
   bool backward;
   bool needs_features, needs_parameters;  // backward only
   bool dense;                             // no tree: every block is evaluated with the root's network
-  bool direct;                            // one sample a position map, all rows direct: no field
-  bool past_caches;                       // gX is larger than any cache that it could be found in later
+  bool direct;                            // one sample per position map, all rows in place: no field
+  bool non_temporal;                      // gX is larger than any cache that it could be found in later
 
-  int64_t field_pixels() const { return kFieldBytes / int64_t(sizeof(T)) / net.nc; }
+  int64_t field_pixels() const { return kFieldBytes / int64_t(sizeof(T)) / params.nc; }
 };
 
 template <class T, int D>
@@ -68,26 +68,26 @@ void cut_box(const Box<D>& box, int axis, Box<D>& first, Box<D>& second) {
 
 // One task: a box of pixels, the samples that share a position map.
 template <class T, int D>
-class Walk {
+class TreePass {
  public:
-  // `kept`: where W is to stay after the call, or null.
-  Walk(const Job<T, D>& job, const Samples& samples, const Field<T, D>* kept, const GradientSums<T>& sums,
-       ScratchStack& scratch, Counters& counters)
-      : job_(job), samples_(samples), kept_(kept), sums_(sums), scratch_(scratch), counters_(counters) {}
+  // `cached`: where W is to stay after the call, or null.
+  TreePass(const Job<T, D>& job, const Samples& samples, const Field<T, D>* cached, const GradientSums<T>& sums,
+           ScratchStack& scratch, Counters& counters)
+      : job_(job), samples_(samples), cached_(cached), sums_(sums), scratch_(scratch), counters_(counters) {}
 
   // Does the whole task: `root` carries its gradients where parameters need them.
   void run(const Node<T, D>& root, const Box<D>& box) {
     map_ = root.box;
     next_ = corner(box);
-    if (job_.direct && kept_ != nullptr) {
-      fill_and_stream(part_of(*kept_, box), [&] { visit(root, box); });
+    if (job_.direct && cached_ != nullptr) {
+      fill_and_stream(part_of(*cached_, box), [&] { visit(root, box); });
     } else {
       visit(root, box);
     }
   }
 
-  // The whole task where W was kept by an earlier call.
-  void run_kept(const Box<D>& box) { stream_logits(part_of(*kept_, box)); }
+  // The whole task where W was cached by an earlier call.
+  void run_cached(const Box<D>& box) { stream_logits(part_of(*cached_, box)); }
 
  private:
   void visit(const Node<T, D>& parent, const Box<D>& box) {
@@ -97,14 +97,14 @@ class Walk {
     if (job_.dense) {
       share(parent, box, node);
     } else {
-      specialise(job_.net, parent, box, scratch_, node, counters_);
+      fold(job_.params, parent, box, scratch_, node, counters_);
       if (gradients) {
-        node.g_A2 = zeros(int64_t(node.basis()) * node.m2p + kOverhang<T>);
-        node.g_cf = zeros(int64_t(node.basis()) * job_.net.ncp);
+        node.g_A2 = zeros(int64_t(node.basis_size()) * node.m2p + kOverhang<T>);
+        node.g_cf = zeros(int64_t(node.basis_size()) * job_.params.ncp);
       }
     }
     walk(node);
-    if (gradients && !job_.dense) pull(job_.net, parent, node, sums_, scratch_, counters_);
+    if (gradients && !job_.dense) fold_backward(job_.params, parent, node, sums_, scratch_, counters_);
     scratch_.release(mark);
   }
 
@@ -132,8 +132,8 @@ class Walk {
       node.centre[axis] = box.centre(axis);
       node.shift[axis] = node.centre[axis] - root.centre[axis];
     }
-    double* line1 = take<double>(scratch_, int64_t(root.m1p) * kAffineRows<D>);
-    std::memcpy(line1, root.line1, sizeof(double) * size_t(root.m1p) * kAffineRows<D>);
+    double* line1 = take<double>(scratch_, int64_t(root.m1p) * kAffineTerms<D>);
+    std::memcpy(line1, root.line1, sizeof(double) * size_t(root.m1p) * kAffineTerms<D>);
     for (int q = 0; q < root.m1; ++q) line1[q] = root.template lines<double>(q).recentred(node.shift).value;
     node.line1 = line1;
   }
@@ -150,7 +150,7 @@ class Walk {
   }
 
   bool is_cheap(const Node<T, D>& node) const {
-    return !job_.dense && int64_t(node.m1 + node.m2) * job_.net.nc * node.box.pixels() <= kLeafWork;
+    return !job_.dense && int64_t(node.m1 + node.m2) * job_.params.nc * node.box.pixels() <= kLeafWork;
   }
 
   // Cuts a part of the node's box, `levels` times, and visits the pieces.
@@ -168,7 +168,7 @@ class Walk {
   void walk_field(const Node<T, D>& node) {
     const ScratchStack::Mark mark = scratch_.mark();
     Field<T, D> field =
-        kept_ != nullptr ? part_of(*kept_, node.box) : make_field<T, D>(node.box, job_.net.nc, scratch_);
+        cached_ != nullptr ? part_of(*cached_, node.box) : make_field<T, D>(node.box, job_.params.nc, scratch_);
     if (!job_.backward) {
       fill_and_stream(field, [&] { walk(node); });
     } else {
@@ -205,43 +205,44 @@ class Walk {
         job_.needs_features
             ? (job_.needs_parameters ? stream_backward<T, D, true, true> : stream_backward<T, D, true, false>)
             : stream_backward<T, D, false, true>;
-    run(field, job_.X, job_.Y, job_.gX, samples_, job_.N, job_.C, job_.past_caches, scratch_);
+    run(field, job_.X, job_.Y, job_.gX, samples_, job_.N, job_.C, job_.non_temporal, scratch_);
   }
 
   void leaf(const Node<T, D>& node) {
     const ScratchStack::Mark mark = scratch_.mark();
-    const Panel<T, D> panel = make_panel(job_.net, node, scratch_);
+    const BasisBlock<T, D> basis = make_basis_block(job_.params, node, scratch_);
     if (filling_) {
       for_each_block<T, D>(node.box, [&](const Block<T, D>& block) {
-        evaluate_basis(node, block, panel);
-        fill_field(job_.net, node, block, panel, *field_);
+        evaluate_basis(node, block, basis);
+        fill_field(job_.params, node, block, basis, *field_);
       });
     } else if (job_.backward) {
-      differentiate(node, panel);
+      differentiate(node, basis);
     } else if constexpr (D == 2) {
       for_each_block<T, D>(node.box, [&](const Block<T, D>& block) {
-        apply_direct(job_.net, node, block, next_block(), panel, job_.X, job_.Y, job_.bias, samples_.number[0], job_.N,
-                     job_.C);
+        single_sample_forward(job_.params, node, block, next_block(), basis, job_.X, job_.Y, job_.bias,
+                              samples_.number[0], job_.N, job_.C);
       });
     }
     count_leaf(node);
     scratch_.release(mark);
   }
 
-  void differentiate(const Node<T, D>& node, const Panel<T, D>& panel) {
-    const Network<T>& net = job_.net;
-    T* const gW = take<T>(scratch_, int64_t(net.ncp) * kBlockPixels);
-    for (int64_t p = int64_t(net.nc) * kBlockPixels; p < int64_t(net.ncp) * kBlockPixels; ++p) gW[p] = T(0);
-    T* const weights = job_.direct ? take<T>(scratch_, int64_t(net.ncp) * kBlockPixels) : nullptr;
+  void differentiate(const Node<T, D>& node, const BasisBlock<T, D>& basis) {
+    const PhiParameters<T>& params = job_.params;
+    T* const gW = take<T>(scratch_, int64_t(params.ncp) * kBlockPixels);
+    for (int64_t p = int64_t(params.nc) * kBlockPixels; p < int64_t(params.ncp) * kBlockPixels; ++p) gW[p] = T(0);
+    T* const weights = job_.direct ? take<T>(scratch_, int64_t(params.ncp) * kBlockPixels) : nullptr;
     for_each_block<T, D>(node.box, [&](const Block<T, D>& block) {
       if (!job_.direct) {
-        evaluate_basis(node, block, panel);
-        read_field(*field_, block, net.nc, gW);
+        evaluate_basis(node, block, basis);
+        read_field(*field_, block, params.nc, gW);
       } else if constexpr (D == 2) {
-        meet_direct(net, node, block, next_block(), panel, job_.X, job_.Y, job_.needs_features ? &job_.gX : nullptr,
-                    samples_.number[0], job_.N, job_.C, weights, gW);
+        single_sample_backward(params, node, block, next_block(), basis, job_.X, job_.Y,
+                               job_.needs_features ? &job_.gX : nullptr, samples_.number[0], job_.N, job_.C, weights,
+                               gW);
       }
-      leaf_backward(net, node, panel, gW, sums_, scratch_);
+      leaf_backward(params, node, basis, gW, sums_, scratch_);
     });
   }
 
@@ -251,11 +252,11 @@ class Walk {
     const double pixels = double(node.box.pixels()), m1 = node.m1, m2 = node.m2;
     counters_.leaves += 1;
     counters_.pixels += pixels;
-    counters_.mixed1 += pixels * m1;
-    counters_.mixed2 += pixels * m2;
-    if (m1 > counters_.most_mixed1) counters_.most_mixed1 = m1;
-    if (m2 > counters_.most_mixed2) counters_.most_mixed2 = m2;
-    const double nc = job_.net.nc, basis = kAffineRows<D> + m1;
+    counters_.unstable1 += pixels * m1;
+    counters_.unstable2 += pixels * m2;
+    if (m1 > counters_.most_unstable1) counters_.most_unstable1 = m1;
+    if (m2 > counters_.most_unstable2) counters_.most_unstable2 = m2;
+    const double nc = job_.params.nc, basis = kAffineTerms<D> + m1;
     const bool needs_weights = filling_ || !job_.backward || (field_ == nullptr && job_.needs_features);
     counters_.leaf_macs += pixels * (D * m1 + m2 * (D + m1));
     if (needs_weights) counters_.leaf_macs += pixels * nc * (D + m1 + m2);
@@ -265,7 +266,7 @@ class Walk {
 
   const Job<T, D>& job_;
   const Samples samples_;
-  const Field<T, D>* const kept_;
+  const Field<T, D>* const cached_;
   const GradientSums<T>& sums_;
   ScratchStack& scratch_;
   Counters& counters_;

@@ -7,7 +7,7 @@ class UnavailableBackend:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def unusable(self) -> str:
+    def unavailable_reason(self) -> str:
         return "left out of this test"
 
-    cannot_run = unusable
+    unsupported_reason = unavailable_reason

@@ -11,7 +11,7 @@ from nibabel.affines import apply_affine
 from nibabel.orientations import io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from scp_models.data.preprocessing import Grid, VolumeReader, open_nifti
+from scp_models.data.preprocessing import SourceGrid, VolumeReader, open_nifti
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task
 from scp_models.errors import UserError
@@ -43,7 +43,7 @@ class PredictionFiles:
             )
         self._content = _values_of(list(self._paths.values()))
 
-    def mask_of(self, subject: Subject) -> tuple[NDArray[np.bool_], Grid]:
+    def mask_of(self, subject: Subject) -> tuple[NDArray[np.bool_], SourceGrid]:
         """The mask of one of the subjects, and the grid that it is in: the image's.
 
         Raises:
@@ -75,7 +75,7 @@ def _values_of(paths: Sequence[Path]) -> str:
     return "mask" if values <= {0.0, 1.0} or values == {0.0, 255.0} else "labels"
 
 
-def _read_prediction(path: Path, grid: Grid) -> NDArray[Any]:
+def _read_prediction(path: Path, grid: SourceGrid) -> NDArray[Any]:
     """Its voxels in the grid of the image."""
     image = open_nifti(path)
     if len(image.shape) == 4 and image.shape[3] == 1:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from scp_models.data.preprocessing import Grid, VolumeReader
+from scp_models.data.preprocessing import SourceGrid, VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.errors import UserError
 from scp_models.evaluation.metrics import METRICS, Connectivity, subject_scores, summarise
@@ -28,7 +28,7 @@ class MaskSource(Protocol):
     reader: VolumeReader
     threshold: float
 
-    def mask_of(self, subject: Subject) -> tuple[NDArray[Any], Grid]:
+    def mask_of(self, subject: Subject) -> tuple[NDArray[Any], SourceGrid]:
         """A subject's mask ``[x, y, z]``, and the grid that it is in: that of the subject's file."""
         ...
 
@@ -47,7 +47,7 @@ def evaluate(
 
 
 def score(
-    subject: Subject, mask: NDArray[Any], grid: Grid, reader: VolumeReader, connectivity: Connectivity = 26
+    subject: Subject, mask: NDArray[Any], grid: SourceGrid, reader: VolumeReader, connectivity: Connectivity = 26
 ) -> SubjectScores:
     """All metrics of one mask against its subject's reference: lesions outside the crop count as missed."""
     scores = subject_scores(mask, reader.read_label(subject), grid.spacing, connectivity=connectivity)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scp_models.checkpoints import TrainedModel
 from scp_models.data.find import find_subjects, subject_of_images
-from scp_models.data.preprocessing import Grid, Volume, VolumeReader
+from scp_models.data.preprocessing import SourceGrid, Volume, VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task
 from scp_models.errors import UserError
@@ -25,7 +25,7 @@ class Segmentation:
     subject: Subject
     probabilities: NDArray[np.float32]
     """``[H, W, Z]``."""
-    grid: Grid
+    grid: SourceGrid
     threshold: float
 
     def mask(self) -> NDArray[np.uint8]:
@@ -73,7 +73,7 @@ class Predictor:
         volume = self.reader.read(subject, with_label=False)
         return Segmentation(subject, self.probabilities(volume), volume.grid, self.threshold)
 
-    def mask_of(self, subject: Subject) -> tuple[NDArray[np.uint8], Grid]:
+    def mask_of(self, subject: Subject) -> tuple[NDArray[np.uint8], SourceGrid]:
         """The predicted mask in the source's grid ``[x, y, z]``, and that grid."""
         segmentation = self.segment(subject)
         return segmentation.mask(), segmentation.grid

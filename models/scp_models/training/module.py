@@ -75,7 +75,7 @@ class SegmentationModule(L.LightningModule):
         position: ``"pixels"`` or ``"centered"``; None: the preset's.
         logit_bias: initial value of the logit bias, the class's log-odds; the preset ``"paper"`` has none.
         constant_position: the control of a comparison: every pixel is told the position of the image's centre.
-        backend: of the SCP head: ``"auto"`` or a name of :func:`scp_kernels.backends`.
+        backend: of the SCP head: ``"auto"`` or a name of :func:`scp_kernels.available_backends`.
         learning_rate: Adam's.
         weight_decay: Adam's.
         threshold: a pixel is a lesion above this probability.

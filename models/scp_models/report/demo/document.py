@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scp_kernels import FusedSCP, backends
+from scp_kernels import FusedSCP, available_backends
 from scp_models.checkpoints import load_model
-from scp_models.data.preprocessing import Grid, VolumeReader
+from scp_models.data.preprocessing import SourceGrid, VolumeReader
 from scp_models.data.tasks import TARGET_LABEL
 from scp_models.evaluation.metrics import summarise
 from scp_models.files import atomic_path
@@ -82,7 +82,7 @@ def facts(results: Results) -> dict[str, str]:
     packages = ("torch", "scp_kernels", "lightning", "monai", "numpy")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     trainings = sum(seconds for title, seconds in results.seconds.items() if ", seed " in title)
-    usable = ", ".join(name for name, status in backends().items() if status.usable)
+    usable = ", ".join(name for name, status in available_backends().items() if status.usable)
     return {
         "Subjects": f"{s.subjects} phantoms: {parts[0]} to train on, {parts[1]} to validate, {parts[2]} to test",
         "Slices": f"{data.task.roi_size[0]} × {data.task.roi_size[1]} pixels, T1 and FLAIR",
@@ -165,7 +165,7 @@ def _weights(results: Results) -> list[Picture]:
     return weight_pictures(field.numpy(), frequency, _in_plane(grid), len(labels))
 
 
-def _in_plane(grid: Grid) -> tuple[float, float]:
+def _in_plane(grid: SourceGrid) -> tuple[float, float]:
     """Pixel size in mm along the first two canonical axes."""
     spacing = [0.0, 0.0, 0.0]
     for axis, (canonical, _) in enumerate(grid.to_canonical):

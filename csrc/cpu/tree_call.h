@@ -1,22 +1,22 @@
 // A whole call: the root's network, the fixed partition into tasks, and the sums over tasks in a fixed order.
-#ifndef SCP_CPU_RUN_H
-#define SCP_CPU_RUN_H
+#ifndef SCP_CPU_TREE_CALL_H
+#define SCP_CPU_TREE_CALL_H
 
-#include "keep.h"
 #include "parallel.h"
-#include "parameters.h"
+#include "phi_parameters.h"
 #include "tree.h"
+#include "weight_field_cache.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
 
 // Maps of at most this many pixels are evaluated densely: a tree of a few leaves costs more than it saves (measured).
 constexpr int64_t kDensePixels = 256;
-// A task has about this many pixels, and a call at most this many tasks a position map: building the tree from the root
+// A task has about this many pixels, and a call at most this many tasks per position map: building the tree from the root
 // for each costs less than 2 % then, and the partition does not depend on the number of threads.
 constexpr int64_t kTaskPixels = 8192;
 constexpr int kMostTasks = 16;
-// Sums of gradients are kept for at most this many groups of tasks.
+// Sums of gradients are cached for at most this many groups of tasks.
 constexpr int kMostSlots = 16;
 
 // Boxes that the map is cut into, the same for every number of threads.
@@ -44,12 +44,12 @@ int cut_into_tasks(const Job<T, D>& job, const Box<D>& map, Box<D> (&tasks)[kMos
 }
 
 template <class T, int D>
-Node<T, D> make_root(const Network<T>& net, const Box<D>& map, const double* line1, const int* numbers) {
+Node<T, D> make_root(const PhiParameters<T>& params, const Box<D>& map, const double* line1, const int* numbers) {
   Node<T, D> root{};
   root.box = map;
-  root.m1 = net.h1, root.m1p = padded<double>(net.h1), root.unit1 = numbers, root.line1 = line1;
-  root.m2 = net.h2, root.unit2 = numbers, root.m2p = net.h2p;
-  root.A2 = net.A2, root.cf = net.cf;
+  root.m1 = params.h1, root.m1p = padded<double>(params.h1), root.unit1 = numbers, root.line1 = line1;
+  root.m2 = params.h2, root.unit2 = numbers, root.m2p = params.h2p;
+  root.A2 = params.A2, root.cf = params.cf;
   return root;
 }
 
@@ -68,9 +68,10 @@ inline int64_t feature_bytes(const scp_call& call) {
 }
 
 template <class T, int D>
-class Run {
+class TreeCall {
  public:
-  Run(const scp_call& call, bool backward) : call_(call), scratch_(thread_scratch()), scope_(scratch_), maps_(call) {
+  TreeCall(const scp_call& call, bool backward)
+      : call_(call), scratch_(thread_scratch()), scope_(scratch_), maps_(call) {
     job_.N = int(call.classes), job_.C = int(call.channels);
     job_.X = rows_of<T, D>(call.features, call.dtype);
     job_.Y = rows_of<T, D>(call.logits, call.dtype);
@@ -79,69 +80,69 @@ class Run {
     job_.backward = backward;
     job_.needs_features = backward && call.grad_features.data != nullptr;
     job_.needs_parameters = backward && call.grad_coefficients != nullptr;
-    job_.past_caches = feature_bytes(call) >= kPastCachesBytes;
-    job_.direct = D == 2 && maps_.count() == call.batch && job_.X.direct() && job_.Y.direct() &&
-                  (!job_.needs_features || job_.gX.direct()) && (!backward || job_.needs_parameters);
+    job_.non_temporal = feature_bytes(call) >= kNonTemporalBytes;
+    job_.direct = D == 2 && maps_.count() == call.batch && job_.X.in_place() && job_.Y.in_place() &&
+                  (!job_.needs_features || job_.gX.in_place()) && (!backward || job_.needs_parameters);
   }
 
   void operator()() {
     for (int axis = 0; axis < D; ++axis) map_.lower[axis] = 0, map_.upper[axis] = int(call_.size[axis]);
-    if (!job_.backward) borrow_field();
-    if (lease_.ready) return stream_kept();
-    const bool finite_parameters = prepare<T, D>(call_, scratch_, job_.net);
+    if (!job_.backward) look_up_field();
+    if (handle_.ready) return stream_cached();
+    const bool finite_parameters = pack_parameters<T, D>(call_, scratch_, job_.params);
     const bool finite_lines = lines_from_coefficients();
     job_.dense = call_.method == SCP_METHOD_DENSE || !finite_parameters || !finite_lines ||
                  (call_.method == SCP_METHOD_AUTO && map_.pixels() <= kDensePixels);
-    attempt();
-    if (!job_.backward) return return_field(lease_);
-    // A NaN or an infinity in X or gY reaches, in PyTorch, gradients of units that are off where it occurs (0 times
+    run_tasks();
+    if (!job_.backward) return admit_field(handle_);
+    // A NaN or an infinity in X or gY reaches, in PyTorch, gradients of units that are inactive where it occurs (0 times
     // NaN), which folding leaves out. It shows in the gradient of b3, the plain sum of gW; evaluate such calls densely.
     if (job_.needs_parameters && !job_.dense && call_.method == SCP_METHOD_AUTO &&
-        !all_finite(static_cast<const T*>(call_.grad_b3), job_.net.nc)) {
+        !all_finite(static_cast<const T*>(call_.grad_b3), job_.params.nc)) {
       job_.dense = true;
-      attempt();
+      run_tasks();
     }
   }
 
  private:
-  void borrow_field() {
+  void look_up_field() {
     const int outputs = job_.N * job_.C;
-    kept_ = field_on<T, D>(map_);
-    kept_size_ = field_size(kept_, outputs);
-    lease_ = lend_field(call_, {maps_.count() * kept_size_ * int64_t(sizeof(T)), kVectorBytes, job_.direct});
-    if (lease_.field != nullptr) kept_.values = static_cast<T*>(values_of(*lease_.field));
+    cached_ = field_on<T, D>(map_);
+    cached_size_ = field_size(cached_, outputs);
+    handle_ = find_field(call_, {maps_.count() * cached_size_ * int64_t(sizeof(T)), kVectorBytes, job_.direct});
+    if (handle_.field != nullptr) cached_.values = static_cast<T*>(values_of(*handle_.field));
   }
 
-  // The field of one position map in what is kept.
-  Field<T, D> kept_of(int64_t map) const {
-    Field<T, D> field = kept_;
-    field.values += map * kept_size_;
+  // The field of one position map in what is cached.
+  Field<T, D> cached_field(int64_t map) const {
+    Field<T, D> field = cached_;
+    field.values += map * cached_size_;
     return field;
   }
 
-  void stream_kept() {
-    job_.net.nc = job_.N * job_.C;
+  void stream_cached() {
+    job_.params.nc = job_.N * job_.C;
     job_.direct = false;  // long rows stream best; how the map is cut makes no difference to the sums here
     tasks_ = cut_into_tasks(job_, map_, boxes_);
-    const auto body = [](void* self, int task) { static_cast<Run*>(self)->stream_task(task); };
+    const auto body = [](void* self, int task) { static_cast<TreeCall*>(self)->stream_task(task); };
     parallel_for(int(tasks_ * maps_.count()), call_.threads, body, this);
     if (call_.report == nullptr) return;
     call_.report[SCP_REPORT_PIXELS] = double(maps_.count() * map_.pixels());
     call_.report[SCP_REPORT_MAPS] = double(maps_.count());
-    call_.report[SCP_REPORT_KEPT] = SCP_KEPT_READ;
+    call_.report[SCP_REPORT_FIELD_CACHE] = SCP_FIELD_CACHE_READ;
   }
 
   void stream_task(int task) {
     const int64_t map = task / tasks_;
-    const Field<T, D> field = kept_of(map);
+    const Field<T, D> field = cached_field(map);
     Counters unused{};
-    Walk<T, D>(job_, maps_.samples(map), &field, {}, thread_scratch(), unused).run_kept(boxes_[task % tasks_]);
+    TreePass<T, D>(job_, maps_.samples(map), &field, {}, thread_scratch(), unused).run_cached(boxes_[task % tasks_]);
   }
 
   // The first layer of every position map as the nodes hold it: [maps, D + 1, h1 padded], values before slopes.
   bool lines_from_coefficients() {
-    constexpr int A = kAffineRows<D>;
-    line_stride_ = padded<double>(job_.net.h1);
+    constexpr int A = kAffineTerms<D>;
+    line_stride_ = padded<double>(job_.params.h1);
     lines_ = take<double>(scratch_, maps_.count() * A * line_stride_);
     double finite = 0;
     for (int64_t m = 0; m < maps_.count(); ++m) {
@@ -149,20 +150,20 @@ class Run {
       const double* const from = call_.coefficients + maps_.source(m) * call_.hidden1 * A;
       for (int u = 0; u < line_stride_; ++u) {
         for (int a = 0; a < A; ++a) {
-          const double c = u < job_.net.h1 ? from[u * A + (a == 0 ? D : a - 1)] : 0;
+          const double c = u < job_.params.h1 ? from[u * A + (a == 0 ? D : a - 1)] : 0;
           to[a * line_stride_ + u] = c;
           finite += c * 0;
         }
       }
     }
-    const int most = job_.net.h1 > job_.net.h2 ? job_.net.h1 : job_.net.h2;
+    const int most = job_.params.h1 > job_.params.h2 ? job_.params.h1 : job_.params.h2;
     int* numbers = take<int>(scratch_, padded<T>(most));
     for (int u = 0; u < padded<T>(most); ++u) numbers[u] = u;
     numbers_ = numbers;
     return finite == 0;
   }
 
-  void attempt() {
+  void run_tasks() {
     const ScratchStack::Mark mark = scratch_.mark();
     tasks_ = cut_into_tasks(job_, map_, boxes_);
     const int64_t all_tasks = tasks_ * maps_.count();
@@ -173,12 +174,14 @@ class Run {
     if (job_.needs_parameters) {
       sums_ = take<SlotSums<T>>(scratch_, slots_);
       // One thread adds each slot to the first as it ends: the same order of additions, with two arrays.
-      for (int s = 0; s < slots_; ++s) sums_[s] = sequential_ && s > 1 ? sums_[1] : make_sums<T, D>(job_.net, scratch_);
+      for (int s = 0; s < slots_; ++s)
+        sums_[s] = sequential_ && s > 1 ? sums_[1] : make_sums<T, D>(job_.params, scratch_);
       moments_ = take<double>(scratch_, all_tasks * moment_size_);
       std::memset(moments_, 0, size_t(all_tasks * moment_size_) * sizeof(double));
     }
-    parallel_for(slots_, call_.threads, [](void* self, int slot) { static_cast<Run*>(self)->run_slot(slot); }, this);
-    if (job_.needs_parameters) collect();
+    parallel_for(
+        slots_, call_.threads, [](void* self, int slot) { static_cast<TreeCall*>(self)->run_slot(slot); }, this);
+    if (job_.needs_parameters) sum_gradients();
     report();
     scratch_.release(mark);
   }
@@ -191,7 +194,7 @@ class Run {
     const int64_t all_tasks = tasks_ * maps_.count();
     for (int64_t task = all_tasks * slot / slots_; task < all_tasks * (slot + 1) / slots_; ++task) {
       const int64_t map = task / tasks_;
-      Node<T, D> root = make_root<T, D>(job_.net, map_, lines_ + map * kAffineRows<D> * line_stride_, numbers_);
+      Node<T, D> root = make_root<T, D>(job_.params, map_, lines_ + map * kAffineTerms<D> * line_stride_, numbers_);
       GradientSums<T> sums{};
       if (job_.needs_parameters) {
         root.g_A2 = sums_[slot].A2;
@@ -199,19 +202,19 @@ class Run {
         sums.W3T = sums_[slot].W3T;
         sums.moments = moments_ + task * moment_size_;
       }
-      Field<T, D> kept{};
-      if (lease_.field != nullptr) kept = kept_of(map);
-      Walk<T, D> walk(job_, maps_.samples(map), lease_.field != nullptr ? &kept : nullptr, sums, scratch,
-                      counters_[slot]);
-      walk.run(root, boxes_[task % tasks_]);
+      Field<T, D> cached{};
+      if (handle_.field != nullptr) cached = cached_field(map);
+      TreePass<T, D> pass(job_, maps_.samples(map), handle_.field != nullptr ? &cached : nullptr, sums, scratch,
+                          counters_[slot]);
+      pass.run(root, boxes_[task % tasks_]);
     }
     if (job_.needs_parameters && sequential_ && slot > 0) add_sums(sums_[slot], sums_[0]);
   }
 
-  void collect() {
+  void sum_gradients() {
     if (!sequential_)
       for (int s = 1; s < slots_; ++s) add_sums(sums_[s], sums_[0]);
-    write_gradients<T, D>(job_.net, sums_[0], call_);
+    write_gradients<T, D>(job_.params, sums_[0], call_);
     // Of equal position maps the first has the gradient of all.
     std::memset(call_.grad_coefficients, 0, size_t(call_.groups * moment_size_) * sizeof(double));
     for (int64_t m = 0; m < maps_.count(); ++m) {
@@ -233,14 +236,14 @@ class Run {
     to[SCP_REPORT_NODES] = total.nodes;
     to[SCP_REPORT_LEAVES] = total.leaves;
     to[SCP_REPORT_PIXELS] = total.pixels;
-    to[SCP_REPORT_MIXED1] = total.mixed1;
-    to[SCP_REPORT_MIXED2] = total.mixed2;
-    to[SCP_REPORT_MOST_MIXED1] = total.most_mixed1;
-    to[SCP_REPORT_MOST_MIXED2] = total.most_mixed2;
+    to[SCP_REPORT_UNSTABLE1] = total.unstable1;
+    to[SCP_REPORT_UNSTABLE2] = total.unstable2;
+    to[SCP_REPORT_MOST_UNSTABLE1] = total.most_unstable1;
+    to[SCP_REPORT_MOST_UNSTABLE2] = total.most_unstable2;
     to[SCP_REPORT_BUILD_MACS] = total.build_macs;
     to[SCP_REPORT_LEAF_MACS] = total.leaf_macs;
     to[SCP_REPORT_MAPS] = double(maps_.count());
-    to[SCP_REPORT_KEPT] = lease_.field != nullptr ? SCP_KEPT_STORED : SCP_KEPT_NOT;
+    to[SCP_REPORT_FIELD_CACHE] = handle_.field != nullptr ? SCP_FIELD_CACHE_STORED : SCP_FIELD_CACHE_UNUSED;
   }
 
   const scp_call& call_;
@@ -249,9 +252,9 @@ class Run {
   Job<T, D> job_{};
   const PositionMaps maps_;
   Box<D> map_;
-  Lease lease_;
-  Field<T, D> kept_{};  // of the first position map; no values where nothing is kept
-  int64_t kept_size_ = 0;
+  FieldHandle handle_;
+  Field<T, D> cached_{};  // of the first position map; no values where none is cached
+  int64_t cached_size_ = 0;
   double* lines_ = nullptr;
   int line_stride_ = 0;
   const int* numbers_ = nullptr;
