@@ -16,6 +16,11 @@ from typing import Any
 
 from scp_models.errors import UserError
 
+TARGET_LABEL = 1
+"""The target in labels as readers return them, whatever the files call it; 0 is the background."""
+IGNORED_LABEL = 2
+"""What is neither trained on nor scored, in labels as readers return them."""
+
 
 @dataclass(frozen=True)
 class Task:
