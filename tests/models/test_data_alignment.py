@@ -9,7 +9,8 @@ import pytest
 from scp_models.data import Subject, VolumeReader, get_task
 from scp_models.data.geometry import TOLERANCE
 from scp_models.errors import UserError
-from scp_models.evaluation.scores import evaluate, score_files
+from scp_models.evaluation.predictions import PredictionFiles
+from scp_models.evaluation.scores import evaluate
 from scp_models.inference.predictor import predict
 from tests.support.brightness import predictor
 from tests.support.tiny_data import AXIS_CODES, affine_for, blobs, save
@@ -87,12 +88,13 @@ def test_perfect_predictions_of_turned_modalities_score_one(files, codes, tmp_pa
     files.write("FLAIR", *turned(files.image, files.affine, codes))
     files.write("label", *turned(files.mask, files.affine, ("P", "L", "S")))
     found = predictor(files.subject)
-    assert evaluate(found, [files.subject])[0]["dice"] == 1.0
+    assert next(evaluate(found, [files.subject]))["dice"] == 1.0
     (path,) = predict(found, [files.subject], tmp_path / "out")
     written = nib.load(path)
     assert np.array_equal(written.affine, nib.load(files.subject.images[0]).affine)
     assert np.array_equal(written.dataobj, files.mask)
-    assert score_files(tmp_path / "out", [files.subject], task())[0]["dice"] == 1.0
+    masks = PredictionFiles(tmp_path / "out", [files.subject], task())
+    assert next(evaluate(masks, [files.subject]))["dice"] == 1.0
 
 
 def test_a_shifted_modality_is_read_where_it_lies(files, caplog):

@@ -45,6 +45,10 @@ class AlignedVolume:
     to_grid: Orientation
     """From the axes of ``file`` to those of the grid."""
 
+    def read(self) -> NDArray[Any]:
+        """All voxels, in the axes of the grid."""
+        return np.concatenate(list(self.chunks()), axis=2)
+
     def chunks(self, axes: Orientation = SAME_AXES) -> Iterator[NDArray[Any]]:
         """Slices ``[X, Y, K]`` from the first on, a few at a time.
 

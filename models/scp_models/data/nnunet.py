@@ -1,4 +1,4 @@
-"""nnU-Net's raw layout: ``dataset.json``, ``imagesTr/<case>_0000<ending>`` and ``imagesTs``, ``labelsTr/<case><ending>``."""
+"""nnU-Net's raw layout: ``dataset.json``, ``imagesTr/<case>_0000<ending>``, ``imagesTs/``, ``labelsTr/<case><ending>``."""
 
 import os
 from pathlib import Path

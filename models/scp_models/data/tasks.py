@@ -22,6 +22,11 @@ LabelAffine = Literal["auto", "header", "image"]
 LABEL_AFFINES = ("auto", "header", "image")
 """Whether a label lies where its own header says or on its image's voxels; ``auto`` measures where they disagree."""
 
+TARGET_LABEL = 1
+"""The target in labels as readers return them, whatever the files call it; 0 is the background."""
+IGNORED_LABEL = 2
+"""What is neither trained on nor scored, in labels as readers return them."""
+
 
 @dataclass(frozen=True)
 class Task:
