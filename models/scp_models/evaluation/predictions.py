@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scp_models.data.names import match_names
 from scp_models.data.preprocessing import SourceGrid, VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task
-from scp_models.data.volume_files import VolumeFile, open_volume
+from scp_models.data.volume_files import ENDINGS, VolumeFile, is_clutter, open_volume, volume_stem
 from scp_models.errors import UserError
 
 
 class PredictionFiles:
-    """Masks from ``<subject>.nii.gz`` in a folder.
+    """Masks from ``<subject>.nii.gz``, or another format that is read, in a folder.
 
     What their values mean is read off all of them together: 0 and 1 (or 0 and 255) are masks; other integers are label
     maps as the references are, where the task's target labels count; fractions up to 1 are probabilities, of which
@@ -29,12 +30,7 @@ class PredictionFiles:
     def __init__(self, folder: Path, subjects: Sequence[Subject], task: Task, threshold: float = 0.5) -> None:
         self.reader = VolumeReader(task)
         self.threshold = threshold
-        self._paths = {subject: folder / f"{subject.name}.nii.gz" for subject in subjects}
-        if missing := [path.name for path in self._paths.values() if not path.is_file()]:
-            raise UserError(
-                f"{folder}: expected a prediction for each of {len(self._paths)} subjects, {len(missing)} are missing: "
-                + ", ".join(missing)
-            )
+        self._paths = _paths_of(folder, subjects)
         self._content = _values_of(list(self._paths.values()))
 
     def mask_of(self, subject: Subject) -> tuple[NDArray[np.bool_], SourceGrid]:
@@ -55,6 +51,22 @@ class PredictionFiles:
         if self._content == "labels":
             return np.isin(np.rint(values), self.reader.task.target), grid
         return values > (self.threshold if self._content == "probabilities" else 0.5), grid
+
+
+def _paths_of(folder: Path, subjects: Sequence[Subject]) -> dict[Subject, Path]:
+    """The file of each subject, by its name or its unambiguous end."""
+    files: dict[str, Path] = {}
+    for ending in ENDINGS:
+        for path in sorted(folder.glob(f"*{ending}")):
+            if not is_clutter(path):
+                files.setdefault(volume_stem(path), path)
+    matches = match_names([subject.name for subject in subjects], files, str(folder))
+    if missing := [f"{subject.name}.nii.gz" for subject in subjects if subject.name not in matches]:
+        raise UserError(
+            f"{folder}: expected a prediction for each of {len(subjects)} subjects, {len(missing)} are missing: "
+            + ", ".join(missing)
+        )
+    return {subject: files[matches[subject.name]] for subject in subjects}
 
 
 def _values_of(paths: Sequence[Path]) -> str:
