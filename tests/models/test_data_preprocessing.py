@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scp_models.data import SourceGrid, Subject, VolumeReader, find_subjects, get_task
+from scp_models.data import SegmentationDataModule, SourceGrid, Subject, VolumeReader, find_subjects, get_task
 from scp_models.data.volume_files import VolumeFile
 from scp_models.errors import UserError
 from tests.support.tiny_data import AXIS_CODES, affine_for, save, write_lits, write_wmh_subject
@@ -196,6 +196,55 @@ def test_wrong_content(tmp_path):
     subject = subject_at(tmp_path / "unlabelled")
     with pytest.raises(UserError, match="expected a reference segmentation for this image, there is none"):
         reader.read(Subject("x", subject.images, None))
+
+
+@pytest.mark.parametrize("slope", [1 / 255, 1 / 3, 0.1, 1e-4], ids=str)
+def test_labels_with_a_slope(tmp_path, slope):
+    """Scaled integers are a little beside the labels that they stand for."""
+    subject = subject_at(tmp_path / "1", other=True)
+    before = VolumeReader(get_task("wmh", (20, 24))).read_label(subject)
+    stored = nib.load(subject.label)
+    image = nib.Nifti1Image(np.rint(np.asarray(stored.dataobj) / slope).astype(np.int16), stored.affine)
+    image.header.set_slope_inter(np.float32(slope), 0)
+    nib.save(image, subject.label)
+    reread = np.asarray(nib.load(subject.label).dataobj)
+    assert slope == 1e-4 or not np.array_equal(reread, np.rint(reread))
+    assert np.array_equal(VolumeReader(get_task("wmh", (20, 24))).read_label(subject), before)
+
+
+@pytest.mark.parametrize("value", [0.9999, 1 / 3, 2 / 3, 1.0005])
+def test_interpolated_labels_stay_errors(tmp_path, value):
+    subject = subject_at(tmp_path / "1")
+    stored = nib.load(subject.label)
+    label = np.asarray(stored.dataobj)
+    save(subject.label, np.where(label == 1, value, 0).astype(np.float32), stored.affine)
+    with pytest.raises(UserError, match=r"wmh.nii.gz: expected labels \(0, 1, 2\), got also \["):
+        VolumeReader(get_task("wmh", (20, 24))).read_label(subject)
+    # What a slope of 1/255 reads, stored again in single precision.
+    save(subject.label, (label * np.float32(1.00000006)).astype(np.float32), stored.affine)
+    assert VolumeReader(get_task("wmh", (20, 24))).read_label(subject).any()
+
+
+def test_an_interpolated_label_with_a_slope(tmp_path):
+    subject = subject_at(tmp_path / "1")
+    stored = nib.load(subject.label)
+    image = nib.Nifti1Image((170 * np.asarray(stored.dataobj)).astype(np.uint8), stored.affine)
+    image.header.set_slope_inter(1 / 255, 0)
+    nib.save(image, subject.label)
+    with pytest.raises(UserError, match=r"expected labels \(0, 1, 2\), got also \[0.66"):
+        VolumeReader(get_task("wmh", (20, 24))).read_label(subject)
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(255, np.uint8), (65535, np.uint16), (255, np.float32)])
+def test_masks_of_another_value(tmp_path, value, dtype):
+    subject = subject_at(tmp_path / "1")
+    before = VolumeReader(get_task("wmh", (20, 24))).read_label(subject)
+    stored = nib.load(subject.label)
+    save(subject.label, (np.asarray(stored.dataobj) * value).astype(dtype), stored.affine)
+    with pytest.raises(UserError, match=rf"\(a mask of 0 and {value}: --data.target {value}\)"):
+        VolumeReader(get_task("wmh", (20, 24))).read_label(subject)
+    task = SegmentationDataModule(str(tmp_path), target=value, roi_size=(20, 24)).task
+    assert np.array_equal(VolumeReader(task).read_label(subject), before)
 
 
 def test_unknown_task():

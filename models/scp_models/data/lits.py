@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scp_models.data.subjects import Subject, folders
+from scp_models.data.tasks import LabelAffine
 from scp_models.data.volume_files import ENDINGS, is_clutter, volume_stem
 from scp_models.errors import UserError
 
@@ -60,5 +61,5 @@ def single_volume(path: Path) -> Subject:
         return Subject(stem, (path,), None, site=path.parent.name, partition="test")
     labels = [path.with_name(f"segmentation-{match[2]}.nii{suffix}") for suffix in ("", ".gz")]
     label = next((file for file in labels if file.is_file()), None)
-    wrong = "image" if int(match[2]) in _WRONG_AFFINES else None
+    wrong: LabelAffine | None = "image" if int(match[2]) in _WRONG_AFFINES else None
     return Subject(stem, (path,), label, site=path.parent.name, label_affine=wrong)

@@ -1,4 +1,4 @@
-"""nnU-Net's raw layout: ``dataset.json``, ``imagesTr/<case>_0000<ending>``, ``imagesTs/``, ``labelsTr/<case><ending>``."""
+"""nnU-Net's raw layout: ``dataset.json``, ``imagesTr`` and ``imagesTs`` with ``<case>_0000<ending>``, ``labelsTr``."""
 
 import os
 from pathlib import Path

@@ -19,7 +19,7 @@ from scp_models.errors import UserError
 from scp_models.notes import note
 
 LabelAffine = Literal["auto", "header", "image"]
-LABEL_AFFINES = ("auto", "header", "image")
+LABEL_AFFINES: tuple[LabelAffine, ...] = ("auto", "header", "image")
 """Whether a label lies where its own header says or on its image's voxels; ``auto`` measures where they disagree."""
 
 TARGET_LABEL = 1
@@ -113,11 +113,9 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
             raise UserError("spacing: expected without resize, which gives slices the size of roi_size")
         # A preset that resizes does so for want of a spacing.
         changes["resize"] = False
-    if "label_affine" in given:
-        if given["label_affine"] not in LABEL_AFFINES:
-            raise UserError(f"label_affine: expected one of {LABEL_AFFINES}, got {given['label_affine']!r}")
-        changes["label_affine"] = given["label_affine"]
     task = replace(TASKS[name], **changes)
+    if "label_affine" in given:
+        task = with_label_affine(task, given["label_affine"])
     if not task.modalities:
         raise UserError("modalities: expected at least one, got none")
     if not task.target or min(task.target) < 1:
@@ -132,6 +130,18 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
     if task.window is not None and (len(task.window) != 2 or task.window[0] >= task.window[1]):
         raise UserError(f"window: expected a lower and a higher bound, got {list(task.window)}")
     return task
+
+
+def with_label_affine(task: Task, rule: str) -> Task:
+    """The task with another rule for the affines of labels.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    for known in LABEL_AFFINES:
+        if rule == known:
+            return replace(task, label_affine=known)
+    raise UserError(f"label_affine: expected one of {', '.join(LABEL_AFFINES)}, got {rule!r}")
 
 
 def _pixel_size(spacing: Any) -> tuple[float, float]:
