@@ -1,4 +1,4 @@
-"""Options, the laboratory that every benchmark works in, the table at the end, and the record."""
+"""Options, what all benchmarks of a session share, the table at the end, and the record."""
 
 import datetime
 from collections.abc import Mapping, Sequence
@@ -62,8 +62,8 @@ def device_of(config: pytest.Config) -> str:
     return config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class Laboratory:
-    """The machine, the budget, and where results go."""
+class BenchmarkSession:
+    """What all benchmarks share: the machine, the budget, and where results go."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.device: str = device_of(config)
@@ -99,13 +99,13 @@ class Laboratory:
         if self.device == "cuda":
             by_device = device_times(entrants, rounds=max(5, min(25, len(walls[ours]))))
         for name, figure in figures.items():
-            mine, theirs = by_device.get(ours), by_device.get(name)
-            if theirs is not None:
-                figure["device_seconds"] = theirs if isinstance(theirs, str) else summary(theirs)
-            if mine is None or theirs is None or isinstance(mine, str) or isinstance(theirs, str):
+            our_times, times = by_device.get(ours), by_device.get(name)
+            if times is not None:
+                figure["device_seconds"] = times if isinstance(times, str) else summary(times)
+            if our_times is None or times is None or isinstance(our_times, str) or isinstance(times, str):
                 figure["clock"], figure["ratio"] = "seconds", ratio(walls[name], walls[ours])
             else:
-                figure["clock"], figure["ratio"] = "device_seconds", ratio(theirs, mine)
+                figure["clock"], figure["ratio"] = "device_seconds", ratio(times, our_times)
         return figures
 
     def report(self, benchmark, name: str, result: dict[str, Any]) -> None:
@@ -123,11 +123,11 @@ class Laboratory:
 
 
 @pytest.fixture(scope="session")
-def laboratory(request: pytest.FixtureRequest):
-    made = Laboratory(request.config)
-    yield made
-    if made.fresh is not None:
-        made.fresh.close()
+def bench_session(request: pytest.FixtureRequest):
+    session = BenchmarkSession(request.config)
+    yield session
+    if session.fresh is not None:
+        session.fresh.close()
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:

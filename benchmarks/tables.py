@@ -14,7 +14,7 @@ LEAST_WIDTH = 150  # narrower terminals wrap; figures cut off would be worse
 
 
 def tables(races: Mapping[str, Mapping[str, Any]], width: int = LEAST_WIDTH) -> str:
-    """One table a race: times, ratio to ours, memory, multiply-adds, bandwidth."""
+    """One table per race: times, ratio to ours, memory, multiply-adds, bandwidth."""
     console = Console(file=io.StringIO(), width=max(width, LEAST_WIDTH), color_system=None)
     for name, race in races.items():
         console.print(_table(name, race))
@@ -75,7 +75,7 @@ def _scaled(value: float, units: tuple[tuple[str, float], ...]) -> str:
 
 
 def short_table(races: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line a race: our time, and each peer's over it (more than 1: we are faster)."""
+    """A line per race: our time, and each peer's over it (more than 1: we are faster)."""
     lines = []
     for name, race in races.items():
         ours = race["subjects"][race["ours"]]

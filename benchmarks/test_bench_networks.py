@@ -21,7 +21,7 @@ from tests.support.memory import cuda_peak
 from tests.support.tolerances import LOGITS, relative_error
 
 ANCHOR, OURS = "Base 128", "SCP 256"
-# 512 in batches of 14 is minutes a round on a few cores.
+# 512 in batches of 14 is minutes per round on a few cores.
 RUNS = [
     pytest.param(1, CAPACITIES, id="b1"),
     pytest.param(14, CAPACITIES[:2], id="b14"),
@@ -44,8 +44,8 @@ def check_heads(networks: dict[str, torch.nn.Module], x: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("step", list(STEPS))
 @pytest.mark.parametrize(("batch", "capacities"), RUNS)
-def test_networks(benchmark, laboratory, batch: int, capacities: tuple[int, ...], step: str):
-    device = laboratory.device
+def test_networks(benchmark, bench_session, batch: int, capacities: tuple[int, ...], step: str):
+    device = bench_session.device
     benchmark.group = f"networks {step}"
     wanted = [name for name in (ANCHOR, *names(capacities)) if name != OURS]
     ours = OURS if OURS in names(capacities) else wanted.pop(wanted.index(f"SCP {capacities[0]}"))
@@ -56,7 +56,7 @@ def test_networks(benchmark, laboratory, batch: int, capacities: tuple[int, ...]
     kept = {name: activation_bytes(network, x) for name, network in networks.items()} if step == "training" else {}
     steps = {name: STEPS[step](network, x) for name, network in networks.items()}
 
-    figures = laboratory.race(benchmark, {name: Entrant(call) for name, call in steps.items()})
+    figures = bench_session.race(benchmark, {name: Entrant(call) for name, call in steps.items()})
     if not figures:
         return
     paper = {f"{row['model']} {row['nc']}": row for row in complexity_table()}
@@ -68,7 +68,7 @@ def test_networks(benchmark, laboratory, batch: int, capacities: tuple[int, ...]
             network.zero_grad(set_to_none=True)
             peak = cuda_peak(steps[name]) + state
         else:
-            peak = laboratory.fresh(resident, name, batch, step)
+            peak = bench_session.fresh(resident, name, batch, step)
         figure |= {
             "saved_bytes": kept.get(name),
             "peak_bytes": peak,
@@ -90,4 +90,4 @@ def test_networks(benchmark, laboratory, batch: int, capacities: tuple[int, ...]
         "ours": ours,
         "subjects": figures,
     }
-    laboratory.report(benchmark, f"networks {step} b{batch}{'' if OURS in figures else '-512'}", result)
+    bench_session.report(benchmark, f"networks {step} b{batch}{'' if OURS in figures else '-512'}", result)

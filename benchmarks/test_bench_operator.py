@@ -1,4 +1,4 @@
-"""The operator beside its peers, round-robin in one race a case; each is checked before its time counts.
+"""The operator beside its peers, round-robin in one race per case; each is checked before its time counts.
 
 ``pytest benchmarks/ --benchmark-only`` prints the tables; the ratios are what they are for.
 """
@@ -24,12 +24,12 @@ PEERS_SLACK = 10
 
 
 @lru_cache(maxsize=1)  # a case's two steps follow each other
-def truth(case: Case, device: str) -> tuple[Inputs, Tensor, list[Tensor]]:
+def exact_results(case: Case, device: str) -> tuple[Inputs, Tensor, list[Tensor]]:
     inputs, logits, gradients = cases.truth(case.inputs(device))
     return inputs, logits, list(gradients.values())
 
 
-def true_plain(subject: Subject, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+def exact_plain(subject: Subject, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
     """Float64 logits and gradients of a plain head, which computes another function."""
     module = copy.deepcopy(subject.module).double()
     leaves = [inputs.features.double().requires_grad_(), *module.parameters()]
@@ -39,9 +39,9 @@ def true_plain(subject: Subject, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
 
 def check(name: str, subject: Subject, case: Case, device: str, step: str) -> tuple[dict[str, float], int | None]:
     """Relative errors of logits and gradients against float64, within tolerance; bytes that a training step keeps."""
-    inputs, true_logits, true_gradients = truth(case, device)
+    inputs, true_logits, true_gradients = exact_results(case, device)
     if name in (PLAIN, PRODUCT):
-        true_logits, true_gradients = true_plain(subject, inputs)
+        true_logits, true_gradients = exact_plain(subject, inputs)
     gradients: tuple[Tensor, ...] = ()
     saved = None
     if step == "forward":
@@ -59,9 +59,9 @@ def check(name: str, subject: Subject, case: Case, device: str, step: str) -> tu
     assert errors["logits"] <= slack * LOGITS[case.dtype], f"{name}: logits are off by {errors['logits']:.1e}"
     if gradients:
         pairs = zip(gradients, true_gradients, strict=True)
-        errors["gradients"] = max(relative_error(mine, true.reshape(mine.shape)) for mine, true in pairs)
-        off = errors["gradients"]
-        assert off <= slack * GRADIENTS[case.dtype], f"{name}: a gradient is off by {off:.1e}"
+        error = max(relative_error(gradient, true.reshape(gradient.shape)) for gradient, true in pairs)
+        assert error <= slack * GRADIENTS[case.dtype], f"{name}: a gradient is off by {error:.1e}"
+        errors["gradients"] = error
     return errors, saved
 
 
@@ -72,12 +72,12 @@ def bytes_moved(case: Case, step: str) -> int:
 
 
 @pytest.mark.parametrize("step", ["forward", "training"])
-def test_operator(benchmark, laboratory, case: Case, step: str):
-    device = laboratory.device
+def test_operator(benchmark, bench_session, case: Case, step: str):
+    device = bench_session.device
     name = f"operator {step} {case}"
     benchmark.group = f"operator {step}"
-    inputs = truth(case, device)[0]
-    entered = subjects(case, inputs, step, compiled=not laboratory.short)
+    inputs = exact_results(case, device)[0]
+    entered = subjects(case, inputs, step, compiled=not bench_session.short)
     checked, wrong = {}, {}
     for who, subject in list(entered.items()):
         try:
@@ -89,20 +89,20 @@ def test_operator(benchmark, laboratory, case: Case, step: str):
     calls = {who: call(subject, inputs, step) for who, subject in entered.items()}
     executed = {who: executed_macs(who, subject, case, inputs, step) for who, subject in entered.items()}
 
-    figures = laboratory.race(benchmark, {who: Entrant(calls[who], entered[who].prepare) for who in entered})
+    figures = bench_session.race(benchmark, {who: Entrant(calls[who], entered[who].prepare) for who in entered})
     moved = bytes_moved(case, step)
     for who, figure in figures.items():
         clock = figure[figure["clock"]]
         peak = cuda_peak(calls[who]) if device == "cuda" else None
-        if laboratory.fresh is not None:
-            peak = laboratory.fresh(resident, case, step, who)
+        if bench_session.fresh is not None:
+            peak = bench_session.fresh(resident, case, step, who)
         errors, saved = checked[who]
         figure |= {
             "saved_bytes": saved,
             "peak_bytes": peak,
             "executed_macs": executed[who],
             "bandwidth": moved / clock["median"],
-            "bandwidth_share": moved / clock["median"] / laboratory.copy_bandwidth,
+            "bandwidth_share": moved / clock["median"] / bench_session.copy_bandwidth,
             "errors": errors,
             "ours": entered[who].ours,
         }
@@ -126,5 +126,5 @@ def test_operator(benchmark, laboratory, case: Case, step: str):
             "subjects": figures,
             "wrong": wrong,
         }
-        laboratory.report(benchmark, name, result)
+        bench_session.report(benchmark, name, result)
     assert not wrong

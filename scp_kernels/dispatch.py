@@ -7,8 +7,8 @@ from typing import Protocol
 from torch import Tensor
 
 from scp_kernels._torch_compat import constant_to_dynamo
+from scp_kernels.backends.cpu import CpuBackend
 from scp_kernels.backends.cuda import CudaBackend
-from scp_kernels.backends.native import NativeCPU
 from scp_kernels.backends.triton import TritonBackend
 from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
@@ -65,7 +65,7 @@ class Backend(Protocol):
 BACKENDS: dict[str, Backend] = {
     "triton": TritonBackend(),
     "cuda": CudaBackend(),
-    "cpu": NativeCPU(),
+    "cpu": CpuBackend(),
 }
 NAMES = (*BACKENDS, "reference")
 ENVIRONMENT_VARIABLE = "SCP_BACKEND"

@@ -37,33 +37,35 @@ class CudaCall(ctypes.Structure):
         ("shared_limit", ctypes.c_int64),
         ("workspace", ctypes.c_void_p),
         ("workspace_bytes", ctypes.c_int64),
-        ("lent", ctypes.c_void_p),
-        ("lent_bytes", ctypes.c_int64),
+        ("scratch_alias", ctypes.c_void_p),
+        ("scratch_alias_bytes", ctypes.c_int64),
     )
 
 
-class Needs(ctypes.Structure):
-    """``struct scp_cuda_needs`` of csrc/include/scp.h, field by field."""
+class Requirements(ctypes.Structure):
+    """``struct scp_cuda_requirements`` of csrc/include/scp.h, field by field."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
         for name in (
-            "workspace_bytes", "shared_apply", "shared_parameters", "blocks_apply", "blocks_parameters", "rounds",
-            "most_mixed",
+            "workspace_bytes", "shared_apply", "shared_parameters", "blocks_apply", "blocks_parameters", "chunks",
+            "unstable_capacity",
         )
     )  # fmt: skip
 
 
-def plan(loaded: ctypes.CDLL, call: CudaCall, backward: bool) -> Needs:
-    """What a call needs. Reads no data and needs no device.
+def requirements(loaded: ctypes.CDLL, call: CudaCall, backward: bool) -> Requirements:
+    """Workspace, shared memory and launches of a call. Reads no data and needs no device.
 
     Raises:
         RuntimeError: the device's shared memory (``call.shared_limit``) is too small for the widths.
     """
-    needs, message = Needs(), abi.Message()
-    status = loaded.scp_cuda_plan(ctypes.byref(call), backward, ctypes.byref(needs), message.buffer, message.size)
+    result, message = Requirements(), abi.Message()
+    status = loaded.scp_cuda_query_requirements(
+        ctypes.byref(call), backward, ctypes.byref(result), message.buffer, message.size
+    )
     message.check(status, "CUDA")
-    return needs
+    return result
 
 
 def sizes(problem: Problem, shared_limit: int, multiprocessors: int) -> CudaCall:
@@ -78,7 +80,7 @@ def declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
     message = (ctypes.c_char_p, ctypes.c_int64)
     int32, call = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(CudaCall)
     loaded.scp_cuda_driver.argtypes = (int32, int32)
-    loaded.scp_cuda_plan.argtypes = (call, ctypes.c_int32, ctypes.POINTER(Needs), *message)
+    loaded.scp_cuda_query_requirements.argtypes = (call, ctypes.c_int32, ctypes.POINTER(Requirements), *message)
     loaded.scp_cuda_forward.argtypes = loaded.scp_cuda_backward.argtypes = (call, *message)
     return loaded
 
@@ -119,7 +121,7 @@ class CudaBackend:
             # Of the backward too: a forward that cannot be differentiated would be a trap.
             multiprocessors, shared_limit = self.limits(problem.device)
             for backward in (False, True):
-                plan(self.library(), sizes(problem, shared_limit, multiprocessors), backward)
+                requirements(self.library(), sizes(problem, shared_limit, multiprocessors), backward)
         except RuntimeError as error:
             return str(error)
         return None
@@ -152,7 +154,7 @@ class CudaBackend:
             return grad_features, None
         later = dict(zip(abi.PHI[2:], phi[2:], strict=True))
         of_coefficients, *others = abi.gradients(call, {"coefficients": coefficients, **later})
-        self._run(call, problem, backward=True, lent=grad_features)
+        self._run(call, problem, backward=True, scratch_alias=grad_features)
         return grad_features, (*first_layer_gradients(of_coefficients, matrix), *others)
 
     # What differs where tests run the kernels' code on the host.
@@ -177,8 +179,8 @@ class CudaBackend:
         """Makes the tensors' device current."""
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
-    def _run(self, described: abi.Call, problem: Problem, backward: bool, lent: Tensor | None = None) -> None:
-        """Run a call; ``lent`` is the features' gradient, in whose memory intermediate results may lie before it."""
+    def _run(self, described: abi.Call, problem: Problem, backward: bool, scratch_alias: Tensor | None = None) -> None:
+        """Run a call; ``scratch_alias`` is the features' gradient, whose memory is scratch until it is written."""
         device = problem.device
         with self.on(device):
             multiprocessors, shared_limit = self.limits(device)
@@ -189,9 +191,10 @@ class CudaBackend:
                 multiprocessors=multiprocessors,
                 shared_limit=shared_limit,
             )
-            if lent is not None:
-                call.lent, call.lent_bytes = lent.data_ptr(), lent.untyped_storage().nbytes()
-            size = plan(self.library(), call, backward).workspace_bytes
+            if scratch_alias is not None:
+                call.scratch_alias = scratch_alias.data_ptr()
+                call.scratch_alias_bytes = scratch_alias.untyped_storage().nbytes()
+            size = requirements(self.library(), call, backward).workspace_bytes
             # The caching allocator keeps it from being reused before the stream is done with it.
             workspace = torch.empty(size, dtype=torch.uint8, device=device)
             call.workspace, call.workspace_bytes = workspace.data_ptr(), size

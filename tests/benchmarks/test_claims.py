@@ -16,8 +16,8 @@ def reduction(of: float, against: float) -> float:
 
 
 def test_scp_256_has_three_quarters_fewer_parameters_than_base_512():
-    found = reduction(count_parameters(build("SCP 256")), count_parameters(build("Base 512")))
-    assert round(found, 3) == 0.747
+    saved = reduction(count_parameters(build("SCP 256")), count_parameters(build("Base 512")))
+    assert round(saved, 3) == 0.747
 
 
 @needs_cpu

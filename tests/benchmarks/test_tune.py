@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 leave
 @pytest.mark.parametrize("kernel", tune.KERNELS)
 def test_candidates_are_distinct(kernel):
     problem = CASES["h256"].problem
-    found = list(tune.candidates(kernel, problem, 90))
-    assert len(found) == len(set(found)) >= 16
-    own = tables.find(kernel, 90, problem.hidden, 32, 4, "ieee")
-    assert found[0] == own, "what the table has is always among what is timed"
+    candidates = list(tune.candidates(kernel, problem, 90))
+    assert len(candidates) == len(set(candidates)) >= 16
+    configured = tables.find(kernel, 90, problem.hidden, 32, 4, "ieee")
+    assert candidates[0] == configured, "what the table has is always among what is timed"
 
 
 @pytest.mark.parametrize("capability", [75, 80, 90])
@@ -32,11 +32,11 @@ def test_what_fits_is_told_from_what_spills(capability, monkeypatch, tmp_path_fa
     assert before is tables.TABLE
 
 
-def test_a_printed_line_is_one_of_the_table(monkeypatch):
+def test_a_printed_entry_is_one_of_the_table(monkeypatch):
     configuration = tables.Configuration((8, 8), 32, 32, 4)
-    text = tune.line(tables.FORWARD, configuration, CASES["h256"].problem, 90)
-    (line,) = eval(f"({text})", vars(tables))
-    monkeypatch.setattr(tables, "TABLE", (line, *tables.TABLE))
+    text = tune.entry(tables.FORWARD, configuration, CASES["h256"].problem, 90)
+    (entry,) = eval(f"({text})", vars(tables))
+    monkeypatch.setattr(tables, "TABLE", (entry, *tables.TABLE))
     assert tables.find(tables.FORWARD, 90, (256, 256), 32, 4, "ieee") == configuration
     assert tables.find(tables.FORWARD, 80, (256, 256), 32, 4, "ieee") != configuration
     assert tables.find(tables.FORWARD, 90, (256, 256), 16, 4, "ieee") != configuration

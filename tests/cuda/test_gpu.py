@@ -65,8 +65,8 @@ def test_auto_takes_it_for_float64():
     assert torch.equal(logits, scp(inputs.features, inputs.phi, inputs.residual, backend="cuda"))
 
 
-def test_crowded_tiles():
-    """All units of layer 1 bend at one pixel: more mixed units than a tile has room for."""
+def test_overflow_tiles():
+    """All units of layer 1 bend at one pixel: more unstable units than a tile has room for."""
     inputs = make_inputs((40, 60), channels=3, classes=2, hidden=(200, 20), dtype=torch.float64)
     w1, _, *rest = inputs.phi
     inputs.phi = (w1, -(w1 @ torch.tensor([20.25, 30.25, 19.75, 29.75]).double()), *rest)

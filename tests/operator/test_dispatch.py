@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scp_kernels import BackendUnavailable, FusedSCP, available_backends, dispatch, ops, scp, scp_reference
 from scp_kernels.positions import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
-from tests.support.left_out import LeftOut
 from tests.support.problems import evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
+from tests.support.unavailable_backend import UnavailableBackend
 
 
 class Spy:
@@ -78,7 +78,7 @@ def spy(monkeypatch):
     Spy.calls = 0
     monkeypatch.setitem(dispatch.BACKENDS, "cpu", backend)
     for name in ("triton", "cuda"):
-        monkeypatch.setitem(dispatch.BACKENDS, name, LeftOut(name))
+        monkeypatch.setitem(dispatch.BACKENDS, name, UnavailableBackend(name))
     return backend
 
 
@@ -105,7 +105,7 @@ def test_by_name_or_not_at_all(spy):
     inputs = make_inputs((4, 5))
     with pytest.raises(BackendUnavailable, match=r"backend='cpu': float16 features are not for a spy"):
         scp(inputs.features.half(), inputs.phi, inputs.residual, backend="cpu")
-    with pytest.raises(BackendUnavailable, match=r"backend='triton': left out of this test"):
+    with pytest.raises(BackendUnavailable, match=r"backend='triton': disabled by this test"):
         scp(inputs.features, inputs.phi, inputs.residual, backend="triton")
     assert Spy.calls == 0
 

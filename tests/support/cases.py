@@ -9,7 +9,7 @@ from scp_kernels import dispatch, scp_reference
 from scp_kernels.problem import Problem
 from tests.support.problems import Inputs, away_from_kinks, evaluate, make_inputs
 
-# Float64 activations of Φ at h = 256 take 2 KiB a pixel and layer: strips of this many pixels stay below 200 MiB.
+# Float64 activations of Φ at h = 256 take 2 KiB per pixel and layer: strips of this many pixels stay below 200 MiB.
 PIXELS_AT_ONCE = 2**14
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from scp_kernels import available_backends
-from scp_kernels.backends import native
+from scp_kernels.backends import cpu
 
-LEVELS = list(native.LEVELS)
+ISA_TARGETS = list(cpu.ISA_TARGETS)
 
 needs_cpu = pytest.mark.skipif(
     not available_backends()["cpu"].usable,
@@ -17,7 +17,7 @@ needs_cpu = pytest.mark.skipif(
 
 def ask_cpu(monkeypatch: pytest.MonkeyPatch, **changes: int) -> None:
     """Change what the environment asks of the backend; skip the test where this machine cannot do it."""
-    asked = replace(native.settings(), **changes)
-    monkeypatch.setattr(native, "settings", lambda: asked)
-    if reason := native.NativeCPU().unavailable_reason():
+    asked = replace(cpu.settings(), **changes)
+    monkeypatch.setattr(cpu, "settings", lambda: asked)
+    if reason := cpu.CpuBackend().unavailable_reason():
         pytest.skip(reason)
