@@ -43,10 +43,10 @@ def test_subject_dice_is_that_of_whole_volumes():
         metric.update(logits[part], labels[part], subject[part])
     expected = []
     for s in range(3):
-        found = (logits[subject == s] > 0) & (labels[subject == s] != 2)
+        predicted = (logits[subject == s] > 0) & (labels[subject == s] != 2)
         target = labels[subject == s] == 1
-        expected.append((2 * (found & target).sum() / (found.sum() + target.sum())).item())
-    expected.append(1.0)  # the fourth subject: nothing to find, nothing found
+        expected.append((2 * (predicted & target).sum() / (predicted.sum() + target.sum())).item())
+    expected.append(1.0)  # the fourth subject: nothing to find, nothing predicted
     # Of the fifth no slice was seen (limit_val_batches): it has no Dice.
     assert metric.compute().item() == pytest.approx(sum(expected) / 4)
 
@@ -54,8 +54,8 @@ def test_subject_dice_is_that_of_whole_volumes():
 def test_the_papers_optimizer_and_schedule():
     module = tiny_module()
     module.trainer = L.Trainer(max_epochs=90, logger=False, enable_checkpointing=False, accelerator="cpu")
-    found = module.configure_optimizers()
-    optimizer, scheduler = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    configured = module.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.defaults["lr"] == 1e-3 and optimizer.defaults["weight_decay"] == 1e-6
     rates = []
