@@ -1,4 +1,4 @@
-// Folds Phi on a box: docs/tile_linear.md, "Child" where the parent is the root, by one block of threads.
+// Folds Phi on a box: docs/tile_linear.md, "Fold" where the parent is the root, by one block of threads.
 //   1. Classify layer 1: units are inactive, active or unstable on the box. List the active and the unstable ones.
 //   2. Active units are affine: fold them into the affine rows x of layer 2's pre-activations.
 //   3. Bound layer 2 by a zonotope, classify it, and list its units likewise.

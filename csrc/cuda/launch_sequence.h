@@ -237,7 +237,7 @@ class LaunchSequence {
                     static_cast<T*>(call_.grad_b2),
                     static_cast<T*>(call_.grad_b3),
                     call_.grad_coefficients};
-    launcher.launch(c, c.blocks(), 0);
+    launcher.launch(c, c.blocks(), kCollectShared<T>);
   }
 
   const scp_cuda_call& cuda_;

@@ -112,7 +112,7 @@ def test_vmap_over_no_samples(twins):
 def test_the_compiled_backend_is_what_runs(monkeypatch):
     calls = []
     forward = dispatch.BACKENDS[COMPILED].forward
-    monkeypatch.setattr(dispatch.BACKENDS[COMPILED], "forward", lambda *a: calls.append(a[0].shape) or forward(*a))
+    monkeypatch.setattr(dispatch.BACKENDS[COMPILED], "forward", lambda i: calls.append(i.features.shape) or forward(i))
     twins = Twins(COMPILED)
     twins.head.backend = "auto"
     vmap(lambda y: twins.head(y[None])[0])(twins.features)
