@@ -351,6 +351,8 @@ def test_the_recipes(tmp_path):
         assert recipe["model"]["variant"] == "scp" and recipe["model"]["capacity"] == 256
     assert recipes["wmh"]["data"]["split"] == recipes["wmh_paper"]["data"]["split"] == [42, 6, 12]
     assert recipes["lits"]["data"]["split"] == [91, 13, 27]
+    # The paper draws slices, whosever they are.
+    assert recipes["wmh_paper"]["data"]["sampling"] == "slices" and "sampling" not in recipes["wmh"]["data"]
     assert [recipe["model"]["preset"] for recipe in recipes.values()] == ["recommended", "paper", "recommended"]
     assert get_task("wmh").roi_size == (160, 224) and get_task("lits").roi_size == (256, 256)
 

@@ -120,9 +120,7 @@ def test_a_run_leaves_its_checkpoints_logs_and_configuration(root, tmp_path):
     assert len(metrics(out, "learning_rate")) == 3
 
     best = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)
-    assert next(iter(c for k, c in best["callbacks"].items() if "ModelCheckpoint" in k))["best_model_score"] == max(
-        dice
-    )
+    assert next(iter(c for k, c in best["callbacks"].items() if "BestCheckpoint" in k))["best_model_score"] == max(dice)
     model = load_model(out / "checkpoints" / "best.ckpt")
     assert best["hyper_parameters"]["capacity"] == 32 and model.task.roi_size == (16, 24)
     weights = model.network.state_dict()
