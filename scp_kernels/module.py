@@ -11,7 +11,8 @@ from scp_kernels.checks import ArrayLike, as_size, check_dtype, check_features, 
 from scp_kernels.dispatch import check_name
 from scp_kernels.functional import scp
 from scp_kernels.placement import Placement
-from scp_kernels.problem import POSITIONS, Problem
+from scp_kernels.positions import POSITIONS
+from scp_kernels.problem import Problem
 
 PointwiseLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """What applies one matrix to each pixel's channels: a linear layer, or a convolution that is found to be 1×1."""
@@ -35,7 +36,7 @@ class FusedSCP(nn.Module):
         zero_init: zero Φ's last layer, so that W starts at 0 and the head as the plain classifier.
         bias: add β ``[N]`` to the logits.
         bias_init: β's initial value, one number or one a class; the log-odds of a rare class keep it from flooding.
-        backend: ``"auto"`` or a name of :func:`scp_kernels.backends`.
+        backend: ``"auto"`` or a name of :func:`scp_kernels.available_backends`.
         device, dtype: of the parameters.
 
     Attributes:
@@ -275,18 +276,6 @@ class FusedSCP(nn.Module):
             f"spatial_dims={self.spatial_dims}, position={self.position!r}, bias={self.bias is not None}, "
             f"backend={self.backend!r}"
         )
-
-
-def ptflops_hook(head: FusedSCP, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
-    """Count a :class:`FusedSCP` where ptflops counts modules: it knows layers, not registered operators.
-
-    ``get_model_complexity_info(net, shape, custom_modules_hooks={FusedSCP: ptflops_hook},
-    backend_specific_config={"count_functional": False})``. The last argument keeps ptflops from also counting the
-    plain PyTorch of ``backend="reference"``.
-    """
-    batch, _, *spatial_shape = logits.shape
-    counted: Any = head  # ptflops has given it a counter
-    counted.__flops__ += head.macs(spatial_shape, batch)
 
 
 def _pointwise_layers(phi: nn.Sequential) -> tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scp_kernels.checks import ArrayLike, check_alone, position_tensor
-from scp_kernels.problem import position_dtype
+from scp_kernels.positions import position_dtype
 
 
 class Placement:

@@ -3,21 +3,18 @@
 #ifndef SCP_CUDA_CALL_H
 #define SCP_CUDA_CALL_H
 
-#include "scp.h"
+#include "block.h"
+#include "common/bound.h"
 #include "common/geometry.h"
 #include "common/half.h"
-#include "block.h"
+#include "scp.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// Basis functions that every box has: 1, index - centre on each axis.
-template <int D>
-constexpr int kAffineRows = D + 1;
-
-// Phi. T is the type that is computed in.
+// Phi in device memory. T is the type that is computed in.
 template <class T>
-struct Network {
+struct DeviceNetwork {
   int h1, h2;
   int nc;        // N*C, outputs of Phi: n*C + c is W[n, c]
   const T* w2;   // [h2, h1]
@@ -27,13 +24,13 @@ struct Network {
   const T* b3;   // [nc]
   const T* residual;
   const double* coefficients;  // [G, h1, dims + 1]
-  const int* not_finite;       // other than 0 if some parameter is NaN or infinite
-  double* report;              // scp_report: multiply-adds are added up here as they are done; or null
+  const int* not_finite;       // nonzero if some parameter is NaN or infinite
+  double* report;              // scp_report, to which executed multiply-adds are added; or null
 };
 
-// Counts what a block does, where the caller wants it counted. `macs()` is evaluated by one thread.
+// Adds the multiply-adds of a block to the report, if the caller wants one. One thread evaluates `macs()`.
 template <class T, class Block, class Macs>
-SCP_DEVICE void count(Block& block, const Network<T>& net, scp_report entry, const Macs& macs) {
+SCP_DEVICE void count(Block& block, const DeviceNetwork<T>& net, scp_report entry, const Macs& macs) {
   if (net.report != nullptr && block.thread() == 0) block.add(net.report + entry, macs());
 }
 
@@ -49,14 +46,14 @@ struct Tiling {
   SCP_HD int first_axis() const { return D - dims; }
 
   SCP_HD Box<D> box(int64_t tile) const {
-    Box<D> found;
+    Box<D> result;
     for (int axis = D - 1; axis >= 0; --axis) {
-      found.lower[axis] = int(tile % count[axis]) << log_tile[axis];
-      found.upper[axis] = found.lower[axis] + (1 << log_tile[axis]);
-      if (found.upper[axis] > size[axis]) found.upper[axis] = size[axis];
+      result.lower[axis] = int(tile % count[axis]) << log_tile[axis];
+      result.upper[axis] = result.lower[axis] + (1 << log_tile[axis]);
+      if (result.upper[axis] > size[axis]) result.upper[axis] = size[axis];
       tile /= count[axis];
     }
-    return found;
+    return result;
   }
 
   // The index of a tile's pixel number `thread`, counted along the last axis first; false if it lies outside the box.
@@ -71,19 +68,20 @@ struct Tiling {
   }
 };
 
-// How work is shared out: a position map's tiles, and if these are too few to fill the device, its samples in parts.
-struct Shares {
-  int64_t tiles;
-  int64_t samples;       // that share a position map
-  int64_t part_samples;  // of a part
+// How the work is partitioned into items, one per block: the tiles of each position map ("group"), and if these are too
+// few to fill the device, parts of the samples that share the map.
+struct WorkPartition {
+  int64_t tiles;    // per group
+  int64_t samples;  // per group
+  int64_t samples_per_part;
   int64_t parts;
 
-  SCP_HD int64_t a_group() const { return tiles * parts; }
-  SCP_HD int64_t group(int64_t share) const { return share / a_group(); }
-  SCP_HD int64_t tile(int64_t share) const { return share / parts % tiles; }
-  SCP_HD int64_t first_sample(int64_t share) const { return group(share) * samples + share % parts * part_samples; }
-  SCP_HD int64_t end_sample(int64_t share) const {
-    const int64_t end = first_sample(share) + part_samples, last = (group(share) + 1) * samples;
+  SCP_HD int64_t items_per_group() const { return tiles * parts; }
+  SCP_HD int64_t group(int64_t item) const { return item / items_per_group(); }
+  SCP_HD int64_t tile(int64_t item) const { return item / parts % tiles; }
+  SCP_HD int64_t first_sample(int64_t item) const { return group(item) * samples + item % parts * samples_per_part; }
+  SCP_HD int64_t end_sample(int64_t item) const {
+    const int64_t end = first_sample(item) + samples_per_part, last = (group(item) + 1) * samples;
     return end < last ? end : last;
   }
 };

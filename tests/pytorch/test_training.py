@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from scp_kernels import FusedSCP, ops, scp, scp_reference
-from scp_kernels.problem import whole_image_matrix
+from scp_kernels.positions import whole_image_matrix
 from tests.support.backend_names import BACKENDS, device_of
 from tests.support.problems import away_from_kinks, evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error

@@ -83,8 +83,8 @@ class Case:
             name
             for name, backend in dispatch.BACKENDS.items()
             if backend.device_type == problem.device.type
-            and backend.unusable() is None
-            and backend.cannot_run(problem) is None
+            and backend.unavailable_reason() is None
+            and backend.unsupported_reason(problem) is None
         ]
 
 

@@ -1,8 +1,9 @@
 """The Triton backend: NVIDIA GPUs, and CPU tensors under Triton's interpreter. Importing this imports no Triton.
 
-``layers`` holds the device functions that the kernels share; ``plan`` (what comes first in every pass), ``forward``,
-``backward`` and ``backward_folded`` the kernels; ``tables`` the launch configurations; ``launch`` (with
-``sites``) turns a call into launches, and ``work`` counts what these execute.
+The kernels: ``classify`` and ``fold`` come first in every pass, then ``forward``, or ``backward`` and
+``fold_backward``; ``layers`` holds the device functions that they share. The host: ``launch`` (with ``tiles``) turns a
+call into a ``sequence`` of launches by the configurations of ``tables``, and ``executed_macs`` counts what these
+execute.
 """
 
 import importlib.util
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from scp_kernels import counting
-from scp_kernels.problem import Problem
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 if TYPE_CHECKING:
-    from scp_kernels.backends.triton import launch
+    from scp_kernels.backends.triton.sequence import LaunchSequence
 
 # One axis of a CUDA grid holds 2³¹ − 1 programs, the other two 2¹⁶ − 1; indices of parameters are 32-bit.
 _MOST_TILES, _MOST_GROUPS, _MOST_INDEX = 2**31 - 1, 2**16 - 1, 2**31 - 1
@@ -49,7 +50,7 @@ class TritonBackend:
     # CPU tensors, which the interpreter takes, come by name only: it is thousands of times slower than the reference.
     device_type = "cuda"
 
-    def unusable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed (it comes with PyTorch's CUDA builds for Linux; `pip install triton`)"
         if interpreting():
@@ -60,7 +61,7 @@ class TritonBackend:
             return "no CUDA device is available to PyTorch (no NVIDIA GPU or driver, or a CPU build of PyTorch)"
         return None
 
-    def cannot_run(self, problem: Problem) -> str | None:
+    def unsupported_reason(self, problem: Problem) -> str | None:
         if problem.compute_dtype == torch.float64:
             return "float64 is not among the dtypes of the Triton kernels (float32, float16, bfloat16)"
         if interpreting():
@@ -79,50 +80,30 @@ class TritonBackend:
             return f"a layer of Φ has more than {_MOST_INDEX} weights"
         return None
 
-    def forward(
-        self,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        bias: Tensor | None,
-        matrix: Tensor,
-        problem: Problem,
-    ) -> Tensor:
+    def forward(self, inputs: SCPInputs) -> Tensor:
         from scp_kernels.backends.triton import launch
 
-        with _on(problem.device):
-            capability = _capability(problem.device)
-            return _run(launch.forward(features, phi, residual, bias, matrix, problem, capability))
+        device = inputs.problem.device
+        with _on(device):
+            return _run(launch.forward(inputs, _capability(device)))
 
     def backward(
-        self,
-        grad_logits: Tensor,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        matrix: Tensor,
-        problem: Problem,
-        needs_features: bool,
-        needs_parameters: bool,
+        self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
         from scp_kernels.backends.triton import launch
 
-        with _on(problem.device):
-            return _run(
-                launch.backward(
-                    grad_logits, features, phi, residual, matrix, problem, _capability(problem.device),
-                    needs_features, needs_parameters,
-                )
-            )  # fmt: skip
+        device = inputs.problem.device
+        with _on(device):
+            return _run(launch.backward(inputs, grad_logits, needs, _capability(device)))
 
 
-def _run(plan: "launch.Plan") -> Any:
-    """Run the launches of a plan, and count what they execute where somebody wants to know."""
+def _run(sequence: "LaunchSequence") -> Any:
+    """Run the launches, and count what they execute where somebody wants to know."""
     if (count := counting.current()) is None:
-        return plan.run()
-    from scp_kernels.backends.triton import work
+        return sequence.run()
+    from scp_kernels.backends.triton import executed_macs
 
-    for item in plan.launches:
+    for item in sequence.launches:
         item.run()
-        count.add(work.macs(item))  # before a later chunk overwrites what it goes by
-    return plan.finish()
+        count.add(executed_macs.macs(item))  # before a later chunk overwrites what it goes by
+    return sequence.finish()
