@@ -255,7 +255,7 @@ class FusedSCP(nn.Module):
         return field[0].to(features.dtype).unflatten(-1, shape)
 
     def macs(self, spatial_shape: Iterable[int], batch: int = 1) -> int:
-        """Nominal multiply-adds of a forward of ``[batch, C, *spatial_shape]`` at one position map: Φ once a pixel."""
+        """Nominal multiply-adds of a forward on ``[batch, C, *spatial_shape]``, one position map, Φ once per pixel."""
         weight = self._phi_tensors()[0]
         problem = Problem(
             batch=batch,

@@ -18,7 +18,7 @@ class Problem:
     hidden: tuple[int, int]
     spatial_shape: tuple[int, ...]
     groups: int
-    """Number of position maps: 1 (shared by the batch) or ``batch`` (one a sample)."""
+    """Number of position maps: 1 (shared by the batch) or ``batch`` (one per sample)."""
     dtype: torch.dtype
     """Dtype of the features, and of the logits."""
     compute_dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""The claims about whole networks that need no clock, at 3 × 160 × 224 as in the paper's Table 1; the verdict's text."""
+"""The claims about whole networks that need no clock, at 3 × 160 × 224 as in the paper; the verdict's text."""
 
 import pytest
 import torch
