@@ -116,7 +116,7 @@ def executed_macs(network: SegmentationNetwork, batch: int = 1) -> int:
     if backend == "reference":
         return macs + _phi_macs(head)
     if backend == "cpu":
-        cpu.release_kept()  # else nothing might be left to execute
+        cpu.clear_weight_field_cache()  # else nothing might be left to execute
     with torch.no_grad(), count_macs() as executed:
         head(inputs)
     return macs + executed.macs

@@ -79,8 +79,8 @@ def matmul_precision(precision: str) -> Iterator[None]:
 def resources(case: Specialization, capability: int) -> Iterator[offline.Resources]:
     """Compiles every launch of a case's forward and backward passes."""
     with matmul_precision("high" if case.tf32 else "highest"):
-        for plan in offline.abstract_plans(case.problem, capability, channels_last=case.channels_last):
-            for launch in plan.launches:
+        for sequence in offline.abstract_sequences(case.problem, capability, channels_last=case.channels_last):
+            for launch in sequence.launches:
                 yield offline.compile_launch(launch, capability)
 
 

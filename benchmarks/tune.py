@@ -1,9 +1,9 @@
-"""Measure launch configurations on this GPU and print the fastest as lines for the launch table.
+"""Measure launch configurations on this GPU and print the fastest as entries for the launch table.
 
 Usage: ``python -m benchmarks.tune [--case h256 …] [--kernel forward …]``, and with ``--capability 90`` without a GPU:
 then the candidates are only compiled, and those that spill or exceed the shared memory are named.
 
-A candidate is timed after its result agrees with that of the table's own line. The lines printed go before the general
+A candidate is timed after its result agrees with that of the table's entry. The entries printed go before the general
 ones of ``scp_kernels/backends/triton/tables.py``.
 """
 
@@ -22,7 +22,8 @@ import triton
 
 from benchmarks.static import CASES
 from scp_kernels.backends.triton import launch, offline, tables
-from scp_kernels.backends.triton.tables import Configuration, Line
+from scp_kernels.backends.triton.sequence import LaunchSequence
+from scp_kernels.backends.triton.tables import Configuration, TableEntry
 from scp_kernels.positions import identity_affine, position_matrix
 from scp_kernels.problem import Problem
 
@@ -50,31 +51,31 @@ def candidates(kernel: str, problem: Problem, capability: int) -> Iterator[Confi
 @contextmanager
 def first_in_table(kernel: str, configuration: Configuration) -> Iterator[None]:
     """The configuration is what every call of ``kernel`` finds, for the length of a block."""
-    with mock.patch.object(tables, "TABLE", (Line(kernel, configuration), *tables.TABLE)):
+    with mock.patch.object(tables, "TABLE", (TableEntry(kernel, configuration), *tables.TABLE)):
         yield
 
 
-def plan(kernel: str, problem: Problem, capability: int) -> launch.Plan:
-    """The plan of one pass, on ``meta``."""
-    return dict(zip(KERNELS, offline.abstract_plans(problem, capability), strict=True))[kernel]
+def launches_of(kernel: str, problem: Problem, capability: int) -> LaunchSequence:
+    """The launches of one pass, on ``meta``."""
+    return dict(zip(KERNELS, offline.abstract_sequences(problem, capability), strict=True))[kernel]
 
 
 def fits(kernel: str, configuration: Configuration, problem: Problem, capability: int) -> bool:
     """Whether the compiler finds registers and shared memory for every launch; needs no GPU."""
     with first_in_table(kernel, configuration):
-        launches = plan(kernel, replace(problem, device=torch.device("meta")), capability).launches
+        launches = launches_of(kernel, replace(problem, device=torch.device("meta")), capability).launches
         return not any(offline.compile_launch(item, capability).faults for item in launches)
 
 
-def line(kernel: str, configuration: Configuration, problem: Problem, capability: int) -> str:
-    """The line of the table, as source, for this architecture, width and number of outputs."""
+def entry(kernel: str, configuration: Configuration, problem: Problem, capability: int) -> str:
+    """The entry of the table, as source, for this architecture, width and number of outputs."""
     width, outputs = max(problem.hidden), problem.num_classes * problem.channels
-    found = Line(kernel, configuration, (capability, capability), (width, width), 1, (outputs, outputs))
-    return f"{found!r},"
+    result = TableEntry(kernel, configuration, (capability, capability), (width, width), 1, (outputs, outputs))
+    return f"{result!r},"
 
 
-def on_device(found: launch.Plan, problem: Problem, device: torch.device) -> launch.Plan:
-    """The plan with memory in place of tensors that have none: random, but Φ's first layer as networks start."""
+def on_device(sequence: LaunchSequence, problem: Problem, device: torch.device) -> LaunchSequence:
+    """The launches with memory in place of tensors that have none: random, but Φ's first layer as networks start."""
     generator = torch.Generator().manual_seed(0)
     d = problem.spatial_dims
     bound = (2 * d) ** -0.5
@@ -100,42 +101,42 @@ def on_device(found: launch.Plan, problem: Problem, device: torch.device) -> lau
         return memory[id(value)]
 
     launches = []
-    for item in found.launches:
+    for item in sequence.launches:
         arguments = {
             name: of(name, value) if isinstance(value, torch.Tensor) else value
             for name, value in item.arguments.items()
         }
         launches.append(replace(item, arguments=arguments))
-    return replace(found, launches=tuple(launches))
+    return replace(sequence, launches=tuple(launches))
 
 
-def execute(found: launch.Plan) -> None:
+def execute(sequence: LaunchSequence) -> None:
     """Every launch, and not what makes the caller's tensors of their outputs."""
-    for item in found.launches:
+    for item in sequence.launches:
         item.run()
 
 
-def result(found: launch.Plan, kernel: str) -> torch.Tensor:
+def result(sequence: LaunchSequence, kernel: str) -> torch.Tensor:
     """What one run writes, summed over slabs, whose number depends on the configuration."""
-    execute(found)
+    execute(sequence)
     name = {tables.FORWARD: "y", tables.FEATURES: "grad_features", tables.PARAMETERS: "partials"}[kernel]
-    written = next(item.arguments[name] for item in found.launches if name in item.arguments)
+    written = next(item.arguments[name] for item in sequence.launches if name in item.arguments)
     return written.double().sum(0) if kernel == tables.PARAMETERS else written.double()
 
 
 def measure(kernel: str, problem: Problem, capability: int, device: torch.device) -> list[tuple[float, Configuration]]:
     """Milliseconds and configuration, fastest first, of the candidates that fit and agree with the table's own."""
-    reference = result(on_device(plan(kernel, problem, capability), problem, device), kernel)
+    reference = result(on_device(launches_of(kernel, problem, capability), problem, device), kernel)
     timings = []
     for configuration in candidates(kernel, problem, capability):
         if not fits(kernel, configuration, problem, capability):
             continue
         with first_in_table(kernel, configuration):
-            own = on_device(plan(kernel, problem, capability), problem, device)
-        found = result(own, kernel)
-        if (found - reference).norm() > TOLERANCE * reference.norm():
-            raise RuntimeError(f"{kernel} with {configuration} gives another result than the table's line")
-        timings.append((triton.testing.do_bench(partial(execute, own), return_mode="median"), configuration))
+            sequence = on_device(launches_of(kernel, problem, capability), problem, device)
+        value = result(sequence, kernel)
+        if (value - reference).norm() > TOLERANCE * reference.norm():
+            raise RuntimeError(f"{kernel} with {configuration} gives another result than the table's entry")
+        timings.append((triton.testing.do_bench(partial(execute, sequence), return_mode="median"), configuration))
     return sorted(timings, key=lambda timing: timing[0])
 
 
@@ -158,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         timings = measure(kernel, problem, 10 * major + minor, torch.device("cuda"))
         for milliseconds, configuration in timings:
             print(f"# {name:8} {kernel:20} {milliseconds:8.4f} ms  {configuration}", flush=True)
-        print(line(kernel, timings[0][1], problem, 10 * major + minor), flush=True)
+        print(entry(kernel, timings[0][1], problem, 10 * major + minor), flush=True)
     return 0
 
 

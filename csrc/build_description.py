@@ -91,7 +91,7 @@ CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
 def isa_target_flags(target: str) -> list[str]:
     """Flags of one compilation of the sources in ``per_isa_target``."""
-    return [f"-DSCP_VECTOR_LEVEL={target}", *CPU.isa_targets[target]]
+    return [f"-DSCP_ISA_TARGET={target}", *CPU.isa_targets[target]]
 
 
 def architecture_flags(capabilities: list[str]) -> dict[str, list[str]]:

@@ -4,10 +4,9 @@
 (SCP) of "Spatially Covariant Lesion Segmentation" (IJCAI 2023), evaluated without materializing its per-pixel weights.
 """
 
-# The package of backends is imported first, so that the function of the same name is what `scp_kernels.backends` means.
-import scp_kernels.backends  # noqa: F401
+from scp_kernels import backends
 from scp_kernels.counting import count_macs
-from scp_kernels.dispatch import BackendStatus, BackendUnavailable, backends
+from scp_kernels.dispatch import BackendStatus, BackendUnavailable, available_backends
 from scp_kernels.functional import pixel_positions, scp
 from scp_kernels.module import FusedSCP
 from scp_kernels.placement import Placement
@@ -21,6 +20,7 @@ __all__ = [
     "FusedSCP",
     "Placement",
     "__version__",
+    "available_backends",
     "backends",
     "count_macs",
     "pixel_positions",

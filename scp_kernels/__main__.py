@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scp_kernels import __version__, backends
+from scp_kernels import __version__, available_backends
 from scp_kernels.backends.library import build_record
 
 
@@ -27,7 +27,7 @@ def report() -> dict[str, Any]:
         "torch_cuda": torch.version.cuda,
         "triton": triton,
         "build": build_record(),
-        "backends": {name: {"usable": s.usable, "reason": s.reason} for name, s in backends().items()},
+        "backends": {name: {"usable": s.usable, "reason": s.reason} for name, s in available_backends().items()},
     }
 
 

@@ -49,7 +49,8 @@ def check_tensors(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Check X and the parameters; return Φ and w_r with their weights as matrices."""
     check_features(features)
-    if not isinstance(phi, Sequence | nn.ParameterList) or len(phi) != 6:
+    # What a module passes is a tuple; asking for abstract classes takes longer.
+    if (type(phi) is not tuple and not isinstance(phi, Sequence | nn.ParameterList)) or len(phi) != 6:
         raise ValueError(f"phi: expected the six tensors (w1, b1, w2, b2, w3, b3), got {_describe(phi)}")
     tensors = (features, *phi, residual, bias)
     for name, tensor in zip(_NAMES, tensors, strict=True):

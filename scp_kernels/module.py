@@ -36,7 +36,7 @@ class FusedSCP(nn.Module):
         zero_init: zero Φ's last layer, so that W starts at 0 and the head as the plain classifier.
         bias: add β ``[N]`` to the logits.
         bias_init: β's initial value, one number or one a class; the log-odds of a rare class keep it from flooding.
-        backend: ``"auto"`` or a name of :func:`scp_kernels.backends`.
+        backend: ``"auto"`` or a name of :func:`scp_kernels.available_backends`.
         device, dtype: of the parameters.
 
     Attributes:

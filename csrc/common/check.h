@@ -1,6 +1,6 @@
 // What every entry point does first: does the call make sense? And how it says that it does not.
-#ifndef SCP_SHARED_CHECK_H
-#define SCP_SHARED_CHECK_H
+#ifndef SCP_COMMON_CHECK_H
+#define SCP_COMMON_CHECK_H
 
 #include <cstdio>
 #include <initializer_list>

@@ -20,7 +20,7 @@ void make_coefficients(const scp_call& call, double* to) {
 }
 
 template <class T>
-void pull_coefficients(const scp_call& call) {
+void coefficients_backward(const scp_call& call) {
   const int64_t d = call.spatial_dims, columns = d + 1, rows = 2 * d;
   T *gw1 = static_cast<T*>(call.grad_w1), *gb1 = static_cast<T*>(call.grad_b1);
   for (int64_t u = 0; u < call.hidden1; ++u) {
@@ -54,9 +54,9 @@ FirstLayer::FirstLayer(const scp_call& call, ScratchStack& scratch) : call_(call
 void FirstLayer::write_gradients() const {
   if (call_.grad_w1 == nullptr) return;
   if (call_.compute_dtype == SCP_FLOAT64) {
-    pull_coefficients<double>(call_);
+    coefficients_backward<double>(call_);
   } else {
-    pull_coefficients<float>(call_);
+    coefficients_backward<float>(call_);
   }
 }
 

@@ -4,16 +4,13 @@
 #define SCP_CUDA_CALL_H
 
 #include "block.h"
+#include "common/bound.h"
 #include "common/geometry.h"
 #include "common/half.h"
 #include "scp.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
-
-// Basis functions that every box has: 1, index - centre on each axis.
-template <int D>
-constexpr int kAffineTerms = D + 1;
 
 // Phi in device memory. T is the type that is computed in.
 template <class T>

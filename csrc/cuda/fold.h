@@ -1,4 +1,4 @@
-// Folds Phi on a box: docs/tile_linear.md, "Child", by one block of threads. The parent is Phi itself, the root, or Phi
+// Folds Phi on a box: docs/tile_linear.md, "Fold", by one block of threads. The parent is Phi itself, the root, or Phi
 // folded on a larger box (supertile.h).
 //   1. Classify layer 1: the parent's unstable units are inactive, active or unstable on the box. List the active and the
 //      unstable ones.

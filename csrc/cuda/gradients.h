@@ -1,4 +1,4 @@
-// Gradients of Phi's parameters from the pixels of one box, by one block: the adjoints of "Leaf" and of "Child" in
+// Gradients of Phi's parameters from the pixels of one box, by one block: the adjoints of "Leaf" and of "Fold" in
 // docs/tile_linear.md, where the parent is the root.
 //
 // An unstable unit u of layer 1 is an affine function on its half of the box:

@@ -40,8 +40,8 @@ struct scp_call {
   int32_t dtype;         /* scp_dtype of features, logits and their gradients */
   int32_t compute_dtype; /* SCP_FLOAT32 or SCP_FLOAT64 */
   int32_t threads;
-  int32_t level;  /* vector level: 0 the best of this machine, else 1 portable, 2 avx2, 3 avx512 */
-  int32_t method; /* scp_method */
+  int32_t isa_target; /* 0 the best of this machine, else 1 portable, 2 avx2, 3 avx512 */
+  int32_t method;     /* scp_method */
   int64_t batch, groups, channels, classes, hidden1, hidden2;
   int64_t size[3]; /* spatial_dims of them */
 
@@ -70,47 +70,47 @@ struct scp_call {
   void* grad_w3;
   void* grad_b3;
 
-  double* report; /* [SCP_REPORT_SIZE] or null: what the plan did; CUDA: device memory, multiply-adds are added to it */
+  double* report; /* [SCP_REPORT_SIZE] or null: what the call did; CUDA: device memory, multiply-adds are added to it */
 
-  int64_t keep_bytes; /* forward: W may be kept between calls while all that is kept has at most so many; 0: never */
+  int64_t cache_bytes; /* forward: capacity of the weight field cache, which keeps W between calls; 0: not used */
 };
 
 /* Entries of `report`. Sums over pixels count every position map; means are theirs to take. */
 enum scp_report {
-  SCP_REPORT_LEVEL = 0, /* as in scp_call.level */
-  SCP_REPORT_DENSE,     /* 1: no tree was built */
+  SCP_REPORT_ISA_TARGET = 0, /* as in scp_call.isa_target */
+  SCP_REPORT_DENSE,          /* 1: no tree was built */
   SCP_REPORT_NODES,
   SCP_REPORT_LEAVES,
   SCP_REPORT_PIXELS,
-  SCP_REPORT_MIXED1, /* mixed units of layer 1, summed over pixels */
-  SCP_REPORT_MIXED2,
-  SCP_REPORT_MOST_MIXED1,
-  SCP_REPORT_MOST_MIXED2,
-  SCP_REPORT_BUILD_MACS, /* multiply-adds executed in building the tree, and in its adjoint */
-  SCP_REPORT_LEAF_MACS,  /* and in evaluating Phi at its leaves, and in the adjoint of that */
-  SCP_REPORT_MAPS,       /* distinct position maps */
-  SCP_REPORT_KEPT,       /* scp_kept */
+  SCP_REPORT_UNSTABLE1, /* unstable units of layer 1, summed over pixels */
+  SCP_REPORT_UNSTABLE2,
+  SCP_REPORT_MOST_UNSTABLE1,
+  SCP_REPORT_MOST_UNSTABLE2,
+  SCP_REPORT_BUILD_MACS,  /* multiply-adds executed in building the tree, and in its adjoint */
+  SCP_REPORT_LEAF_MACS,   /* and in evaluating Phi at its leaves, and in the adjoint of that */
+  SCP_REPORT_MAPS,        /* distinct position maps */
+  SCP_REPORT_FIELD_CACHE, /* scp_field_cache */
   SCP_REPORT_SIZE = 16
 };
 
-/* What a forward did about keeping W between calls. */
-enum scp_kept { SCP_KEPT_NOT = 0, SCP_KEPT_STORED = 1, SCP_KEPT_READ = 2 };
+/* What a forward did with the weight field cache. */
+enum scp_field_cache { SCP_FIELD_CACHE_UNUSED = 0, SCP_FIELD_CACHE_STORED = 1, SCP_FIELD_CACHE_READ = 2 };
 
 SCP_EXPORT int scp_abi_version(void);
 
-/* Bit n set: vector level n can run on this machine. */
-SCP_EXPORT int scp_cpu_levels(void);
+/* Bit n set: ISA target n can run on this machine. */
+SCP_EXPORT int scp_cpu_isa_targets(void);
 
 /* Both return an scp_status and, unless it is SCP_OK, write a sentence into message[0..message_size). */
 SCP_EXPORT int scp_cpu_forward(const struct scp_call* call, char* message, int64_t message_size);
 SCP_EXPORT int scp_cpu_backward(const struct scp_call* call, char* message, int64_t message_size);
 
-/* Bytes that are kept between calls, and their release. Both may be called at any time, by any thread. */
-SCP_EXPORT int64_t scp_cpu_kept_bytes(void);
-SCP_EXPORT void scp_cpu_release_kept(void);
+/* Bytes in the weight field cache, and their release. Both may be called at any time, by any thread. */
+SCP_EXPORT int64_t scp_cpu_weight_field_cache_bytes(void);
+SCP_EXPORT void scp_cpu_clear_weight_field_cache(void);
 
-/* A call of the CUDA backend. Tensors and workspace are device memory; `threads`, `level`, `method` and
-   `keep_bytes` of scp_call are not used. Nothing is allocated, and nothing waits for the device. */
+/* A call of the CUDA backend. Tensors and workspace are device memory; `threads`, `isa_target`, `method`
+   and `cache_bytes` of scp_call are not used. Nothing is allocated, and nothing waits for the device. */
 struct scp_cuda_call {
   struct scp_call call;
   int32_t device;

@@ -32,11 +32,11 @@ def test_what_fits_is_told_from_what_spills(capability, monkeypatch, tmp_path_fa
     assert before is tables.TABLE
 
 
-def test_a_printed_line_is_one_of_the_table(monkeypatch):
+def test_a_printed_entry_is_one_of_the_table(monkeypatch):
     configuration = tables.Configuration((8, 8), 32, 32, 4)
-    text = tune.line(tables.FORWARD, configuration, CASES["h256"].problem, 90)
-    (line,) = eval(f"({text})", vars(tables))
-    monkeypatch.setattr(tables, "TABLE", (line, *tables.TABLE))
+    text = tune.entry(tables.FORWARD, configuration, CASES["h256"].problem, 90)
+    (entry,) = eval(f"({text})", vars(tables))
+    monkeypatch.setattr(tables, "TABLE", (entry, *tables.TABLE))
     assert tables.find(tables.FORWARD, 90, (256, 256), 32, 4, "ieee") == configuration
     assert tables.find(tables.FORWARD, 80, (256, 256), 32, 4, "ieee") != configuration
     assert tables.find(tables.FORWARD, 90, (256, 256), 16, 4, "ieee") != configuration

@@ -35,14 +35,14 @@ double relu(double x) { return x > 0 ? x : 0; }
 // Logits, and the gradients of sum(logits * grad_logits), one pixel after another.
 Results reference(const Parameters& p, const Floats& x, const Floats& grad_logits, int batch, int height, int width) {
   const int pixels = height * width;
-  Results found{Doubles(batch * kClasses * pixels),
-                Doubles(batch * kChannels * pixels),
-                Doubles(kHidden1 * 4),
-                Doubles(kHidden1),
-                Doubles(kHidden2 * kHidden1),
-                Doubles(kHidden2),
-                Doubles(kOutputs * kHidden2),
-                Doubles(kOutputs)};
+  Results results{Doubles(batch * kClasses * pixels),
+                  Doubles(batch * kChannels * pixels),
+                  Doubles(kHidden1 * 4),
+                  Doubles(kHidden1),
+                  Doubles(kHidden2 * kHidden1),
+                  Doubles(kHidden2),
+                  Doubles(kOutputs * kHidden2),
+                  Doubles(kOutputs)};
   for (int pixel = 0; pixel < pixels; ++pixel) {
     const int i = pixel / width, j = pixel % width;
     const double s[4] = {double(i), double(j), double(height - i), double(width - j)};
@@ -64,38 +64,38 @@ Results reference(const Parameters& p, const Floats& x, const Floats& grad_logit
         const int y = (b * kClasses + n) * pixels + pixel;
         for (int c = 0; c < kChannels; ++c) {
           const int at = (b * kChannels + c) * pixels + pixel;
-          found.logits[y] += w[n * kChannels + c] * x[at];
-          found.features[at] += double(grad_logits[y]) * w[n * kChannels + c];
+          results.logits[y] += w[n * kChannels + c] * x[at];
+          results.features[at] += double(grad_logits[y]) * w[n * kChannels + c];
           gw[n * kChannels + c] += double(grad_logits[y]) * x[at];
         }
       }
     }
     for (int n = 0; n < kOutputs; ++n) {
-      found.b3[n] += gw[n];
+      results.b3[n] += gw[n];
       for (int k = 0; k < kHidden2; ++k) {
-        found.w3[n * kHidden2 + k] += gw[n] * relu(z[k]);
+        results.w3[n * kHidden2 + k] += gw[n] * relu(z[k]);
         if (z[k] > 0) gz[k] += gw[n] * p.w3[n * kHidden2 + k];
       }
     }
     for (int k = 0; k < kHidden2; ++k) {
-      found.b2[k] += gz[k];
+      results.b2[k] += gz[k];
       for (int u = 0; u < kHidden1; ++u) {
-        found.w2[k * kHidden1 + u] += gz[k] * relu(l[u]);
+        results.w2[k * kHidden1 + u] += gz[k] * relu(l[u]);
         if (l[u] > 0) gl[u] += gz[k] * p.w2[k * kHidden1 + u];
       }
     }
     for (int u = 0; u < kHidden1; ++u) {
-      found.b1[u] += gl[u];
-      for (int k = 0; k < 4; ++k) found.w1[u * 4 + k] += gl[u] * s[k];
+      results.b1[u] += gl[u];
+      for (int k = 0; k < 4; ++k) results.w1[u * 4 + k] += gl[u] * s[k];
     }
   }
-  return found;
+  return results;
 }
 
-double relative_error(const Floats& found, const Doubles& truth) {
+double relative_error(const Floats& result, const Doubles& truth) {
   double error = 0, largest = 0;
   for (size_t i = 0; i < truth.size(); ++i) {
-    error = std::max(error, std::fabs(found[i] - truth[i]));
+    error = std::max(error, std::fabs(result[i] - truth[i]));
     largest = std::max(largest, std::fabs(truth[i]));
   }
   return error / largest;

@@ -48,33 +48,33 @@ def compiler() -> list[str]:
 
 def runtimes(command: list[str]) -> list[str]:
     """The sanitizers' shared libraries, to be loaded before Python's own."""
-    found = []
+    paths = []
     for name in RUNTIMES:
         path = subprocess.run([*command, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         if not Path(path).is_absolute():
             pytest.skip(f"{shlex.join(command)} has no shared {name}")
-        found.append(path)
-    return found
+        paths.append(path)
+    return paths
 
 
 def compile_everything(folder: Path, command: list[str], flags: list[str]) -> None:
     objects = []
     for source in SOURCES:
-        levels = RECORD["variants"] if source.name == "kernels.cpp" else {"": []}
-        for level, extra in levels.items():
-            target = folder / f"{source.stem}{level}.o"
-            define = [f"-DSCP_VECTOR_LEVEL={level}"] if level else []
-            objects.append((target, [*command, *flags, *define, *extra, "-c", str(source), "-o", str(target)]))
+        targets = RECORD["variants"] if source.name == "kernels.cpp" else {"": []}
+        for target, extra in targets.items():
+            path = folder / f"{source.stem}{target}.o"
+            define = [f"-DSCP_ISA_TARGET={target}"] if target else []
+            objects.append((path, [*command, *flags, *define, *extra, "-c", str(source), "-o", str(path)]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = pool.map(lambda job: subprocess.run(job[1], capture_output=True, text=True), objects)
         for result in jobs:
             assert result.returncode == 0, result.stderr
     linked = folder / "libscp_cpu.so.part"
-    names = [str(target) for target, _ in objects]
+    names = [str(path) for path, _ in objects]
     link = [*command, "-shared", "-fopenmp", *SANITIZERS, *names, "-o", str(linked)]
     subprocess.run(link, check=True, capture_output=True)
-    for target, _ in objects:
-        target.unlink()
+    for path, _ in objects:
+        path.unlink()
     linked.rename(folder / "libscp_cpu.so")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import static_cuda
-from scp_kernels import BackendUnavailable, backends, scp
+from scp_kernels import BackendUnavailable, available_backends, scp
 from scp_kernels.backends import abi, cuda, library
 from scp_kernels.problem import Problem
 
@@ -30,7 +30,7 @@ def call(**changes) -> cuda.CudaCall:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_there_is_a_reason():
-    reason = backends()["cuda"].reason
+    reason = available_backends()["cuda"].reason
     assert any(word in reason for word in ("driver", "without CUDA", "no CUDA device")), reason
     x, w = torch.zeros(1, 2, 3, 3), torch.zeros(4, 4)
     phi = (w, torch.zeros(4), w, torch.zeros(4), torch.zeros(2, 4), torch.zeros(2))

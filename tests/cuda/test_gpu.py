@@ -7,11 +7,13 @@ For races and reads out of bounds: ``compute-sanitizer --tool racecheck`` (then 
 import pytest
 import torch
 
-from scp_kernels import backends, scp
+from scp_kernels import available_backends, scp
 from tests.support.agreement import agree
 from tests.support.problems import Inputs, away_from_kinks, evaluate, make_inputs
 
-pytestmark = pytest.mark.skipif(not backends()["cuda"].usable, reason=f"CUDA backend: {backends()['cuda'].reason}")
+pytestmark = pytest.mark.skipif(
+    not available_backends()["cuda"].usable, reason=f"CUDA backend: {available_backends()['cuda'].reason}"
+)
 
 SHAPES = [(160, 224), (37, 151), (1, 3), (9, 20, 33)]
 WIDTHS = [

@@ -14,12 +14,12 @@ import yaml
 from typer.testing import CliRunner
 
 from scp_models import cli
+from scp_models.checkpoints import load_model, subject_names
 from scp_models.data import SegmentationDataModule, find_subjects, get_task
 from scp_models.evaluation.scores import read_scores
 from scp_models.inference.predictor import Predictor
-from scp_models.training.checkpoints import load_module
 from scp_models.training.fit import resolve_config
-from scp_models.training.module import SegmentationModule, subject_names
+from scp_models.training.module import SegmentationModule
 from tests.support.commands import fit_arguments
 from tests.support.tiny_data import save, write_lits, write_wmh
 
@@ -135,7 +135,7 @@ def test_the_checkpoints_threshold_counts(run, root, checkpoint, tmp_path):
     torch.save(content, tmp_path / "own.ckpt")
     code, _, err = run("evaluate", tmp_path / "own.ckpt", "--data", root, "--out", tmp_path / "scores")
     assert code == 0 and json.loads((tmp_path / "scores" / "summary.json").read_text())["threshold"] == 0.25, err
-    assert Predictor(load_module(tmp_path / "own.ckpt")).threshold == 0.25
+    assert Predictor(load_model(tmp_path / "own.ckpt")).threshold == 0.25
 
 
 def test_a_mean_says_for_how_many_subjects_it_is_defined(run, root, tmp_path):

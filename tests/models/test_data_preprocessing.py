@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scp_models.data import Grid, Subject, VolumeReader, find_subjects, get_task
+from scp_models.data import SourceGrid, Subject, VolumeReader, find_subjects, get_task
 from scp_models.errors import UserError
 from tests.support.tiny_data import AXIS_CODES, affine_for, save, write_lits, write_wmh_subject
 
@@ -80,7 +80,7 @@ def test_lits_window_resize_and_target(tmp_path):
 
 
 def test_resizing_takes_the_mean_of_intensities_and_the_middle_of_labels():
-    grid = Grid(Path(), None, np.eye(4), (36, 36, 1), nib.io_orientation(np.eye(4)), get_task("lits", (12, 12)))
+    grid = SourceGrid(Path(), None, np.eye(4), (36, 36, 1), nib.io_orientation(np.eye(4)), get_task("lits", (12, 12)))
     stripes = np.zeros((36, 36, 1), np.float32)
     stripes[::3] = 1
     # Every third column; without antialiasing none of them would be seen.

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from scp_models.checkpoints import load_model
 from scp_models.errors import UserError
 from scp_models.evaluation.metrics import METRICS
-from scp_models.report.demo.document import CHIEF, CONTROL, TESTS
+from scp_models.report.demo.design import CONTROL, SCP, TESTS
 from scp_models.report.demo.pictures import SELECTION
 from scp_models.report.demo.run import run
-from scp_models.training.checkpoints import load_module
 
-MODELS = ["Base", "Base (double width)", CONTROL, CHIEF, "Base (5 levels)", "SCP (5 levels)"]
+MODELS = ["Base", "Base (double width)", CONTROL, SCP, "Base (5 levels)", "SCP (5 levels)"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_everything_is_there(finished):
     split = json.loads((out / "split.json").read_text())
     assert sum(len(members) for members in split.values()) == 6
     for path in (out / "checkpoints").rglob("*.ckpt"):
-        assert load_module(path, "wmh").task.roi_size == (80, 112)
+        assert load_model(path, "wmh").task.roi_size == (80, 112)
 
 
 def test_predictions_are_in_the_grid_of_the_phantoms(finished):

@@ -11,7 +11,9 @@ import pytest
 from scp_models.data import VolumeReader, find_subjects, get_task
 from scp_models.errors import UserError
 from scp_models.evaluation.metrics import METRICS
-from scp_models.evaluation.scores import evaluate, held_out, read_scores, score_files, write_scores
+from scp_models.evaluation.predictions import PredictionFiles
+from scp_models.evaluation.scores import evaluate, read_scores, write_scores
+from scp_models.evaluation.selection import held_out
 from scp_models.inference.predictor import predict
 from tests.support.brightness import predictor
 from tests.support.tiny_data import AXIS_CODES, save, write_lits, write_wmh_subject
@@ -20,14 +22,14 @@ from tests.support.tiny_data import AXIS_CODES, save, write_lits, write_wmh_subj
 def test_what_is_cropped_away_is_background_and_counts_as_missed(tmp_path):
     write_wmh_subject(tmp_path / "7", seed=1)
     (subject,) = find_subjects(tmp_path / "7", get_task("wmh"))
-    whole = evaluate(predictor(subject), [subject])[0]
+    (whole,) = evaluate(predictor(subject), [subject])
     assert whole["dice"] == 1.0 and whole["subject"] == "7"
     cropped = predictor(subject, roi_size=(8, 8))
     segmentation = cropped.segment(subject)
     inside = np.zeros((20, 24, 6), bool)
     inside[6:14, 8:16] = True
     assert not segmentation.mask()[~inside].any()
-    row = evaluate(cropped, [subject])[0]
+    (row,) = evaluate(cropped, [subject])
     assert row["reference_ml"] == whole["reference_ml"] and row["dice"] < 1
 
 
@@ -60,9 +62,9 @@ def test_scores_on_disk(tmp_path):
 def test_finished_predictions_are_scored_alike(tmp_path):
     write_wmh_subject(tmp_path / "data" / "Utrecht" / "0", seed=0)
     subjects = find_subjects(tmp_path / "data", get_task("wmh"))
-    found = predictor(subjects[0], roi_size=(16, 16))
-    predict(found, subjects, tmp_path / "out")
-    assert score_files(tmp_path / "out", subjects, get_task("wmh")) == evaluate(found, subjects)
+    source = predictor(subjects[0], roi_size=(16, 16))
+    list(predict(source, subjects, tmp_path / "out"))
+    assert score_files(tmp_path / "out", subjects, get_task("wmh")) == list(evaluate(source, subjects))
     save(tmp_path / "out" / "Utrecht_0.nii.gz", np.zeros((3, 3, 3), np.uint8), np.eye(4))
     with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected shape \(20, 24, 6\)"):
         score_files(tmp_path / "out", subjects, get_task("wmh"))
@@ -70,6 +72,10 @@ def test_finished_predictions_are_scored_alike(tmp_path):
     write_wmh_subject(tmp_path / "data" / "Utrecht" / "1", seed=1)
     with pytest.raises(UserError, match=r"out: expected .* 2 are missing: Utrecht_0.nii.gz, Utrecht_1.nii.gz"):
         score_files(tmp_path / "out", find_subjects(tmp_path / "data", get_task("wmh")), get_task("wmh"))
+
+
+def score_files(folder, subjects, task):
+    return list(evaluate(PredictionFiles(folder, subjects, task), subjects))
 
 
 def predictions_of(subjects, folder, change):

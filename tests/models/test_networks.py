@@ -10,7 +10,7 @@ from torch import nn
 from scp_kernels import FusedSCP
 from scp_models.networks import VARIANTS, attach, build_network
 from scp_models.networks.positions import position_channels
-from tests.support.heads import image, wake
+from tests.support.heads import image, randomize_phi
 
 SMALL = {"in_channels": 2, "capacity": 32, "levels": 3}
 PATCH, ORIGIN, EXTENT = (12, 10), (3, 5), (24, 20)
@@ -158,7 +158,7 @@ def crop_of_the_full_image(variant, **kwargs):
     """Logits of a one-level network (no padding effects far inside) on an image and on a crop of it."""
     network = small(variant, levels=1)
     if variant == "scp":
-        wake(network.head)
+        randomize_phi(network.head)
     full = image(1, 2, *EXTENT)
     rows, columns = (slice(o, o + p) for o, p in zip(ORIGIN, PATCH, strict=True))
     whole = network(full)[..., rows, columns]
@@ -177,7 +177,7 @@ def test_a_crop_that_says_where_it_lies_gives_the_full_images_logits(variant):
 def test_each_sample_can_lie_elsewhere(variant):
     network = small(variant)
     if variant == "scp":
-        wake(network.head)
+        randomize_phi(network.head)
     x = image(2, 2, *PATCH)
     origins, extents = torch.tensor([[0, 0], [7, 2]]), torch.tensor([[24, 20], [40, 30]])
     together = network(x, origin=origins, extent=extents)
@@ -191,7 +191,7 @@ def test_each_sample_can_lie_elsewhere(variant):
 def test_constant_position_is_the_centre_for_every_pixel_and_placement(variant):
     control, network = small(variant, constant_position=True), small(variant)
     if variant == "scp":
-        wake(network.head)
+        randomize_phi(network.head)
     control.load_state_dict(network.state_dict())
     x = image(2, 2, *PATCH)
     centre = [[0.0, 0.0, EXTENT[0] / 2], [0.0, 0.0, EXTENT[1] / 2]]
@@ -207,7 +207,7 @@ def test_constant_position_is_the_centre_for_every_pixel_and_placement(variant):
 
 def test_constant_position_makes_the_weight_field_constant():
     control = small("scp", constant_position=True)
-    wake(control.head)
+    randomize_phi(control.head)
     network = copy.deepcopy(control)
     network.constant_position = False
     # With equal features at every pixel, logits differ from pixel to pixel only through the positions.
@@ -223,7 +223,7 @@ def test_constant_position_makes_the_weight_field_constant():
 def test_every_parameter_gets_a_gradient(variant):
     network = small(variant).train()
     if variant == "scp":
-        wake(network.head)
+        randomize_phi(network.head)
     network(image(3, 2, 16, 12)).square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
     assert all((p.grad != 0).any() for p in network.parameters())
@@ -306,7 +306,7 @@ def test_attach_leaves_a_monai_networks_outputs_as_they_were(spatial_dims):
     assert isinstance(network.final_conv, FusedSCP)
     assert network.final_conv.spatial_dims == spatial_dims
     assert torch.allclose(network(x), before, atol=1e-5)
-    wake(network.final_conv)
+    randomize_phi(network.final_conv)
     assert not torch.allclose(network(x), before, atol=1e-2)
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scp_kernels import BackendUnavailable, FusedSCP, backends, dispatch, ops, scp, scp_reference
+from scp_kernels import BackendUnavailable, FusedSCP, available_backends, dispatch, ops, scp, scp_reference
 from scp_kernels.positions import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
-from tests.support.left_out import LeftOut
 from tests.support.problems import evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
+from tests.support.unavailable_backend import UnavailableBackend
 
 
 class Spy:
@@ -78,12 +78,12 @@ def spy(monkeypatch):
     Spy.calls = 0
     monkeypatch.setitem(dispatch.BACKENDS, "cpu", backend)
     for name in ("triton", "cuda"):
-        monkeypatch.setitem(dispatch.BACKENDS, name, LeftOut(name))
+        monkeypatch.setitem(dispatch.BACKENDS, name, UnavailableBackend(name))
     return backend
 
 
 def test_the_list_is_ordered_and_every_absence_has_a_reason():
-    found = backends()
+    found = available_backends()
     assert list(found) == ["triton", "cuda", "cpu", "reference"]
     assert found["reference"].usable
     for status in found.values():
@@ -105,7 +105,7 @@ def test_by_name_or_not_at_all(spy):
     inputs = make_inputs((4, 5))
     with pytest.raises(BackendUnavailable, match=r"backend='cpu': float16 features are not for a spy"):
         scp(inputs.features.half(), inputs.phi, inputs.residual, backend="cpu")
-    with pytest.raises(BackendUnavailable, match=r"backend='triton': left out of this test"):
+    with pytest.raises(BackendUnavailable, match=r"backend='triton': disabled by this test"):
         scp(inputs.features, inputs.phi, inputs.residual, backend="triton")
     assert Spy.calls == 0
 
@@ -223,10 +223,19 @@ def test_flops_are_the_nominal_ones(spy):
         assert counter.get_total_flops() == 2 * forward
 
 
-def test_the_public_function_survives_imports_of_the_package_of_backends():
-    code = (
-        "import scp_kernels; from scp_kernels.backends import library; import importlib;"
-        "importlib.import_module('scp_kernels.backends.library');"
-        "assert callable(scp_kernels.backends) and scp_kernels.backends()['reference'].usable"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+OLD_NAME = """
+import warnings
+import scp_kernels
+from scp_kernels.backends import library  # the package stays a package
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    status = scp_kernels.backends()
+assert status == scp_kernels.available_backends()
+(warning,) = caught
+assert warning.category is DeprecationWarning and warning.filename == "<string>"
+assert "scp_kernels.available_backends()" in str(warning.message) and "0.2" in str(warning.message)
+"""
+
+
+def test_the_old_name_of_available_backends_works_and_warns():
+    subprocess.run([sys.executable, "-c", OLD_NAME], check=True)

@@ -46,7 +46,7 @@ KERNELS = """
 #include "scp.h"
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
-SCP_EXPORT int JOIN(scp_vectors_, SCP_VECTOR_LEVEL)() {
+SCP_EXPORT int JOIN(scp_vectors_, SCP_ISA_TARGET)() {
 #if defined(__AVX512F__)
   return 512;
 #elif defined(__AVX2__)

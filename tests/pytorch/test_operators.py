@@ -95,15 +95,15 @@ def test_opcheck(name):
 
 
 @needs_cpu
-def test_flops_are_nominal_and_the_plan_tells_the_executed_ones():
+def test_flops_are_nominal_and_the_report_tells_the_executed_ones():
     inputs = make_inputs((64, 64), batch=2, channels=8, classes=2, hidden=(64, 64))
     phi = 4 * 64 + 64 * 64 + 64 * 16
     x = inputs.features.clone().requires_grad_()
     with FlopCounterMode(display=False) as counter:
         logits = scp(x, inputs.phi, inputs.residual, backend="cpu")
     assert counter.get_total_flops() == 2 * 64 * 64 * (phi + 2 * 16)
-    plan = cpu.last_plan()
-    assert plan.dense_macs == phi and plan.macs < phi / 2
+    report = cpu.last_report()
+    assert report.dense_macs == phi and report.macs < phi / 2
     with FlopCounterMode(display=False) as counter:
         logits.sum().backward()
     assert counter.get_total_flops() == 2 * 2 * 64 * 64 * (phi + 2 * 16)
@@ -135,17 +135,17 @@ def test_what_is_executed_is_counted_in_and_out_of_a_graph():
     x = inputs.features.clone().requires_grad_()
     with count_macs() as count:
         logits = scp(x, inputs.phi, inputs.residual, backend="cpu")
-        forward = cpu.last_plan().total_macs
+        forward = cpu.last_report().total_macs
         assert count.macs == forward > 0
         logits.sum().backward()
-        assert count.macs == forward + cpu.last_plan().total_macs > forward
+        assert count.macs == forward + cpu.last_report().total_macs > forward
         with pytest.raises(RuntimeError, match="under way"), count_macs():
             pass
     total = count.macs
     scp(x, inputs.phi, inputs.residual, backend="cpu")
     assert count.macs == total, "counted after its end"
     compiled = torch.compile(scp, backend="aot_eager", fullgraph=True)
-    cpu.release_kept()  # else W would be read, and nothing be executed
+    cpu.clear_weight_field_cache()  # else W would be read, and nothing be executed
     with count_macs() as count, torch.no_grad():
         compiled(inputs.features, inputs.phi, inputs.residual, backend="cpu")
     assert count.macs == forward

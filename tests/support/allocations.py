@@ -40,7 +40,7 @@ def tensors_of(tree) -> list[torch.Tensor]:
 
 def allocated_beyond_results(inputs: Inputs) -> dict[str, int]:
     """Bytes that each pass allocates in all and does not hand out: a bound on its peak. On ``meta`` no kernel runs."""
-    from scp_kernels.backends.triton import launch
+    from scp_kernels.backends.triton.sequence import Launch
 
     device = inputs.features.device
     shape = inputs.features.shape[2:]
@@ -50,7 +50,7 @@ def allocated_beyond_results(inputs: Inputs) -> dict[str, int]:
     problem = problem_of(features, inputs.phi[0], inputs.phi[2], inputs.residual, 1)
     call = SCPInputs(features, inputs.phi, inputs.residual, None, matrix, problem)
     backend = dispatch.BACKENDS["triton"]
-    no_kernels = mock.patch.object(launch.Launch, "run", lambda self: None)
+    no_kernels = mock.patch.object(Launch, "run", lambda self: None)
     used = {}
     with no_kernels if device.type == "meta" else nullcontext():
         for name in ("forward", "backward", "backward of the parameters alone"):

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from scp_kernels import backends
+from scp_kernels import available_backends
 from scp_kernels.backends import cpu
 
-LEVELS = list(cpu.LEVELS)
+ISA_TARGETS = list(cpu.ISA_TARGETS)
 
 needs_cpu = pytest.mark.skipif(
-    not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
+    not available_backends()["cpu"].usable,
+    reason=f"the CPU backend was not built: {available_backends()['cpu'].reason}",
 )
 
 

@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
 
-from scp_kernels.backends.triton.sites import Launch
+from scp_kernels.backends.triton.sequence import Launch
 
 
 class Watch:

@@ -1,4 +1,4 @@
-"""The Triton kernels compiled without a GPU, and the planning on the host (all cases: ``benchmarks.static``)."""
+"""The Triton kernels compiled without a GPU, and the launches on the host (all cases: ``benchmarks.static``)."""
 
 import subprocess
 import sys
@@ -52,9 +52,9 @@ COMPILED = [  # every architecture once, and every thing that makes another kern
 
 @pytest.mark.parametrize(("capability", "changes", "channels_last"), COMPILED)
 def test_no_spills_and_shared_memory_within_the_limit(capability, changes, channels_last):
-    plans = list(offline.abstract_plans(problem(**changes), capability, channels_last=channels_last))
-    assert len(plans) == 3
-    launches = {item.kernel.__name__: item for plan in plans for item in plan.launches}
+    sequences = list(offline.abstract_sequences(problem(**changes), capability, channels_last=channels_last))
+    assert len(sequences) == 3
+    launches = {item.kernel.__name__: item for sequence in sequences for item in sequence.launches}
     assert len(launches) == 7
     for item in launches.values():
         found = offline.compile_launch(item, capability)
@@ -65,9 +65,9 @@ def test_no_spills_and_shared_memory_within_the_limit(capability, changes, chann
 def test_a_kernel_that_spills_is_seen(monkeypatch):
     """The check itself can fail: 32 registers are too few for any of these kernels."""
     narrow = tables.Configuration((4, 16), 64, 32, 8, max_registers=32)
-    monkeypatch.setattr(tables, "TABLE", (tables.Line(tables.FORWARD, narrow),))
-    plan = next(offline.abstract_plans(problem(), 90))
-    found = offline.compile_launch(plan.launches[-1], 90)
+    monkeypatch.setattr(tables, "TABLE", (tables.TableEntry(tables.FORWARD, narrow),))
+    sequence = next(offline.abstract_sequences(problem(), 90))
+    found = offline.compile_launch(sequence.launches[-1], 90)
     assert any("spills" in fault for fault in found.faults), found
 
 
@@ -102,70 +102,70 @@ def test_output_blocks(classes, channels, limit, classes_first):
         assert block_c >= channels
 
 
-@pytest.mark.parametrize("sites", [1, 560, 561, 490, 192, 21000, 16384])
+@pytest.mark.parametrize("tiles", [1, 560, 561, 490, 192, 21000, 16384])
 @pytest.mark.parametrize("slab_bytes", [100, 74_000, 300_000, 10**8])
-def test_slabs_cover_every_site_once_within_the_workspace(sites, slab_bytes):
+def test_slabs_cover_every_tile_once_within_the_workspace(tiles, slab_bytes):
     workspace = tables.PARTIALS_BYTES
-    slabs = launch.Slabs.of(sites, slab_bytes, workspace)
+    slabs = launch.Slabs.of(tiles, slab_bytes, workspace)
     assert slabs.count * slab_bytes <= max(workspace, slab_bytes)
     seen = []
     for slab in range(slabs.count):
-        first = slab * slabs.sites_per_slab
-        own = list(range(first, min(sites, first + slabs.sites_per_slab)))
+        first = slab * slabs.tiles_per_slab
+        own = list(range(first, min(tiles, first + slabs.tiles_per_slab)))
         assert own, "a slab without work"
         seen += own
-    assert seen == list(range(sites))
+    assert seen == list(range(tiles))
 
 
-# A last chunk whose sites, dealt out by themselves, would take more slabs than those of the chunks before it.
+# A last chunk whose tiles, dealt out by themselves, would take more slabs than those of the chunks before it.
 UNEVEN = {"channels": 16, "hidden": (128, 128), "spatial_shape": (720, 1280)}
 
 
 @pytest.mark.parametrize("changes", [{}, {"spatial_shape": (1000, 1000)}, {"groups": 14}, ODD, UNEVEN], ids=str)
-def test_chunks_cover_every_site_once_and_parts_every_row(changes):
-    """Whatever a map's size: what each kernel is launched for adds up to all sites, and a chunk fits its workspace."""
-    for plan in offline.abstract_plans(problem(**changes), 90):
+def test_chunks_cover_every_tile_once_and_parts_every_row(changes):
+    """Whatever a map's size: what each kernel is launched for adds up to all tiles, and a chunk fits its workspace."""
+    for sequence in offline.abstract_sequences(problem(**changes), 90):
         by_kernel = {}
-        for item in plan.launches:
+        for item in sequence.launches:
             by_kernel.setdefault(item.kernel.__name__, []).append(item)
-        firsts = [item.arguments["first_site"] for item in by_kernel["scp_classify_kernel"]]
-        counts = [item.grid[0] for item in by_kernel["scp_classify_kernel"]]
+        firsts = [item.arguments["first_tile"] for item in by_kernel["scp_classify_fwd_kernel"]]
+        counts = [item.grid[0] for item in by_kernel["scp_classify_fwd_kernel"]]
         assert firsts == [sum(counts[:n]) for n in range(len(counts))]
         height, width = problem(**changes).spatial_shape
         assert sum(counts) == problem(**changes).groups * -(-height // 4) * -(-width // 16)
         for name, items in by_kernel.items():
-            assert len(items) == len(counts), "every kernel runs once a chunk"
+            assert len(items) == len(counts), "every kernel runs once per chunk"
             for item, count in zip(items, counts, strict=True):
                 sizes = item.arguments
-                assert sizes.get("sites", count) == count and sizes.get("rows", 3 * count) == 3 * count
-                if name == "scp_backward_parameters_kernel":
+                assert sizes.get("tiles", count) == count and sizes.get("rows", 3 * count) == 3 * count
+                if name == "scp_bwd_parameters_kernel":
                     slabs = item.grid[0]
-                    assert sizes["sites_per_slab"] * (slabs - 1) < count <= sizes["sites_per_slab"] * slabs
+                    assert sizes["tiles_per_slab"] * (slabs - 1) < count <= sizes["tiles_per_slab"] * slabs
                     assert slabs <= sizes["partials"].shape[0]
-                if name == "scp_backward_second_weight_kernel":
+                if name == "scp_fold_bwd_w2_kernel":
                     assert sizes["rows_per_part"] * (item.grid[2] - 1) < 3 * count
                     assert sizes["rows_per_part"] * item.grid[2] >= 3 * count
                     assert item.grid[2] <= sizes["partials"].shape[0]
-        names = ("on", "lines", "units", "counts", "folded", "grad_folded")
-        held = [item.arguments[name] for item in plan.launches for name in names if name in item.arguments]
+        names = ("active", "lines", "units", "counts", "folded", "grad_folded")
+        held = [item.arguments[name] for item in sequence.launches for name in names if name in item.arguments]
         chunk = {id(tensor): tensor for tensor in held}.values()
-        assert sum(t.numel() * t.itemsize for t in chunk) <= tables.PLAN_BYTES
+        assert sum(t.numel() * t.itemsize for t in chunk) <= tables.FOLDED_BYTES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", PAPER, ids=str)
 def test_memory_beyond_inputs_outputs_and_gradients(case, dtype):
-    """Of all that either pass ever allocates, at the paper's sizes: a plan, partial sums, and 1 MiB for the rest."""
+    """All that either pass allocates, at the paper's sizes: folded tiles, partial gradients, 1 MiB for the rest."""
     used = allocated_beyond_results(replace(case, dtype=dtype).inputs("meta"))
     assert set(used) == {"forward", "backward", "backward of the parameters alone"}
-    assert 0 < used.pop("forward") <= tables.PLAN_BYTES + 2**20
-    assert all(0 < n <= tables.PLAN_BYTES + tables.PARTIALS_BYTES + 2**20 for n in used.values()), used
+    assert 0 < used.pop("forward") <= tables.FOLDED_BYTES + 2**20
+    assert all(0 < n <= tables.FOLDED_BYTES + tables.PARTIALS_BYTES + 2**20 for n in used.values()), used
 
 
-def test_plans_hold_nothing_the_size_of_the_weight_field():
+def test_launches_hold_nothing_the_size_of_the_weight_field():
     """No tensor but the features, the logits and their gradients has an element for each pixel."""
-    for plan in offline.abstract_plans(problem(spatial_shape=(4096, 4096)), 90):
-        for launched in plan.launches:
+    for sequence in offline.abstract_sequences(problem(spatial_shape=(4096, 4096)), 90):
+        for launched in sequence.launches:
             for name, value in launched.arguments.items():
                 if isinstance(value, torch.Tensor) and name not in ("x", "y", "grad_logits", "grad_features"):
                     assert value.numel() < 4096 * 4096, name
@@ -182,7 +182,7 @@ def test_configurations_that_no_kernel_can_have_are_refused(bad):
 @pytest.mark.parametrize("capability", tables.SHARED_MEMORY_KIB)
 @pytest.mark.parametrize("kernel", [tables.FORWARD, tables.FEATURES, tables.PARAMETERS])
 @pytest.mark.parametrize("hidden", [(1, 1), (64, 64), (100, 37), (256, 256), (1024, 512)])
-def test_the_table_has_a_line_for_every_call(capability, kernel, hidden):
+def test_the_table_has_an_entry_for_every_call(capability, kernel, hidden):
     for outputs in (1, 16, 1000):
         for precision in ("ieee", "tf32"):
             tables.find(kernel, capability, hidden, outputs, 4, precision)
@@ -212,7 +212,7 @@ def test_importing_the_package_imports_no_triton():
     code = (
         "import sys, torch.utils.flop_counter;"
         "before = {name for name in sys.modules if name.split('.')[0] == 'triton'};"
-        "import scp_kernels; scp_kernels.backends();"
+        "import scp_kernels; scp_kernels.available_backends();"
         "assert 'scp_kernels.backends.triton' in sys.modules;"
         "new = [name for name in set(sys.modules) - before if name.split('.')[0] == 'triton'"
         " or name.startswith('scp_kernels.backends.triton.')];"

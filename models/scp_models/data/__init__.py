@@ -2,7 +2,7 @@
 
 from scp_models.data.find import LAYOUTS, find_subjects, subject_of_images
 from scp_models.data.module import SegmentationDataModule
-from scp_models.data.preprocessing import Grid, Volume, VolumeReader
+from scp_models.data.preprocessing import SourceGrid, Volume, VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import TASKS, Task, get_task
 from scp_models.data.timing import DataWaitMonitor
@@ -11,8 +11,8 @@ __all__ = [
     "LAYOUTS",
     "TASKS",
     "DataWaitMonitor",
-    "Grid",
     "SegmentationDataModule",
+    "SourceGrid",
     "Subject",
     "Task",
     "Volume",

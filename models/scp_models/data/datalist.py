@@ -22,17 +22,17 @@ def datalist_file(root: Path) -> Path:
     """
     if root.is_file():
         return root
-    found = [root / name for name in FILES if (root / name).is_file()]
-    if not found:
+    files = [root / name for name in FILES if (root / name).is_file()]
+    if not files:
         raise UserError(f"{root}: expected a datalist, {' or '.join(FILES)}; there is none")
-    return found[0]
+    return files[0]
 
 
 def find_subjects(path: Path, modalities: int = 1) -> list[Subject]:
     """Subjects of a datalist JSON: lists ``training``, ``validation`` and ``test`` of ``{"image": …, "label": …}``.
 
     Paths are relative to the JSON. An image is one file (with the modalities along its fourth axis if there are
-    several) or a list of one file a modality; an entry that is a bare path has no label.
+    several) or a list of one file per modality; an entry that is a bare path has no label.
 
     Raises:
         UserError: not JSON, no such list, an entry without an image, a file that is missing.
@@ -49,9 +49,11 @@ def find_subjects(path: Path, modalities: int = 1) -> list[Subject]:
         for k, entry in enumerate(entries):
             images, label = _entry(path, f"{name}[{k}]", entry)
             if len(images) not in (1, modalities):
-                raise UserError(f"{path}: {name}[{k}] expected {modalities} images (one a modality), got {len(images)}")
+                raise UserError(
+                    f"{path}: {name}[{k}] expected {modalities} images (one per modality), got {len(images)}"
+                )
             subjects.append(Subject(_stem(images[0]), images, label, partition=_PARTITIONS[name]))
-    return _told_apart(subjects)
+    return _with_distinct_names(subjects)
 
 
 def find_nnunet_subjects(root: Path) -> list[Subject]:
@@ -73,10 +75,10 @@ def find_nnunet_subjects(root: Path) -> list[Subject]:
             _must_exist(root / "dataset.json", images)
             label = root / folder.replace("images", "labels") / f"{case}{ending}"
             subjects.append(Subject(case, images, label if label.is_file() else None, partition=partition))
-    return _told_apart(subjects)
+    return _with_distinct_names(subjects)
 
 
-def _told_apart(subjects: list[Subject]) -> list[Subject]:
+def _with_distinct_names(subjects: list[Subject]) -> list[Subject]:
     """Subjects with as many of their folders before their names as tell them apart: none, if the names do."""
     named, depth = subjects, 0
     deepest = max((len(subject.images[0].parts) for subject in subjects), default=0)

@@ -57,7 +57,7 @@ def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Su
 
 
 def subject_of_images(images: Sequence[Path], task: Task) -> Subject:
-    """One subject, of one file a modality in the task's order.
+    """One subject, of one file per modality in the task's order.
 
     It is called what the files' names begin with alike (``brain_T1``, ``brain_FLAIR``: ``brain``), or after their
     folder.
@@ -79,7 +79,7 @@ def subject_of_images(images: Sequence[Path], task: Task) -> Subject:
 
 
 def guess_layout(root: Path, task: Task) -> str:
-    """The layout of a data set, by what is there; the task's own where nothing tells."""
+    """The layout of a data set, by what is there; the task's own where nothing says so."""
     if root.is_file():
         return "datalist"
     if (root / "dataset.json").is_file() and any((root / "imagesTr").glob("*_0000*")):

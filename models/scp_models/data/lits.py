@@ -22,13 +22,13 @@ def find_subjects(root: Path) -> list[Subject]:
         UserError: several segmentations have the number of a volume, and none lies beside it.
     """
     files = [file for folder in folders(root) for file in folder.glob("*.nii*")]
-    found = [(match, file) for file in files if (match := _VOLUME.match(file.name))]
+    volumes = [(match, file) for file in files if (match := _VOLUME.match(file.name))]
     labels: dict[str, list[Path]] = {}
     for file in files:
         if match := _LABEL.match(file.name):
             labels.setdefault(match[1], []).append(file)
     subjects = []
-    for match, file in sorted(found, key=lambda f: (bool(f[0][1]), int(f[0][2]), f[1])):
+    for match, file in sorted(volumes, key=lambda v: (bool(v[0][1]), int(v[0][2]), v[1])):
         subject = single_volume(file)
         if subject.label is None and subject.partition is None and (of_number := labels.get(match[2])):
             if len(of_number) > 1:

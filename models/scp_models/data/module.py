@@ -103,10 +103,10 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def divide(self) -> dict[str, list[Subject]]:
         """The three lists of subjects; reads no image."""
-        found = find_subjects(self.root, self.task, self.layout)
+        subjects = find_subjects(self.root, self.task, self.layout)
         if self.split_file is not None:
-            return read_split(Path(self.split_file), found)
-        return split_subjects(found, self.split, self.seed, str(self.root))
+            return read_split(Path(self.split_file), subjects)
+        return split_subjects(subjects, self.split, self.seed, str(self.root))
 
     def describe_split(self) -> str:
         """One line: the counts of the division and where they come from; reads no image."""

@@ -29,7 +29,7 @@ CHUNK = 32
 
 
 @dataclass(frozen=True)
-class Grid:
+class SourceGrid:
     """Where a volume's voxels lie in its file, and which window of the canonical slices the network sees."""
 
     path: Path
@@ -90,7 +90,7 @@ class Volume:
     """``[C, H, W, Z]``."""
     label: NDArray[np.uint8] | None
     """``[H, W, Z]``: 0 background, 1 target, 2 ignored; None if not read."""
-    grid: Grid
+    grid: SourceGrid
 
     def restore(self, values: NDArray[Any]) -> NDArray[Any]:
         """Values ``[H, W, Z]`` in the grid of the source file."""
@@ -120,7 +120,7 @@ class VolumeReader:
             )
         return Volume(np.stack([self._normalise(channel) for channel in channels]), label, grid)
 
-    def grid(self, subject: Subject) -> Grid:
+    def grid(self, subject: Subject) -> SourceGrid:
         """The grid of a subject's file, without its voxels."""
         return self._grid(self._open_images(subject)[0])
 
@@ -158,15 +158,17 @@ class VolumeReader:
                 )
         return sources
 
-    def _grid(self, source: "Source") -> Grid:
+    def _grid(self, source: "Source") -> SourceGrid:
         affine = np.asarray(source.image.affine, dtype=float)
         orientation = io_orientation(affine)
         if np.isnan(orientation).any():
             raise UserError(f"{source.path}: expected an affine that maps three axes, got one without full rank")
         shape = tuple(int(n) for n in source.image.shape[:3])
-        return Grid(source.path, source.image.header, affine, (shape[0], shape[1], shape[2]), orientation, self.task)
+        return SourceGrid(
+            source.path, source.image.header, affine, (shape[0], shape[1], shape[2]), orientation, self.task
+        )
 
-    def _read_channel(self, source: "Source", grid: Grid) -> NDArray[np.float32]:
+    def _read_channel(self, source: "Source", grid: SourceGrid) -> NDArray[np.float32]:
         fitted = []
         for chunk in _canonical_chunks(source, grid):
             values = chunk.astype(np.float32)
@@ -184,7 +186,7 @@ class VolumeReader:
             transform = ScaleIntensityRange(*self.task.window, b_min=-1.0, b_max=1.0)
         return np.asarray(transform(channel), dtype=np.float32)
 
-    def _label_chunks(self, subject: Subject, grid: Grid, canonical: bool = True) -> Iterator[NDArray[Any]]:
+    def _label_chunks(self, subject: Subject, grid: SourceGrid, canonical: bool = True) -> Iterator[NDArray[Any]]:
         """Stored label values. The image's affine counts: some published labels carry another one on the same grid."""
         if subject.label is None:
             raise UserError(f"{subject.images[0]}: expected a reference segmentation for this image, there is none")
@@ -254,7 +256,7 @@ def _file_chunks(source: Source) -> Iterator[NDArray[Any]]:
         yield source.read(index)
 
 
-def _canonical_chunks(source: Source, grid: Grid) -> Iterator[NDArray[Any]]:
+def _canonical_chunks(source: Source, grid: SourceGrid) -> Iterator[NDArray[Any]]:
     """Canonical slices ``[X, Y, K]``, from the lowest on."""
     axis = int(np.flatnonzero(grid.to_canonical[:, 0] == 2)[0])
     direction = int(grid.to_canonical[axis, 1])

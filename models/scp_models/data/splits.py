@@ -61,8 +61,8 @@ def describe_split(division: Mapping[str, Sequence[Subject]], source: str) -> st
     """
     parts = []
     for part, members in division.items():
-        own = sum(member.partition == part for member in members)
-        published = part != "training" and own == len(members)
+        count = sum(member.partition == part for member in members)
+        published = part != "training" and count == len(members)
         parts.append(f"{part} {len(members)} ({'published' if published else source})")
     return ", ".join(parts)
 

@@ -13,11 +13,11 @@ class Subject:
     name: str
     """Unique in its data set; also the stem of the subject's prediction."""
     images: tuple[Path, ...]
-    """One file a modality, in the task's order; or one file that holds all modalities along its fourth axis."""
+    """One file per modality, in the task's order; or one file that holds all modalities along its fourth axis."""
     label: Path | None
     """Reference segmentation; None where the data set publishes none."""
     site: str | None = None
-    """Scanner or centre, where the layout tells."""
+    """Scanner or centre, where the layout says so."""
     partition: str | None = None
     """``training``, ``validation`` or ``test``, where the data set itself divides its subjects."""
 

@@ -16,6 +16,11 @@ from typing import Any
 
 from scp_models.errors import UserError
 
+TARGET_LABEL = 1
+"""The target in labels as readers return them, whatever the files call it; 0 is the background."""
+IGNORED_LABEL = 2
+"""What is neither trained on nor scored, in labels as readers return them."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -73,8 +78,8 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
     if name not in TASKS:
         raise UserError(f"task: expected one of {tuple(TASKS)}, got {name!r}")
     given = {key: value for key, value in (options or {}).items() if value is not None}
-    if strange := sorted(given.keys() - set(OPTIONS)):
-        raise UserError(f"task: expected options among {', '.join(OPTIONS)}, got {strange[0]!r}")
+    if unknown := sorted(given.keys() - set(OPTIONS)):
+        raise UserError(f"task: expected options among {', '.join(OPTIONS)}, got {unknown[0]!r}")
     changes: dict[str, Any] = {}
     if roi_size is not None:
         if len(roi_size) != 2 or min(roi_size) < 1:
@@ -100,7 +105,7 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
     if both := sorted(set(task.target) & set(task.ignored)):
         if "ignored" in given:
             raise UserError(f"ignored: expected other labels than the target's, got {both[0]}")
-        # A target of one's own replaces what the preset ignores.
+        # A given target replaces what the preset ignores.
         task = replace(task, ignored=tuple(label for label in task.ignored if label not in task.target))
     if task.window is not None and (len(task.window) != 2 or task.window[0] >= task.window[1]):
         raise UserError(f"window: expected a lower and a higher bound, got {list(task.window)}")
@@ -150,13 +155,13 @@ class Description:
         if "ignored" not in options:
             target = set(options.get("target", preset.target))
             unclear = set(preset.ignored) - target
-            doubtful = [label for label, members in self.foreground.items() if unclear & set(members)]
+            unsaid = [label for label, members in self.foreground.items() if unclear & set(members)]
             if "ignore" in self.labels:
                 options["ignored"] = list(self.labels["ignore"])
-            elif doubtful:
+            elif unsaid:
                 raise UserError(
-                    f"{self.path}: expected --data.ignored to say whether its label {doubtful[0]!r} is ignored ([] for "
-                    f"none), as task {name} ignores {list(preset.ignored)}"
+                    f"{self.path}: expected --data.ignored to say whether its label {unsaid[0]!r} is ignored ([] "
+                    f"for none), as task {name} ignores {list(preset.ignored)}"
                 )
             elif preset.ignored:
                 options["ignored"] = []

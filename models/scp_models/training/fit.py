@@ -13,11 +13,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from scp_models.data import DataWaitMonitor, SegmentationDataModule
+from scp_models.checkpoints import check_resumable, subject_names
+from scp_models.data.module import SegmentationDataModule
+from scp_models.data.timing import DataWaitMonitor
 from scp_models.errors import UserError
 from scp_models.files import ensure_writable
-from scp_models.training.checkpoints import check_resumable
-from scp_models.training.module import SegmentationModule, subject_names
+from scp_models.training.module import SegmentationModule
 
 
 class FitCLI(LightningCLI):
@@ -85,7 +86,7 @@ class FitCLI(LightningCLI):
                 "to go on with that run, or --overwrite to replace it)"
             )
         if path is not None:
-            check_resumable(path, self.model, subject_names(self.datamodule.divide()))
+            check_resumable(path, self.model.hparams, subject_names(self.datamodule.divide()))
         rank_zero_info(self.datamodule.task.describe())
         rank_zero_info(f"subjects of {self.datamodule.root}: {self.datamodule.describe_split()}")
 

@@ -1,8 +1,9 @@
 """The Triton backend: NVIDIA GPUs, and CPU tensors under Triton's interpreter. Importing this imports no Triton.
 
-``layers`` holds the device functions that the kernels share; ``plan`` (what comes first in every pass), ``forward``,
-``backward`` and ``backward_folded`` the kernels; ``tables`` the launch configurations; ``launch`` (with
-``sites``) turns a call into launches, and ``work`` counts what these execute.
+The kernels: ``classify`` and ``fold`` come first in every pass, then ``forward``, or ``backward`` and
+``fold_backward``; ``layers`` holds the device functions that they share. The host: ``launch`` (with ``tiles``) turns a
+call into a ``sequence`` of launches by the configurations of ``tables``, and ``executed_macs`` counts what these
+execute.
 """
 
 import importlib.util
@@ -17,7 +18,7 @@ from scp_kernels import counting
 from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 if TYPE_CHECKING:
-    from scp_kernels.backends.triton import launch
+    from scp_kernels.backends.triton.sequence import LaunchSequence
 
 # One axis of a CUDA grid holds 2³¹ − 1 programs, the other two 2¹⁶ − 1; indices of parameters are 32-bit.
 _MOST_TILES, _MOST_GROUPS, _MOST_INDEX = 2**31 - 1, 2**16 - 1, 2**31 - 1
@@ -96,13 +97,13 @@ class TritonBackend:
             return _run(launch.backward(inputs, grad_logits, needs, _capability(device)))
 
 
-def _run(plan: "launch.Plan") -> Any:
-    """Run the launches of a plan, and count what they execute where somebody wants to know."""
+def _run(sequence: "LaunchSequence") -> Any:
+    """Run the launches, and count what they execute where somebody wants to know."""
     if (count := counting.current()) is None:
-        return plan.run()
-    from scp_kernels.backends.triton import work
+        return sequence.run()
+    from scp_kernels.backends.triton import executed_macs
 
-    for item in plan.launches:
+    for item in sequence.launches:
         item.run()
-        count.add(work.macs(item))  # before a later chunk overwrites what it goes by
-    return plan.finish()
+        count.add(executed_macs.macs(item))  # before a later chunk overwrites what it goes by
+    return sequence.finish()

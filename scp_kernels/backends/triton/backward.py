@@ -11,38 +11,49 @@ from scp_kernels.backends.triton.layers import (
     BATCH_STAGES,
     position,
     second_layer,
-    site_pixels,
     tile_offsets,
+    tile_pixels,
     weight_tile,
 )
 
 # Sizes whose value or alignment would not make better code: they must not cost a compilation each. The width is none of
 # them: rows are masked by ``j < width``, and only a width of known alignment lets the accesses be vectors.
 FEATURES_SIZES = (
-    "first_site", "tiles", "batch", "classes", "channels", "class_start", "h1", "height", "tiles_h", "tiles_w",
+    "first_tile", "tiles_per_map", "batch", "classes", "channels", "class_start", "h1", "height", "tiles_h", "tiles_w",
 )  # fmt: skip
 PARAMETERS_SIZES = (
-    "first_site", "sites", "sites_per_slab", "tiles", "batch", "classes", "channels", "h1", "height",
+    "first_tile", "tiles", "tiles_per_slab", "tiles_per_map", "batch", "classes", "channels", "h1", "height",
     "tiles_h", "tiles_w", "matrix_stride",
 )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=FEATURES_SIZES)
-def scp_backward_features_kernel(
-    grad_logits, folded, lines, units, counts, w2t, w3, b3, residual, grad_features,
-    first_site, tiles, batch, classes, channels, class_start, h1, h2, height, width, tiles_h, tiles_w,
+def scp_bwd_features_kernel(
+    # Gradient of the logits [B, N, (D,) H, W]
+    grad_logits,
+    # The tiles: affine rows [tiles, 3, h₂]; unstable units' (c, a, b) [tiles, 3, h₁], numbers [tiles, h₁], count
+    folded, lines, units, counts,
+    # Layers 2 and 3, and w_r
+    w2t, w3, b3, residual,
+    # Written: gradient of the features [B, C, (D,) H, W]
+    grad_features,
+    # Sizes, of the tiles and of the call
+    first_tile, tiles_per_map, batch, classes, channels, class_start, h1, h2, height, width, tiles_h, tiles_w,
+    # Strides of the gradients of logits and features
     g_stride_b, g_stride_n, g_stride_d, g_stride_h, g_stride_w,
     x_stride_b, x_stride_c, x_stride_d, x_stride_h, x_stride_w,
+    # The launch's configuration
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``gX[b, c] = Σ_n gY[b, n]·(W + w_r)[n, c]``. Grid: (sites, blocks of channels).
+    """``gX[b, c] = Σ_n gY[b, n]·(W + w_r)[n, c]``. Grid: (tiles, blocks of channels).
 
     One launch covers ``BLOCK_N`` classes from ``class_start`` on; with ``ACCUMULATE`` it adds to those before it.
     """
     dtype: tl.constexpr = w2t.dtype.element_ty
     local = tl.program_id(0).to(tl.int64)
-    group, d, i, j = site_pixels(local + first_site, tiles, tiles_h, tiles_w, TILE_H, TILE_W)
+    group, d, i, j = tile_pixels(local + first_tile, tiles_per_map, tiles_h, tiles_w, TILE_H, TILE_W)
+    # W of the tile: it stays in registers while the samples pass by.
     first_channel = tl.program_id(1) * BLOCK_C
     q = tl.arange(0, BLOCK_N * BLOCK_C)
     weight = weight_tile(
@@ -51,7 +62,8 @@ def scp_backward_features_kernel(
         TILE_H, TILE_W, BLOCK_H2, BLOCK_N * BLOCK_C, PRECISION,
     )  # fmt: skip
 
-    inside = (i < height) & (j < width)
+    # Where the tile's pixels are, and which of them exist.
+    inside = (i < height) & (j < width)  # [P]
     i, j = i.to(tl.int64), j.to(tl.int64)
     c = first_channel + tl.arange(0, BLOCK_C)
     x_offset = (d * x_stride_d + i * x_stride_h + j * x_stride_w)[:, None] + c.to(tl.int64)[None, :] * x_stride_c
@@ -59,6 +71,7 @@ def scp_backward_features_kernel(
     g_pixel = d * g_stride_d + i * g_stride_h + j * g_stride_w
     x_sample = grad_features + group * batch * x_stride_b
     g_sample = grad_logits + group * batch * g_stride_b
+    # The samples, one after another.
     if BLOCK_N == 1:
         tl.static_assert(not ACCUMULATE, "a block of one class has all of them")
         for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
@@ -84,7 +97,12 @@ def scp_backward_features_kernel(
 
 @triton.jit
 def weight_field_gradient(
-    g_sample, x_sample, batch, n, c, n_ok, c_ok, inside, g_pixel, x_pixel,
+    # The first sample's gradient of the logits, and features; how many samples
+    g_sample, x_sample, batch,
+    # Classes [BLOCK_N] and channels [BLOCK_C], and which of them exist
+    n, c, n_ok, c_ok,
+    # The tile's pixels [P]: which of them exist, and their offsets
+    inside, g_pixel, x_pixel,
     g_stride_b, g_stride_n, x_stride_b, x_stride_c,
     dtype: tl.constexpr, PIXELS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -121,29 +139,39 @@ def add_to(pointer, value, mask):
 
 @triton.jit
 def add_moments(
-    target, moment_0, moment_i, moment_j, mask, matrix, site, tiles, tiles_h, tiles_w, matrix_stride,
-    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, SITES: tl.constexpr,
+    # Where to add [2d + 1] per unit, the units' moments, and which units there are
+    target, moment_0, moment_i, moment_j, mask,
+    # The position matrices, and the tile
+    matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride,
+    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, SUM_TILES: tl.constexpr,
 ):  # fmt: skip
     """Adds the gradients of w₁ (2d columns of ``target``) and b₁ (one): Σ g·S and Σ g of the units' gradients g.
 
-    Moments Σ g, Σ g·di, Σ g·dj are about the centre of the site's tile; absolute positions are float64. With a block
-    of sites ``[sites, 1]`` the moments are ``[sites, units]``, and are summed over sites here.
+    Moments Σ g, Σ g·di, Σ g·dj are about the centre of the tile; absolute positions are float64. With a block
+    of tiles ``[tiles, 1]`` the moments are ``[tiles, units]``, and are summed over tiles here.
     """
     moment_0 = moment_0.to(tl.float64)
     for m in tl.static_range(2 * DIMS):
-        s, s_i, s_j = position(matrix, m, site, tiles, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W)
+        s, s_i, s_j = position(matrix, m, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W)
         gradient = moment_0 * s + moment_i.to(tl.float64) * s_i + moment_j.to(tl.float64) * s_j
-        add_to(target + m, tl.sum(gradient, 0) if SITES else gradient, mask)
-    add_to(target + 2 * DIMS, tl.sum(moment_0, 0) if SITES else moment_0, mask)
+        add_to(target + m, tl.sum(gradient, 0) if SUM_TILES else gradient, mask)
+    add_to(target + 2 * DIMS, tl.sum(moment_0, 0) if SUM_TILES else moment_0, mask)
 
 
 @triton.jit
-def mixed_units_gradient(
-    gz, lines, units, count, w2t, grad_w2t, moments, k, h1, h2,
-    matrix, site, tiles, tiles_h, tiles_w, matrix_stride,
+def unstable_units_backward(
+    # The gradient of z [P, BLOCK_H2] of the units k of layer 2
+    gz, k,
+    # The tile's unstable units: (c, a, b) [3, h₁], numbers, how many
+    lines, units, count,
+    # Layer 2 [h₁, h₂]; added to: its gradient, and that of layer 1 [h₁, 2d + 1]
+    w2t, grad_w2t, moments,
+    h1, h2,
+    # The position matrices, and the tile
+    matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride,
     DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
 ):  # fmt: skip
-    """From ``gz`` ``[P, BLOCK_H2]`` to the gradients of w₂, w₁ and b₁ in a tile's mixed units, one by one.
+    """From ``gz`` ``[P, BLOCK_H2]`` to the gradients of w₂, w₁ and b₁ in a tile's unstable units, one by one.
 
     With the moments of gz where the unit is above 0, ``v = Σ_p 1[l_u > 0]·gz[p, k]·(1, di, dj)``, that of w₂ is
     ``gw₂[k, u] = c·v₀ + a·v₁ + b·v₂``, and the moments of the unit's own gradient are ``Σ_k w₂[k, u]·v``.
@@ -163,24 +191,34 @@ def mixed_units_gradient(
         w = tl.load(w2t + u * h2 + k, mask=k_ok, other=0.0)
         add_moments(
             moments + u * (2 * DIMS + 1), tl.sum(w * v_0, 0), tl.sum(w * v_i, 0), tl.sum(w * v_j, 0), True,
-            matrix, site, tiles, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W, False,
+            matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W, False,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=PARAMETERS_SIZES)
-def scp_backward_parameters_kernel(
-    grad_logits, x, folded, lines, units, counts, w2t, w3, matrix, partials, moments, grad_folded,
-    first_site, sites, sites_per_slab, tiles, batch, classes, channels, h1, h2, height, width,
+def scp_bwd_parameters_kernel(
+    # Gradient of the logits [B, N, (D,) H, W] and features [B, C, (D,) H, W]
+    grad_logits, x,
+    # The tiles: affine rows [tiles, 3, h₂]; unstable units' (c, a, b) [tiles, 3, h₁], numbers [tiles, h₁], count
+    folded, lines, units, counts,
+    # Layers 2 and 3, and the position matrices
+    w2t, w3, matrix,
+    # Added to: partial gradients of each slab; written: gradient of the affine rows [tiles, 3, h₂]
+    partials, moments, grad_folded,
+    # Sizes, of the tiles and of the call
+    first_tile, tiles, tiles_per_slab, tiles_per_map, batch, classes, channels, h1, h2, height, width,
     tiles_h, tiles_w, matrix_stride,
+    # Strides of the gradient of the logits and of the features
     g_stride_b, g_stride_n, g_stride_d, g_stride_h, g_stride_w,
     x_stride_b, x_stride_c, x_stride_d, x_stride_h, x_stride_w,
+    # The launch's configuration
     DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums over each slab's sites of all gradients but the part that units of layer 1 that are on have in w₂, w₁, b₁.
+    """Sums over each slab's tiles of all gradients but the part that active units of layer 1 have in w₂, w₁, b₁.
 
-    For that part it leaves Σ gz, Σ gz·di, Σ gz·dj of each site in ``grad_folded`` ``[sites, 3, h₂]``, the gradient of
-    ``folded``; the kernels of ``backward_folded`` go on from there. Grid: (slabs, blocks of layer 2).
+    For that part it leaves Σ gz, Σ gz·di, Σ gz·dj of each tile in ``grad_folded``, the gradient of ``folded``; the
+    kernels of ``fold_backward`` go on from there. Grid: (slabs, blocks of layer 2).
 
     ``partials`` is ``[slabs, h₁·h₂ + h₂ + N·C·h₂ + N·C]``, of the gradients of w₂ᵀ, b₂, w₃, b₃: a program adds to the
     columns of its units k (and the first of a slab to b₃). ``moments`` is float64 ``[slabs, blocks, h₁, 2d + 1]``, of
@@ -199,19 +237,24 @@ def scp_backward_parameters_kernel(
     moments += (slab.to(tl.int64) * tl.num_programs(1) + block) * h1 * (2 * DIMS + 1)
     q = tl.arange(0, BLOCK_N * BLOCK_C)
     di, dj = tile_offsets(dtype, TILE_H, TILE_W)
-    start = slab * sites_per_slab
-    for step in tl.range(0, tl.minimum(sites_per_slab, sites - start), disable_licm=True):
+    start = slab * tiles_per_slab
+    for step in tl.range(0, tl.minimum(tiles_per_slab, tiles - start), disable_licm=True):
         local = (start + step).to(tl.int64)
-        site = local + first_site
-        group, d, i, j = site_pixels(site, tiles, tiles_h, tiles_w, TILE_H, TILE_W)
-        own_lines, own_units, count = lines + local * 3 * h1, units + local * h1, tl.load(counts + local)
-        z = second_layer(folded + local * 3 * h2, own_lines, own_units, count, w2t, k, h1, h2, TILE_H, TILE_W, BLOCK_H2)
+        tile = local + first_tile
+        group, d, i, j = tile_pixels(tile, tiles_per_map, tiles_h, tiles_w, TILE_H, TILE_W)
+        # The tile's second layer, once more.
+        count = tl.load(counts + local)
+        z = second_layer(
+            folded + local * 3 * h2, lines + local * 3 * h1, units + local * h1, count, w2t, k,
+            h1, h2, TILE_H, TILE_W, BLOCK_H2,
+        )  # fmt: skip
         hidden = tl.where(z <= 0, 0.0, z)
 
         inside = (i < height) & (j < width)
         i, j = i.to(tl.int64), j.to(tl.int64)
         g_pixel = d * g_stride_d + i * g_stride_h + j * g_stride_w
         x_pixel = d * x_stride_d + i * x_stride_h + j * x_stride_w
+        # Layer 3: its gradients, and that of relu(z), a block of outputs at a time.
         g_hidden = tl.zeros([TILE_H * TILE_W, BLOCK_H2], dtype)
         for n_start in range(0, classes, BLOCK_N):
             for c_start in range(0, channels, BLOCK_C):
@@ -235,16 +278,17 @@ def scp_backward_parameters_kernel(
                 if block == 0:
                     add_to(grad_b3 + output, tl.sum(g_weight, 0), valid)
 
+        # Layer 2: the affine rows' gradients, then unstable units'.
         gz = tl.where(z <= 0, 0.0, g_hidden)
         gz_0 = tl.sum(gz, 0)
-        own = grad_folded + local * 3 * h2 + k
-        tl.store(own, gz_0, mask=k_ok)
-        tl.store(own + h2, tl.sum(gz * di[:, None], 0), mask=k_ok)
-        tl.store(own + 2 * h2, tl.sum(gz * dj[:, None], 0), mask=k_ok)
+        grad_rows = grad_folded + local * 3 * h2 + k
+        tl.store(grad_rows, gz_0, mask=k_ok)
+        tl.store(grad_rows + h2, tl.sum(gz * di[:, None], 0), mask=k_ok)
+        tl.store(grad_rows + 2 * h2, tl.sum(gz * dj[:, None], 0), mask=k_ok)
         add_to(grad_b2 + k, gz_0, k_ok)
-        mixed_units_gradient(
-            gz, own_lines, own_units, count, w2t, grad_w2t, moments, k, h1, h2,
-            matrix, site, tiles, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W,
+        unstable_units_backward(
+            gz, k, lines + local * 3 * h1, units + local * h1, count, w2t, grad_w2t, moments, h1, h2,
+            matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W,
         )  # fmt: skip
         # A load need not have the layout of the store before it: the next tile may read what another thread wrote.
         tl.debug_barrier()

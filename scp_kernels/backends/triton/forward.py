@@ -3,32 +3,44 @@
 import triton
 import triton.language as tl
 
-from scp_kernels.backends.triton.layers import BATCH_STAGES, site_pixels, weight_tile
+from scp_kernels.backends.triton.layers import BATCH_STAGES, tile_pixels, weight_tile
 
 # Sizes whose value or alignment would not make better code: they must not cost a compilation each. The width is none of
 # them: rows are masked by ``j < width``, and only a width of known alignment lets the accesses be vectors.
 GENERIC_SIZES = (
-    "first_site", "tiles", "batch", "classes", "channels", "channel_start", "h1", "height", "tiles_h", "tiles_w",
+    "first_tile", "tiles_per_map", "batch", "classes", "channels", "channel_start", "h1", "height",
+    "tiles_h", "tiles_w",
 )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=GENERIC_SIZES)
-def scp_forward_kernel(
-    x, folded, lines, units, counts, w2t, w3, b3, residual, bias, y,
-    first_site, tiles, batch, classes, channels, channel_start, h1, h2, height, width, tiles_h, tiles_w,
+def scp_fwd_kernel(
+    # Features [B, C, (D,) H, W]
+    x,
+    # The tiles: affine rows [tiles, 3, h₂]; unstable units' (c, a, b) [tiles, 3, h₁], numbers [tiles, h₁], count
+    folded, lines, units, counts,
+    # Layers 2 and 3, w_r and β
+    w2t, w3, b3, residual, bias,
+    # Written: logits [B, N, (D,) H, W], rows without gaps
+    y,
+    # Sizes, of the tiles and of the call
+    first_tile, tiles_per_map, batch, classes, channels, channel_start, h1, h2, height, width, tiles_h, tiles_w,
+    # Strides
     x_stride_b, x_stride_c, x_stride_d, x_stride_h, x_stride_w, y_stride_b, y_stride_n, y_stride_d,
+    # The launch's configuration
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, HAS_BIAS: tl.constexpr, ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (sites, blocks of classes). One launch covers the channels from ``channel_start`` on.
+    """``Y[b, n] = Σ_c (W + w_r)[n, c]·X[b, c] + β[n]``. Grid: (tiles, blocks of classes).
 
-    ``batch`` is the number of samples in a group. W of the tile stays in registers while the samples pass by.
+    One launch covers the channels from ``channel_start`` on. ``batch`` is the number of samples per position map.
     With ``ACCUMULATE`` the logits of earlier channels are added to (a second launch, so the order is fixed).
     """
     dtype: tl.constexpr = w2t.dtype.element_ty
     local = tl.program_id(0).to(tl.int64)
-    group, d, i, j = site_pixels(local + first_site, tiles, tiles_h, tiles_w, TILE_H, TILE_W)
+    group, d, i, j = tile_pixels(local + first_tile, tiles_per_map, tiles_h, tiles_w, TILE_H, TILE_W)
+    # W of the tile: it stays in registers while the samples pass by.
     q = tl.arange(0, BLOCK_N * BLOCK_C)
     first_class = tl.program_id(1) * BLOCK_N
     weight = weight_tile(
@@ -37,6 +49,7 @@ def scp_forward_kernel(
         TILE_H, TILE_W, BLOCK_H2, BLOCK_N * BLOCK_C, PRECISION,
     )  # fmt: skip
 
+    # Where the tile's pixels are: offsets of the features, of the logits, and which of them exist.
     inside = (i < height) & (j < width)  # [P]
     c = channel_start + tl.arange(0, BLOCK_C)
     x_pixel = d * x_stride_d + i.to(tl.int64) * x_stride_h + j.to(tl.int64) * x_stride_w
@@ -45,11 +58,12 @@ def scp_forward_kernel(
     y_pixel = d * y_stride_d + i.to(tl.int64) * width + j
     x_sample = x + group * batch * x_stride_b
     y_sample = y + group * batch * y_stride_b
+    # The samples, one after another.
     if BLOCK_N == 1:
         shift = tl.zeros([1], dtype)
         if HAS_BIAS:
             shift += tl.load(bias + first_class)
-        y_offset = y_pixel + first_class.to(tl.int64) * y_stride_n
+        y_offset = y_pixel + first_class.to(tl.int64) * y_stride_n  # [P]
         for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             features = tl.load(x_sample + x_offset, mask=x_mask, other=0.0).to(dtype)
             logits = tl.sum(weight * features, 1) + shift

@@ -1,6 +1,6 @@
-"""From a call to the kernels it launches: block sizes, grids, arguments. Nothing here touches a driver.
+"""From a call to the sequence of launches that runs it: block sizes, grids, arguments. Nothing here touches a driver.
 
-The same lists of launches are run on a GPU, run by the interpreter, and compiled without a GPU for every architecture
+The same sequences are run on a GPU, run by the interpreter, and compiled without a GPU for every architecture
 (with tensors on the ``meta`` device), so what the tests compile is what users run.
 """
 
@@ -14,28 +14,13 @@ import triton
 from torch import Tensor
 
 from scp_kernels.backends.triton import tables
-from scp_kernels.backends.triton.backward import scp_backward_features_kernel, scp_backward_parameters_kernel
-from scp_kernels.backends.triton.backward_folded import (
-    scp_backward_first_weight_kernel,
-    scp_backward_second_weight_kernel,
-)
-from scp_kernels.backends.triton.forward import scp_forward_kernel
-from scp_kernels.backends.triton.sites import Launch, Sites
+from scp_kernels.backends.triton.backward import scp_bwd_features_kernel, scp_bwd_parameters_kernel
+from scp_kernels.backends.triton.fold_backward import scp_fold_bwd_w1_kernel, scp_fold_bwd_w2_kernel
+from scp_kernels.backends.triton.forward import scp_fwd_kernel
+from scp_kernels.backends.triton.sequence import Launch, LaunchSequence
 from scp_kernels.backends.triton.tables import Configuration
+from scp_kernels.backends.triton.tiles import FoldedTiles
 from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Launches in order, and what turns their outputs into the caller's."""
-
-    launches: tuple[Launch, ...]
-    finish: Callable[[], Any]
-
-    def run(self) -> Any:
-        for launch in self.launches:
-            launch.run()
-        return self.finish()
 
 
 def precision(problem: Problem, capability: int) -> str:
@@ -83,12 +68,14 @@ def configuration_for(kernel: str, problem: Problem, capability: int) -> Configu
     return tables.find(kernel, capability, problem.hidden, outputs, itemsize, precision(problem, capability))
 
 
-def _shared(problem: Problem, configuration: Configuration, sites: Sites, phi: tuple[Tensor, ...]) -> dict[str, Any]:
+def _shared(
+    problem: Problem, configuration: Configuration, tiles: FoldedTiles, phi: tuple[Tensor, ...]
+) -> dict[str, Any]:
     """Arguments that the kernels on pixels have in common."""
     h1, h2 = problem.hidden
     return {
-        "folded": sites.folded,
-        "w2t": sites.w2t,
+        "folded": tiles.folded,
+        "w2t": tiles.w2t,
         "w3": phi[4],
         "batch": problem.batch // problem.groups,
         "classes": problem.num_classes,
@@ -98,16 +85,16 @@ def _shared(problem: Problem, configuration: Configuration, sites: Sites, phi: t
         "height": problem.spatial_shape[-2],
         "width": problem.spatial_shape[-1],
         "BLOCK_H2": configuration.block_h2,
-        **sites.mixed,
-        **sites.geometry,
+        **tiles.unstable,
+        **tiles.geometry,
     }
 
 
-def forward(inputs: SCPInputs, capability: int) -> Plan:
-    """Launches of the forward pass, one for each block of channels (one, up to 64 channels); finishes as the logits."""
+def forward(inputs: SCPInputs, capability: int) -> LaunchSequence:
+    """The forward pass, a launch per block of channels (one, up to 64 channels); finishes as the logits."""
     features, phi, residual, bias, matrix, problem = inputs
     configuration = configuration_for(tables.FORWARD, problem, capability)
-    sites = Sites(configuration.tile, phi, _transposed(phi[2]), matrix, problem)
+    tiles = FoldedTiles(configuration.tile, phi, _transposed(phi[2]), matrix, problem)
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=False
     )
@@ -116,7 +103,7 @@ def forward(inputs: SCPInputs, capability: int) -> Plan:
     sum_dtype = problem.dtype if len(starts) == 1 else problem.compute_dtype
     shape = (problem.batch, problem.num_classes, *problem.spatial_shape)
     logits = torch.empty(shape, dtype=sum_dtype, device=features.device)
-    arguments = _shared(problem, configuration, sites, phi) | {
+    arguments = _shared(problem, configuration, tiles, phi) | {
         "x": features,
         "b3": phi[5],
         "residual": residual,
@@ -130,46 +117,46 @@ def forward(inputs: SCPInputs, capability: int) -> Plan:
         "PRECISION": precision(problem, capability),
     }
 
-    def launches(first_site: int, count: int) -> list[Launch]:
+    def launches(first_tile: int, count: int) -> list[Launch]:
         grid = (count, triton.cdiv(problem.num_classes, block_n), 1)
-        found = []
+        result = []
         for start in starts:
             has_bias = bias is not None and start == 0
-            own = {
-                "first_site": first_site,
+            of_channels = {
+                "first_tile": first_tile,
                 "channel_start": start,
                 "bias": bias if has_bias else residual,
                 "HAS_BIAS": has_bias,
                 "ACCUMULATE": start > 0,
             }
-            found.append(Launch(scp_forward_kernel, grid, arguments | own, configuration.options))
-        return found
+            result.append(Launch(scp_fwd_kernel, grid, arguments | of_channels, configuration.options))
+        return result
 
-    return Plan(tuple(sites.launches([launches])), lambda: logits.to(problem.dtype))
+    return LaunchSequence(tuple(tiles.launches([launches])), lambda: logits.to(problem.dtype))
 
 
-def backward(inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds, capability: int) -> Plan:
-    """Launches of the backward pass; finishes as the gradients of the features, and of Φ (None if not needed).
+def backward(inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds, capability: int) -> LaunchSequence:
+    """The backward pass; finishes as the gradients of the features, and of Φ (None if not needed).
 
-    Both kinds go by one plan, if the table gives them one tile.
+    Both share one folding, if the table gives them one size of tile.
     """
     features, phi, residual, _, matrix, problem = inputs
     call = _Backward(grad_logits, features, phi, residual, problem, capability)
     w2t = _transposed(phi[2])
-    of_tile: dict[tuple[int, int], tuple[Sites, list[Callable[[int, int], list[Launch]]]]] = {}
+    by_size: dict[tuple[int, int], tuple[FoldedTiles, list[Callable[[int, int], list[Launch]]]]] = {}
     finishes: list[Callable[[], Any]] = [lambda: None, lambda: None]
     for place, kernel in enumerate((tables.FEATURES, tables.PARAMETERS)):
         if not needs[place]:
             continue
         configuration = configuration_for(kernel, problem, capability)
-        if configuration.tile not in of_tile:
-            of_tile[configuration.tile] = Sites(configuration.tile, phi, w2t, matrix, problem), []
-        sites, passes = of_tile[configuration.tile]
+        if configuration.tile not in by_size:
+            by_size[configuration.tile] = FoldedTiles(configuration.tile, phi, w2t, matrix, problem), []
+        tiles, passes = by_size[configuration.tile]
         make = _features if kernel == tables.FEATURES else _parameters
-        launches, finishes[place] = make(call, configuration, sites)
+        launches, finishes[place] = make(call, configuration, tiles)
         passes.append(launches)
-    launched = [item for sites, passes in of_tile.values() for item in sites.launches(passes)]
-    return Plan(tuple(launched), lambda: tuple(finish() for finish in finishes))
+    launched = [item for tiles, passes in by_size.values() for item in tiles.launches(passes)]
+    return LaunchSequence(tuple(launched), lambda: tuple(finish() for finish in finishes))
 
 
 @dataclass(frozen=True)
@@ -183,8 +170,8 @@ class _Backward:
     problem: Problem
     capability: int
 
-    def arguments(self, configuration: Configuration, sites: Sites, blocks: tuple[int, int]) -> dict[str, Any]:
-        return _shared(self.problem, configuration, sites, self.phi) | {
+    def arguments(self, configuration: Configuration, tiles: FoldedTiles, blocks: tuple[int, int]) -> dict[str, Any]:
+        return _shared(self.problem, configuration, tiles, self.phi) | {
             "grad_logits": self.grad_logits,
             **_strides(self.grad_logits, "g", "n"),
             "BLOCK_N": blocks[0],
@@ -196,8 +183,8 @@ class _Backward:
 _Pass = tuple[Callable[[int, int], list[Launch]], Callable[[], Any]]
 
 
-def _features(call: _Backward, configuration: Configuration, sites: Sites) -> _Pass:
-    """Launches of the features' gradient, one for each block of classes (one, up to 64), and the gradient."""
+def _features(call: _Backward, configuration: Configuration, tiles: FoldedTiles) -> _Pass:
+    """The features' gradient, a launch per block of classes (one, up to 64 classes)."""
     problem = call.problem
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=True
@@ -205,20 +192,20 @@ def _features(call: _Backward, configuration: Configuration, sites: Sites) -> _P
     starts = range(0, problem.num_classes, block_n)
     gradient = torch.empty_like(call.features)
     total = gradient if len(starts) == 1 else torch.empty_like(gradient, dtype=problem.compute_dtype)
-    arguments = call.arguments(configuration, sites, (block_n, block_c)) | {
+    arguments = call.arguments(configuration, tiles, (block_n, block_c)) | {
         "b3": call.phi[5],
         "residual": call.residual,
         "grad_features": total,
         **_strides(total, "x", "c"),
     }
 
-    def launches(first_site: int, count: int) -> list[Launch]:
+    def launches(first_tile: int, count: int) -> list[Launch]:
         grid = (count, triton.cdiv(problem.channels, block_c), 1)
         return [
             Launch(
-                scp_backward_features_kernel,
+                scp_bwd_features_kernel,
                 grid,
-                arguments | {"first_site": first_site, "class_start": start, "ACCUMULATE": start > 0},
+                arguments | {"first_tile": first_tile, "class_start": start, "ACCUMULATE": start > 0},
                 configuration.options,
             )
             for start in starts
@@ -229,21 +216,21 @@ def _features(call: _Backward, configuration: Configuration, sites: Sites) -> _P
 
 @dataclass(frozen=True)
 class Slabs:
-    """How the sites of a chunk are dealt to slabs, each with partial sums of its own."""
+    """How the tiles of a chunk are dealt to slabs. A slab is a run of tiles with partial gradients of its own."""
 
     count: int
-    sites_per_slab: int
+    tiles_per_slab: int
 
     @classmethod
-    def of(cls, sites: int, slab_bytes: int, workspace_bytes: int) -> "Slabs":
-        """As many slabs as fit the workspace (one at least), and no more than there are sites."""
-        most = max(1, min(sites, workspace_bytes // slab_bytes, tables.MOST_SLABS))
-        sites_per_slab = triton.cdiv(sites, most)
-        return cls(triton.cdiv(sites, sites_per_slab), sites_per_slab)
+    def of(cls, tiles: int, slab_bytes: int, workspace_bytes: int) -> "Slabs":
+        """As many slabs as fit the workspace (one at least), and no more than there are tiles."""
+        most = max(1, min(tiles, workspace_bytes // slab_bytes, tables.MOST_SLABS))
+        tiles_per_slab = triton.cdiv(tiles, most)
+        return cls(triton.cdiv(tiles, tiles_per_slab), tiles_per_slab)
 
 
-def _parameters(call: _Backward, configuration: Configuration, sites: Sites) -> _Pass:
-    """Launches of the gradients of Φ, and these."""
+def _parameters(call: _Backward, configuration: Configuration, tiles: FoldedTiles) -> _Pass:
+    """The gradients of Φ."""
     problem, features = call.problem, call.features
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=False
@@ -255,51 +242,52 @@ def _parameters(call: _Backward, configuration: Configuration, sites: Sites) -> 
     dtype, device = problem.compute_dtype, features.device
     blocks = triton.cdiv(h2, configuration.block_h2)
     slab_bytes = sum(sizes) * dtype.itemsize + blocks * h1 * width * torch.float64.itemsize
-    slabs = Slabs.of(sites.chunk, slab_bytes, tables.PARTIALS_BYTES)
+    slabs = Slabs.of(tiles.chunk, slab_bytes, tables.PARTIALS_BYTES)
     partials = torch.zeros(slabs.count, sum(sizes), dtype=dtype, device=device)
-    folded_blocks = triton.cdiv(sites.chunk, tables.FIRST_WEIGHT["BLOCK_SITES"])
+    folded_blocks = triton.cdiv(tiles.chunk, tables.FOLD_BACKWARD_W1["BLOCK_TILES"])
     moments = torch.zeros(slabs.count * blocks + folded_blocks, h1, width, dtype=torch.float64, device=device)
-    grad_folded = torch.empty_like(sites.folded)
-    arguments = call.arguments(configuration, sites, (block_n, block_c)) | {
+    grad_folded = torch.empty_like(tiles.folded)
+    arguments = call.arguments(configuration, tiles, (block_n, block_c)) | {
         "x": features,
         "partials": partials,
         "moments": moments,
         "grad_folded": grad_folded,
-        **sites.positions,
+        **tiles.positions,
         **_strides(features, "x", "c"),
     }
 
-    def launches(first_site: int, count: int) -> list[Launch]:
+    def launches(first_tile: int, count: int) -> list[Launch]:
         # Of those that there are: a smaller chunk dealt out anew may come to more.
         of_slabs = Slabs.of(count, slab_bytes, slabs.count * slab_bytes)
-        own = {"first_site": first_site, "sites": count, "sites_per_slab": of_slabs.sites_per_slab}
+        of_chunk = {"first_tile": first_tile, "tiles": count, "tiles_per_slab": of_slabs.tiles_per_slab}
         return [
-            Launch(scp_backward_parameters_kernel, (of_slabs.count, blocks, 1), arguments | own, configuration.options),
-            second_weight(count),
-            first_weight(first_site, count),
+            Launch(scp_bwd_parameters_kernel, (of_slabs.count, blocks, 1), arguments | of_chunk, configuration.options),
+            fold_backward_w2(count),
+            fold_backward_w1(first_tile, count),
         ]
 
-    def second_weight(count: int) -> Launch:
-        block = tables.SECOND_WEIGHT
+    def fold_backward_w2(count: int) -> Launch:
+        block = tables.FOLD_BACKWARD_W2
         of_units = triton.cdiv(h1, block["BLOCK_H1"]), triton.cdiv(h2, block["BLOCK_H2"])
         row_blocks = triton.cdiv(3 * count, block["BLOCK_ROWS"])
         parts = min(slabs.count, row_blocks, triton.cdiv(tables.ENOUGH_PROGRAMS, math.prod(of_units)))
         rows_per_part = triton.cdiv(row_blocks, parts) * block["BLOCK_ROWS"]
-        own = {
-            "on": sites.on, "grad_folded": grad_folded, "partials": partials, "rows": 3 * count,
+        arguments = {
+            "active": tiles.active, "grad_folded": grad_folded, "partials": partials, "rows": 3 * count,
             "rows_per_part": rows_per_part, "partials_stride": partials.stride(0), "h1": h1, "h2": h2, **block,
         }  # fmt: skip
         grid = (*of_units, triton.cdiv(3 * count, rows_per_part))
-        return Launch(scp_backward_second_weight_kernel, grid, own, tables.options(4))
+        return Launch(scp_fold_bwd_w2_kernel, grid, arguments, tables.options(4))
 
-    def first_weight(first_site: int, count: int) -> Launch:
-        block = tables.FIRST_WEIGHT
-        own = {
-            "on": sites.on, "grad_folded": grad_folded, "w2": call.phi[2], "moments": moments[slabs.count * blocks :],
-            "first_site": first_site, "sites": count, "h1": h1, "h2": h2, **sites.geometry, **sites.positions, **block,
+    def fold_backward_w1(first_tile: int, count: int) -> Launch:
+        block = tables.FOLD_BACKWARD_W1
+        arguments = {
+            "active": tiles.active, "grad_folded": grad_folded, "w2": call.phi[2],
+            "moments": moments[slabs.count * blocks :], "first_tile": first_tile, "tiles": count, "h1": h1, "h2": h2,
+            **tiles.geometry, **tiles.positions, **block,
         }  # fmt: skip
-        grid = (triton.cdiv(count, block["BLOCK_SITES"]), triton.cdiv(h1, block["BLOCK_H1"]), 1)
-        return Launch(scp_backward_first_weight_kernel, grid, own, tables.options(4))
+        grid = (triton.cdiv(count, block["BLOCK_TILES"]), triton.cdiv(h1, block["BLOCK_H1"]), 1)
+        return Launch(scp_fold_bwd_w1_kernel, grid, arguments, tables.options(4))
 
     def finish() -> tuple[Tensor, ...]:
         of_w2t, of_b2, of_w3, of_b3 = partials.split(sizes, 1)

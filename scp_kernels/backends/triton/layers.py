@@ -1,15 +1,16 @@
 """Device functions shared by the kernels: a tile of pixels, and the weight field on it.
 
 Φ is evaluated tile by tile in exact arithmetic, without a dense first layer. On a small tile most units of layer 1 are
-either off (≤ 0 on the whole tile) or on (> 0 on the whole tile); only a few bend inside it: they are mixed. With l_u
-the affine pre-activation of unit u about the tile's centre, the pre-activations of layer 2 are on that tile
+either inactive (≤ 0 on the whole tile) or active (> 0 on the whole tile); only a few bend inside it: they are unstable.
+With l_u the affine pre-activation of unit u about the tile's centre, the pre-activations of layer 2 are on that tile
 
-    z = b₂ + Σ_{u on} w₂[:, u]·l_u + Σ_{u mixed} w₂[:, u]·relu(l_u)
+    z = b₂ + Σ_{u active} w₂[:, u]·l_u + Σ_{u unstable} w₂[:, u]·relu(l_u)
 
 With b₂ the first sum is affine in the pixel: three vectors of length h₂ for the whole tile, which the kernels of
-``plan`` leave in memory beside the list of mixed units. The second costs one rank-one update of z for each mixed unit.
+``classify`` and ``fold`` leave in memory beside the list of unstable units. The second costs one rank-one update of z
+per unstable unit.
 
-A *site* is a tile of one position map; the sites of all maps are numbered one after another.
+A tile belongs to one position map; the tiles of all maps are numbered one after another.
 """
 
 import triton
@@ -26,11 +27,11 @@ def tile_origin(tile, tiles_h, tiles_w, TILE_H: tl.constexpr, TILE_W: tl.constex
 
 
 @triton.jit
-def site_pixels(site, tiles, tiles_h, tiles_w, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """A site's position map and slice, and its pixels' rows and columns ``[P]``; all 64-bit but rows and columns."""
+def tile_pixels(tile, tiles_per_map, tiles_h, tiles_w, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """A tile's position map and slice, and its pixels' rows and columns ``[P]``; all 64-bit but rows and columns."""
     p = tl.arange(0, TILE_H * TILE_W)
-    depth, row, column = tile_origin((site % tiles).to(tl.int32), tiles_h, tiles_w, TILE_H, TILE_W)
-    return site // tiles, depth.to(tl.int64), row + p // TILE_W, column + p % TILE_W
+    depth, row, column = tile_origin((tile % tiles_per_map).to(tl.int32), tiles_h, tiles_w, TILE_H, TILE_W)
+    return tile // tiles_per_map, depth.to(tl.int64), row + p // TILE_W, column + p % TILE_W
 
 
 @triton.jit
@@ -44,15 +45,15 @@ def tile_offsets(dtype: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr
 
 @triton.jit
 def position(
-    matrix, m: tl.constexpr, site, tiles, tiles_h, tiles_w, matrix_stride,
+    matrix, m: tl.constexpr, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride,
     DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
 ):  # fmt: skip
-    """Entry ``m`` of the position S at a site's centre, and its slopes along rows and columns: float64.
+    """Entry ``m`` of the position S at a tile's centre, and its slopes along rows and columns: float64.
 
     It is the only place where absolute coordinates enter; float32 would lose the kinks' positions on large maps.
     """
-    depth, row, column = tile_origin((site % tiles).to(tl.int32), tiles_h, tiles_w, TILE_H, TILE_W)
-    entries = matrix + site // tiles * matrix_stride + m * (DIMS + 1)
+    depth, row, column = tile_origin((tile % tiles_per_map).to(tl.int32), tiles_h, tiles_w, TILE_H, TILE_W)
+    entries = matrix + tile // tiles_per_map * matrix_stride + m * (DIMS + 1)
     slope_i = tl.load(entries + (DIMS - 2))
     slope_j = tl.load(entries + (DIMS - 1))
     centre = tl.load(entries + DIMS) + slope_i * (row.to(tl.float64) + (TILE_H - 1) * 0.5)
@@ -64,13 +65,13 @@ def position(
 
 @triton.jit
 def second_layer(
-    folded, lines, units, count, w2t, k, h1, h2,
-    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr,
+    # The tile's affine rows [3, h₂], and its unstable units: (c, a, b) [3, h₁], numbers, how many
+    folded, lines, units, count,
+    # Layer 2 [h₁, h₂]; the units of it that are asked for [BLOCK_H2]
+    w2t, k,
+    h1, h2, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr,
 ):  # fmt: skip
-    """Pre-activations z of the units ``k`` ``[BLOCK_H2]`` of layer 2 at a tile's pixels, ``[P, BLOCK_H2]``.
-
-    ``folded`` has the tile's three affine rows, ``lines`` and ``units`` what its ``count`` mixed units are.
-    """
+    """Pre-activations z of the units ``k`` of layer 2 at a tile's pixels, ``[P, BLOCK_H2]``."""
     dtype: tl.constexpr = w2t.dtype.element_ty
     di, dj = tile_offsets(dtype, TILE_H, TILE_W)
     k_ok = k < h2
@@ -78,6 +79,7 @@ def second_layer(
     z_i = tl.load(folded + h2 + k, mask=k_ok, other=0.0)
     z_j = tl.load(folded + 2 * h2 + k, mask=k_ok, other=0.0)
     z = z_0[None, :] + di[:, None] * z_i[None, :] + dj[:, None] * z_j[None, :]
+    # One rank-one update per unstable unit.
     for m in range(0, count):
         w_u = tl.load(w2t + tl.load(units + m) * h2 + k, mask=k_ok, other=0.0)
         l = tl.load(lines + m) + tl.load(lines + h1 + m) * di + tl.load(lines + 2 * h1 + m) * dj  # noqa: E741
@@ -87,7 +89,13 @@ def second_layer(
 
 @triton.jit
 def weight_tile(
-    folded, lines, units, count, w2t, w3, b3, residual, n, c, classes, channels, h1, h2,
+    # The tile's affine rows [3, h₂], and its unstable units: (c, a, b) [3, h₁], numbers, how many
+    folded, lines, units, count,
+    # Layers 2 and 3, and w_r
+    w2t, w3, b3, residual,
+    # The pairs of class and channel that are asked for [BLOCK_Q]
+    n, c,
+    classes, channels, h1, h2,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr, BLOCK_Q: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip

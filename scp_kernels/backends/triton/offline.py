@@ -19,6 +19,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from scp_kernels.backends.triton import launch, tables
+from scp_kernels.backends.triton.sequence import Launch, LaunchSequence
 from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 
@@ -29,11 +30,11 @@ class Resources:
     kernel: str
     capability: int
     registers: int
-    """Registers a thread."""
+    """Registers per thread."""
     stack_bytes: int
-    """Stack a thread: anything above 0 means spilled registers."""
+    """Stack per thread: anything above 0 means spilled registers."""
     shared_bytes: int
-    """Shared memory a block."""
+    """Shared memory per block."""
     threads: int
 
     @property
@@ -43,16 +44,16 @@ class Resources:
     @property
     def faults(self) -> list[str]:
         """Why the kernel is not fit for the architecture; empty if it is."""
-        found = []
+        result = []
         if self.stack_bytes:
-            found.append(f"spills: {self.stack_bytes} bytes of stack a thread")
+            result.append(f"spills: {self.stack_bytes} bytes of stack per thread")
         if self.shared_bytes > self.shared_limit:
-            found.append(f"{self.shared_bytes} bytes of shared memory, {self.shared_limit} are the limit")
-        return found
+            result.append(f"{self.shared_bytes} bytes of shared memory, {self.shared_limit} are the limit")
+        return result
 
 
-def abstract_plans(problem: Problem, capability: int, *, channels_last: bool = False) -> Iterator[launch.Plan]:
-    """The plans of a problem's three passes (the gradients one by one), with tensors that have no memory.
+def abstract_sequences(problem: Problem, capability: int, *, channels_last: bool = False) -> Iterator[LaunchSequence]:
+    """The launches of a problem's three passes (the gradients one by one), with tensors that have no memory.
 
     ``problem.device`` must be ``meta``.
     """
@@ -76,7 +77,7 @@ def abstract_plans(problem: Problem, capability: int, *, channels_last: bool = F
         yield launch.backward(inputs, grad_logits, needs, capability)
 
 
-def compile_launch(item: launch.Launch, capability: int) -> Resources:
+def compile_launch(item: Launch, capability: int) -> Resources:
     """Compiles one launch for ``capability`` (75, 80, …). Needs no GPU and no driver."""
     target = GPUTarget("cuda", capability, 32)
     backend = make_backend(target)
@@ -95,13 +96,13 @@ def compile_launch(item: launch.Launch, capability: int) -> Resources:
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack a thread, from the machine code itself."""
+    """Registers and bytes of stack per thread, from the machine code itself."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         report = subprocess.run([tool, "-res-usage", path], check=True, capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
-    if found is None:
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    if usage is None:
         raise RuntimeError(f"cuobjdump reports no usage: {report!r}")
-    return int(found[1]), int(found[2])
+    return int(usage[1]), int(usage[2])

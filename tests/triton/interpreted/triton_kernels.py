@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from benchmarks import tune
-from scp_kernels import backends, count_macs, dispatch, scp, scp_reference
-from scp_kernels.backends.triton import interpreting, launch, tables, work
+from scp_kernels import available_backends, count_macs, dispatch, scp, scp_reference
+from scp_kernels.backends.triton import executed_macs, interpreting, launch, sequence, tables
 from scp_kernels.positions import first_layer_coefficients, identity_affine, position_matrix
 from scp_kernels.problem import Problem, SCPInputs
 from tests.support.agreement import agree
 from tests.support.allocations import allocated_beyond_results
-from tests.support.left_out import LeftOut
 from tests.support.poison import poisoned_memory  # noqa: F401  (of every test)
 from tests.support.problems import Inputs, evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 from tests.support.triton_accesses import watched
+from tests.support.unavailable_backend import UnavailableBackend
 
 assert interpreting(), "TRITON_INTERPRET=1 has to be set before Triton is imported"
 
@@ -80,9 +80,9 @@ def test_float64_is_refused_with_a_reason():
 
 
 def test_auto_never_picks_the_interpreter(monkeypatch):
-    assert backends()["triton"].usable
+    assert available_backends()["triton"].usable
     for name in ("cuda", "cpu"):
-        monkeypatch.setitem(dispatch.BACKENDS, name, LeftOut(name))
+        monkeypatch.setitem(dispatch.BACKENDS, name, UnavailableBackend(name))
     problem = Problem(1, 3, 1, (4, 4), (5, 5), 1, torch.float32, torch.float32, torch.device("cpu"))
     assert dispatch.select(problem, "auto") == "reference"
     assert dispatch.select(problem, "triton") == "triton"
@@ -92,7 +92,8 @@ def test_auto_never_picks_the_interpreter(monkeypatch):
 def small_blocks(monkeypatch):
     """Blocks so small that channels and classes take several launches, and slabs several tiles and groups."""
     table = tuple(
-        replace(line, configuration=replace(line.configuration, tile=(4, 4), block_outputs=16)) for line in tables.TABLE
+        replace(entry, configuration=replace(entry.configuration, tile=(4, 4), block_outputs=16))
+        for entry in tables.TABLE
     )
     monkeypatch.setattr(tables, "TABLE", table)
 
@@ -170,66 +171,66 @@ def test_backward_is_reproducible_bit_for_bit():
 def test_only_the_kernels_that_are_needed_run(monkeypatch, name):
     inputs = make_inputs((4, 5))
     ran = []
-    run = launch.Launch.run
-    monkeypatch.setattr(launch.Launch, "run", lambda self: (ran.append(self.kernel.__name__), run(self)))
+    run = sequence.Launch.run
+    monkeypatch.setattr(sequence.Launch, "run", lambda self: (ran.append(self.kernel.__name__), run(self)))
     tensors = [
         t if t is None else t.clone().requires_grad_(n == name)
         for n, t in zip(inputs.names, inputs.tensors, strict=True)
     ]
     scp(tensors[0], tensors[1:7], tensors[7], backend="triton").backward(inputs.grad_logits)
     part = "features" if name == "features" else "parameters"
-    plan = ["scp_classify_kernel", "scp_fold_kernel"]
-    folded = ["scp_backward_second_weight_kernel", "scp_backward_first_weight_kernel"] if name != "features" else []
-    assert ran == [*plan, "scp_forward_kernel", *plan, f"scp_backward_{part}_kernel", *folded]
+    folding = ["scp_classify_fwd_kernel", "scp_fold_fwd_kernel"]
+    unfolding = ["scp_fold_bwd_w2_kernel", "scp_fold_bwd_w1_kernel"] if name != "features" else []
+    assert ran == [*folding, "scp_fwd_kernel", *folding, f"scp_bwd_{part}_kernel", *unfolding]
 
 
 def launched(monkeypatch) -> list[str]:
     """The kernels launched from here on, by name."""
     ran = []
-    run = launch.Launch.run
-    monkeypatch.setattr(launch.Launch, "run", lambda self: (ran.append(self.kernel.__name__), run(self)))
+    run = sequence.Launch.run
+    monkeypatch.setattr(sequence.Launch, "run", lambda self: (ran.append(self.kernel.__name__), run(self)))
     return ran
 
 
 @pytest.mark.parametrize("option", ["centered", "one a sample"])
-@pytest.mark.parametrize("bytes_of_plan", [1, 1700])
-def test_any_number_of_chunks_gives_the_same(small_blocks, monkeypatch, option, bytes_of_plan):
-    """A plan kept for one site at a time, or for four, in several position maps or one, and a smaller last chunk."""
+@pytest.mark.parametrize("folded_bytes", [1, 1700])
+def test_any_number_of_chunks_gives_the_same(small_blocks, monkeypatch, option, folded_bytes):
+    """One folded tile kept at a time, or four, in several position maps or one, and a smaller last chunk."""
     ran = launched(monkeypatch)
     inputs = make_inputs((7, 9), batch=3, classes=2, hidden=(9, 7), bias=True)
-    monkeypatch.setattr(tables, "PLAN_BYTES", bytes_of_plan)
+    monkeypatch.setattr(tables, "FOLDED_BYTES", folded_bytes)
     check(inputs, **OPTIONS[option])
-    assert ran.count("scp_classify_kernel") == 2 * ran.count("scp_forward_kernel") > 2
+    assert ran.count("scp_classify_fwd_kernel") == 2 * ran.count("scp_fwd_kernel") > 2
 
 
 def test_a_smaller_last_chunk_has_no_slabs_of_its_own(small_blocks, monkeypatch):
-    """Four sites are dealt to two slabs; the three that are left would fill three, of which one does not exist."""
-    monkeypatch.setattr(tables, "PLAN_BYTES", 1700)
+    """Four tiles are dealt to two slabs; the three that are left would fill three, of which one does not exist."""
+    monkeypatch.setattr(tables, "FOLDED_BYTES", 1700)
     monkeypatch.setattr(tables, "MOST_SLABS", 3)
     check(make_inputs((3, 25), hidden=(9, 7)))
 
 
-def test_passes_with_different_tiles_have_a_plan_each(monkeypatch):
+def test_passes_with_tiles_of_different_sizes_fold_each_its_own(monkeypatch):
     ran = launched(monkeypatch)
     wide = [
-        replace(line, configuration=replace(line.configuration, tile=(2, 8)))
-        if line.kernel == tables.FEATURES
-        else line
-        for line in tables.TABLE
+        replace(entry, configuration=replace(entry.configuration, tile=(2, 8)))
+        if entry.kernel == tables.FEATURES
+        else entry
+        for entry in tables.TABLE
     ]
     check(make_inputs((7, 19), hidden=(9, 7)))
-    assert ran.count("scp_classify_kernel") == 2
+    assert ran.count("scp_classify_fwd_kernel") == 2
     monkeypatch.setattr(tables, "TABLE", wide)
     check(make_inputs((7, 19), hidden=(9, 7)))
-    assert ran.count("scp_classify_kernel") == 2 + 3
+    assert ran.count("scp_classify_fwd_kernel") == 2 + 3
 
 
-def test_allocations_are_those_that_the_plans_state():
+def test_allocations_are_those_of_the_meta_device():
     """Real allocations of both passes are what the same calls allocate without memory (on ``meta``)."""
     inputs = make_inputs((6, 17), channels=5, hidden=(9, 7))
     with_memory = allocated_beyond_results(inputs)
     assert with_memory == allocated_beyond_results(inputs.to("meta"))
-    assert max(with_memory.values()) <= tables.PLAN_BYTES + tables.PARTIALS_BYTES
+    assert max(with_memory.values()) <= tables.FOLDED_BYTES + tables.PARTIALS_BYTES
 
 
 def kinked(shape: tuple[int, int], **options) -> Inputs:
@@ -257,7 +258,7 @@ def test_kinks_on_pixels():
 
 def test_kinks_keep_their_places_far_out(monkeypatch):
     """Every unit bends within the last pixels of a long row; float32 coordinates would lose their last digits there."""
-    table = [replace(line, configuration=replace(line.configuration, tile=(1, 128))) for line in tables.TABLE]
+    table = [replace(entry, configuration=replace(entry.configuration, tile=(1, 128))) for entry in tables.TABLE]
     monkeypatch.setattr(tables, "TABLE", table)
     width = 3072
     inputs = make_inputs((1, width), batch=1, channels=2, hidden=(24, 8))
@@ -301,16 +302,16 @@ def test_infinite_hidden_units_give_infinite_logits():
     assert scp(inputs.features, inputs.phi, inputs.residual, backend="triton").isinf().all()
 
 
-def test_mixed_units_are_those_that_change_sign_on_a_tile():
+def test_unstable_units_are_those_that_change_sign_on_a_tile():
     """On a tile, an affine function changes its sign at a corner or nowhere."""
     inputs = make_inputs((13, 37), channels=3, hidden=(21, 18))
     matrix = position_matrix(identity_affine(2, torch.device("cpu")), torch.tensor([13.0, 37.0]).double(), "pixels")
     coefficients = first_layer_coefficients(*inputs.phi[:2], matrix)
     problem = Problem(1, 3, 1, (21, 18), (13, 37), 1, torch.float32, torch.float32, torch.device("cpu"))
     call = SCPInputs(inputs.features[:1], inputs.phi, inputs.residual, None, matrix, problem)
-    plan = launch.forward(call, 75)
-    plan.run()
-    item = plan.launches[-1]
+    passes = launch.forward(call, 75)
+    passes.run()
+    item = passes.launches[-1]
     height, width = item.arguments["TILE_H"], item.arguments["TILE_W"]
     found = []
     for row in range(0, 13, height):
@@ -318,11 +319,11 @@ def test_mixed_units_are_those_that_change_sign_on_a_tile():
             corners = [[i, j, 1.0] for i in (row, row + height - 1) for j in (column, column + width - 1)]
             values = coefficients[0] @ torch.tensor(corners, dtype=torch.float64).T  # [h1, 4]
             found.append(int(((values > 0).any(1) & (values < 0).any(1)).sum()))
-    assert work.mixed_units(item).tolist() == found and sum(found) > 0
+    assert executed_macs.unstable_units(item).tolist() == found and sum(found) > 0
 
 
 def test_executed_multiply_adds():
-    """Without mixed units they are known from the sizes; each mixed unit adds to them."""
+    """Without unstable units they are known from the sizes; each unstable unit adds to them."""
     inputs = make_inputs((8, 16), batch=1, channels=16, hidden=(32, 64))
     w1, b1, *rest = inputs.phi
 
@@ -335,22 +336,22 @@ def test_executed_multiply_adds():
             torch.autograd.grad(logits.sum(), [leaf, *parameters])
         return forward, count.macs - forward
 
-    pixels, sites, classified = 8 * 16, forward_sites(inputs), 32 * 3 * 4
+    pixels, tiles, classified = 8 * 16, forward_tiles(inputs), 32 * 3 * 4
     forward, backward = executed(b1 + 1e4)
-    folded = 32 * 64 * 32  # rows of all sites, padded to a block
-    assert 3 * sites <= 32
-    assert forward == sites * classified + folded + pixels * 64 * (2 + 16)
+    folded = 32 * 64 * 32  # rows of all tiles, padded to a block
+    assert 3 * tiles <= 32
+    assert forward == tiles * classified + folded + pixels * 64 * (2 + 16)
     assert backward > 2 * forward
-    mixed_forward, mixed_backward = executed(b1)
-    assert mixed_forward > forward and mixed_backward > backward
+    unstable_forward, unstable_backward = executed(b1)
+    assert unstable_forward > forward and unstable_backward > backward
 
 
-def forward_sites(inputs: Inputs) -> int:
+def forward_tiles(inputs: Inputs) -> int:
     """Tiles of the forward kernel, which divide this map."""
     problem = Problem(1, 16, 1, (32, 64), (8, 16), 1, torch.float32, torch.float32, torch.device("cpu"))
     matrix = torch.zeros(4, 3, dtype=torch.float64)
-    plan = launch.forward(SCPInputs(inputs.features, inputs.phi, inputs.residual, None, matrix, problem), 75)
-    height, width = (plan.launches[-1].arguments[name] for name in ("TILE_H", "TILE_W"))
+    passes = launch.forward(SCPInputs(inputs.features, inputs.phi, inputs.residual, None, matrix, problem), 75)
+    height, width = (passes.launches[-1].arguments[name] for name in ("TILE_H", "TILE_W"))
     assert 8 % height == 0 and 16 % width == 0
     return 8 * 16 // (height * width)
 
@@ -361,7 +362,7 @@ def test_the_tuner_compares_like_with_like(kernel):
     problem = Problem(1, 8, 1, (9, 17), (6, 20), 1, torch.float32, torch.float32, torch.device("meta"))
 
     def result() -> torch.Tensor:
-        return tune.result(tune.on_device(tune.plan(kernel, problem, 75), problem, torch.device("cpu")), kernel)
+        return tune.result(tune.on_device(tune.launches_of(kernel, problem, 75), problem, torch.device("cpu")), kernel)
 
     own = result()
     with tune.first_in_table(kernel, tables.Configuration((8, 8), 32, 16, 4)):

@@ -1,7 +1,7 @@
-"""A backend that a test leaves out."""
+"""A stand-in for a backend that this machine may have and a test must not use."""
 
 
-class LeftOut:
+class UnavailableBackend:
     device_type = "cpu"
 
     def __init__(self, name: str) -> None:
