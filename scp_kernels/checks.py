@@ -146,11 +146,11 @@ def check_alone(origin: Any, affine: Any) -> None:
 
 
 def _position(name: str, value: Any, features: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``value`` as a tensor of ``shape``, or of ``[B, *shape]``: one a sample."""
+    """``value`` as a tensor of ``shape``, or of ``[B, *shape]``: one per sample."""
     tensor = position_tensor(name, value, features.device, shape)
     if tuple(tensor.shape) not in (shape, (features.shape[0], *shape)):
         raise ValueError(
-            f"{name}: expected shape {list(shape)}, or {[features.shape[0], *shape]} for one a sample, "
+            f"{name}: expected shape {list(shape)}, or {[features.shape[0], *shape]} for one per sample, "
             f"got {_shape(tensor)}"
         )
     return tensor

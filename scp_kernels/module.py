@@ -35,7 +35,7 @@ class FusedSCP(nn.Module):
         position: ``"pixels"`` (eq. 5) or ``"centered"`` (``2·S/extent − 1``).
         zero_init: zero Φ's last layer, so that W starts at 0 and the head as the plain classifier.
         bias: add β ``[N]`` to the logits.
-        bias_init: β's initial value, one number or one a class; the log-odds of a rare class keep it from flooding.
+        bias_init: β's initial value, one number or one per class; the log-odds of a rare class keep it from flooding.
         backend: ``"auto"`` or a name of :func:`scp_kernels.available_backends`.
         device, dtype: of the parameters.
 
@@ -117,7 +117,7 @@ class FusedSCP(nn.Module):
         self.zero_init = False
         self.bias_init = 0.0
         self.register_load_state_dict_pre_hook(_match_linear_and_convolution)
-        # Wrong names are told at construction, not at the first batch.
+        # Wrong names raise at construction, not at the first batch.
         if position not in POSITIONS:
             raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
         check_name(backend)
@@ -255,7 +255,11 @@ class FusedSCP(nn.Module):
         return field[0].to(features.dtype).unflatten(-1, shape)
 
     def macs(self, spatial_shape: Iterable[int], batch: int = 1) -> int:
-        """Nominal multiply-adds of a forward of ``[batch, C, *spatial_shape]`` at one position map: Φ once a pixel."""
+        """Nominal multiply-adds of a forward at one position map, where Φ is evaluated once per pixel.
+
+        Args:
+            spatial_shape, batch: of the features ``[batch, C, *spatial_shape]``.
+        """
         weight = self._phi_tensors()[0]
         problem = Problem(
             batch=batch,
@@ -308,9 +312,9 @@ def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _check_layers(phi: nn.Module) -> None:
     """Check that ``phi`` is (layer, ReLU, layer, ReLU, layer) with fitting widths."""
-    found = [type(layer).__name__ for layer in phi] if isinstance(phi, nn.Sequential) else type(phi).__name__
+    names = [type(layer).__name__ for layer in phi] if isinstance(phi, nn.Sequential) else type(phi).__name__
     if not isinstance(phi, nn.Sequential) or len(phi) != 5 or not all(isinstance(phi[k], nn.ReLU) for k in (1, 3)):
-        raise ValueError(f"phi: expected Sequential(layer, ReLU, layer, ReLU, layer), got {found}")
+        raise ValueError(f"phi: expected Sequential(layer, ReLU, layer, ReLU, layer), got {names}")
     inputs = None
     for k, layer in zip((0, 2, 4), _pointwise_layers(phi), strict=True):
         _check_layer(f"phi[{k}]", layer)
@@ -335,11 +339,11 @@ def _check_layer(name: str, layer: nn.Module) -> None:
 
 def _match_linear_and_convolution(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
     """Let a checkpoint of 1×1 convolutions load into linear layers, and the other way round."""
-    own: Mapping[str, Tensor] = dict(module.named_parameters())
+    parameters: Mapping[str, Tensor] = dict(module.named_parameters())
     for name in ("phi.0.weight", "phi.2.weight", "phi.4.weight", "residual.weight"):
         key = prefix + name
-        given, wanted = state_dict.get(key), own.get(name)
-        if given is None or wanted is None or given.ndim == wanted.ndim:
+        saved, parameter = state_dict.get(key), parameters.get(name)
+        if saved is None or parameter is None or saved.ndim == parameter.ndim:
             continue
-        if given.shape[:2] == wanted.shape[:2] and given.numel() == wanted.numel():
-            state_dict[key] = given.reshape(wanted.shape)
+        if saved.shape[:2] == parameter.shape[:2] and saved.numel() == parameter.numel():
+            state_dict[key] = saved.reshape(parameter.shape)

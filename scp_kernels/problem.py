@@ -18,7 +18,7 @@ class Problem:
     hidden: tuple[int, int]
     spatial_shape: tuple[int, ...]
     groups: int
-    """Number of position maps: 1 (shared by the batch) or ``batch`` (one a sample)."""
+    """Number of position maps: 1 (shared by the batch) or ``batch`` (one per sample)."""
     dtype: torch.dtype
     """Dtype of the features, and of the logits."""
     compute_dtype: torch.dtype
@@ -44,8 +44,8 @@ class Problem:
     def phi_macs(self) -> int:
         """Nominal multiply-adds of Φ, evaluated once for each pixel and position map."""
         h1, h2 = self.hidden
-        a_pixel = 2 * self.spatial_dims * h1 + h1 * h2 + h2 * self.num_classes * self.channels
-        return self.groups * self.pixels * a_pixel
+        per_pixel = 2 * self.spatial_dims * h1 + h1 * h2 + h2 * self.num_classes * self.channels
+        return self.groups * self.pixels * per_pixel
 
     @property
     def product_macs(self) -> int:

@@ -83,10 +83,10 @@ def spy(monkeypatch):
 
 
 def test_the_list_is_ordered_and_every_absence_has_a_reason():
-    found = available_backends()
-    assert list(found) == ["triton", "cuda", "cpu", "reference"]
-    assert found["reference"].usable
-    for status in found.values():
+    results = available_backends()
+    assert list(results) == ["triton", "cuda", "cpu", "reference"]
+    assert results["reference"].usable
+    for status in results.values():
         assert status.usable == (status.reason is None)
         assert status.reason is None or len(status.reason) > 10
 

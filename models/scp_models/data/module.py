@@ -10,6 +10,7 @@ from torch.utils.data import DistributedSampler
 from scp_models.data.duplicates import describe_duplicates
 from scp_models.data.find import find_subjects
 from scp_models.data.foreground import describe_crop
+from scp_models.data.sampling import SAMPLINGS, SliceSampler, SubjectSampler
 from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir
 from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.subjects import Subject
@@ -37,6 +38,8 @@ class SegmentationDataModule(L.LightningDataModule):
         ignored: value or values that are neither trained on nor scored, ``[]`` for none; None: the ``dataset.json``'s
             ``ignore``, or the preset's.
         window: intensities clipped to this and mapped to [−1, 1], ``[]`` for the z-score; None: the preset's.
+        sampling: ``"subjects"``: an epoch has as many slices of every subject; ``"slices"``, the paper's: every slice
+            once, so that subjects with thin slices count for more.
         resize: slices are resized to ``roi_size``, or cropped and padded around their centre; None: the preset's.
         spacing: pixel size in mm to which slices are resampled before the crop, one number or two (left-right,
             back-front); None: that of the files.
@@ -77,12 +80,16 @@ class SegmentationDataModule(L.LightningDataModule):
         ignored: int | list[int] | None = None,
         window: list[float] | None = None,
         resize: bool | None = None,
+        sampling: str = "subjects",
         spacing: float | list[float] | None = None,
         label_affine: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size: expected at least 1, got {batch_size}")
+        if sampling not in SAMPLINGS:
+            raise UserError(f"sampling: expected one of {SAMPLINGS}, got {sampling!r}")
+        self.sampling = sampling
         self.root = Path(root)
         given = dict(
             modalities=modalities,
@@ -174,9 +181,8 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> TimedDataLoader:
         dataset = SliceDataset(self.cache, self.train_subjects)
-        sampler: DistributedSampler[object] = DistributedSampler(
-            dataset, *_replicas(), shuffle=True, seed=self.seed, drop_last=len(dataset) >= _replicas()[0]
-        )
+        kind = SubjectSampler if self.sampling == "subjects" else SliceSampler
+        sampler = kind(dataset, *_replicas(), seed=self.seed)
         return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> TimedDataLoader:
