@@ -193,6 +193,21 @@ def test_missing_modality(run, root, checkpoint, tmp_path):
     assert nothing_left(tmp_path / "out")
 
 
+@pytest.mark.parametrize("fault", ["rgb", "complex", "dimension", "pixel size"])
+def test_headers_that_make_no_volume(run, checkpoint, tmp_path, fault):
+    kind = {"rgb": [("R", "u1"), ("G", "u1"), ("B", "u1")], "complex": np.complex64}.get(fault, np.float32)
+    save(tmp_path / "a.nii", np.zeros((20, 24, 6), kind), np.diag([1.0, 1, 3, 1]))
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    if fault == "dimension":
+        content[46:48] = np.int16(-6).tobytes()
+    if fault == "pixel size":
+        content[88:92] = bytes(4)
+    (tmp_path / "a.nii").write_bytes(content)
+    image = ("--image", tmp_path / "a.nii")
+    refused(run("predict", checkpoint, *image, *image, "--out", tmp_path / "out"), "a.nii: expected")
+    assert nothing_left(tmp_path / "out")
+
+
 def test_wrong_shape(run, root, checkpoint, tmp_path):
     path = root / "training" / "Utrecht" / "0" / "pre" / "FLAIR.nii.gz"
     save(path, np.zeros((5, 5, 5), np.float32), np.eye(4))
