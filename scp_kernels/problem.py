@@ -80,27 +80,26 @@ class GradientNeeds(NamedTuple):
 
 def problem_of(features: Tensor, w1: Tensor, w2: Tensor, residual: Tensor, groups: int) -> Problem:
     """The problem of a call whose tensors have been checked."""
-    batch, channels, *shape = features.shape
-    described = (batch, channels, residual.shape[0], (w1.shape[0], w2.shape[0]), tuple(shape), groups)
-    dtypes = (features.dtype, w1.dtype)
     # Remembered where sizes are plain numbers, as checks.py does.
     symbolic = type(features) is not Tensor or torch.compiler.is_compiling()
-    return (_problem if symbolic else _problem_once)(*described, *dtypes, features.device)
+    return (_problem if symbolic else _problem_once)(
+        features.shape, w1.shape[0], w2.shape[0], residual.shape[0], groups, features.dtype, w1.dtype, features.device
+    )
 
 
 def _problem(
-    batch: int,
-    channels: int,
+    features_shape: torch.Size,
+    h1: int,
+    h2: int,
     num_classes: int,
-    hidden: tuple[int, int],
-    spatial_shape: tuple[int, ...],
     groups: int,
     dtype: torch.dtype,
     parameters_dtype: torch.dtype,
     device: torch.device,
 ) -> Problem:
+    batch, channels, *spatial_shape = features_shape
     compute_dtype = torch.promote_types(torch.promote_types(dtype, parameters_dtype), torch.float32)
-    return Problem(batch, channels, num_classes, hidden, spatial_shape, groups, dtype, compute_dtype, device)
+    return Problem(batch, channels, num_classes, (h1, h2), tuple(spatial_shape), groups, dtype, compute_dtype, device)
 
 
 _problem_once = functools.lru_cache(maxsize=256)(_problem)

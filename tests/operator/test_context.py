@@ -326,6 +326,9 @@ def test_compiled_networks_refuse_tasks_and_generators(shared):
     with pytest.raises(Exception, match="entered by an asyncio task or a generator"):
         next(generator())
     assert torch.allclose(compiled(shared.x), shared.logits(), atol=1e-5)
+    compiled = torch.compile(shared.network, backend="aot_eager")  # the head runs outside of the graph
+    assert torch.allclose(asyncio.run(task()), shared.logits(**HERE), atol=1e-5)
+    assert torch.allclose(compiled(shared.x), shared.logits(), atol=1e-5)
 
 
 @pytest.mark.parametrize("strict", [False, True])
