@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from scp_kernels import reference
 from scp_kernels.checks import ArrayLike, as_size, check_dtype, check_features, check_position, check_tensors
+from scp_kernels.context import HeadState, current_placement, placement_for_replica
 from scp_kernels.dispatch import check_name
 from scp_kernels.functional import scp
 from scp_kernels.placement import Placement
@@ -44,7 +45,8 @@ class FusedSCP(nn.Module):
         residual: w_r, ``nn.Linear(C, N, bias=False)``, or None where :meth:`from_layers` was given none.
         bias: β, a parameter ``[N]``, or None.
         placement: a :class:`scp_kernels.Placement` that stands in for position arguments which a call does not give, or
-            None. It is no part of the state_dict, nor of copies and pickles.
+            None. It is no part of the state_dict, nor of copies and pickles. All threads see it; :func:`positioned` is
+            for one call, and stands before it.
 
     Φ's layers are read, never called. Old reparametrisations (``torch.nn.utils.prune``, ``weight_norm``,
     ``spectral_norm``) are applied at each call; other hooks of these layers see nothing.
@@ -114,6 +116,7 @@ class FusedSCP(nn.Module):
         self.position = position
         self.backend = backend
         self.placement = None
+        self.position_state = HeadState()
         self.zero_init = False
         self.bias_init = 0.0
         self.register_load_state_dict_pre_hook(_match_linear_and_convolution)
@@ -191,8 +194,17 @@ class FusedSCP(nn.Module):
         return None if residual is None else _weight_and_bias(residual)[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy made inside a context that places the head would never leave it.
-        return {**self.__dict__, "placement": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("placement", "position_state")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.placement = None
+        self.position_state = HeadState()
+
+    def _replicate_for_data_parallel(self) -> "FusedSCP":
+        replica = super()._replicate_for_data_parallel()
+        replica.placement = placement_for_replica(self.position_state, self.placement)
+        return replica
 
     def forward(
         self,
@@ -214,8 +226,9 @@ class FusedSCP(nn.Module):
             )
         if features.shape[1] != self.in_channels:
             raise ValueError(f"features: expected {self.in_channels} channels, got shape {list(features.shape)}")
-        if self.placement is not None:
-            origin, affine, extent = self.placement.resolve(features, origin, affine, extent)
+        placement = current_placement(self.position_state, self.placement)
+        if placement is not None:
+            origin, affine, extent = placement.resolve(features, origin, affine, extent)
         return scp(
             features,
             self._phi_tensors(),
