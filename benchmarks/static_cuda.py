@@ -141,7 +141,11 @@ def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
         )
     except RuntimeError:
         return None
-    return {"Apply": needs.shared_apply, "ParameterGradients": needs.shared_parameters}.get(kernel.name)
+    return {
+        "Apply": needs.shared_apply,
+        "ParameterGradients": needs.shared_parameters,
+        "FoldSupertiles": needs.shared_supertiles,
+    }.get(kernel.name)
 
 
 def report(capabilities: list[int]) -> bool:

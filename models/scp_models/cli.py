@@ -100,6 +100,10 @@ class EvaluateOptions:
     modality: Annotated[
         list[str] | None, typer.Option(help="Channel of the images, again for more; with --predictions only.")
     ] = None
+    label_affine: Annotated[
+        str | None,
+        typer.Option(help="Of references that lie elsewhere than their images: header or image counts; auto measures."),
+    ] = None
 
     def check(self) -> None:
         """Refuse what contradicts itself, before anything is read."""
@@ -127,7 +131,7 @@ def evaluate(options: EvaluateOptions) -> None:
     from scp_models.evaluation.selection import DataSet, masks_of_checkpoint, masks_of_files
     from scp_models.files import ensure_writable
 
-    data = DataSet(options.data, options.layout, options.split, options.split_file)
+    data = DataSet(options.data, options.layout, options.split, options.split_file, options.label_affine)
     if options.checkpoint is not None:
         masks, subjects = masks_of_checkpoint(options.checkpoint, data, options.threshold)
     else:

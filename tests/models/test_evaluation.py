@@ -135,16 +135,27 @@ def test_predictions_with_turned_axes_are_turned_back(tmp_path, codes):
     assert dice(tmp_path / "out", subjects, get_task("wmh")) == [1.0]
 
 
-def test_predictions_elsewhere_are_refused(tmp_path):
+def test_predictions_on_another_grid_are_brought_to_the_images(tmp_path, caplog):
+    """Shifted by whole voxels and larger, as other tools write them; one that lies elsewhere is refused."""
     write_wmh_subject(tmp_path / "Utrecht" / "0", seed=0)
     subjects = find_subjects(tmp_path, get_task("wmh"))
-    for k, change in enumerate((np.eye(4), np.diag([1.1, 1, 1, 1]), np.eye(4) + np.eye(4, k=3))):
-        predictions_of(subjects, tmp_path / "out", lambda label, affine, c=change: (label, affine @ c))
-        if k == 0:
-            assert dice(tmp_path / "out", subjects, get_task("wmh")) == [1.0]
-            continue
-        with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected the affine of .*T1.nii.gz.* mm elsewhere"):
+    shift = np.eye(4)
+    shift[:3, 3] = (-2, -1, -3)
+    predictions_of(
+        subjects, tmp_path / "out", lambda label, affine: (np.pad(label, ((2, 4), (1, 0), (3, 1))), affine @ shift)
+    )
+    assert dice(tmp_path / "out", subjects, get_task("wmh")) == [1.0]
+    assert "Utrecht_0.nii.gz: has another grid (26, 25, 10)" in caplog.text
+    # One voxel aside the mask lies on other voxels: it is scored where it says that it is.
+    predictions_of(subjects, tmp_path / "out", lambda label, affine: (label, affine @ (np.eye(4) + np.eye(4, k=3))))
+    assert 0 < dice(tmp_path / "out", subjects, get_task("wmh"))[0] < 1
+    for values in (1, 0):
+        save(tmp_path / "out" / "Utrecht_0.nii.gz", np.full((20, 24, 5), values, np.uint8), np.diag([-1.0, -1, -1, 1]))
+        with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected shape \(20, 24, 6\) as .*mm elsewhere"):
             dice(tmp_path / "out", subjects, get_task("wmh"))
+    save(tmp_path / "out" / "Utrecht_0.nii.gz", np.full((20, 24, 5), 0.3, np.float32), np.diag([-1.0, -1, -1, 1]))
+    with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected shape \(20, 24, 6\) as .*covers 0%"):
+        dice(tmp_path / "out", subjects, get_task("wmh"))
 
 
 def test_headers_without_orientation_say_nothing(tmp_path):

@@ -43,10 +43,10 @@ def test_subject_dice_is_that_of_whole_volumes():
         metric.update(logits[part], labels[part], subject[part])
     expected = []
     for s in range(3):
-        found = (logits[subject == s] > 0) & (labels[subject == s] != 2)
+        predicted = (logits[subject == s] > 0) & (labels[subject == s] != 2)
         target = labels[subject == s] == 1
-        expected.append((2 * (found & target).sum() / (found.sum() + target.sum())).item())
-    expected.append(1.0)  # the fourth subject: nothing to find, nothing found
+        expected.append((2 * (predicted & target).sum() / (predicted.sum() + target.sum())).item())
+    expected.append(1.0)  # the fourth subject: nothing to find, nothing predicted
     # Of the fifth no slice was seen (limit_val_batches): it has no Dice.
     assert metric.compute().item() == pytest.approx(sum(expected) / 4)
 
@@ -54,8 +54,8 @@ def test_subject_dice_is_that_of_whole_volumes():
 def test_the_papers_optimizer_and_schedule():
     module = tiny_module()
     module.trainer = L.Trainer(max_epochs=90, logger=False, enable_checkpointing=False, accelerator="cpu")
-    found = module.configure_optimizers()
-    optimizer, scheduler = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    configured = module.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.defaults["lr"] == 1e-3 and optimizer.defaults["weight_decay"] == 1e-6
     rates = []
@@ -120,9 +120,7 @@ def test_a_run_leaves_its_checkpoints_logs_and_configuration(root, tmp_path):
     assert len(metrics(out, "learning_rate")) == 3
 
     best = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)
-    assert next(iter(c for k, c in best["callbacks"].items() if "ModelCheckpoint" in k))["best_model_score"] == max(
-        dice
-    )
+    assert next(iter(c for k, c in best["callbacks"].items() if "BestCheckpoint" in k))["best_model_score"] == max(dice)
     model = load_model(out / "checkpoints" / "best.ckpt")
     assert best["hyper_parameters"]["capacity"] == 32 and model.task.roi_size == (16, 24)
     weights = model.network.state_dict()

@@ -19,9 +19,9 @@ class Brightness(torch.nn.Module):
         return 20 * (image[:, -1:] - self.level)
 
 
-def predictor(subject, task="wmh", roi_size=(20, 24), **options):
+def predictor(subject, task="wmh", roi_size=(20, 24), task_options=None, **options):
     """Finds exactly the lesions of ``subject`` inside ``roi_size``: in the tiny data nothing else is as bright."""
-    preset = get_task(task, roi_size)
+    preset = get_task(task, roi_size, task_options)
     volume = VolumeReader(preset).read(subject)
     lesion, rest = volume.image[-1][volume.label == 1], volume.image[-1][volume.label != 1]
     network = Brightness((lesion.min() + rest.max()) / 2 if lesion.size else rest.max() + 1)

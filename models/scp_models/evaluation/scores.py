@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from scp_models.data.names import match_names
 from scp_models.data.preprocessing import SourceGrid, VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.errors import UserError
@@ -97,8 +98,10 @@ def paired_scores(a: Path, b: Path, metric: str) -> tuple[list[float], list[floa
     if metric not in METRICS:
         raise UserError(f"--metric: expected one of {', '.join(METRICS)}, got {metric!r}")
     first, second = read_scores(a), read_scores(b)
-    if set(first) != set(second):
+    matches = match_names(first, second, str(b))
+    if not len(matches) == len(first) == len(second):
         raise UserError(f"{b}: expected the subjects of {a}, got others")
+    second = {name: second[matches[name]] for name in first}
     common = [subject for subject in sorted(first) if metric in first[subject] and metric in second[subject]]
     if len(common) < 2:
         raise UserError(f"{a}: expected at least two subjects for whom {metric} is defined, found {len(common)}")

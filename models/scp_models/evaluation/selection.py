@@ -7,9 +7,11 @@ from typing import Any
 
 from scp_models.checkpoints import load_model
 from scp_models.data.find import find_subjects
+from scp_models.data.names import match_names
+from scp_models.data.preprocessing import VolumeReader
 from scp_models.data.splits import read_split
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import Task
+from scp_models.data.tasks import Task, with_label_affine
 from scp_models.errors import UserError
 from scp_models.evaluation.predictions import PredictionFiles
 from scp_models.evaluation.scores import MaskSource
@@ -26,6 +28,8 @@ class DataSet:
     """``"training"``, ``"validation"``, ``"test"`` or ``"all"``."""
     split_file: Path | None = None
     """Divides the subjects instead of what the checkpoint records, or the seed."""
+    label_affine: str | None = None
+    """Which affine of its references counts; None: what the checkpoint records, or ``auto``."""
 
     def subjects(self, task: Task) -> list[Subject] | None:
         """The subjects to score, where neither a checkpoint nor a seed has to say who they are."""
@@ -49,7 +53,10 @@ def masks_of_checkpoint(
     if subjects is None:
         everyone = find_subjects(data.root, model.task, data.layout)
         subjects = held_out(everyone, model.split, data.split, checkpoint, data.root)
-    return Predictor(model, threshold=threshold), _some(subjects, data)
+    predictor = Predictor(model, threshold=threshold)
+    if data.label_affine is not None:
+        predictor.reader = VolumeReader(with_label_affine(model.task, data.label_affine))
+    return predictor, _some(subjects, data)
 
 
 def masks_of_files(
@@ -72,7 +79,7 @@ def masks_of_files(
     given = {key: value for key, value in description.items() if value not in (None, [])}
     if "target" in given:
         given.setdefault("ignored", [])
-    described = SegmentationDataModule(str(data.root), layout=data.layout, **given)
+    described = SegmentationDataModule(str(data.root), layout=data.layout, label_affine=data.label_affine, **given)
     subjects = data.subjects(described.task)
     if subjects is None:
         subjects = described.divide()[data.split]
@@ -83,7 +90,7 @@ def masks_of_files(
 def held_out(
     subjects: Sequence[Subject], split: Mapping[str, Sequence[str]] | None, part: str, checkpoint: Path, where: Path
 ) -> list[Subject]:
-    """The subjects of one part of the division that a checkpoint was trained with.
+    """The subjects of one part of the division that a checkpoint was trained with, by name or its unambiguous end.
 
     Args:
         subjects: all that the data set has.
@@ -98,12 +105,13 @@ def held_out(
     if split is None:
         raise UserError(f"{checkpoint}: expected a record of the subjects it was trained with, got none")
     by_name = {subject.name: subject for subject in subjects if subject.label is not None}
-    if missing := [name for name in split[part] if name not in by_name]:
+    matches = match_names(split[part], by_name, str(checkpoint))
+    if missing := [name for name in split[part] if name not in matches]:
         raise UserError(
             f"{where}: expected the {part} subjects of {checkpoint} with references, {missing[0]!r} is not there "
             "(other data are scored with --split all or --split-file)"
         )
-    return [by_name[name] for name in split[part]]
+    return [by_name[matches[name]] for name in split[part]]
 
 
 def _some(subjects: list[Subject], data: DataSet) -> list[Subject]:

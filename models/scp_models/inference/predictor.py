@@ -1,7 +1,7 @@
 """Segmenting whole studies: NIfTI in, NIfTI out in the source's grid and affine."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from scp_models.checkpoints import TrainedModel
 from scp_models.data.find import find_subjects, subject_of_images
+from scp_models.data.foreground import CropLoss, describe_crop
 from scp_models.data.preprocessing import SourceGrid, Volume, VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
+from scp_models.notes import note
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Segmentation:
     """``[H, W, Z]``."""
     grid: SourceGrid
     threshold: float
+    crop_loss: CropLoss = field(default_factory=CropLoss)
+    """What of the study the network did not see."""
 
     def mask(self) -> NDArray[np.uint8]:
         """1 where a lesion is predicted, in the source's grid ``[x, y, z]``; 0 outside the crop that the network
@@ -71,7 +75,7 @@ class Predictor:
             UserError: its files cannot be read.
         """
         volume = self.reader.read(subject, with_label=False)
-        return Segmentation(subject, self.probabilities(volume), volume.grid, self.threshold)
+        return Segmentation(subject, self.probabilities(volume), volume.grid, self.threshold, volume.crop_loss)
 
     def mask_of(self, subject: Subject) -> tuple[NDArray[np.uint8], SourceGrid]:
         """The predicted mask in the source's grid ``[x, y, z]``, and that grid."""
@@ -103,13 +107,13 @@ def write_segmentation(segmentation: Segmentation, folder: Path, probabilities: 
         arrays[f"{segmentation.subject.name}_probabilities.nii.gz"] = segmentation.source_probabilities()
     written = []
     for name, array in arrays.items():
-        header = segmentation.grid.header.copy()
+        header = segmentation.grid.file.header.copy()
         header.set_data_dtype(array.dtype)
         header["scl_slope"], header["scl_inter"] = 1, 0
         header["cal_min"], header["cal_max"] = 0, 1
         # A header that spoke of four axes speaks of three now.
         header.set_data_shape(array.shape)
-        image = nib.Nifti1Image(array, segmentation.grid.affine, header)
+        image = nib.Nifti1Image(array, segmentation.grid.file.stored_affine, header)
         with atomic_path(folder / name) as path:
             nib.save(image, path)
         written.append(folder / name)
@@ -119,9 +123,18 @@ def write_segmentation(segmentation: Segmentation, folder: Path, probabilities: 
 def predict(
     predictor: Predictor, subjects: Iterable[Subject], folder: Path, probabilities: bool = False
 ) -> Iterator[Path]:
-    """Segment subjects one after the other and write their files; gives each path once it is written."""
+    """Segment subjects one after the other and write their files; gives each path once it is written.
+
+    At the end there is a note if the crop to the network's slices cut off part of them.
+    """
+    losses = []
     for subject in subjects:
-        yield from write_segmentation(predictor.segment(subject), folder, probabilities)
+        segmentation = predictor.segment(subject)
+        losses.append((subject.name, segmentation.crop_loss))
+        yield from write_segmentation(segmentation, folder, probabilities)
+    hint = "a network trained with --data.spacing or a larger --data.roi_size sees more"
+    if line := describe_crop(predictor.reader.task.roi_size, losses, hint):
+        note(line)
 
 
 def subjects_of(inputs: Sequence[Path], images: Sequence[Path], task: Task, layout: str = "auto") -> list[Subject]:

@@ -42,7 +42,7 @@ def attach(
         ValueError: there is no such layer, or it is not a 1×1 convolution of stride 1; the message names what was found
             and those that would do.
     """
-    found, convolution = _find_convolution(network, layer)
+    replaced, convolution = _find_convolution(network, layer)
     weight = convolution.weight
     head = FusedSCP(
         convolution.in_channels,
@@ -66,7 +66,7 @@ def attach(
                 head.bias.copy_(convolution.bias)
             head.bias.requires_grad_(convolution.bias.requires_grad)
     head.train(convolution.training)
-    _replace(network, found, head)
+    _replace(network, replaced, head)
     return network
 
 
@@ -86,16 +86,16 @@ def _find_convolution(network: nn.Module, path: str) -> tuple[nn.Module, nn.Conv
     pointwise = [name for name, module in network.named_modules() if _is_pointwise(module)]
     expected = f"layer: expected the path of a 1×1 convolution (here: {', '.join(pointwise) or 'there is none'})"
     try:
-        found = network.get_submodule(path)
+        named = network.get_submodule(path)
     except AttributeError as error:
         raise ValueError(f"{expected}, got {path!r}, which {type(network).__name__} does not have") from error
-    leaves = [module for module in found.modules() if not list(module.children())]
-    layer = leaves[0] if len(leaves) == 1 else found
+    leaves = [module for module in named.modules() if not list(module.children())]
+    layer = leaves[0] if len(leaves) == 1 else named
     if not path or not isinstance(layer, nn.Conv2d | nn.Conv3d) or not _is_pointwise(layer):
         # A container prints as many lines; its name is enough.
         what = type(layer).__name__ if list(layer.children()) else str(layer)
         raise ValueError(f"{expected}, got {path!r}, which is {what}")
-    return found, layer
+    return named, layer
 
 
 def _is_pointwise(layer: nn.Module) -> bool:
