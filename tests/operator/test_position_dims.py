@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from scp_kernels import FusedSCP, pixel_positions, scp, scp_reference
+from scp_kernels.backends import cpu
 from scp_kernels.positions import origin_affine
 from tests.support.agreement import VOLUME_MAPS, agree, slices_of_a_volume
 from tests.support.backend_names import BACKENDS, device_of
-from tests.support.problems import away_from_kinks, by_definition, make_inputs
+from tests.support.cpu_settings import needs_cpu
+from tests.support.problems import away_from_kinks, by_definition, evaluate, make_inputs
 from tests.support.tolerances import LOGITS, relative_error
 
 EXTENT = torch.tensor([20.0, 24.0, 30.0])
@@ -169,6 +171,17 @@ def test_the_gradients_of_equal_coefficients_are_each_maps_own():
     inputs = make_inputs((6, 7), batch=2, dtype=torch.float64, position_dims=3)
     inputs.phi[0].zero_()
     agree(inputs, "auto", **slices_of_a_volume(2))
+
+
+@needs_cpu
+def test_equal_maps_share_their_evaluation_and_others_do_not():
+    """Of four samples the third lies where the first does; the last differs from the second in the third axis alone."""
+    inputs = make_inputs((37, 41), batch=4, channels=5, hidden=(40, 24), dtype=torch.float64, position_dims=3)
+    origin = torch.tensor([[7.0, 3, 4], [8, 3, 4], [7, 3, 4], [8, 3, 4]])
+    extent = torch.tensor([[20.0, 64, 48]] * 3 + [[20.0, 64, 47]])
+    evaluate(scp, inputs, origin=origin, extent=extent, backend="cpu")
+    assert cpu.last_report().position_maps == 3
+    agree(inputs, "cpu", origin=origin, extent=extent)
 
 
 def plain_layers(columns, layer=nn.Linear):
