@@ -146,7 +146,15 @@ def study(tmp_path_factory):
     run("predict", checkpoint, folder / "data", "--out", folder / "out")
     run("evaluate", checkpoint, "--data", folder / "data", "--split", "all", "--out", folder / "scores")
     run(
-        "evaluate", "--predictions", folder / "out", "--data", folder / "data", "--split", "all", "--out", folder / "again"
+        "evaluate",
+        "--predictions",
+        folder / "out",
+        "--data",
+        folder / "data",
+        "--split",
+        "all",
+        "--out",
+        folder / "again",
     )
     return folder
 
