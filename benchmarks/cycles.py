@@ -170,8 +170,9 @@ def launch_of(counts: LaunchCounts, kernels: Sequence[static_cuda.Kernel]) -> La
 
 def report() -> None:
     """Prints one line per launch of :data:`CASES`, and how far the model is from what it is fitted to."""
-    print("\nPredicted cycles on an RTX 2060, float32, 160×224. Of an average block: loads, passes over shared memory and")
-    print("barriers, which take {:.0f}, {:.0f} and {:.0f} cycles each".format(*constants()))
+    print("\nPredicted cycles on an RTX 2060, float32, 160×224.")
+    costs = "{:.0f}, {:.0f} and {:.0f} cycles".format(*constants())
+    print(f"Loads, passes over shared memory and barriers are an average block's, and cost {costs} each.")
     for words, leave_out in (("fitted to all", False), ("each left out of the fit", True)):
         off = ratios(leave_out=leave_out)
         worst = max(off, key=lambda name: abs(math.log(off[name])))
