@@ -116,6 +116,15 @@ def kernels(report: str) -> Iterator[Kernel]:
             name = None
 
 
+def installed() -> bool:
+    """Whether there is a library, and a ``cuobjdump`` to read it with."""
+    try:
+        library.find("cuda")
+    except library.LibraryUnavailable:
+        return False
+    return find_cuobjdump() is not None
+
+
 def compiled() -> list[Kernel]:
     """Every kernel of the installed library.
 

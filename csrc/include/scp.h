@@ -36,7 +36,8 @@ struct scp_tensor {
 
 /* One call, forward or backward. Matrices are contiguous and of compute_dtype unless said otherwise. */
 struct scp_call {
-  int32_t spatial_dims;  /* 2 or 3 */
+  int32_t spatial_dims;  /* d, 2 or 3 */
+  int32_t position_dims; /* K >= d, axes of positions; CPU only: what CUDA reads does not depend on it */
   int32_t dtype;         /* scp_dtype of features, logits and their gradients */
   int32_t compute_dtype; /* SCP_FLOAT32 or SCP_FLOAT64 */
   int32_t threads;
@@ -50,9 +51,9 @@ struct scp_call {
   struct scp_tensor grad_features; /* backward: gX, written; null data if not wanted */
 
   /* The first layer. The CPU backend reads it as it is, the CUDA backend as an affine function of the index. */
-  const void* w1;             /* CPU: [h1, 2d] */
+  const void* w1;             /* CPU: [h1, 2K] */
   const void* b1;             /* CPU: [h1] */
-  const double* positions;    /* CPU: P [G, 2d, d + 1], positions are P . (index, 1) */
+  const double* positions;    /* CPU: P [G, 2K, d + 1], positions are P . (index, 1) */
   const double* coefficients; /* CUDA: [G, h1, d + 1]: pre-activation = sum over axes c[axis]*index[axis] + c[d] */
   const void* w2;             /* [h2, h1] */
   const void* b2;             /* [h2] */

@@ -15,10 +15,12 @@ from tests.support.agreement import (
     NON_FINITE,
     POSITION_MAPS,
     VIEWS,
+    VOLUME_MAPS,
     agree,
     agree_where_not_finite,
     agree_with_finite_differences,
     integer_inputs,
+    slices_of_a_volume,
 )
 from tests.support.cuda_host import ORDER_VARIABLE, HostCuda, build, compiler
 from tests.support.poison import poisoned_memory  # noqa: F401  (of every test)
@@ -67,6 +69,21 @@ def test_channels_and_classes_in_parts(channels, classes):
 @pytest.mark.parametrize("options", POSITION_MAPS, ids=range(len(POSITION_MAPS)))
 def test_position_maps(options):
     check(away_from_kinks(make_inputs((40, 33), channels=6, hidden=(48, 32)), **options), **options)
+
+
+@pytest.mark.parametrize("name", VOLUME_MAPS)
+def test_slices_of_a_volume(name):
+    options = VOLUME_MAPS[name]
+    check(make_inputs((29, 33), batch=3, hidden=(24, 20), dtype=torch.float64, position_dims=3), **options)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(dims=st.integers(2, 3), extra=st.integers(0, 2), batch=st.integers(1, 3), seed=st.integers(0, 10**6))
+def test_any_number_of_position_axes(dims, extra, batch, seed):
+    inputs = make_inputs(
+        (9, 13, 4)[:dims], batch=batch, hidden=(12, 9), dtype=torch.float64, seed=seed, position_dims=dims + extra
+    )
+    check(inputs, position="centered", **slices_of_a_volume(batch, dims, dims + extra, seed))
 
 
 @pytest.mark.parametrize("d", [2, 3])

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scp_kernels import FusedSCP, count_macs, ops, ptflops_hook, scp
 from scp_kernels.backends import cpu
 from scp_kernels.positions import identity_affine, position_matrix
+from tests.support.agreement import slices_of_a_volume
 from tests.support.backend_names import BACKENDS, device_of
 from tests.support.cpu_settings import needs_cpu
 from tests.support.problems import make_inputs
@@ -26,6 +27,7 @@ PROBLEMS = {
     "no samples": {"batch": 0, "bias": True},
     "no pixels": {"shape": (0, 7), "bias": True},
     "one map per sample": {"batch": 3},
+    "slices of a volume": {"batch": 3, "position_dims": 3, "bias": True},
     "channels last": {},
     "flat channels": {},
     "expanded": {},
@@ -44,6 +46,8 @@ def arguments(name):
     matrix = position_matrix(identity_affine(d, features.device), extent, "pixels")
     if name == "one map per sample":
         matrix = torch.stack([matrix, 2 * matrix, 3 * matrix])
+    if name == "slices of a volume":
+        matrix = position_matrix(*slices_of_a_volume(3).values(), "centered")
     if name == "channels last":
         features = features.contiguous(memory_format=torch.channels_last)
     if name == "flat channels":

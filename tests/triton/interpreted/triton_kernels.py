@@ -15,7 +15,7 @@ from scp_kernels import available_backends, count_macs, dispatch, scp, scp_refer
 from scp_kernels.backends.triton import executed_macs, interpreting, launch, sequence, tables
 from scp_kernels.positions import first_layer_coefficients, identity_affine, position_matrix
 from scp_kernels.problem import Problem, SCPInputs
-from tests.support.agreement import agree
+from tests.support.agreement import VOLUME_MAPS, agree, slices_of_a_volume
 from tests.support.allocations import allocated_beyond_results
 from tests.support.poison import poisoned_memory  # noqa: F401  (of every test)
 from tests.support.problems import Inputs, evaluate, make_inputs
@@ -71,6 +71,17 @@ OPTIONS = {
 @pytest.mark.parametrize("option", OPTIONS)
 def test_positions(option):
     check(make_inputs((6, 17), batch=3, classes=2, hidden=(18, 12)), **OPTIONS[option])
+
+
+@pytest.mark.parametrize("option", VOLUME_MAPS)
+def test_slices_of_a_volume(option):
+    check(make_inputs((6, 17), batch=3, classes=2, hidden=(18, 12), position_dims=3), **VOLUME_MAPS[option])
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((5, 6), 4), ((3, 5, 6), 4)], ids=str)
+def test_any_number_of_position_axes(shape, axes):
+    inputs = make_inputs(shape, batch=2, hidden=(18, 12), position_dims=axes)
+    check(inputs, position="centered", **slices_of_a_volume(2, len(shape), axes))
 
 
 def test_float64_is_refused_with_a_reason():
