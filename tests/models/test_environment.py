@@ -18,15 +18,6 @@ from tests.support.tiny_data import write_wmh, write_wmh_subject
 # Predicting a subject added 519 modules to those of `import torch` (PyTorch 2.11), 72 of them Triton's.
 MOST_MODULES = 600
 HEAVY = {"lightning", "monai", "matplotlib", "pandas", "torchmetrics", "jsonargparse", "tensorboard"}
-    "lightning",
-    "pytorch_lightning",
-    "monai",
-    "matplotlib",
-    "pandas",
-    "torchmetrics",
-    "jsonargparse",
-    "tensorboard",
-}
 
 
 def run(*arguments, **environment):
