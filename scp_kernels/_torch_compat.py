@@ -24,6 +24,7 @@ PRIVATE = {
     "torch.autograd._profiler_enabled": "a profiler is not seen, and every call goes by the dispatcher",
     "torch._C._are_functorch_transforms_active": "every call goes by an autograd.Function that transforms take",
     "torch._C._functorch.get_interpreter_stack": "as without _are_functorch_transforms_active",
+    "torch._C._current_graph_task_id": "a backward pass in a thread of autograd does not see the context around it",
     "torch._library.autograd.make_autograd_impl": "an operator called by itself takes a dual number for a constant",
     "torch._library.autograd.Info": "as without make_autograd_impl",
     "torch.autograd.forward_ad._current_level": "every tensor is asked for a tangent",
@@ -50,6 +51,7 @@ _raw_repr = _found["torch._C.DispatchKeySet.raw_repr"]
 _profiler_enabled = _found["torch.autograd._profiler_enabled"]
 _transforms_active = _found["torch._C._are_functorch_transforms_active"]
 _interpreter_stack = _found["torch._C._functorch.get_interpreter_stack"]
+_graph_task = _found["torch._C._current_graph_task_id"]
 _make_autograd_impl = _found["torch._library.autograd.make_autograd_impl"]
 _Info = _found["torch._library.autograd.Info"]
 
@@ -135,6 +137,11 @@ def transforms() -> set[str]:
     if _transforms_active is None or _interpreter_stack is None:
         return {"Grad"}
     return {interpreter.key().name for interpreter in _interpreter_stack()}
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass in this thread. Nothing public tells."""
+    return _graph_task is not None and _graph_task() >= 0
 
 
 def autograd_kernel(operator: Any, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> Any:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scp_kernels import dispatch, ops, reference
 from scp_kernels._torch_compat import needs_dispatcher
-from scp_kernels.checks import ArrayLike, check_features, check_position, check_tensors
+from scp_kernels.checks import ArrayLike, as_position_dims, check_features, check_position, check_tensors
 from scp_kernels.positions import identity_affine, position_matrix, whole_image_matrix, whole_image_matrix_on
 from scp_kernels.problem import Problem, problem_of
 from scp_kernels.reference import scp_reference
@@ -31,16 +31,20 @@ def scp(
 
     Args:
         features: X, ``[B, C, H, W]`` or ``[B, C, D, H, W]``; float64, float32, float16 or bfloat16, any strides.
-        phi: the six tensors ``(w1, b1, w2, b2, w3, b3)`` of Φ, shapes ``[h₁, 2d] [h₁] [h₂, h₁] [h₂] [N·C, h₂] [N·C]``;
-            weights may carry the trailing axes of 1×1 convolutions. Output ``n·C + c`` of Φ is ``W[n, c]``.
+        phi: the six tensors ``(w1, b1, w2, b2, w3, b3)`` of Φ, shapes ``[h₁, 2K] [h₁] [h₂, h₁] [h₂] [N·C, h₂] [N·C]``
+            for K ≥ d position axes; weights may carry the trailing axes of 1×1 convolutions. Output ``n·C + c`` of Φ is
+            ``W[n, c]``.
         residual: w_r, ``[N, C]`` (or a 1×1 convolution's weight); None: no residual, and N follows from ``w3``.
         bias: β, ``[N]``; None is the paper's form.
-        origin: ``[d]`` or ``[B, d]``: index in the full image of the map's first pixel, for a plain crop.
-        affine: ``[d, d + 1]`` or ``[B, d, d + 1]``: maps an index ``(i, j, 1)`` of the feature map to its index in the
-            full image, for crops, flips, rotations and scalings. Not differentiable. Excludes ``origin``.
-        extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size, also where
+        origin: ``[K]`` or ``[B, K]``: index in the full image of the map's first pixel, for a plain crop. With K > d
+            the last d axes run with the map's own: a slice k of a volume, cropped at (i₀, j₀), has ``(k, i₀, j₀)``.
+        affine: ``[K, d + 1]`` or ``[B, K, d + 1]``: maps an index ``(i, j, 1)`` of the feature map to its index in the
+            full image, for crops, flips, rotations and scalings, or to its position in any other frame. Not
+            differentiable. Excludes ``origin``.
+        extent: ``[K]`` or ``[B, K]``: size of the full image in pixels; None: the feature map's own size, also where
             ``origin`` is given: for a crop, give both. On a GPU, positions given as numbers or as tensors of the host
             are copied, which waits for the device and cannot be captured in a graph; give tensors that lie there.
+            With K > d nothing has a default: ``extent`` is given, and ``affine`` or ``origin``.
         position: ``"pixels"`` (eq. 5 as printed) or ``"centered"`` (``2·S/extent − 1``, better conditioned to train).
         backend: ``"auto"`` (the fastest that can run; the reference for forward-mode derivatives and for ONNX), or
             ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
@@ -56,7 +60,7 @@ def scp(
     """
     phi, residual = check_tensors(features, phi, residual, bias)
     sizes = extent
-    affine, extent = check_position(features, origin, affine, extent, position)
+    affine, extent = check_position(features, origin, affine, extent, position, phi[0].shape[1] // 2)
     tensors = [t for t in (features, *phi, residual, bias, affine, extent) if t is not None]
     through_dispatcher = needs_dispatcher(tensors)
     if extent is not None and not (through_dispatcher and needs_dispatcher((extent,))):
@@ -82,14 +86,16 @@ def pixel_positions(
     affine: ArrayLike | None = None,
     extent: ArrayLike | None = None,
     position: str = "pixels",
+    position_dims: int | None = None,
 ) -> Tensor:
-    """The position S of every pixel (paper, eq. 5), ``[1 or B, 2d, *spatial]``: what Φ is evaluated at.
+    """The position S of every pixel (paper, eq. 5), ``[1 or B, 2K, *spatial]``: what Φ is evaluated at.
 
     For networks that take positions as channels, and for pictures; the operator itself never makes this tensor.
 
     Args:
         features: gives the batch size, the spatial shape and the device: a feature map, or an image.
         origin, affine, extent, position: as in :func:`scp`.
+        position_dims: K; None: as many as the features have spatial axes.
 
     Returns:
         float64 (float32 on MPS), with a first axis of B only where positions are given per sample.
@@ -100,8 +106,9 @@ def pixel_positions(
     check_features(features)
     if features.ndim not in (4, 5):
         raise ValueError(f"features: expected [B, C, H, W] or [B, C, D, H, W], got shape {list(features.shape)}")
+    position_dims = as_position_dims(position_dims, features.ndim - 2)
     sizes = extent
-    affine, extent = check_position(features, origin, affine, extent, position)
+    affine, extent = check_position(features, origin, affine, extent, position, position_dims)
     if extent is not None and not needs_dispatcher((extent,)):
         _check_extent(sizes)
     shape = features.shape[2:]

@@ -276,7 +276,7 @@ def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 def _fold_matrix(matrix: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
-    """The position matrices of the folded batch: one for all where there was one, else one a sample."""
+    """The position matrices of the folded batch: one for all where there was one, else one per sample."""
     if dim is None:
         return matrix if matrix.ndim == 2 else _fold(matrix, None, size)
     matrix = matrix.movedim(dim, 0)
@@ -333,7 +333,7 @@ def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tupl
 
 
 def _flops(features: Sequence[int], w1: Sequence[int], w2: Sequence[int], residual: Sequence[int], m: Sequence[int]):
-    """Nominal FLOPs (two a multiply-add) of a forward, from shapes; Φ counts once a pixel, whatever the batch."""
+    """Nominal FLOPs (two per multiply-add) of a forward, from shapes; Φ counts once per pixel, whatever the batch."""
     pixels = 1
     for size in features[2:]:
         pixels *= size

@@ -22,12 +22,13 @@ def position_matrix(affine: Tensor, extent: Tensor, position: str) -> Tensor:
     """P with ``S = P · (index, 1)``: eq. 5 of the paper at ``p = affine · (index, 1)``.
 
     Args:
-        affine: ``[..., d, d + 1]``, maps an index of the feature map to its index in the full image.
-        extent: ``[..., d]``, size of the full image in pixels.
+        affine: ``[..., K, d + 1]``, maps an index of the feature map to its position: K = d indices in the full image,
+            or more axes than the map has.
+        extent: ``[..., K]``, size of the full image in pixels, or of the space that positions lie in.
         position: ``"pixels"`` (S as printed) or ``"centered"`` (``2·S/extent − 1``).
 
     Returns:
-        ``[..., 2d, d + 1]``: the distances to the leading borders, then to the trailing ones.
+        ``[..., 2K, d + 1]``: the distances to the leading borders, then to the trailing ones.
     """
     batch_shape = torch.broadcast_shapes(affine.shape[:-2], extent.shape[:-1])
     affine = affine.expand(*batch_shape, *affine.shape[-2:])
@@ -70,7 +71,7 @@ _on_devices: dict[tuple[torch.device, tuple[int, ...], str], Tensor] = {}
 def whole_image_matrix_on(device: torch.device, spatial_shape: tuple[int, ...], position: str) -> Tensor | None:
     """:func:`whole_image_matrix` on another device: copied there once, where a dozen launches would make it each time.
 
-    It is kept for good (half a kilobyte a shape), since a captured graph may read it. None where a graph is being
+    It is kept for good (half a kilobyte per shape), since a captured graph may read it. None where a graph is being
     captured before the first plain call: a copy from the host cannot be.
     """
     key = (device, spatial_shape, position)
@@ -91,14 +92,21 @@ def identity_affine(spatial_dims: int, device: torch.device) -> Tensor:
     return torch.eye(spatial_dims, spatial_dims + 1, dtype=position_dtype(device), device=device)
 
 
+def origin_affine(origin: Tensor, spatial_dims: int) -> Tensor:
+    """``[..., K, d + 1]``: first pixel at ``origin`` ``[..., K]``, the map's axes along the last d of the K."""
+    position_dims = origin.shape[-1]
+    axes = torch.eye(position_dims, dtype=origin.dtype, device=origin.device)[:, position_dims - spatial_dims :]
+    return torch.cat([axes.expand(*origin.shape[:-1], *axes.shape), origin.unsqueeze(-1)], dim=-1)
+
+
 def first_layer_coefficients(weight: Tensor, bias: Tensor, matrix: Tensor) -> Tensor:
     """Coefficients ``[G, h₁, d + 1]`` (float64) of the first layer as an affine function of the pixel index.
 
     The pre-activation of unit u at (i, j) is ``c[u, 0]·i + c[u, 1]·j + c[u, 2]``.
 
     Args:
-        weight, bias: first layer of Φ, ``[h₁, 2d]`` and ``[h₁]``.
-        matrix: P from :func:`position_matrix`, ``[2d, d + 1]`` or ``[G, 2d, d + 1]``.
+        weight, bias: first layer of Φ, ``[h₁, 2K]`` and ``[h₁]``.
+        matrix: P from :func:`position_matrix`, ``[2K, d + 1]`` or ``[G, 2K, d + 1]``.
     """
     coefficients = weight.to(matrix.dtype) @ matrix  # [G, h₁, d + 1], or without G
     coefficients[..., -1].add_(bias)
@@ -106,11 +114,11 @@ def first_layer_coefficients(weight: Tensor, bias: Tensor, matrix: Tensor) -> Te
 
 
 def first_layer_gradients(gradient: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Adjoint of :func:`first_layer_coefficients`: gradients ``[h₁, 2d]`` and ``[h₁]`` of weight and bias.
+    """Adjoint of :func:`first_layer_coefficients`: gradients ``[h₁, 2K]`` and ``[h₁]`` of weight and bias.
 
     Args:
         gradient: ``[G, h₁, d + 1]``, the moments Σ g·(i, j, 1) of the pre-activations' gradients g.
-        matrix: P, ``[2d, d + 1]`` or ``[G, 2d, d + 1]``.
+        matrix: P, ``[2K, d + 1]`` or ``[G, 2K, d + 1]``.
     """
     if matrix.ndim == 2:
         (gradient,) = gradient

@@ -42,6 +42,8 @@ using scp::common::size_fault;
 int run(const scp_call* call, bool backward, char* message, int64_t size) {
   if (call == nullptr) return fail(message, size, SCP_BAD_ARGUMENT, "call: expected one");
   if (const char* what = size_fault(*call)) return fail(message, size, SCP_BAD_ARGUMENT, what);
+  if (call->position_dims < call->spatial_dims || call->position_dims > scp::common::kMostUnits)
+    return fail(message, size, SCP_BAD_ARGUMENT, "position_dims: expected between spatial_dims and 2^25");
   if (call->w1 == nullptr || call->b1 == nullptr || call->positions == nullptr)
     return fail(message, size, SCP_BAD_ARGUMENT, "w1, b1, positions: expected data");
   if (backward && (call->grad_w1 == nullptr) != (call->grad_b1 == nullptr))

@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 /* Raised with every incompatible change of what is declared here; the loader refuses another number. */
-#define SCP_ABI_VERSION 5
+#define SCP_ABI_VERSION 6
 
 enum scp_dtype { SCP_FLOAT64 = 0, SCP_FLOAT32 = 1, SCP_FLOAT16 = 2, SCP_BFLOAT16 = 3 };
 
@@ -36,7 +36,8 @@ struct scp_tensor {
 
 /* One call, forward or backward. Matrices are contiguous and of compute_dtype unless said otherwise. */
 struct scp_call {
-  int32_t spatial_dims;  /* 2 or 3 */
+  int32_t spatial_dims;  /* d, 2 or 3 */
+  int32_t position_dims; /* K >= d, axes of positions; CPU only: what CUDA reads does not depend on it */
   int32_t dtype;         /* scp_dtype of features, logits and their gradients */
   int32_t compute_dtype; /* SCP_FLOAT32 or SCP_FLOAT64 */
   int32_t threads;
@@ -50,9 +51,9 @@ struct scp_call {
   struct scp_tensor grad_features; /* backward: gX, written; null data if not wanted */
 
   /* The first layer. The CPU backend reads it as it is, the CUDA backend as an affine function of the index. */
-  const void* w1;             /* CPU: [h1, 2d] */
+  const void* w1;             /* CPU: [h1, 2K] */
   const void* b1;             /* CPU: [h1] */
-  const double* positions;    /* CPU: P [G, 2d, d + 1], positions are P . (index, 1) */
+  const double* positions;    /* CPU: P [G, 2K, d + 1], positions are P . (index, 1) */
   const double* coefficients; /* CUDA: [G, h1, d + 1]: pre-activation = sum over axes c[axis]*index[axis] + c[d] */
   const void* w2;             /* [h2, h1] */
   const void* b2;             /* [h2] */
@@ -130,7 +131,9 @@ SCP_EXPORT int scp_cuda_driver(int32_t* driver, int32_t* built_with);
 /* What a call needs and how it is launched; a backward is for the gradients that are not null. */
 struct scp_cuda_requirements {
   int64_t workspace_bytes;
-  int64_t shared_apply, shared_parameters; /* bytes of shared memory per block, of the two large kernels */
+  /* Bytes of shared memory per block, of the large kernels; FoldSupertiles: 0 if it is not launched. */
+  int64_t shared_apply, shared_parameters, shared_supertiles;
+  int64_t windows;                         /* of supertiles, each a launch of FoldSupertiles */
   int64_t blocks_apply, blocks_parameters; /* blocks per launch */
   int64_t chunks;                          /* of work items, each a launch of ParameterGradients and one of Collect */
   int64_t unstable_capacity; /* unstable units of layer 1 that a tile has room for: with more it is an overflow tile */

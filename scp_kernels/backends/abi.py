@@ -35,7 +35,7 @@ class Call(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_int32)
-            for name in ("spatial_dims", "dtype", "compute_dtype", "threads", "isa_target", "method")
+            for name in ("spatial_dims", "position_dims", "dtype", "compute_dtype", "threads", "isa_target", "method")
         ),
         *((name, ctypes.c_int64) for name in ("batch", "groups", "channels", "classes", "hidden1", "hidden2")),
         ("size", ctypes.c_int64 * 3),
@@ -67,6 +67,7 @@ def sizes(problem: Problem) -> Call:
 def _sizes(problem: Problem) -> Call:
     return Call(
         spatial_dims=problem.spatial_dims,
+        position_dims=problem.position_dims,
         dtype=DTYPES[problem.dtype],
         compute_dtype=DTYPES[problem.compute_dtype],
         batch=problem.batch,

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 """The number in ``csrc/include/scp.h``; a library that reports another one is refused."""
 
 PACKAGE = "scp_kernels_native"

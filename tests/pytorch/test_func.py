@@ -34,11 +34,11 @@ class Twins:
 
     def agree(self, function, tolerance: dict[torch.dtype, float]) -> None:
         """``function(head, features)`` gives a tensor, or a dict of them."""
-        found, expected = function(self.head, self.features), function(self.truth, self.features.double())
-        if isinstance(found, Tensor):
-            found, expected = {"": found}, {"": expected}
-        assert found.keys() == expected.keys()
-        for name, tensor in found.items():
+        results, expected = function(self.head, self.features), function(self.truth, self.features.double())
+        if isinstance(results, Tensor):
+            results, expected = {"": results}, {"": expected}
+        assert results.keys() == expected.keys()
+        for name, tensor in results.items():
             assert tensor.dtype == torch.float32
             assert relative_error(tensor, expected[name]) <= tolerance[torch.float32], name
 

@@ -46,6 +46,7 @@ COMPILED = [  # every architecture once, and every thing that makes another kern
     (120, {}, False),
     (86, ODD, False),
     (89, {"dtype": torch.bfloat16}, True),
+    (75, {"extra_position_dims": 1, "groups": 14}, False),
     (100, {"channels": 16, "hidden": (128, 128), "spatial_shape": (32, 96, 96)}, False),
 ]
 

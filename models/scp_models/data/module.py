@@ -7,6 +7,7 @@ import lightning as L
 import torch.distributed
 from torch.utils.data import DistributedSampler
 
+from scp_models.data.duplicates import describe_duplicates
 from scp_models.data.find import find_subjects
 from scp_models.data.foreground import describe_crop
 from scp_models.data.sampling import SAMPLINGS, SliceSampler, SubjectSampler
@@ -152,6 +153,8 @@ class SegmentationDataModule(L.LightningDataModule):
                 )
             for subject in track(missing, description="Preprocessing", transient=True):
                 self.cache.prepare(subject)
+        for line in describe_duplicates(subjects):
+            note(line)
         known = {subject.name: self.cache.about(subject) for subject in wanted}
         # What was noted when the cache was filled holds for this training too.
         for about in known.values():

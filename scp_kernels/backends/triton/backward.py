@@ -139,23 +139,24 @@ def add_to(pointer, value, mask):
 
 @triton.jit
 def add_moments(
-    # Where to add [2d + 1] per unit, the units' moments, and which units there are
+    # Where to add [2K + 1] per unit, the units' moments, and which units there are
     target, moment_0, moment_i, moment_j, mask,
     # The position matrices, and the tile
     matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride,
-    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, SUM_TILES: tl.constexpr,
+    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    SUM_TILES: tl.constexpr,
 ):  # fmt: skip
-    """Adds the gradients of w₁ (2d columns of ``target``) and b₁ (one): Σ g·S and Σ g of the units' gradients g.
+    """Adds the gradients of w₁ (2K columns of ``target``) and b₁ (one): Σ g·S and Σ g of the units' gradients g.
 
     Moments Σ g, Σ g·di, Σ g·dj are about the centre of the tile; absolute positions are float64. With a block
     of tiles ``[tiles, 1]`` the moments are ``[tiles, units]``, and are summed over tiles here.
     """
     moment_0 = moment_0.to(tl.float64)
-    for m in tl.static_range(2 * DIMS):
+    for m in tl.static_range(2 * POSITION_DIMS):
         s, s_i, s_j = position(matrix, m, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W)
         gradient = moment_0 * s + moment_i.to(tl.float64) * s_i + moment_j.to(tl.float64) * s_j
         add_to(target + m, tl.sum(gradient, 0) if SUM_TILES else gradient, mask)
-    add_to(target + 2 * DIMS, tl.sum(moment_0, 0) if SUM_TILES else moment_0, mask)
+    add_to(target + 2 * POSITION_DIMS, tl.sum(moment_0, 0) if SUM_TILES else moment_0, mask)
 
 
 @triton.jit
@@ -164,12 +165,12 @@ def unstable_units_backward(
     gz, k,
     # The tile's unstable units: (c, a, b) [3, h₁], numbers, how many
     lines, units, count,
-    # Layer 2 [h₁, h₂]; added to: its gradient, and that of layer 1 [h₁, 2d + 1]
+    # Layer 2 [h₁, h₂]; added to: its gradient, and that of layer 1 [h₁, 2K + 1]
     w2t, grad_w2t, moments,
     h1, h2,
     # The position matrices, and the tile
     matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride,
-    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
 ):  # fmt: skip
     """From ``gz`` ``[P, BLOCK_H2]`` to the gradients of w₂, w₁ and b₁ in a tile's unstable units, one by one.
 
@@ -190,8 +191,8 @@ def unstable_units_backward(
         add_to(grad_w2t + u * h2 + k, c * v_0 + a * v_i + b * v_j, k_ok)
         w = tl.load(w2t + u * h2 + k, mask=k_ok, other=0.0)
         add_moments(
-            moments + u * (2 * DIMS + 1), tl.sum(w * v_0, 0), tl.sum(w * v_i, 0), tl.sum(w * v_j, 0), True,
-            matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W, False,
+            moments + u * (2 * POSITION_DIMS + 1), tl.sum(w * v_0, 0), tl.sum(w * v_i, 0), tl.sum(w * v_j, 0), True,
+            matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride, DIMS, POSITION_DIMS, TILE_H, TILE_W, False,
         )  # fmt: skip
 
 
@@ -212,8 +213,8 @@ def scp_bwd_parameters_kernel(
     g_stride_b, g_stride_n, g_stride_d, g_stride_h, g_stride_w,
     x_stride_b, x_stride_c, x_stride_d, x_stride_h, x_stride_w,
     # The launch's configuration
-    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    BLOCK_H2: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums over each slab's tiles of all gradients but the part that active units of layer 1 have in w₂, w₁, b₁.
 
@@ -221,7 +222,7 @@ def scp_bwd_parameters_kernel(
     kernels of ``fold_backward`` go on from there. Grid: (slabs, blocks of layer 2).
 
     ``partials`` is ``[slabs, h₁·h₂ + h₂ + N·C·h₂ + N·C]``, of the gradients of w₂ᵀ, b₂, w₃, b₃: a program adds to the
-    columns of its units k (and the first of a slab to b₃). ``moments`` is float64 ``[slabs, blocks, h₁, 2d + 1]``, of
+    columns of its units k (and the first of a slab to b₃). ``moments`` is float64 ``[slabs, blocks, h₁, 2K + 1]``, of
     those of w₁ and b₁. Both come zeroed.
     """
     dtype: tl.constexpr = w2t.dtype.element_ty
@@ -234,7 +235,7 @@ def scp_bwd_parameters_kernel(
     grad_b2 = grad_w2t + h1 * h2
     grad_w3 = grad_b2 + h2
     grad_b3 = grad_w3 + outputs * h2
-    moments += (slab.to(tl.int64) * tl.num_programs(1) + block) * h1 * (2 * DIMS + 1)
+    moments += (slab.to(tl.int64) * tl.num_programs(1) + block) * h1 * (2 * POSITION_DIMS + 1)
     q = tl.arange(0, BLOCK_N * BLOCK_C)
     di, dj = tile_offsets(dtype, TILE_H, TILE_W)
     start = slab * tiles_per_slab
@@ -288,7 +289,7 @@ def scp_bwd_parameters_kernel(
         add_to(grad_b2 + k, gz_0, k_ok)
         unstable_units_backward(
             gz, k, lines + local * 3 * h1, units + local * h1, count, w2t, grad_w2t, moments, h1, h2,
-            matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W,
+            matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride, DIMS, POSITION_DIMS, TILE_H, TILE_W,
         )  # fmt: skip
         # A load need not have the layout of the store before it: the next tile may read what another thread wrote.
         tl.debug_barrier()

@@ -14,13 +14,13 @@ CLASSIFY_SIZES = ("first_tile", "tiles_per_map", "h1", "tiles_h", "tiles_w", "ma
 
 @triton.jit(do_not_specialize=CLASSIFY_SIZES)
 def scp_classify_fwd_kernel(
-    # Layer 1 [h₁, 2d], [h₁], and the position matrices [G, 2d, d + 1]
+    # Layer 1 [h₁, 2K], [h₁], and the position matrices [G, 2K, d + 1]
     w1, b1, matrix,
     # Written, per tile: active units' (c, a, b) [tiles, 3, h₁]; unstable units' [tiles, 3, h₁], numbers, count
     active, lines, units, counts,
     # Sizes
     first_tile, tiles_per_map, h1, tiles_h, tiles_w, matrix_stride,
-    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK: tl.constexpr,
+    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Which units of layer 1 are active, and which are unstable, on a tile. Grid: (tiles,).
 
@@ -43,8 +43,8 @@ def scp_classify_fwd_kernel(
         centre = tl.load(b1 + u, mask=inside, other=0.0).to(tl.float64)
         slope_i = tl.zeros([BLOCK], tl.float64)
         slope_j = tl.zeros([BLOCK], tl.float64)
-        for m in tl.static_range(2 * DIMS):
-            w = tl.load(w1 + u * (2 * DIMS) + m, mask=inside, other=0.0).to(tl.float64)
+        for m in tl.static_range(2 * POSITION_DIMS):
+            w = tl.load(w1 + u * (2 * POSITION_DIMS) + m, mask=inside, other=0.0).to(tl.float64)
             s, s_i, s_j = position(
                 matrix, m, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W
             )

@@ -34,8 +34,8 @@ def macs(item: Launch) -> int | Tensor:
     """
     sizes = item.arguments
     h1 = sizes["h1"]
-    if item.kernel is scp_classify_fwd_kernel:  # the centre and two slopes, from the position's 2d entries
-        return item.grid[0] * _padded(h1, sizes["BLOCK"]) * 3 * 2 * sizes["DIMS"]
+    if item.kernel is scp_classify_fwd_kernel:  # the centre and two slopes, from the position's 2K entries
+        return item.grid[0] * _padded(h1, sizes["BLOCK"]) * 3 * 2 * sizes["POSITION_DIMS"]
     if item.kernel is scp_fold_fwd_kernel:
         rows, columns = item.grid[0] * sizes["BLOCK_ROWS"], item.grid[1] * sizes["BLOCK_H2"]
         return rows * columns * _padded(h1, sizes["BLOCK_H1"])
@@ -46,7 +46,7 @@ def macs(item: Launch) -> int | Tensor:
         return units * blocks * sizes["BLOCK_ROWS"]
     if item.kernel is scp_fold_bwd_w1_kernel:
         lines = item.grid[0] * sizes["BLOCK_TILES"] * item.grid[1] * sizes["BLOCK_H1"]
-        return lines * 3 * (_padded(sizes["h2"], sizes["BLOCK_H2"]) + 2 * sizes["DIMS"])
+        return lines * 3 * (_padded(sizes["h2"], sizes["BLOCK_H2"]) + 2 * sizes["POSITION_DIMS"])
     return _on_pixels(item)
 
 
@@ -64,5 +64,5 @@ def _on_pixels(item: Launch) -> Tensor:
     parts = triton.cdiv(sizes["classes"], sizes["BLOCK_N"]) * triton.cdiv(sizes["channels"], sizes["BLOCK_C"])
     products = parts * 2 * pixels * h2 * outputs  # the gradients of w₃ and of relu(z)
     # backward.unstable_units_backward: two moments, the row of w₂, three sums, and absolute moments.
-    gradient = unstable * (2 * pixels * h2 + 3 * h2 + 3 * h2 + line + 3 * 2 * sizes["DIMS"] * blocks)
+    gradient = unstable * (2 * pixels * h2 + 3 * h2 + 3 * h2 + line + 3 * 2 * sizes["POSITION_DIMS"] * blocks)
     return second_layer + tiles * (products + 2 * pixels * h2) + gradient

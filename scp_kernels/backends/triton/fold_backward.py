@@ -47,11 +47,11 @@ def scp_fold_bwd_w1_kernel(
     active, grad_folded,
     # Layer 2 [h₂, h₁], and the position matrices
     w2, matrix,
-    # Added to: float64 [blocks of tiles, h₁, 2d + 1]
+    # Added to: float64 [blocks of tiles, h₁, 2K + 1]
     moments,
     # Sizes
     first_tile, tiles, tiles_per_map, tiles_h, tiles_w, matrix_stride, h1, h2,
-    DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
     BLOCK_TILES: tl.constexpr, BLOCK_H1: tl.constexpr, BLOCK_H2: tl.constexpr,
 ):  # fmt: skip
     """Gradients of w₁ and b₁: those of a unit's line, ``Σ_k w₂[k, u]·grad_folded[tile, :, k]`` where it is active.
@@ -80,9 +80,9 @@ def scp_fold_bwd_w1_kernel(
     is_active = tl.load(active + local[:, None] * (3 * h1) + u[None, :], mask=mask, other=0.0) > 0
     # Tiles past the last take the place of the last: their moments are 0, and a map to read must exist.
     tile = tl.minimum(local, tiles - 1).to(tl.int64)[:, None] + first_tile
-    target = moments + (tl.program_id(0).to(tl.int64) * h1 + u) * (2 * DIMS + 1)
+    target = moments + (tl.program_id(0).to(tl.int64) * h1 + u) * (2 * POSITION_DIMS + 1)
     add_moments(
         target, tl.where(is_active, moment_0, 0.0), tl.where(is_active, moment_i, 0.0),
         tl.where(is_active, moment_j, 0.0), u_ok,
-        matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride, DIMS, TILE_H, TILE_W, True,
+        matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride, DIMS, POSITION_DIMS, TILE_H, TILE_W, True,
     )  # fmt: skip

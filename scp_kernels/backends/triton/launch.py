@@ -238,7 +238,7 @@ def _parameters(call: _Backward, configuration: Configuration, tiles: FoldedTile
     h1, h2 = problem.hidden
     outputs = problem.num_classes * problem.channels
     sizes = (h1 * h2, h2, outputs * h2, outputs)
-    width = 2 * problem.spatial_dims + 1  # columns of w₁, and b₁
+    width = 2 * problem.position_dims + 1  # columns of w₁, and b₁
     dtype, device = problem.compute_dtype, features.device
     blocks = triton.cdiv(h2, configuration.block_h2)
     slab_bytes = sum(sizes) * dtype.itemsize + blocks * h1 * width * torch.float64.itemsize

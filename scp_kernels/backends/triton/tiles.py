@@ -37,8 +37,9 @@ class FoldedTiles:
         }
         self.positions = {
             "matrix": self.matrix,
-            "matrix_stride": 0 if matrix.ndim == 2 else 2 * problem.spatial_dims * (problem.spatial_dims + 1),
+            "matrix_stride": 0 if matrix.ndim == 2 else 2 * problem.position_dims * (problem.spatial_dims + 1),
             "DIMS": problem.spatial_dims,
+            "POSITION_DIMS": problem.position_dims,
         }
         self._phi, self.w2t, self._hidden = phi, w2t, problem.hidden
         device, dtype = matrix.device, problem.compute_dtype
