@@ -238,7 +238,8 @@ class FusedSCP(nn.Module):
         ``origin`` without ``extent`` places the map in a full image of the map's own size: for a crop, give both. With
         more position axes than spatial ones, ``extent`` has no default, nor has ``affine``.
         """
-        check_features(features)
+        if not isinstance(features, Tensor):
+            check_features(features)  # which raises; scp asks the rest of it
         if features.ndim - 2 != self.spatial_dims:
             raise ValueError(
                 f"features: expected {self.spatial_dims + 2} axes for spatial_dims={self.spatial_dims}, "

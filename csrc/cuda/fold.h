@@ -22,8 +22,6 @@ constexpr int kPanel = 32;
 constexpr int kPanelStride = kPanel + 4;
 // Columns whose z a thread holds at a time.
 constexpr int kColumns = 8;
-// Threads that list units; each has a range of them.
-constexpr int kCompactionThreads = 32;
 
 // Numbers of units: in shared memory, where they take no registers. Lists have inherited units first, which are active
 // on the parent's box and folded there already; they count as active.
@@ -65,7 +63,7 @@ struct FoldMemory {
   Folded* folded;
   T* outputs;        // [kPanel, kOutputStride]: a panel of W3
   int* offset;       // [K]: which output of Phi, -1 for none
-  int* counts;       // [2, kCompactionThreads]
+  int* counts;       // [2, kWarps]
   T* line;           // [h1, 4]: value about the centre and slopes of the listed units of layer 1
   T* chord;          // [unstable_capacity, 2]: scale and slack of the unstable ones
   T* x;              // [A, h2]: affine rows of z
@@ -83,7 +81,7 @@ struct FoldMemory {
     folded = allocator.allocate<Folded>(1);
     outputs = allocator.allocate<T>(kPanel * kOutputStride);
     offset = allocator.allocate<int>(K);
-    counts = allocator.allocate<int>(2 * kCompactionThreads);
+    counts = allocator.allocate<int>(2 * kWarps);
     line = allocator.allocate<T>(int64_t(h1) * 4);
     chord = allocator.allocate<T>(int64_t(most) * 2);
     x = allocator.allocate<T>(int64_t(A) * h2);
@@ -98,30 +96,41 @@ struct FoldMemory {
   }
 };
 
-// Lists the active units, then the unstable ones, each in ascending order, by their places in `classes`.
+// Lists the active units, then the unstable ones, each in ascending order, by their places in `classes`. A warp has a
+// range of neighbours: it counts them, and when all warps have, each lane knows its places from the lanes and warps
+// before it.
 template <class Block>
 SCP_DEVICE void list_units(Block& block, const uint8_t* classes, int n, uint16_t* list, int* counts, int& active,
                            int& unstable) {
-  const int t = block.thread(), length = (n + kCompactionThreads - 1) / kCompactionThreads;
-  const int first = t * length < n ? t * length : n, end = first + length < n ? first + length : n;
-  if (t < kCompactionThreads) {
-    int active_here = 0, unstable_here = 0;
-    for (int i = first; i < end; ++i) active_here += classes[i] == kActive, unstable_here += classes[i] == kUnstable;
-    counts[t] = active_here, counts[kCompactionThreads + t] = unstable_here;
+  const int t = block.thread(), warp = t / kWarp, lane = t % kWarp;
+  const int length = (n + kThreads - 1) / kThreads * kWarp;
+  const int first = warp * length, end = first + length < n ? first + length : n;
+  const auto class_of = [&](int i) { return i < end ? classes[i] : uint8_t(kInactive); };
+  int active_here = 0, unstable_here = 0;
+  SCP_NO_UNROLL
+  for (int start = first; start < end; start += kWarp) {
+    const uint8_t unit_class = class_of(start + lane);
+    active_here += population(block.ballot(unit_class == kActive));
+    unstable_here += population(block.ballot(unit_class == kUnstable));
   }
+  if (lane == 0) counts[warp] = active_here, counts[kWarps + warp] = unstable_here;
   block.sync();
   int active_to = 0, unstable_to = 0;
   active = unstable = 0;
-  for (int s = 0; s < kCompactionThreads; ++s) {
-    if (s == t) active_to = active, unstable_to = unstable;
-    active += counts[s], unstable += counts[kCompactionThreads + s];
+  SCP_UNROLL
+  for (int w = 0; w < kWarps; ++w) {
+    if (w == warp) active_to = active, unstable_to = unstable;
+    active += counts[w], unstable += counts[kWarps + w];
   }
-  if (t < kCompactionThreads) {
-    unstable_to += active;
-    for (int i = first; i < end; ++i) {
-      if (classes[i] == kActive) list[active_to++] = uint16_t(i);
-      if (classes[i] == kUnstable) list[unstable_to++] = uint16_t(i);
-    }
+  unstable_to += active;
+  const uint32_t lanes_before = (uint32_t(1) << lane) - 1;
+  SCP_NO_UNROLL
+  for (int start = first; start < end; start += kWarp) {
+    const uint8_t unit_class = class_of(start + lane);
+    const uint32_t actives = block.ballot(unit_class == kActive), unstables = block.ballot(unit_class == kUnstable);
+    if (unit_class == kActive) list[active_to + population(actives & lanes_before)] = uint16_t(start + lane);
+    if (unit_class == kUnstable) list[unstable_to + population(unstables & lanes_before)] = uint16_t(start + lane);
+    active_to += population(actives), unstable_to += population(unstables);
   }
   block.sync();
 }

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
 
 app = typer.Typer(
     name="scp-models",
@@ -22,6 +23,7 @@ app = typer.Typer(
 
 Split = Literal["training", "validation", "test", "all"]
 Layout = Annotated[str, typer.Option(help="Layout of the data: auto, wmh, lits, datalist or nnunet.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first subject that cannot be read.")]
 Threshold = Annotated[
     float | None, typer.Option(help="Of probabilities; by default the checkpoint's, or 0.5.", min=0, max=1)
 ]
@@ -38,6 +40,18 @@ def command(function: Callable[[Any], None]) -> Callable[..., None]:
     run.__signature__ = signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = options.__init__.__annotations__
     return app.command()(run)
+
+
+def _report(message: str) -> None:
+    typer.echo("error: " + " ".join(message.split()), err=True)
+
+
+def _finish(failures: Failures, total: int) -> None:
+    """Exit code 2, and who was skipped, if not everything went well."""
+    if failures.messages:
+        if total > 1:
+            typer.echo(failures.summary(total), err=True)
+        raise typer.Exit(2)
 
 
 def _version(value: bool) -> None:
@@ -105,6 +119,8 @@ class EvaluateOptions:
         typer.Option(help="Of references that lie elsewhere than their images: header or image counts; auto measures."),
     ] = None
 
+    fail_fast: FailFast = False
+
     def check(self) -> None:
         """Refuse what contradicts itself, before anything is read."""
         if self.data is None:
@@ -146,14 +162,19 @@ def evaluate(options: EvaluateOptions) -> None:
         masks, subjects = masks_of_files(options.predictions, data, description, options.threshold)
     ensure_writable(options.out)
     shown = track(subjects, "Evaluating", transient=True)
-    rows = list(scores_of(masks, shown, options.connectivity))  # type: ignore[arg-type]
-    about = {
+    failures = Failures(_report, fail_fast=options.fail_fast)
+    rows = scores_of(masks, shown, options.connectivity, failures)  # type: ignore[arg-type]
+    if not rows:
+        _finish(failures, len(subjects))
+    about: dict[str, Any] = {
         "of": str(options.checkpoint or options.predictions),
         "data": str(options.data),
         "split": options.split,
         "connectivity": options.connectivity,
         "threshold": masks.threshold,
     }
+    if failures.messages:
+        about["skipped"] = failures.messages
     summary = write_scores(rows, options.out, about)
     if not any(row["reference_lesions"] for row in rows):
         target = list(masks.reader.task.target)
@@ -161,7 +182,9 @@ def evaluate(options: EvaluateOptions) -> None:
             f"warning: {data.root}: no reference has the target label {target}: the scores say nothing", err=True
         )
     typer.echo(headline(summary))
-    typer.echo(options.out / "summary.json")
+    for name in ("scores.csv", "summary.json"):
+        typer.echo(options.out / name)
+    _finish(failures, len(subjects))
 
 
 @app.command()
@@ -197,6 +220,7 @@ class PredictOptions:
     probabilities: Annotated[bool, typer.Option(help="Write probabilities too.")] = False
     threshold: Threshold = None
     layout: Layout = "auto"
+    fail_fast: FailFast = False
 
 
 @command
@@ -214,8 +238,10 @@ def predict(options: PredictOptions) -> None:
     ensure_writable(options.out)
     predictor = Predictor(model, threshold=options.threshold)
     shown = track(subjects, "Predicting", transient=True)
-    for path in list(write_predictions(predictor, shown, options.out, options.probabilities)):
+    failures = Failures(_report, fail_fast=options.fail_fast)
+    for path in list(write_predictions(predictor, shown, options.out, options.probabilities, failures)):
         typer.echo(path)
+    _finish(failures, len(subjects))
 
 
 @app.command()
@@ -264,11 +290,14 @@ def n4(
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{volumes[-1]}: expected every file name once, got {doubled[0]!r} twice")
     ensure_writable(out)
+    if any((out / volume.name).resolve() == volume.resolve() for volume in volumes):
+        raise UserError(f"{out}: expected another folder than the volumes' own")
+    failures = Failures(_report)
     for volume in track(volumes, "Correcting", transient=True):
-        if (out / volume.name).resolve() == volume.resolve():
-            raise UserError(f"{out}: expected another folder than the volumes' own")
-        correct_file(volume, out / volume.name)
+        with failures.skip(volume.name):
+            correct_file(volume, out / volume.name)
     typer.echo(out)
+    _finish(failures, len(volumes))
 
 
 @app.command()
@@ -284,10 +313,14 @@ def demo(
 
 def main() -> None:
     """Entry point of the console command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Not every terminal's encoding has every character of a name or a table: better a "?" than a crash.
+            stream.reconfigure(errors="replace")
     try:
         app()
     except UserError as error:
-        typer.echo("error: " + " ".join(str(error).split()), err=True)
+        _report(str(error))
         sys.exit(2)
 
 

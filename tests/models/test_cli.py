@@ -213,8 +213,8 @@ def test_corrupt_image(run, root, checkpoint, tmp_path, content):
 def test_labels_outside_0_1_2(run, root, checkpoint, tmp_path):
     path = root / "training" / "Utrecht" / "0" / "wmh.nii.gz"
     save(path, np.full((20, 24, 6), 7, np.float32), np.eye(4))
-    result = run("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "out")
-    refused(result, str(path), "got also [7.0]")
+    arguments = ("--data", root, "--split", "all", "--out", tmp_path / "out", "--fail-fast")
+    refused(run("evaluate", checkpoint, *arguments), str(path), "got also [7.0]")
     assert nothing_left(tmp_path / "out")
 
 

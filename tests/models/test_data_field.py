@@ -145,17 +145,8 @@ def study(tmp_path_factory):
     checkpoint = folder / "run" / "checkpoints" / "last.ckpt"
     run("predict", checkpoint, folder / "data", "--out", folder / "out")
     run("evaluate", checkpoint, "--data", folder / "data", "--split", "all", "--out", folder / "scores")
-    run(
-        "evaluate",
-        "--predictions",
-        folder / "out",
-        "--data",
-        folder / "data",
-        "--split",
-        "all",
-        "--out",
-        folder / "again",
-    )
+    finished = ("--predictions", folder / "out", "--data", folder / "data")
+    run("evaluate", *finished, "--split", "all", "--out", folder / "again")
     return folder
 
 

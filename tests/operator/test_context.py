@@ -6,7 +6,7 @@ import copy
 import importlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -52,12 +52,10 @@ def test_threads_that_share_a_network_see_their_own_context(shared):
     def work(k):
         right = []
         for _ in range(20):
-            barrier.wait()
-            if not positions[k]:
+            with positioned(shared.network, **positions[k]) if positions[k] else nullcontext():
+                barrier.wait(10)  # all are inside
                 right.append(torch.equal(shared.call(), expected[k]))
-                continue
-            with positioned(shared.network, **positions[k]):
-                right.append(torch.equal(shared.call(), expected[k]))
+                barrier.wait(10)
         return all(right)
 
     with ThreadPoolExecutor(len(positions)) as pool:
@@ -295,13 +293,10 @@ def test_compiled_networks_of_threads_see_their_own_context(shared):
     def work(position, expected):
         right = []
         for _ in range(5):
-            barrier.wait()
-            if position:
-                with torch.no_grad(), positioned(compiled, **position):
-                    right.append(torch.allclose(compiled(shared.x), expected, atol=1e-5))
-            else:
-                with torch.no_grad():
-                    right.append(torch.allclose(compiled(shared.x), expected, atol=1e-5))
+            with torch.no_grad(), positioned(compiled, **position) if position else nullcontext():
+                barrier.wait(10)
+                right.append(torch.allclose(compiled(shared.x), expected, atol=1e-5))
+                barrier.wait(10)
         return all(right)
 
     with ThreadPoolExecutor(3) as pool:
@@ -325,6 +320,9 @@ def test_compiled_networks_refuse_tasks_and_generators(shared):
         asyncio.run(task())
     with pytest.raises(Exception, match="entered by an asyncio task or a generator"):
         next(generator())
+    assert torch.allclose(compiled(shared.x), shared.logits(), atol=1e-5)
+    compiled = torch.compile(shared.network, backend="aot_eager")  # the head runs outside of the graph
+    assert torch.allclose(asyncio.run(task()), shared.logits(**HERE), atol=1e-5)
     assert torch.allclose(compiled(shared.x), shared.logits(), atol=1e-5)
 
 

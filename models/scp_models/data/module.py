@@ -11,7 +11,7 @@ from scp_models.data.duplicates import describe_duplicates
 from scp_models.data.find import find_subjects
 from scp_models.data.foreground import describe_crop
 from scp_models.data.sampling import SAMPLINGS, SliceSampler, SubjectSampler
-from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir
+from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir, temporary_cache_dir
 from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import get_task, read_description
@@ -146,6 +146,11 @@ class SegmentationDataModule(L.LightningDataModule):
         missing = [s for s in wanted if not all(path.is_file() for path in self.cache.paths(s))]
         if missing:
             ensure_writable(self.cache.folder)
+            if self.cache.folder == temporary_cache_dir():
+                note(
+                    f"there is no home folder to write to: preprocessed slices are kept in {self.cache.folder} "
+                    "(--data.cache_dir or XDG_CACHE_HOME choose another folder)"
+                )
             for subject in track(missing, description="Preprocessing", transient=True):
                 self.cache.prepare(subject)
         for line in describe_duplicates(subjects):

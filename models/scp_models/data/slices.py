@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,24 @@ CACHE_VERSION = 2
 
 
 def default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scp_models"
+    """``$XDG_CACHE_HOME/scp_models``, else ``~/.cache/scp_models``, else :func:`temporary_cache_dir`: a container that
+    runs as another user has no home folder, or none that it may write to.
+    """
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "scp_models"
+    try:
+        folder = Path.home() / ".cache" / "scp_models"
+    except RuntimeError:  # no HOME, and no such user
+        return temporary_cache_dir()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    return folder if writable else temporary_cache_dir()
+
+
+def temporary_cache_dir() -> Path:
+    """This user's folder among the temporary files."""
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"scp_models-{user}"
 
 
 class SliceCache:

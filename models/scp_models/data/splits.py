@@ -75,7 +75,7 @@ def read_split(path: Path, subjects: Sequence[Subject]) -> dict[str, list[Subjec
         UserError: not such a file, an unknown subject, one that is in two parts or has no reference, an empty part.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         names = {part: [str(name) for name in content[part]] for part in PARTS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: expected a JSON object with the lists {', '.join(PARTS)} ({error})") from error

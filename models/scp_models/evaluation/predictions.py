@@ -24,21 +24,23 @@ class PredictionFiles:
     :mod:`scp_models.data.alignment`.
 
     Raises:
-        UserError: predictions are missing or unreadable, or hold something else.
+        UserError: predictions are missing, or some are labels and others probabilities.
     """
 
     def __init__(self, folder: Path, subjects: Sequence[Subject], task: Task, threshold: float = 0.5) -> None:
         self.reader = VolumeReader(task)
         self.threshold = threshold
         self._paths = _paths_of(folder, subjects)
-        self._content = _values_of(list(self._paths.values()))
+        self._content, self._unreadable = _content_of(folder, list(self._paths.values()))
 
     def mask_of(self, subject: Subject) -> tuple[NDArray[np.bool_], SourceGrid]:
         """The mask of one of the subjects, and the grid that it is in: the image's.
 
         Raises:
-            UserError: the prediction lies elsewhere than its image.
+            UserError: the prediction cannot be read, holds something else, or lies elsewhere than its image.
         """
+        if error := self._unreadable.get(self._paths[subject]):
+            raise error
         grid = self.reader.grid(subject)
         # LiTS's volumes 28 to 47 have an identity for an affine: it says nothing, and neither does one made from it.
         says_nothing = subject.label_affine == "image" and np.array_equal(grid.affine, np.eye(4))
@@ -69,23 +71,32 @@ def _paths_of(folder: Path, subjects: Sequence[Subject]) -> dict[Subject, Path]:
     return {subject: files[matches[subject.name]] for subject in subjects}
 
 
-def _values_of(paths: Sequence[Path]) -> str:
-    """What predictions hold: ``"mask"``, ``"labels"`` or ``"probabilities"``. One file alone may not show it: a label
-    map without a tumour looks like a mask.
+def _content_of(folder: Path, paths: Sequence[Path]) -> tuple[str, dict[Path, UserError]]:
+    """What predictions hold, ``"mask"``, ``"labels"`` or ``"probabilities"``, and those that cannot be read. One file
+    alone may not show it: a label map without a tumour looks like a mask.
     """
     values: set[float] = set()
+    unreadable: dict[Path, UserError] = {}
     for path in paths:
-        # A scaling slope in the header may leave labels a little beside their integers.
-        stored = np.unique(np.round(_open(path).read().astype(np.float64), 3))
-        if not np.isfinite(stored).all() or stored.min() < 0 or ((stored % 1).any() and stored.max() > 1):
-            raise UserError(f"{path}: expected labels, or probabilities from 0 to 1, got {_range(stored)}")
-        # Of probabilities there may be as many as voxels.
-        values |= {0.5} if (stored % 1).any() else {float(value) for value in stored}
+        try:
+            values |= _values_of(path)
+        except UserError as error:
+            unreadable[path] = error
     if any(value % 1 for value in values):
         if max(values) > 1:
-            raise UserError(f"{paths[0].parent}: expected all predictions as labels or all as probabilities, got both")
-        return "probabilities"
-    return "mask" if values <= {0.0, 1.0} or values in ({0.0, 255.0}, {0.0, 65535.0}) else "labels"
+            raise UserError(f"{folder}: expected all predictions as labels or all as probabilities, got both")
+        return "probabilities", unreadable
+    return "mask" if values <= {0.0, 1.0} or values in ({0.0, 255.0}, {0.0, 65535.0}) else "labels", unreadable
+
+
+def _values_of(path: Path) -> set[float]:
+    """The labels in a file, or 0.5 for probabilities, of which there may be as many as voxels."""
+    # A scaling slope in the header may leave labels a little beside their integers.
+    stored = np.unique(np.round(_open(path).read().astype(np.float64), 3))
+    fractions = bool((stored % 1).any())
+    if not np.isfinite(stored).all() or stored.min() < 0 or (fractions and stored.max() > 1):
+        raise UserError(f"{path}: expected labels, or probabilities from 0 to 1, got {_range(stored)}")
+    return {0.5} if fractions else {float(value) for value in stored}
 
 
 def _open(path: Path) -> VolumeFile:

@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scp_models.data.names import match_names
 from scp_models.data.preprocessing import SourceGrid, VolumeReader
 from scp_models.data.subjects import Subject
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
 from scp_models.evaluation.metrics import METRICS, Connectivity, subject_scores, summarise
 from scp_models.files import atomic_path
 
@@ -35,16 +35,29 @@ class MaskSource(Protocol):
 
 
 def evaluate(
-    source: MaskSource, subjects: Iterable[Subject], connectivity: Connectivity = 26
-) -> Iterator[SubjectScores]:
-    """The scores of each subject, in turn.
+    source: MaskSource,
+    subjects: Iterable[Subject],
+    connectivity: Connectivity = 26,
+    failures: Failures | None = None,
+) -> list[SubjectScores]:
+    """The scores of each subject.
+
+    Args:
+        source: of the masks.
+        subjects: who are scored.
+        connectivity: of lesions.
+        failures: takes subjects who cannot be read, and leaves them out; None: the first one is an error.
 
     Raises:
         UserError: an image, a mask or a reference cannot be read.
     """
+    failures = failures or Failures(fail_fast=True)
+    rows = []
     for subject in subjects:
-        mask, grid = source.mask_of(subject)
-        yield score(subject, mask, grid, source.reader, connectivity)
+        with failures.skip(subject.name):
+            mask, grid = source.mask_of(subject)
+            rows.append(score(subject, mask, grid, source.reader, connectivity))
+    return rows
 
 
 def score(
@@ -65,7 +78,7 @@ def write_scores(rows: Sequence[SubjectScores], folder: Path, about: Mapping[str
         UserError: the folder cannot be written.
     """
     summary = {**about, **summarise(rows)}
-    with atomic_path(folder / "scores.csv") as path, path.open("w", newline="") as file:
+    with atomic_path(folder / "scores.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for row in rows:
@@ -82,7 +95,7 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
         UserError: not such a file.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         return {row["subject"]: {key: float(row[key]) for key in METRICS if row[key] != ""} for row in rows}
     except (OSError, KeyError, ValueError, TypeError) as error:

@@ -15,7 +15,7 @@ from scp_models.data.foreground import CropLoss, describe_crop
 from scp_models.data.preprocessing import SourceGrid, Volume, VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
 from scp_models.files import atomic_path
 from scp_models.notes import note
 
@@ -121,17 +121,35 @@ def write_segmentation(segmentation: Segmentation, folder: Path, probabilities: 
 
 
 def predict(
-    predictor: Predictor, subjects: Iterable[Subject], folder: Path, probabilities: bool = False
+    predictor: Predictor,
+    subjects: Iterable[Subject],
+    folder: Path,
+    probabilities: bool = False,
+    failures: Failures | None = None,
 ) -> Iterator[Path]:
     """Segment subjects one after the other and write their files; gives each path once it is written.
 
     At the end there is a note if the crop to the network's slices cut off part of them.
+
+    Args:
+        predictor: the model.
+        subjects: who are segmented.
+        folder: of the files.
+        probabilities: write them too.
+        failures: takes subjects who cannot be read, and passes over them; None: the first one is an error.
+
+    Raises:
+        UserError: an image cannot be read, or a file cannot be written.
     """
+    failures = failures or Failures(fail_fast=True)
     losses = []
     for subject in subjects:
-        segmentation = predictor.segment(subject)
-        losses.append((subject.name, segmentation.crop_loss))
-        yield from write_segmentation(segmentation, folder, probabilities)
+        segmentation = None
+        with failures.skip(subject.name):
+            segmentation = predictor.segment(subject)
+        if segmentation is not None:
+            losses.append((subject.name, segmentation.crop_loss))
+            yield from write_segmentation(segmentation, folder, probabilities)
     hint = "a network trained with --data.spacing or a larger --data.roi_size sees more"
     if line := describe_crop(predictor.reader.task.roi_size, losses, hint):
         note(line)

@@ -102,9 +102,9 @@ class FitCLI(LightningCLI):
         logs = [Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
         if best.nothing_segmented:
             print(f"warning: {_advice(logs)}", file=sys.stderr)
-        newest = Path(self.config["fit"]["out"]) / "checkpoints" / "last.ckpt"
-        best_path = [Path(best.best_model_path)] if best.best_model_path else []
-        for path in [*best_path, newest, *(folder / "metrics.csv" for folder in logs)]:
+        folder = Path(self.config["fit"]["out"]) / "checkpoints"
+        checkpoints = [folder / Path(best.best_model_path).name, folder / "last.ckpt"]
+        for path in [*checkpoints, *(folder / "metrics.csv" for folder in logs)]:
             if path.is_file():
                 print(path)
 

@@ -1,0 +1,110 @@
+"""Where the command runs: without a home folder, on terminals of other encodings; and what it imports."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from scp_models.data.slices import default_cache_dir, temporary_cache_dir
+from scp_models.training.module import SegmentationModule
+from tests.support.commands import ROOT, fit_arguments
+from tests.support.tiny_data import write_wmh, write_wmh_subject
+
+# Predicting a subject added 519 modules to those of `import torch` (PyTorch 2.11), 72 of them Triton's.
+MOST_MODULES = 600
+HEAVY = {"lightning", "monai", "matplotlib", "pandas", "torchmetrics", "jsonargparse", "tensorboard"}
+
+
+def run(*arguments, **environment):
+    """The command in a process of its own, with a changed environment (None: unset)."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-m", "scp_models.cli", *map(str, arguments)]
+    env = {key: value for key, value in env.items() if value is not None}
+    return subprocess.run(command, env=env, capture_output=True, timeout=300)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    module = SegmentationModule(roi_size=(16, 24), capacity=16, levels=1)
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, tmp_path / "a.ckpt")
+    return tmp_path / "a.ckpt"
+
+
+def test_predicting_imports_no_training_library(checkpoint, tmp_path):
+    write_wmh_subject(tmp_path / "7", seed=0)
+    code = f"""
+import json, sys
+import torch
+before = set(sys.modules)
+sys.argv = ["scp-models", "predict", {str(checkpoint)!r}, {str(tmp_path / "7")!r}, "--out", {str(tmp_path / "out")!r}]
+from scp_models.cli import main
+try: main()
+except SystemExit as stop: assert not stop.code
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    modules = json.loads(done.stdout.splitlines()[-1])
+    assert (tmp_path / "out" / "7.nii.gz").is_file()
+    assert not HEAVY & {module.split(".")[0] for module in modules}
+    assert len(modules) < MOST_MODULES, len(modules)
+
+
+def test_the_cache_is_below_home_if_that_can_be_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert default_cache_dir() == tmp_path / "elsewhere" / "scp_models"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_cache_dir() == tmp_path / "home" / ".cache" / "scp_models"
+    assert not (tmp_path / "home").exists()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert default_cache_dir() == temporary_cache_dir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for another user than root
+    monkeypatch.setenv("HOME", "/")
+    assert default_cache_dir() == temporary_cache_dir()
+
+    def no_such_user():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_such_user)
+    assert default_cache_dir() == temporary_cache_dir()
+    assert temporary_cache_dir().parent == Path(tempfile.gettempdir())
+
+
+def test_training_without_a_home_folder(tmp_path):
+    root = write_wmh(tmp_path / "wmh", 3)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "tmp").mkdir()
+    nowhere = {"HOME": str(tmp_path / "file"), "XDG_CACHE_HOME": None, "TMPDIR": str(tmp_path / "tmp")}
+    done = run(*fit_arguments(root, tmp_path / "run", 1), **nowhere)
+    assert done.returncode == 0, done.stderr
+    assert b"no home folder to write to: preprocessed slices are kept in " in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    assert list((tmp_path / "tmp").rglob("*-image.npy"))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=lambda environment: next(iter(environment)) + "=" + next(iter(environment.values())),
+)
+def test_other_encodings(checkpoint, tmp_path, environment):
+    """A subject called Ψ: its file is written, whatever the terminal can show."""
+    write_wmh_subject(tmp_path / "Ψ", seed=0)
+    done = run("predict", checkpoint, tmp_path / "Ψ", "--out", tmp_path / "out", **environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "Ψ.nii.gz").is_file() and b".nii.gz" in done.stdout
+    done = run("predict", checkpoint, tmp_path / "Ω", "--out", tmp_path / "out", **environment)
+    assert done.returncode == 2 and b"there is nothing" in done.stderr and b"Traceback" not in done.stderr
+    done = run("complexity", **environment)
+    assert done.returncode == 0 and b"Base F" in done.stdout, done.stderr

@@ -1,0 +1,108 @@
+"""One bad subject among many: it is reported and passed over, and the exit code says so."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from scp_models import cli
+from scp_models.data import find_subjects, get_task
+from scp_models.evaluation.scores import read_scores
+from scp_models.training.module import SegmentationModule
+from tests.support.tiny_data import save, write_wmh
+
+BAD = "training_Utrecht_0"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["scp-models", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out.splitlines(), captured.err.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_wmh(tmp_path / "wmh", 4)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    module = SegmentationModule(roi_size=(16, 24), capacity=16, levels=1)
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, tmp_path / "a.ckpt")
+    return tmp_path / "a.ckpt"
+
+
+def corrupt(path):
+    path.write_bytes(path.read_bytes()[:-100])
+    return path
+
+
+def test_predict_passes_over_a_corrupt_image(run, root, checkpoint, tmp_path):
+    bad = corrupt(root / "training" / "Utrecht" / "0" / "pre" / "T1.nii.gz")
+    code, out, err = run("predict", checkpoint, root, "--out", tmp_path / "out")
+    assert code == 2
+    errors = [line for line in err if line.startswith("error: ")]
+    assert len(errors) == 1 and str(bad) in errors[0]
+    assert err[-1] == f"skipped 1 of 4 subjects: {BAD}"
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(written) == 3 and f"{BAD}.nii.gz" not in written
+    assert sorted(line for line in out if line) == [str(tmp_path / "out" / name) for name in written]
+
+
+def test_fail_fast_stops_at_the_first(run, root, checkpoint, tmp_path):
+    for site in ("Utrecht/0", "Utrecht/3"):
+        corrupt(root / "training" / site / "pre" / "T1.nii.gz")
+    code, _, err = run("predict", checkpoint, root, "--out", tmp_path / "out", "--fail-fast")
+    assert code == 2 and len([line for line in err if line.startswith("error: ")]) == 1
+    assert not any(line.startswith("skipped") for line in err)
+    corrupt(root / "training" / "Singapore" / "1" / "wmh.nii.gz")
+    result = run("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "x", "--fail-fast")
+    assert result[0] == 2 and not list((tmp_path / "x").iterdir())
+
+
+def test_evaluate_scores_the_others(run, root, checkpoint, tmp_path):
+    corrupt(root / "training" / "Utrecht" / "0" / "wmh.nii.gz")
+    code, out, err = run("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "out")
+    assert code == 2 and err[-1] == f"skipped 1 of 4 subjects: {BAD}"
+    assert out[-3].startswith("3 subjects: Dice")
+    assert out[-2:] == [str(tmp_path / "out" / name) for name in ("scores.csv", "summary.json")]
+    assert len(read_scores(tmp_path / "out" / "scores.csv")) == 3
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["subjects"] == 3 and list(summary["skipped"]) == [BAD]
+
+
+@pytest.mark.parametrize("damage", [corrupt, lambda path: save(path, np.full((20, 24, 6), -3.0), np.eye(4))])
+def test_evaluate_passes_over_a_bad_prediction(run, root, tmp_path, damage):
+    for subject in find_subjects(root, get_task("wmh")):
+        image = nib.load(subject.label)
+        save(tmp_path / "masks" / f"{subject.name}.nii.gz", np.asarray(image.dataobj), image.affine)
+    damage(tmp_path / "masks" / f"{BAD}.nii.gz")
+    arguments = ("--data", root, "--split", "all", "--out", tmp_path / "out")
+    code, out, err = run("evaluate", "--predictions", tmp_path / "masks", *arguments)
+    assert code == 2 and err[-1] == f"skipped 1 of 4 subjects: {BAD}"
+    assert out[-3].startswith("3 subjects: Dice 1.0000")
+
+
+def test_nothing_is_written_where_every_subject_is_bad(run, root, checkpoint, tmp_path):
+    for label in root.rglob("wmh.nii.gz"):
+        corrupt(label)
+    code, _, err = run("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "out")
+    assert code == 2 and err[-1].startswith("skipped 4 of 4 subjects: ") and not list((tmp_path / "out").iterdir())
+
+
+def test_n4_corrects_the_others(run, root, tmp_path):
+    pytest.importorskip("SimpleITK")
+    folder = root / "training" / "Utrecht" / "0" / "orig"
+    corrupt(folder / "T1.nii.gz")
+    code, _, err = run("n4", folder / "T1.nii.gz", folder / "FLAIR.nii.gz", "--out", tmp_path / "out")
+    assert code == 2 and err[-1] == "skipped 1 of 2 subjects: T1.nii.gz"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["FLAIR.nii.gz"]
