@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from scp_models.training.checkpoints import load_module
 
 from scp_models.data import SegmentationDataModule, Subject, VolumeReader, get_task
 from scp_models.errors import UserError
-from scp_models.training.checkpoints import load_module
 from tests.support.commands import fit_arguments, scp_models
 from tests.support.tiny_data import affine_for, save, write_decathlon
 
