@@ -89,13 +89,13 @@ def test_perfect_predictions_of_turned_modalities_score_one(files, codes, tmp_pa
     files.write("FLAIR", *turned(files.image, files.affine, codes))
     files.write("label", *turned(files.mask, files.affine, ("P", "L", "S")))
     found = predictor(files.subject)
-    assert next(evaluate(found, [files.subject]))["dice"] == 1.0
+    assert evaluate(found, [files.subject])[0]["dice"] == 1.0
     (path,) = predict(found, [files.subject], tmp_path / "out")
     written = nib.load(path)
     assert np.array_equal(written.affine, nib.load(files.subject.images[0]).affine)
     assert np.array_equal(written.dataobj, files.mask)
     masks = PredictionFiles(tmp_path / "out", [files.subject], task())
-    assert next(evaluate(masks, [files.subject]))["dice"] == 1.0
+    assert evaluate(masks, [files.subject])[0]["dice"] == 1.0
 
 
 def test_a_shifted_modality_is_read_where_it_lies(files, caplog):
