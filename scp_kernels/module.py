@@ -220,6 +220,8 @@ class FusedSCP(nn.Module):
         origin: ArrayLike | None = None,
         affine: ArrayLike | None = None,
         extent: ArrayLike | None = None,
+        coordinates: Tensor | None = None,
+        coordinates_as: str = "affine",
     ) -> Tensor:
         """Logits ``[B, N, *spatial]`` of features ``[B, C, *spatial]``; arguments and errors as in :func:`scp`.
 
@@ -244,6 +246,8 @@ class FusedSCP(nn.Module):
             origin=origin,
             affine=affine,
             extent=extent,
+            coordinates=coordinates,
+            coordinates_as=coordinates_as,
             position=self.position,
             backend=self.backend,
         )
