@@ -21,6 +21,7 @@ COLOURS = {
     "batch-shared": "#E69F00",
     "torch.compile": "#56B4E9",
     "W precomputed": "#F0E442",
+    "CoordConv": "#8C564B",
     "cpu, frozen": "#009E73",
     "cpu": "#D55E00",
     "cuda": "#0072B2",
@@ -42,7 +43,8 @@ def label(case: dict[str, Any]) -> str:
     """``"h 64, C 8\\nB 14, 160×224"``."""
     size = "×".join(map(str, case["shape"]))
     dtype = "" if case["dtype"] == "float32" else f"\n{case['dtype']}"
-    return f"h {case['hidden']}, C {case['channels']}\nB {case['batch']}, {size}{dtype}"
+    maps = "\none map per sample" if case.get("per_sample") else ""
+    return f"h {case['hidden']}, C {case['channels']}\nB {case['batch']}, {size}{dtype}{maps}"
 
 
 def subjects(races: Iterable[Race]) -> list[str]:

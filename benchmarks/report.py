@@ -1,4 +1,4 @@
-"""Writes ``docs/benchmarks.md`` and its pictures from recorded results. No figure in it is typed by hand.
+"""Writes ``docs/benchmarks.md``, its pictures and the README's verdict from recorded results, no figure by hand.
 
 ``python -m benchmarks.report [RESULTS.json …]``; without arguments, from all of ``benchmarks/results/``.
 """
@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots
+from benchmarks import claims, plots
+from benchmarks.claims import HEADINGS, percent, rows
+from benchmarks.claims import digits as short
 from benchmarks.plots import Race, seconds, subjects
 
 HERE = Path(__file__).parent
@@ -19,13 +21,19 @@ RESULTS = HERE / "results"
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
 PICTURES = "images/benchmarks"
 
-HEAD = """# Benchmarks
+TITLE = "# Benchmarks\n"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- written by python -m benchmarks.report: do not edit -->", "<!-- end of what is written -->"
+
+HEAD = """## How it is measured
 
 Written by `python -m benchmarks.report` from the records in `benchmarks/results/`: do not edit. A record is made by
 
     pytest benchmarks/ --benchmark-only --slow --record benchmarks/results    # with a GPU: bash benchmarks/gpu.sh
 
-**How it is measured.** One race per case: all subjects are timed in turn in one process, in another order each round;
+Without `--slow` it takes five minutes on two cores and ends in a verdict like the one above.
+
+One race per case: all subjects are timed in turn in one process, in another order each round;
 each call is synchronised and, if it is short, preceded by untimed calls of the same subject. A ratio is the median over
 rounds of times taken within one round, so that a busy machine meets all alike; it is the subject's time over ours:
 *more than 1 means that we are faster*. Before its time counts, each subject's logits and gradients are compared with
@@ -42,6 +50,7 @@ come and go with what else a process has done.
 | paper-style | positions expanded over the batch, 1×1 convolutions, W as a tensor |
 | batch-shared | Φ once per pixel for the whole batch, plain PyTorch (the `reference` backend) |
 | torch.compile | that, compiled |
+| CoordConv | a 1×1 convolution of X and the positions as channels: another, smaller function |
 | W precomputed | weights that never change: W kept as a tensor, `(W * X).sum(1)` in PyTorch |
 | cpu, cuda, triton | ours; the weights change before each call, as in training |
 | cpu, frozen | ours in inference: the same weights in each call |
@@ -61,13 +70,6 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def short(value: float) -> str:
-    """Three digits, two below 10."""
-    if value >= 99.5:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
-
-
 def milliseconds(value: float) -> str:
     return short(1e3 * value)
 
@@ -80,9 +82,15 @@ def case_name(case: dict[str, Any]) -> str:
     return plots.label(case).replace("\n", ", ")
 
 
+def is_of_the_paper(case: dict[str, Any]) -> bool:
+    """One of the bars: the paper's heads at its size, batch 1 or 14."""
+    shown = case["shape"] == [160, 224] and case["hidden"] in (64, 128, 256) and case["batch"] in (1, 14)
+    return shown and case["dtype"] == "float32" and "per_sample" not in case
+
+
 def order(race: Race) -> tuple[Any, ...]:
     case = race["case"]
-    return case["dtype"], math.prod(case["shape"]), case["hidden"], case["batch"]
+    return case["dtype"], "per_sample" in case, math.prod(case["shape"]), case["hidden"], case["batch"]
 
 
 class MachineChapter:
@@ -98,6 +106,11 @@ class MachineChapter:
     def operator(self, step: str) -> list[Race]:
         races = (race for race in self.races.values() if race["what"] == "operator" and race["step"] == step)
         return sorted(races, key=order)
+
+    def verdict(self) -> str:
+        """The claims, whether they hold, and on what they were measured."""
+        table = markdown_table(HEADINGS, rows(claims.verdict(self.races, self.machine["kind"])))
+        return "\n".join([table, *(f"{text}\n" for text in claims.sentences(self.machine, self.races))])
 
     def text(self, pictures: Path) -> str:
         self._pictures = pictures
@@ -152,9 +165,7 @@ class MachineChapter:
             )
             parts += [title, markdown_table(["case", "ours, ms", *names, "of a copy"], rows)]
         path, link = self._picture("peers", "Time of each peer over ours")
-        batches = {step: [race for race in self.operator(step) if race["case"]["batch"] in (1, 14)] for step in steps}
-        paper = {step: [r for r in found if r["case"]["shape"] == [160, 224] and r["case"]["hidden"] in (64, 128, 256)
-                        and r["case"]["dtype"] == "float32"] for step, found in batches.items()}  # fmt: skip
+        paper = {step: [race for race in self.operator(step) if is_of_the_paper(race["case"])] for step in steps}
         if all(paper.values()):
             plots.bars(paper, path)
             parts.append(link)
@@ -203,7 +214,7 @@ class MachineChapter:
 
     def _scaling(self, steps: list[str]) -> str:
         def line(**fixed: Any) -> list[Race]:
-            races = [race for step in steps for race in self.operator(step)]
+            races = [race for step in steps for race in self.operator(step) if "per_sample" not in race["case"]]
             return [r for r in races if all(r["case"][k] == v for k, v in {"dtype": "float32", **fixed}.items())]
 
         square = [
@@ -299,23 +310,32 @@ def _network_order(name: str) -> tuple[int, int]:
     return next(int(word) for word in words if word.isdigit()), order.index(variant)
 
 
-def percent(change: float) -> str:
-    return f"{change:+.1%}".replace("-", "−")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="*", metavar="RESULTS.json")
     parser.add_argument("--out", type=Path, default=DOCUMENT, metavar="FILE", help="default: docs/benchmarks.md")
+    parser.add_argument("--readme", type=Path, default=README, metavar="FILE", help="default: README.md")
     options = parser.parse_args(arguments)
     paths = options.results or sorted(RESULTS.glob("*.json"))
     if not paths:
         parser.error(f"no results in {RESULTS}")
-    chapters = [MachineChapter(path).text(options.out.parent / PICTURES) for path in paths]
+    chapters = [MachineChapter(path) for path in paths]
+    verdicts = [chapter.verdict() for chapter in chapters]
+    texts = [chapter.text(options.out.parent / PICTURES) for chapter in chapters]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text("\n".join([HEAD, *chapters]))
+    options.out.write_text("\n".join([TITLE, *verdicts, HEAD, *texts]))
+    replace_block(options.readme, "\n".join(verdicts))
     print(options.out)
     return 0
+
+
+def replace_block(path: Path, text: str) -> None:
+    """Writes what stands between the two marks."""
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{path}: expected the lines {BEGIN} and {END}")
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Registers, stack and shared memory of every kernel for GPUs, for every architecture, without a GPU.
+"""Registers, stack, shared memory and predicted cycles of the kernels for GPUs, without a GPU.
 
 ``python -m benchmarks.static [--backend triton cuda] [--capability 90 …] [--case NAME …]`` compiles what Triton would
 run on a GPU, reads the CUDA library that is installed (``static_cuda``), and prints one line per kernel. It exits with
-1 if a kernel spills registers or exceeds an architecture's shared memory.
+1 if a kernel spills registers or exceeds an architecture's shared memory. For compute capability 7.5, the CUDA
+kernels' cycles are predicted (``cycles``).
 """
 
 import argparse
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from benchmarks import static_cuda
+from benchmarks import cycles, static_cuda
 from scp_kernels.backends.triton import offline, tables
 from scp_kernels.problem import Problem
 
@@ -115,6 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
     failed = "triton" in options.backend and report(options.case, options.capability)
     if "cuda" in options.backend:
         failed |= static_cuda.report(options.capability)
+        if cycles.CAPABILITY in options.capability and static_cuda.installed():
+            cycles.report()
     return int(failed)
 
 

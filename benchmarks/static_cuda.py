@@ -116,6 +116,15 @@ def kernels(report: str) -> Iterator[Kernel]:
             name = None
 
 
+def installed() -> bool:
+    """Whether there is a library, and a ``cuobjdump`` to read it with."""
+    try:
+        library.find("cuda")
+    except library.LibraryUnavailable:
+        return False
+    return find_cuobjdump() is not None
+
+
 def compiled() -> list[Kernel]:
     """Every kernel of the installed library.
 
@@ -141,7 +150,11 @@ def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
         )
     except RuntimeError:
         return None
-    return {"Apply": needs.shared_apply, "ParameterGradients": needs.shared_parameters}.get(kernel.name)
+    return {
+        "Apply": needs.shared_apply,
+        "ParameterGradients": needs.shared_parameters,
+        "FoldSupertiles": needs.shared_supertiles,
+    }.get(kernel.name)
 
 
 def report(capabilities: list[int]) -> bool:

@@ -5,6 +5,7 @@
 """
 
 from scp_kernels import backends
+from scp_kernels.context import positioned
 from scp_kernels.counting import count_macs
 from scp_kernels.dispatch import BackendStatus, BackendUnavailable, available_backends
 from scp_kernels.functional import pixel_positions, scp
@@ -24,6 +25,7 @@ __all__ = [
     "backends",
     "count_macs",
     "pixel_positions",
+    "positioned",
     "ptflops_hook",
     "scp",
     "scp_reference",

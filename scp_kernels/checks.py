@@ -59,7 +59,8 @@ def check_tensors(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Check X and the parameters; return Φ and w_r with their weights as matrices."""
     check_features(features)
-    if not isinstance(phi, Sequence | nn.ParameterList) or len(phi) != 6:
+    # What a module passes is a tuple; asking for abstract classes takes longer.
+    if (type(phi) is not tuple and not isinstance(phi, Sequence | nn.ParameterList)) or len(phi) != 6:
         raise ValueError(f"phi: expected the six tensors (w1, b1, w2, b2, w3, b3), got {_describe(phi)}")
     tensors = (features, *phi, residual, bias)
     for name, tensor in zip(_NAMES, tensors, strict=True):
@@ -184,13 +185,13 @@ def check_alone(origin: Any, affine: Any) -> None:
 
 
 def _position(name: str, value: Any, features: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``value`` as a tensor of ``shape``, or of ``[B, *shape]``: one a sample."""
+    """``value`` as a tensor of ``shape``, or of ``[B, *shape]``: one per sample."""
     tensor = position_tensor(name, value, features.device, shape)
     # By the number of axes first: comparing a batch size with something else would fix it in an exported graph.
     expected = shape if tensor.ndim == len(shape) else (features.shape[0], *shape)
     if tensor.ndim != len(expected) or tuple(tensor.shape) != expected:
         raise ValueError(
-            f"{name}: expected shape {list(shape)}, or {[features.shape[0], *shape]} for one a sample, "
+            f"{name}: expected shape {list(shape)}, or {[features.shape[0], *shape]} for one per sample, "
             f"got {_shape(tensor)}"
         )
     return tensor

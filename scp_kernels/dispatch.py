@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from scp_kernels._torch_compat import constant_to_dynamo
 from scp_kernels.backends.cpu import CpuBackend
 from scp_kernels.backends.cuda import CudaBackend
 from scp_kernels.backends.triton import TritonBackend
@@ -116,10 +117,7 @@ def _reason(name: str, problem: Problem) -> str | None:
     return _unavailable_reason(name) or BACKENDS[name].unsupported_reason(problem)
 
 
+# Looking for libraries and drivers is no part of a graph.
+@constant_to_dynamo
 def _unavailable_reason(name: str) -> str | None:
     return BACKENDS[name].unavailable_reason()
-
-
-# Dynamo runs it while it traces and keeps the answer: looking for libraries and drivers is no part of a graph.
-# This is all that torch.compiler.assume_constant_result does, but for importing the compiler, which takes seconds.
-_unavailable_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from scp_kernels import coordinates as coordinate_channels
 from scp_kernels import dispatch, ops, reference
+from scp_kernels._torch_compat import needs_dispatcher
 from scp_kernels.checks import ArrayLike, as_position_dims, check_features, check_position, check_tensors
 from scp_kernels.positions import POSITIONS, identity_affine, position_matrix, whole_image_matrix, whole_image_matrix_on
 from scp_kernels.problem import Problem, problem_of
@@ -72,9 +73,7 @@ def scp(
         NotImplementedError: a forward-mode derivative of a compiled backend that was asked for by name.
     """
     phi, residual = check_tensors(features, phi, residual, bias)
-    if extent is not None:
-        _check_extent(extent)
-    position_dims = phi[0].shape[1] // 2
+    sizes, position_dims = extent, phi[0].shape[1] // 2
     if coordinates is not None:
         p, valid, extent = coordinate_channels.check_coordinates(
             features, coordinates, coordinates_as, origin, affine, extent, position_dims
@@ -83,15 +82,22 @@ def scp(
             return _pixelwise(features, phi, residual, bias, p, valid, extent, position, backend)
         affine = _read_affine(p, valid, extent, features, coordinates_as)
     affine, extent = check_position(features, origin, affine, extent, position, position_dims)
+    tensors = [t for t in (features, *phi, residual, bias, affine, extent) if t is not None]
+    through_dispatcher = needs_dispatcher(tensors)
+    if extent is not None and not (through_dispatcher and needs_dispatcher((extent,))):
+        _check_extent(sizes)
     per_sample = (affine is not None and affine.ndim == 3) or (extent is not None and extent.ndim == 2)
     problem = problem_of(features, phi[0], phi[2], residual, features.shape[0] if per_sample else 1)
-    chosen = dispatch.select(problem, "reference" if backend == "auto" and _needs_reference() else backend)
+    limit = ops.limit_of_operators(tensors) if through_dispatcher else None
+    onnx = torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    chosen = dispatch.select(problem, "reference" if backend == "auto" and (limit or onnx) else backend)
     if chosen == "reference":
         return scp_reference(features, phi, residual, bias, affine=affine, extent=extent, position=position)
-    if _forward_mode():
-        ops.refuse_forward_mode(chosen)
-    matrix = _position_matrix(affine, extent, problem, position)
-    return ops.forward(features, *phi, residual, bias, matrix, chosen)
+    if limit is not None:
+        ops.refuse(chosen, limit)
+    matrix = _position_matrix(affine, extent, problem, position, through_dispatcher)
+    arguments = (features, *phi, residual, bias, matrix, chosen)
+    return ops.forward(problem, *arguments, through_dispatcher=through_dispatcher)
 
 
 def _read_affine(p: Tensor, valid: Tensor, extent: Tensor, features: Tensor, coordinates_as: str) -> Tensor:
@@ -100,7 +106,7 @@ def _read_affine(p: Tensor, valid: Tensor, extent: Tensor, features: Tensor, coo
     with reference.without_autocast(features.device):
         affine, is_affine = coordinate_channels.read_affine(p, valid, extent, shape, coordinates_as)
         if coordinates_as == "affine":
-            if affine.device.type == "cpu" and not ops.watched(affine) and not is_affine.all():
+            if affine.device.type == "cpu" and not needs_dispatcher((affine,)) and not is_affine.all():
                 raise coordinate_channels.not_affine(is_affine)
             affine = coordinate_channels.affine_or_nan(affine, is_affine)
     return affine if p.shape[0] == features.shape[0] else affine[0]
@@ -158,43 +164,31 @@ def pixel_positions(
     if features.ndim not in (4, 5):
         raise ValueError(f"features: expected [B, C, H, W] or [B, C, D, H, W], got shape {list(features.shape)}")
     position_dims = as_position_dims(position_dims, features.ndim - 2)
-    if extent is not None:
-        _check_extent(extent)
+    sizes = extent
     affine, extent = check_position(features, origin, affine, extent, position, position_dims)
+    if extent is not None and not needs_dispatcher((extent,)):
+        _check_extent(sizes)
     shape = features.shape[2:]
     with reference.without_autocast(features.device):
         s = reference.positions(shape, affine=affine, extent=extent, position=position, device=features.device)
     return s.unflatten(2, shape)
 
 
-def _check_extent(extent: ArrayLike) -> None:
+def _check_extent(extent: ArrayLike | None) -> None:
     """Check sizes that lie in a tensor, where reading them waits for nobody; check_position does those in numbers."""
-    if not isinstance(extent, Tensor) or extent.device.type != "cpu" or ops.watched(extent):
-        return
-    if not extent.dtype.is_complex and not (extent > 0).all():
+    if isinstance(extent, Tensor) and extent.device.type == "cpu" and not (extent > 0).all():
         raise ValueError(f"extent: expected positive sizes in pixels, got {extent.tolist()}")
 
 
-def _forward_mode() -> bool:
-    return torch.autograd.forward_ad._current_level >= 0
-
-
-# Dynamo asks while it traces (inside a jvp that it has entered too), and guards the level that it found at first.
-_forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _needs_reference() -> bool:
-    """Whether only plain PyTorch can do what is being done: forward-mode derivatives, and export to ONNX."""
-    return _forward_mode() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
-
-
-def _position_matrix(affine: Tensor | None, extent: Tensor | None, problem: Problem, position: str) -> Tensor:
+def _position_matrix(
+    affine: Tensor | None, extent: Tensor | None, problem: Problem, position: str, through_dispatcher: bool
+) -> Tensor:
     """P of the call, with the defaults (identity, the map's own size) filled in."""
     # Not while a graph is traced: sizes may be symbols, which only operations on tensors can carry.
     if (
         affine is None
         and extent is None
-        and not ops.watched()
+        and not through_dispatcher
         and all(type(size) is int and size for size in problem.spatial_shape)
     ):
         if problem.device.type == "cpu":

@@ -16,6 +16,7 @@ from scp_kernels.checks import (
     check_position,
     check_tensors,
 )
+from scp_kernels.context import HeadState, current_placement, placement_for_replica
 from scp_kernels.dispatch import check_name
 from scp_kernels.functional import scp
 from scp_kernels.placement import Placement
@@ -46,7 +47,7 @@ class FusedSCP(nn.Module):
         position: ``"pixels"`` (eq. 5) or ``"centered"`` (``2·S/extent − 1``).
         zero_init: zero Φ's last layer, so that W starts at 0 and the head as the plain classifier.
         bias: add β ``[N]`` to the logits.
-        bias_init: β's initial value, one number or one a class; the log-odds of a rare class keep it from flooding.
+        bias_init: β's initial value, one number or one per class; the log-odds of a rare class keep it from flooding.
         backend: ``"auto"`` or a name of :func:`scp_kernels.available_backends`.
         device, dtype: of the parameters.
 
@@ -55,7 +56,8 @@ class FusedSCP(nn.Module):
         residual: w_r, ``nn.Linear(C, N, bias=False)``, or None where :meth:`from_layers` was given none.
         bias: β, a parameter ``[N]``, or None.
         placement: a :class:`scp_kernels.Placement` that stands in for position arguments which a call does not give, or
-            None. It is no part of the state_dict, nor of copies and pickles.
+            None. It is no part of the state_dict, nor of copies and pickles. All threads see it; :func:`positioned` is
+            for one call, and stands before it.
 
     Φ's layers are read, never called. Old reparametrisations (``torch.nn.utils.prune``, ``weight_norm``,
     ``spectral_norm``) are applied at each call; other hooks of these layers see nothing.
@@ -129,10 +131,11 @@ class FusedSCP(nn.Module):
         self.position = position
         self.backend = backend
         self.placement = None
+        self.position_state = HeadState()
         self.zero_init = False
         self.bias_init = 0.0
         self.register_load_state_dict_pre_hook(_match_linear_and_convolution)
-        # Wrong names are told at construction, not at the first batch.
+        # Wrong names raise at construction, not at the first batch.
         if position not in POSITIONS:
             raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
         check_name(backend)
@@ -210,8 +213,17 @@ class FusedSCP(nn.Module):
         return None if residual is None else _weight_and_bias(residual)[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy made inside a context that places the head would never leave it.
-        return {**self.__dict__, "placement": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("placement", "position_state")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.placement = None
+        self.position_state = HeadState()
+
+    def _replicate_for_data_parallel(self) -> "FusedSCP":
+        replica = super()._replicate_for_data_parallel()
+        replica.placement = placement_for_replica(self.position_state, self.placement)
+        return replica
 
     def forward(
         self,
@@ -228,7 +240,8 @@ class FusedSCP(nn.Module):
         ``origin`` without ``extent`` places the map in a full image of the map's own size: for a crop, give both. With
         more position axes than spatial ones, ``extent`` has no default, nor has ``affine``.
         """
-        check_features(features)
+        if not isinstance(features, Tensor):
+            check_features(features)  # which raises; scp asks the rest of it
         if features.ndim - 2 != self.spatial_dims:
             raise ValueError(
                 f"features: expected {self.spatial_dims + 2} axes for spatial_dims={self.spatial_dims}, "
@@ -236,8 +249,9 @@ class FusedSCP(nn.Module):
             )
         if features.shape[1] != self.in_channels:
             raise ValueError(f"features: expected {self.in_channels} channels, got shape {list(features.shape)}")
-        if self.placement is not None:
-            origin, affine, extent = self.placement.resolve(features, origin, affine, extent)
+        placement = current_placement(self.position_state, self.placement)
+        if placement is not None:
+            origin, affine, extent = placement.resolve(features, origin, affine, extent)
         return scp(
             features,
             self._phi_tensors(),
@@ -279,7 +293,11 @@ class FusedSCP(nn.Module):
         return field[0].to(features.dtype).unflatten(-1, shape)
 
     def macs(self, spatial_shape: Iterable[int], batch: int = 1) -> int:
-        """Nominal multiply-adds of a forward of ``[batch, C, *spatial_shape]`` at one position map: Φ once a pixel."""
+        """Nominal multiply-adds of a forward at one position map, where Φ is evaluated once per pixel.
+
+        Args:
+            spatial_shape, batch: of the features ``[batch, C, *spatial_shape]``.
+        """
         weight = self._phi_tensors()[0]
         problem = Problem(
             batch=batch,
@@ -333,9 +351,9 @@ def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _check_layers(phi: nn.Module) -> None:
     """Check that ``phi`` is (layer, ReLU, layer, ReLU, layer) with fitting widths."""
-    found = [type(layer).__name__ for layer in phi] if isinstance(phi, nn.Sequential) else type(phi).__name__
+    names = [type(layer).__name__ for layer in phi] if isinstance(phi, nn.Sequential) else type(phi).__name__
     if not isinstance(phi, nn.Sequential) or len(phi) != 5 or not all(isinstance(phi[k], nn.ReLU) for k in (1, 3)):
-        raise ValueError(f"phi: expected Sequential(layer, ReLU, layer, ReLU, layer), got {found}")
+        raise ValueError(f"phi: expected Sequential(layer, ReLU, layer, ReLU, layer), got {names}")
     inputs = None
     for k, layer in zip((0, 2, 4), _pointwise_layers(phi), strict=True):
         _check_layer(f"phi[{k}]", layer)
@@ -373,11 +391,11 @@ def _check_layer(name: str, layer: nn.Module) -> None:
 
 def _match_linear_and_convolution(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
     """Let a checkpoint of 1×1 convolutions load into linear layers, and the other way round."""
-    own: Mapping[str, Tensor] = dict(module.named_parameters())
+    parameters: Mapping[str, Tensor] = dict(module.named_parameters())
     for name in ("phi.0.weight", "phi.2.weight", "phi.4.weight", "residual.weight"):
         key = prefix + name
-        given, wanted = state_dict.get(key), own.get(name)
-        if given is None or wanted is None or given.ndim == wanted.ndim:
+        saved, parameter = state_dict.get(key), parameters.get(name)
+        if saved is None or parameter is None or saved.ndim == parameter.ndim:
             continue
-        if given.shape[:2] == wanted.shape[:2] and given.numel() == wanted.numel():
-            state_dict[key] = given.reshape(wanted.shape)
+        if saved.shape[:2] == parameter.shape[:2] and saved.numel() == parameter.numel():
+            state_dict[key] = saved.reshape(parameter.shape)

@@ -71,7 +71,7 @@ _on_devices: dict[tuple[torch.device, tuple[int, ...], str], Tensor] = {}
 def whole_image_matrix_on(device: torch.device, spatial_shape: tuple[int, ...], position: str) -> Tensor | None:
     """:func:`whole_image_matrix` on another device: copied there once, where a dozen launches would make it each time.
 
-    It is kept for good (half a kilobyte a shape), since a captured graph may read it. None where a graph is being
+    It is kept for good (half a kilobyte per shape), since a captured graph may read it. None where a graph is being
     captured before the first plain call: a copy from the host cannot be.
     """
     key = (device, spatial_shape, position)

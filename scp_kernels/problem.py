@@ -18,7 +18,7 @@ class Problem:
     hidden: tuple[int, int]
     spatial_shape: tuple[int, ...]
     groups: int
-    """Number of position maps: 1 (shared by the batch) or ``batch`` (one a sample)."""
+    """Number of position maps: 1 (shared by the batch) or ``batch`` (one per sample)."""
     dtype: torch.dtype
     """Dtype of the features, and of the logits."""
     compute_dtype: torch.dtype
@@ -51,8 +51,8 @@ class Problem:
     def phi_macs(self) -> int:
         """Nominal multiply-adds of Φ, evaluated once for each pixel and position map."""
         h1, h2 = self.hidden
-        a_pixel = 2 * self.position_dims * h1 + h1 * h2 + h2 * self.num_classes * self.channels
-        return self.groups * self.pixels * a_pixel
+        per_pixel = 2 * self.position_dims * h1 + h1 * h2 + h2 * self.num_classes * self.channels
+        return self.groups * self.pixels * per_pixel
 
     @property
     def product_macs(self) -> int:
@@ -87,30 +87,29 @@ class GradientNeeds(NamedTuple):
 
 def problem_of(features: Tensor, w1: Tensor, w2: Tensor, residual: Tensor, groups: int) -> Problem:
     """The problem of a call whose tensors have been checked."""
-    batch, channels, *shape = features.shape
-    described = (batch, channels, residual.shape[0], (w1.shape[0], w2.shape[0]), tuple(shape), groups)
-    extra_position_dims = w1.shape[1] // 2 - len(shape)
-    dtypes = (features.dtype, w1.dtype)
     # Remembered where sizes are plain numbers, as checks.py does.
     symbolic = type(features) is not Tensor or torch.compiler.is_compiling()
-    return (_problem if symbolic else _problem_once)(*described, *dtypes, features.device, extra_position_dims)
+    return (_problem if symbolic else _problem_once)(
+        features.shape, w1.shape, w2.shape[0], residual.shape[0], groups, features.dtype, w1.dtype, features.device
+    )
 
 
 def _problem(
-    batch: int,
-    channels: int,
+    features_shape: torch.Size,
+    w1_shape: torch.Size,
+    h2: int,
     num_classes: int,
-    hidden: tuple[int, int],
-    spatial_shape: tuple[int, ...],
     groups: int,
     dtype: torch.dtype,
     parameters_dtype: torch.dtype,
     device: torch.device,
-    extra_position_dims: int,
 ) -> Problem:
+    batch, channels, *shape = features_shape
+    hidden = (w1_shape[0], h2)
+    extra_position_dims = w1_shape[1] // 2 - len(shape)
     compute_dtype = torch.promote_types(torch.promote_types(dtype, parameters_dtype), torch.float32)
     return Problem(
-        batch, channels, num_classes, hidden, spatial_shape, groups, dtype, compute_dtype, device, extra_position_dims
+        batch, channels, num_classes, hidden, tuple(shape), groups, dtype, compute_dtype, device, extra_position_dims
     )
 
 

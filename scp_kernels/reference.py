@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
+from scp_kernels._torch_compat import constant_to_dynamo
 from scp_kernels.positions import origin_affine, position_dtype
 
 
@@ -124,13 +125,10 @@ def without_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(_autocast_type(device.type), enabled=False)
 
 
+@constant_to_dynamo  # Dynamo of PyTorch 2.11 cannot trace the question; the answer never changes
 def _autocast_type(device_type: str) -> str:
     # Some devices (meta) have no autocast to switch off.
     return device_type if torch.amp.is_autocast_available(device_type) else "cpu"
-
-
-# Dynamo of PyTorch 2.11 cannot trace the question; the answer never changes.
-_autocast_type._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def classify(

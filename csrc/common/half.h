@@ -5,11 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "intrinsics.h"
 #include "platform.h"
-
-#if defined(__F16C__) && !defined(__CUDACC__)
-#include <immintrin.h>
-#endif
 
 namespace scp {
 namespace SCP_NAMESPACE {

@@ -21,14 +21,14 @@ constexpr int kMostSlots = 16;
 
 // Boxes that the map is cut into, the same for every number of threads.
 template <class T, int D>
-int cut_into_tasks(const Job<T, D>& job, const Box<D>& map, Box<D> (&tasks)[kMostTasks]) {
+int cut_into_tasks(WeightPath weight_path, const Box<D>& map, Box<D> (&tasks)[kMostTasks]) {
   int count = 1;
   tasks[0] = map;
   while (count * 2 <= kMostTasks && map.pixels() >= count * 2 * kTaskPixels) {
     Box<D> finer[kMostTasks];
     int made = 0;
     for (int i = 0; i < count; ++i) {
-      const int axis = axis_to_cut_for(job, tasks[i]);
+      const int axis = axis_to_cut_for<T>(weight_path, tasks[i]);
       if (axis < 0) {
         finer[made++] = tasks[i];
       } else {
@@ -61,6 +61,12 @@ Rows<T, D> rows_of(const scp_tensor& tensor, int dtype) {
   return rows;
 }
 
+inline Results results_of(const scp_call& call, bool backward) {
+  if (!backward) return Results::kLogits;
+  if (call.grad_coefficients == nullptr) return Results::kFeatureGradient;
+  return call.grad_features.data == nullptr ? Results::kParameterGradients : Results::kAllGradients;
+}
+
 inline int64_t feature_bytes(const scp_call& call) {
   int64_t bytes = call.batch * call.channels * (call.dtype == SCP_FLOAT64 ? 8 : 4);
   for (int axis = 0; axis < call.spatial_dims; ++axis) bytes *= call.size[axis];
@@ -77,27 +83,26 @@ class TreeCall {
     job_.Y = rows_of<T, D>(call.logits, call.dtype);
     job_.gX = rows_of<T, D>(call.grad_features, call.dtype);
     job_.bias = static_cast<const T*>(call.bias);
-    job_.backward = backward;
-    job_.needs_features = backward && call.grad_features.data != nullptr;
-    job_.needs_parameters = backward && call.grad_coefficients != nullptr;
+    job_.results = results_of(call, backward);
     job_.non_temporal = feature_bytes(call) >= kNonTemporalBytes;
-    job_.direct = D == 2 && maps_.count() == call.batch && job_.X.in_place() && job_.Y.in_place() &&
-                  (!job_.needs_features || job_.gX.in_place()) && (!backward || job_.needs_parameters);
+    job_.weight_path = weight_path();
+    for (int axis = 0; axis < D; ++axis) job_.map.lower[axis] = 0, job_.map.upper[axis] = int(call.size[axis]);
   }
 
   void operator()() {
-    for (int axis = 0; axis < D; ++axis) map_.lower[axis] = 0, map_.upper[axis] = int(call_.size[axis]);
-    if (!job_.backward) look_up_field();
+    // With frozen weights, W may be cached: then features only pass by it.
+    if (!is_backward(job_.results)) look_up_field();
     if (handle_.ready) return stream_cached();
+    // The root: Phi's own matrices, and the first layer of each position map. Folding needs finite numbers.
     const bool finite_parameters = pack_parameters<T, D>(call_, scratch_, job_.params);
     const bool finite_lines = lines_from_coefficients();
     job_.dense = call_.method == SCP_METHOD_DENSE || !finite_parameters || !finite_lines ||
-                 (call_.method == SCP_METHOD_AUTO && map_.pixels() <= kDensePixels);
+                 (call_.method == SCP_METHOD_AUTO && job_.map.pixels() <= kDensePixels);
     run_tasks();
-    if (!job_.backward) return admit_field(handle_);
+    if (!is_backward(job_.results)) return admit_field(handle_);
     // A NaN or an infinity in X or gY reaches, in PyTorch, gradients of units that are inactive where it occurs (0 times
     // NaN), which folding leaves out. It shows in the gradient of b3, the plain sum of gW; evaluate such calls densely.
-    if (job_.needs_parameters && !job_.dense && call_.method == SCP_METHOD_AUTO &&
+    if (include_parameters(job_.results) && !job_.dense && call_.method == SCP_METHOD_AUTO &&
         !all_finite(static_cast<const T*>(call_.grad_b3), job_.params.nc)) {
       job_.dense = true;
       run_tasks();
@@ -105,11 +110,22 @@ class TreeCall {
   }
 
  private:
+  // Registers where each sample has a map of its own: a field would be read once. They need all rows in place, and the
+  // pass that differentiates: a gradient of the features alone is streamed.
+  WeightPath weight_path() const {
+    const bool in_place =
+        job_.X.in_place() && job_.Y.in_place() && (!include_features(job_.results) || job_.gX.in_place());
+    return D == 2 && maps_.count() == call_.batch && in_place && job_.results != Results::kFeatureGradient
+               ? WeightPath::kRegisters
+               : WeightPath::kField;
+  }
+
   void look_up_field() {
     const int outputs = job_.N * job_.C;
-    cached_ = field_on<T, D>(map_);
+    cached_ = field_on<T, D>(job_.map);
     cached_size_ = field_size(cached_, outputs);
-    handle_ = find_field(call_, {maps_.count() * cached_size_ * int64_t(sizeof(T)), kVectorBytes, job_.direct});
+    handle_ =
+        find_field(call_, {maps_.count() * cached_size_ * int64_t(sizeof(T)), kVectorBytes, int64_t(job_.weight_path)});
     if (handle_.field != nullptr) cached_.values = static_cast<T*>(values_of(*handle_.field));
   }
 
@@ -122,12 +138,13 @@ class TreeCall {
 
   void stream_cached() {
     job_.params.nc = job_.N * job_.C;
-    job_.direct = false;  // long rows stream best; how the map is cut makes no difference to the sums here
-    tasks_ = cut_into_tasks(job_, map_, boxes_);
+    job_.weight_path =
+        WeightPath::kField;  // long rows stream best; how the map is cut makes no difference to the sums here
+    tasks_ = cut_into_tasks<T>(job_.weight_path, job_.map, boxes_);
     const auto body = [](void* self, int task) { static_cast<TreeCall*>(self)->stream_task(task); };
     parallel_for(int(tasks_ * maps_.count()), call_.threads, body, this);
     if (call_.report == nullptr) return;
-    call_.report[SCP_REPORT_PIXELS] = double(maps_.count() * map_.pixels());
+    call_.report[SCP_REPORT_PIXELS] = double(maps_.count() * job_.map.pixels());
     call_.report[SCP_REPORT_MAPS] = double(maps_.count());
     call_.report[SCP_REPORT_FIELD_CACHE] = SCP_FIELD_CACHE_READ;
   }
@@ -136,7 +153,8 @@ class TreeCall {
     const int64_t map = task / tasks_;
     const Field<T, D> field = cached_field(map);
     Counters unused{};
-    TreePass<T, D>(job_, maps_.samples(map), &field, {}, thread_scratch(), unused).run_cached(boxes_[task % tasks_]);
+    const Task<T, D> streamed{job_, maps_.samples(map), &field, {}, thread_scratch(), unused};
+    stream_logits(streamed, part_of(field, boxes_[task % tasks_]));
   }
 
   // The first layer of every position map as the nodes hold it: [maps, D + 1, h1 padded], values before slopes.
@@ -163,15 +181,17 @@ class TreeCall {
     return finite == 0;
   }
 
+  // Every task of every position map, shared out to slots: each slot has its own sums of gradients, and belongs to one
+  // thread at a time.
   void run_tasks() {
     const ScratchStack::Mark mark = scratch_.mark();
-    tasks_ = cut_into_tasks(job_, map_, boxes_);
+    tasks_ = cut_into_tasks<T>(job_.weight_path, job_.map, boxes_);
     const int64_t all_tasks = tasks_ * maps_.count();
     slots_ = int(all_tasks < kMostSlots ? all_tasks : kMostSlots);
     counters_ = take<Counters>(scratch_, slots_);
     sequential_ = call_.threads <= 1 || slots_ == 1;
     moment_size_ = call_.hidden1 * (D + 1);
-    if (job_.needs_parameters) {
+    if (include_parameters(job_.results)) {
       sums_ = take<SlotSums<T>>(scratch_, slots_);
       // One thread adds each slot to the first as it ends: the same order of additions, with two arrays.
       for (int s = 0; s < slots_; ++s)
@@ -181,7 +201,7 @@ class TreeCall {
     }
     parallel_for(
         slots_, call_.threads, [](void* self, int slot) { static_cast<TreeCall*>(self)->run_slot(slot); }, this);
-    if (job_.needs_parameters) sum_gradients();
+    if (include_parameters(job_.results)) sum_gradients();
     report();
     scratch_.release(mark);
   }
@@ -190,13 +210,13 @@ class TreeCall {
     ScratchStack& scratch = thread_scratch();
     const ScratchScope scope(scratch);
     counters_[slot] = Counters{};
-    if (job_.needs_parameters) std::memset(sums_[slot].all, 0, size_t(sums_[slot].size) * sizeof(T));
+    if (include_parameters(job_.results)) std::memset(sums_[slot].all, 0, size_t(sums_[slot].size) * sizeof(T));
     const int64_t all_tasks = tasks_ * maps_.count();
     for (int64_t task = all_tasks * slot / slots_; task < all_tasks * (slot + 1) / slots_; ++task) {
       const int64_t map = task / tasks_;
-      Node<T, D> root = make_root<T, D>(job_.params, map_, lines_ + map * kAffineTerms<D> * line_stride_, numbers_);
+      Node<T, D> root = make_root<T, D>(job_.params, job_.map, lines_ + map * kAffineTerms<D> * line_stride_, numbers_);
       GradientSums<T> sums{};
-      if (job_.needs_parameters) {
+      if (include_parameters(job_.results)) {
         root.g_A2 = sums_[slot].A2;
         root.g_cf = sums_[slot].cf;
         sums.W3T = sums_[slot].W3T;
@@ -204,13 +224,14 @@ class TreeCall {
       }
       Field<T, D> cached{};
       if (handle_.field != nullptr) cached = cached_field(map);
-      TreePass<T, D> pass(job_, maps_.samples(map), handle_.field != nullptr ? &cached : nullptr, sums, scratch,
-                          counters_[slot]);
-      pass.run(root, boxes_[task % tasks_]);
+      run_task(Task<T, D>{job_, maps_.samples(map), handle_.field != nullptr ? &cached : nullptr, sums, scratch,
+                          counters_[slot]},
+               root, boxes_[task % tasks_]);
     }
-    if (job_.needs_parameters && sequential_ && slot > 0) add_sums(sums_[slot], sums_[0]);
+    if (include_parameters(job_.results) && sequential_ && slot > 0) add_sums(sums_[slot], sums_[0]);
   }
 
+  // Sums over slots and tasks, in an order that does not depend on the number of threads, and to the caller's layouts.
   void sum_gradients() {
     if (!sequential_)
       for (int s = 1; s < slots_; ++s) add_sums(sums_[s], sums_[0]);
@@ -251,7 +272,6 @@ class TreeCall {
   const ScratchScope scope_;
   Job<T, D> job_{};
   const PositionMaps maps_;
-  Box<D> map_;
   FieldHandle handle_;
   Field<T, D> cached_{};  // of the first position map; no values where none is cached
   int64_t cached_size_ = 0;

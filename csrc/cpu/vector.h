@@ -9,10 +9,7 @@
 #include <cstdint>
 #include <utility>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
+#include "common/intrinsics.h"
 #include "common/platform.h"
 
 #define SCP_INLINE inline __attribute__((always_inline))

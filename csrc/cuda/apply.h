@@ -9,7 +9,7 @@
 #ifndef SCP_CUDA_APPLY_H
 #define SCP_CUDA_APPLY_H
 
-#include "fold.h"
+#include "supertile.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
@@ -30,9 +30,10 @@ struct Apply {
   int inner_part, outer_part;      // indices per part: their product is at most kWeights
   int outer_parts;                 // parts of the outer index, one block each
   WorkPartition partition;
+  Supertiles<T, D> supertiles;
+  int64_t first_item;
   int unstable_capacity;
 
-  int64_t blocks(int64_t groups) const { return groups * partition.items_per_group() * outer_parts; }
   template <class Block>
   SCP_DEVICE void operator()(Block& block) const;
 };
@@ -155,7 +156,7 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
   const int t = block.thread();
   // The tile of this block and the pixel of this thread. Blocks with parts of the same tile are neighbours: they read
   // the same pixels.
-  const int64_t item = block.index() / a.outer_parts, group = a.partition.group(item);
+  const int64_t item = a.first_item + block.index() / a.outer_parts, group = a.partition.group(item);
   const Box<D> box = a.tiling.box(a.partition.tile(item));
   int index[D];
   const bool inside = a.tiling.pixel(box, t, index);
@@ -163,9 +164,10 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
   for (int axis = 0; axis < D; ++axis) position[axis] = T(index[axis] - box.centre(axis));
 
   // Step 1.
+  const Parent<T, D> parent = a.supertiles.parent(a.net, a.tiling, group, a.partition.tile(item));
   const double* coefficients = a.net.coefficients + group * a.net.h1 * (a.tiling.dims + 1);
   const Folded& folded =
-      fold<T, D, kWeights>(block, a.net, coefficients, a.tiling.dims, box, *a.net.not_finite != 0, memory.fold);
+      fold<false>(block, a.net, coefficients, a.tiling.dims, box, *a.net.not_finite != 0, parent, memory.fold);
 
   // Steps 2 and 3, once for all samples if the inner index fits into the registers. Else in parts, whose sums a few
   // samples carry over.
@@ -184,7 +186,7 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
                                           : -1;
       count(block, a.net, SCP_REPORT_LEAF_MACS, [&] { return kThreads * pixel_macs<D>(folded, width); });
       T weight[kWeights];
-      fold_outputs<T, D, kWeights>(block, a.net, folded, memory.fold);
+      fold_outputs(block, a.net, folded, parent, memory.fold);
       evaluate_weights<T, D>(block, a.net, folded, memory.fold, width, position, weight);
       if (!inside) continue;
       const int64_t end = b + step < b_end ? b + step : b_end;

@@ -3,7 +3,8 @@
 //
 // A block offers: thread(), 0 .. kThreads - 1; index(), the block's number in its grid; sync(), a barrier of its
 // threads; shared(), its memory; add(at, value), to a sum in global memory to which other blocks add too; raise(flag),
-// which sets a flag to 1 that others may be setting too.
+// which sets a flag to 1 that others may be setting too; ballot(value), by all threads of a warp: bit l is the value of
+// its lane l.
 #ifndef SCP_CUDA_BLOCK_H
 #define SCP_CUDA_BLOCK_H
 
@@ -31,6 +32,7 @@ namespace SCP_NAMESPACE {
 
 // Threads of every block; where a block works on a tile, one for each of its pixels.
 constexpr int kThreads = 128;
+constexpr int kWarp = 32, kWarps = kThreads / kWarp;
 
 #if defined(__CUDACC__)
 class DeviceBlock {
@@ -44,6 +46,7 @@ class DeviceBlock {
   }
   __device__ __forceinline__ void add(double* at, double value) const { atomicAdd(at, value); }
   __device__ __forceinline__ void raise(int* flag) const { *flag = 1; }
+  __device__ __forceinline__ uint32_t ballot(bool value) const { return __ballot_sync(0xffffffff, value); }
 };
 #endif
 
@@ -53,6 +56,14 @@ SCP_DEVICE T multiply_add(T a, T b, T c) {
   return fma(a, b, c);
 #else
   return a * b + c;  // contracted, or not: a call of the library's fma is slow where the machine has none
+#endif
+}
+
+SCP_DEVICE int population(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __popc(bits);
+#else
+  return __builtin_popcount(bits);
 #endif
 }
 

@@ -1,4 +1,4 @@
-// Gradients of Phi's parameters from the pixels of one box, by one block: the adjoints of "Leaf" and of "Child" in
+// Gradients of Phi's parameters from the pixels of one box, by one block: the adjoints of "Leaf" and of "Fold" in
 // docs/tile_linear.md, where the parent is the root.
 //
 // An unstable unit u of layer 1 is an affine function on its half of the box:
@@ -9,8 +9,8 @@
 #ifndef SCP_CUDA_GRADIENTS_H
 #define SCP_CUDA_GRADIENTS_H
 
-#include "fold.h"
 #include "partial_gradients.h"
+#include "supertile.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
@@ -50,6 +50,7 @@ struct GradientInputs {
   View<D> features, grad_logits;
   int channels;
   WorkPartition partition;
+  Supertiles<T, D> supertiles;
 };
 
 // gW[n, c] = sum_b gY[b, n] X[b, c] of outputs first .. first + count - 1 at a pixel.
@@ -299,14 +300,15 @@ SCP_DEVICE double part_macs(const Folded& folded, int width) {
 //   4. Finish the moments of layer 1.
 template <class T, int D, class Block>
 SCP_DEVICE bool differentiate(Block& block, const GradientInputs<T, D>& of, int64_t item, const Box<D>& box,
-                              const GradientMemory<T, D>& memory, const PartialGradients<T, D>& partial) {
+                              const Parent<T, D>& parent, const GradientMemory<T, D>& memory,
+                              const PartialGradients<T, D>& partial) {
   constexpr int A = kAffineTerms<D>;
   const DeviceNetwork<T>& net = of.net;
   const int t = block.thread();
   const double* coefficients = net.coefficients + of.partition.group(item) * net.h1 * (of.tiling.dims + 1);
   const auto& fold_memory = memory.fold;
   // Step 1.
-  const Folded& folded = fold<T, D, kGradients>(block, net, coefficients, of.tiling.dims, box, false, fold_memory);
+  const Folded& folded = fold<true>(block, net, coefficients, of.tiling.dims, box, false, parent, fold_memory);
   clear(block, net, partial, folded.bounded ? A + folded.unstable1 : A);
   if (!folded.bounded) return false;
   // The pixel of this thread; a pixel outside of the map has zero gradients.
@@ -344,7 +346,7 @@ SCP_DEVICE bool differentiate(Block& block, const GradientInputs<T, D>& of, int6
     SCP_NO_UNROLL
     for (int j = t; j < kGradients; j += kThreads) fold_memory.offset[j] = j < width ? first + j : -1;
     count(block, net, SCP_REPORT_LEAF_MACS, [&] { return part_macs<D>(folded, width); });
-    fold_outputs<T, D, kGradients>(block, net, folded, fold_memory);
+    fold_outputs(block, net, folded, parent, fold_memory);
     differentiate_outputs(block, folded, memory);
     SCP_NO_UNROLL
     for (int j = t; j < width; j += kThreads) partial.b3[first + j] = memory.outputs[j];

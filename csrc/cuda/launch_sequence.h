@@ -10,6 +10,7 @@
 #include "common/check.h"
 #include "parameter_gradients.h"
 #include "prepare.h"
+#include "supertile.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
@@ -18,6 +19,8 @@ namespace SCP_NAMESPACE {
 // to kMostPartialBytes where scratch_alias has room for them, or where a chunk would else have too few blocks for the
 // device.
 constexpr int64_t kPartialBytes = int64_t(16) << 20, kMostPartialBytes = int64_t(64) << 20;
+// Supertiles' folded networks take at most so much at a time.
+constexpr int64_t kSupertileBytes = int64_t(4) << 20;
 // Blocks of the overflow pass.
 constexpr int kOverflowBlocks = 8;
 // The samples of a tile are divided among several blocks until there are kBlocksWanted per multiprocessor, or until a
@@ -48,32 +51,39 @@ class LaunchSequence {
     a.outer_parts = (a.outer + a.outer_part - 1) / a.outer_part;
     a.net = net_, a.tiling = tiling_;
     a.partition = partition_for(a.outer_parts);
-    a.unstable_capacity = unstable_capacity([&](int most) {
+    size_supertiles();
+    a.unstable_capacity = unstable_capacity(tiling_.log_tile, [&](int most) {
       BumpAllocator allocator(nullptr);
       a.unstable_capacity = most;
       ApplyMemory<T, D> memory(allocator, a);
       return apply_shared_ = allocator.used();
     });
     if (parameters_) {
-      unstable_capacity_ = unstable_capacity([&](int most) {
+      unstable_capacity_ = unstable_capacity(tiling_.log_tile, [&](int most) {
         BumpAllocator allocator(nullptr);
         ParameterGradientsMemory<T, D> memory(allocator, net_.h1, net_.h2, most);
         return parameters_shared_ = allocator.used();
       });
       size_partials();
     }
-    if (a.blocks(call_.groups) > kMostBlocks) throw Failure{SCP_UNSUPPORTED, "more tiles than a grid has blocks"};
+    if (apply_blocks() > kMostBlocks) throw Failure{SCP_UNSUPPORTED, "more tiles than a grid has blocks"};
     allocate_workspace(nullptr);
   }
 
   scp_cuda_requirements requirements() const {
-    const int64_t items = all_items();
+    int64_t chunks = 0, windows = 0;
+    for_each_window(parameter_partition_, [&](int64_t, int64_t first, int64_t end) {
+      windows += supertiles_.unstable_capacity > 0;
+      if (chunk_ > 0) chunks += (end - first + chunk_ - 1) / chunk_;
+    });
     return {workspace_bytes_,
             apply_shared_,
             parameters_shared_,
-            apply_.blocks(call_.groups),
+            supertiles_shared_,
+            windows,
+            apply_blocks(),
             chunk_,
-            chunk_ == 0 ? 0 : (items + chunk_ - 1) / chunk_,
+            chunks,
             parameters_ ? unstable_capacity_ : apply_.unstable_capacity};
   }
 
@@ -100,13 +110,22 @@ class LaunchSequence {
     tiling_.dims = call_.spatial_dims;
     tiling_.tiles = 1;
     // 8 x 16 pixels: rows of whole sectors of memory, and near a square, so that a line crosses few. 4 x 4 x 8 voxels.
+    // Supertiles of 32 x 32 pixels or 8 x 8 x 16 voxels.
     constexpr int kLogPlane[2] = {3, 4}, kLogVolume[3] = {2, 2, 3};
+    constexpr int kLogSuperplane[2] = {2, 1}, kLogSupervolume[3] = {1, 1, 1};
+    tiling_.supertiles = 1;
     for (int axis = 0; axis < D; ++axis) {
       const int users = axis - (D - call_.spatial_dims);  // the axis of the user's tensors, negative if they lack it
       tiling_.size[axis] = users < 0 ? 1 : int(call_.size[users]);
       tiling_.log_tile[axis] = users < 0 ? 0 : call_.spatial_dims == 2 ? kLogPlane[users] : kLogVolume[users];
       tiling_.count[axis] = (tiling_.size[axis] + (1 << tiling_.log_tile[axis]) - 1) >> tiling_.log_tile[axis];
       tiling_.tiles *= tiling_.count[axis];
+      tiling_.log_supertile[axis] = users < 0                 ? 0
+                                    : call_.spatial_dims == 2 ? kLogSuperplane[users]
+                                                              : kLogSupervolume[users];
+      const int log = tiling_.log_supertile[axis];
+      tiling_.supertile_count[axis] = (tiling_.count[axis] + (1 << log) - 1) >> log;
+      tiling_.supertiles *= tiling_.supertile_count[axis];
     }
   }
 
@@ -125,14 +144,15 @@ class LaunchSequence {
     return partition;
   }
 
-  // How many unstable units of layer 1 a tile has room for: about three times the average over tiles of a large map,
-  // less where shared memory is small. The larger a tile is relative to the map, the more kinks cross it: at PyTorch's
-  // initialisation the most unstable units of any tile are 0.7 h1 times the sum, over the axes, of tile / map extents.
+  // How many unstable units of layer 1 there is room for on boxes of 2^log_extent pixels: about three times the average
+  // over tiles of a large map, less where shared memory is small. The larger a box is relative to the map, the more
+  // kinks cross it: at PyTorch's initialisation the most unstable units of any box are 0.7 h1 times the sum, over the
+  // axes, of box / map extents.
   template <class Bytes>
-  int unstable_capacity(const Bytes& bytes) const {
+  int unstable_capacity(const int (&log_extent)[D], const Bytes& bytes) const {
     double fraction = call_.spatial_dims == 2 ? 1. / 6 : 1. / 4, of_map = 0;
     for (int axis = tiling_.first_axis(); axis < D; ++axis)
-      of_map += double(1 << tiling_.log_tile[axis]) / (tiling_.size[axis] > 0 ? tiling_.size[axis] : 1);
+      of_map += double(1 << log_extent[axis]) / (tiling_.size[axis] > 0 ? tiling_.size[axis] : 1);
     if (fraction < of_map) fraction = of_map;
     int most = fraction < 1 ? 8 + int(fraction * net_.h1) : net_.h1;
     if (most > net_.h1) most = net_.h1;
@@ -140,6 +160,53 @@ class LaunchSequence {
     if (bytes(most) > cuda_.shared_limit)
       throw Failure{SCP_UNSUPPORTED, "the device's shared memory is too small for such hidden widths"};
     return most;
+  }
+
+  // Supertiles, where they pay and enough of them fit into memory at a time to fill the device; else a capacity of 0.
+  void size_supertiles() {
+    const int64_t all = call_.groups * tiling_.supertiles;
+    if (tiling_.tiles < 2 * tiling_.supertiles) return;
+    int log_extent[D];
+    for (int axis = 0; axis < D; ++axis) log_extent[axis] = tiling_.log_tile[axis] + tiling_.log_supertile[axis];
+    const int most = unstable_capacity(log_extent, [&](int capacity) {
+      BumpAllocator allocator(nullptr);
+      FoldMemory<T, D, kSupertileOutputs> memory(allocator, net_.h1, net_.h2, capacity);
+      return supertiles_shared_ = allocator.used();
+    });
+    BumpAllocator allocator(nullptr);
+    Parent<T, D> folded(allocator, net_.h1, net_.h2, net_.nc, most);
+    supertiles_.bytes_each = allocator.used();
+    window_ = kSupertileBytes / supertiles_.bytes_each;
+    if (window_ > all) window_ = all;
+    if (window_ >= all || window_ >= cuda_.multiprocessors)
+      supertiles_.unstable_capacity = most;
+    else
+      supertiles_shared_ = 0;
+  }
+
+  int64_t apply_blocks() const { return call_.groups * apply_.partition.items_per_group() * apply_.outer_parts; }
+
+  // Calls body(supertile, first, end) with the supertiles of a window, by the first of them, and its work items.
+  template <class Body>
+  void for_each_window(const WorkPartition& partition, const Body& body) const {
+    const int64_t all = call_.groups * tiling_.supertiles;
+    const int64_t step = supertiles_.unstable_capacity > 0 ? window_ : all;
+    const auto first_item = [&](int64_t supertile) {
+      return supertile / tiling_.supertiles * partition.items_per_group() +
+             tiling_.first_tile(supertile % tiling_.supertiles) * partition.parts;
+    };
+    for (int64_t first = 0; first < all; first += step)
+      body(first, first_item(first), first_item(first + step < all ? first + step : all));
+  }
+
+  // Folds a window of supertiles, unless that was the last thing done.
+  template <class Launcher>
+  void launch_supertiles(Launcher& launcher, int64_t first) {
+    if (supertiles_.unstable_capacity == 0 || supertiles_.first == first) return;
+    supertiles_.first = first;
+    const int64_t left = call_.groups * tiling_.supertiles - first;
+    launcher.launch(FoldSupertiles<T, D>{net_, tiling_, supertiles_}, left < window_ ? left : window_,
+                    supertiles_shared_);
   }
 
   void size_partials() {
@@ -172,6 +239,8 @@ class LaunchSequence {
     header_ = allocator.allocate<int>(kHeader);
     w2t_ = allocator.allocate<T>(int64_t(net_.h1) * net_.h2);
     w3t_ = allocator.allocate<T>(int64_t(net_.h2) * net_.nc);
+    if (supertiles_.unstable_capacity > 0)
+      supertiles_.memory = allocator.allocate<char>(window_ * supertiles_.bytes_each);
     if (parameters_) {
       overflows_ = allocator.allocate<int>(all_items());
       BumpAllocator alias(static_cast<char*>(cuda_.scratch_alias));
@@ -203,7 +272,11 @@ class LaunchSequence {
     a.out = view(backward_ ? call_.grad_features : call_.logits, call_.dtype, call_.spatial_dims);
     a.bias = backward_ ? nullptr : static_cast<const T*>(call_.bias);
     a.inner_stride = backward_ ? int(call_.channels) : 1, a.outer_stride = backward_ ? 1 : int(call_.channels);
-    launcher.launch(a, a.blocks(call_.groups), apply_shared_);
+    for_each_window(a.partition, [&](int64_t supertile, int64_t first, int64_t end) {
+      launch_supertiles(launcher, supertile);
+      a.supertiles = supertiles_, a.first_item = first;
+      launcher.launch(a, (end - first) * a.outer_parts, apply_shared_);
+    });
   }
 
   template <class Launcher>
@@ -217,12 +290,15 @@ class LaunchSequence {
     p.any_overflow = header_ + 1, p.overflows = overflows_;
     p.partials = partials_, p.partial_bytes = partial_bytes_;
     p.sums = sums_, p.sums_bytes = sums_bytes_, p.sums_count = sums_count_;
-    const int64_t items = all_items();
-    for (p.first_item = 0; p.first_item < items; p.first_item += chunk_) {
-      const int64_t count = items - p.first_item < chunk_ ? items - p.first_item : chunk_;
-      launcher.launch(p, count, parameters_shared_);
-      launch_collect(launcher, p, count);
-    }
+    for_each_window(parameter_partition_, [&](int64_t supertile, int64_t first, int64_t end) {
+      launch_supertiles(launcher, supertile);
+      p.inputs.supertiles = supertiles_;
+      for (p.first_item = first; p.first_item < end; p.first_item += chunk_) {
+        const int64_t count = end - p.first_item < chunk_ ? end - p.first_item : chunk_;
+        launcher.launch(p, count, parameters_shared_);
+        launch_collect(launcher, p, count);
+      }
+    });
     p.overflow_pass = true;
     launcher.launch(p, sums_count_, parameters_shared_);
     launch_collect(launcher, p, 0);
@@ -237,7 +313,7 @@ class LaunchSequence {
                     static_cast<T*>(call_.grad_b2),
                     static_cast<T*>(call_.grad_b3),
                     call_.grad_coefficients};
-    launcher.launch(c, c.blocks(), 0);
+    launcher.launch(c, c.blocks(), kCollectShared<T>);
   }
 
   const scp_cuda_call& cuda_;
@@ -248,7 +324,9 @@ class LaunchSequence {
   Tiling<D> tiling_{};
   Apply<T, D> apply_{};
   WorkPartition parameter_partition_{};
-  int64_t apply_shared_ = 0, parameters_shared_ = 0;
+  Supertiles<T, D> supertiles_{nullptr, 0, -1, 0};
+  int64_t window_ = 0;  // supertiles at a time
+  int64_t apply_shared_ = 0, parameters_shared_ = 0, supertiles_shared_ = 0;
   int unstable_capacity_ = 0;
   int64_t partial_bytes_ = 0, chunk_ = 0, sums_bytes_ = 0;
   bool alias_used_ = false;

@@ -103,7 +103,11 @@ SCP_DEVICE void ParameterGradients<T, D>::operator()(Block& block) const {
       block.sync();
       if (stack.count == 0) break;
       const Box<D> box = stack.boxes[stack.count - 1];
-      const bool fits = differentiate(block, p.inputs, stack.item, box, memory.gradients, partial);
+      const Parent<T, D> parent = p.overflow_pass
+                                      ? Parent<T, D>()
+                                      : p.inputs.supertiles.parent(net, p.inputs.tiling, partition.group(stack.item),
+                                                                   partition.tile(stack.item));
+      const bool fits = differentiate(block, p.inputs, stack.item, box, parent, memory.gradients, partial);
       block.sync();
       if (p.overflow_pass && fits) add(block, net, partial, partition.group(stack.item), p.sum(block.index()));
       if (t > 0) continue;

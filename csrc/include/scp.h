@@ -131,7 +131,9 @@ SCP_EXPORT int scp_cuda_driver(int32_t* driver, int32_t* built_with);
 /* What a call needs and how it is launched; a backward is for the gradients that are not null. */
 struct scp_cuda_requirements {
   int64_t workspace_bytes;
-  int64_t shared_apply, shared_parameters; /* bytes of shared memory per block, of the two large kernels */
+  /* Bytes of shared memory per block, of the large kernels; FoldSupertiles: 0 if it is not launched. */
+  int64_t shared_apply, shared_parameters, shared_supertiles;
+  int64_t windows;                         /* of supertiles, each a launch of FoldSupertiles */
   int64_t blocks_apply, blocks_parameters; /* blocks per launch */
   int64_t chunks;                          /* of work items, each a launch of ParameterGradients and one of Collect */
   int64_t unstable_capacity; /* unstable units of layer 1 that a tile has room for: with more it is an overflow tile */

@@ -48,8 +48,8 @@ class Requirements(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_int64)
         for name in (
-            "workspace_bytes", "shared_apply", "shared_parameters", "blocks_apply", "blocks_parameters", "chunks",
-            "unstable_capacity",
+            "workspace_bytes", "shared_apply", "shared_parameters", "shared_supertiles", "windows", "blocks_apply",
+            "blocks_parameters", "chunks", "unstable_capacity",
         )
     )  # fmt: skip
 

@@ -277,10 +277,10 @@ def test_gradients_of_nan_and_inf_as_in_pytorch(where, value, batch):
     """0 · NaN is NaN: it reaches the weights of units that are inactive at its pixel, too."""
     inputs = make_inputs((20, 37), batch=batch, channels=3, hidden=(12, 10))
     getattr(inputs, where)[0, 0, 3, 5] = value
-    _, mine = evaluate(scp, inputs, backend="cpu")
+    _, gradients = evaluate(scp, inputs, backend="cpu")
     _, truth = evaluate(scp_reference, inputs)
     assert not all(gradient.isfinite().all() for gradient in truth.values())
-    for name, gradient in mine.items():
+    for name, gradient in gradients.items():
         assert torch.equal(gradient.isfinite(), truth[name].isfinite()), name
 
 
@@ -290,10 +290,10 @@ def test_an_infinite_weight_of_the_first_layer_is_never_hidden(value):
     inputs = make_inputs((20, 37), channels=3, hidden=(12, 10))
     w1 = inputs.phi[0].clone()
     w1[0, 1] = value
-    mine = scp(inputs.features, (w1, *inputs.phi[1:]), inputs.residual, backend="cpu")
+    logits = scp(inputs.features, (w1, *inputs.phi[1:]), inputs.residual, backend="cpu")
     truth = scp_reference(inputs.features, (w1, *inputs.phi[1:]), inputs.residual)
     assert not torch.isfinite(truth).all()
-    assert not torch.isfinite(mine[~torch.isfinite(truth)]).any()
+    assert not torch.isfinite(logits[~torch.isfinite(truth)]).any()
 
 
 SHORT_OF_MEMORY = """

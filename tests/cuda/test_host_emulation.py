@@ -116,19 +116,24 @@ def test_kinks_on_pixels(seed):
     check(integer_inputs((32, 48), (12, 10), seed))
 
 
-def concurrent_lines(shape, h1, dtype=torch.float64):
-    """All units of layer 1 bend along lines through one pixel, where a tile has as many unstable units as can be."""
+def concurrent_lines(shape, h1, dtype=torch.float64, concurrent=None):
+    """All units of layer 1, or some, bend along lines through one pixel, whose tile has as many unstable units."""
     inputs = make_inputs(shape, channels=3, classes=2, hidden=(h1, 20), dtype=dtype)
-    w1, _, *rest = inputs.phi
+    w1, b1, *rest = inputs.phi
     size = torch.tensor([float(n) for n in shape], dtype=dtype)
     at = torch.cat([size // 2 + 0.25, size - size // 2 - 0.25])
-    inputs.phi = (w1, -(w1 @ at), *rest)
+    through = torch.arange(h1) < (h1 if concurrent is None else concurrent)
+    inputs.phi = (w1, torch.where(through, -(w1 @ at), b1), *rest)
     return inputs
+
+
+def requirements_of(inputs, groups=1):
+    return requirements(build(), sizes(problem_like(inputs, groups), HostCuda().shared_memory, 4), True)
 
 
 def capacity(inputs):
     """Unstable units of layer 1 that a tile of the call's backward has room for."""
-    return requirements(build(), sizes(problem_like(inputs), HostCuda().shared_memory, 4), True).unstable_capacity
+    return requirements_of(inputs).unstable_capacity
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (24, 24, 40)], ids=str)
@@ -137,6 +142,21 @@ def test_overflow_tiles(shape):
     inputs = concurrent_lines(shape, 90)
     assert capacity(inputs) < 90
     check(inputs)
+
+
+@pytest.mark.parametrize("concurrent", range(30, 90, 10))
+def test_overflow_tiles_of_supertiles(concurrent):
+    """Of supertiles that have room for their unstable units, and of such that have not."""
+    inputs = concurrent_lines((64, 96), 90, concurrent=concurrent)
+    assert capacity(inputs) < 40 and requirements_of(inputs).shared_supertiles > 0
+    check(inputs)
+
+
+def test_windows_of_supertiles():
+    """Folded supertiles so large that not all are in memory at a time; a window may end within a position map."""
+    inputs = make_inputs((40, 70), batch=2, channels=32, classes=32, hidden=(60, 12), dtype=torch.float64)
+    assert requirements_of(inputs, groups=2).windows > 1
+    check(inputs, affine=torch.eye(2, 3).repeat(2, 1, 1) + torch.arange(2.0)[:, None, None] / 7)
 
 
 def test_overflow_tiles_of_several_position_maps():
@@ -321,6 +341,18 @@ def test_executed_multiply_adds_by_hand():
     parameters = fold + parts + 3 * h1 * h2
     collect = 3 * h1 * h2
     assert executed(all_active((8, 16), channels, (h1, h2))) == (apply, 2 * apply + parameters + collect)
+
+
+def test_executed_multiply_adds_of_supertiles_by_hand():
+    """Two supertiles of 8 tiles, folded once for both kernels of backward; their tiles only recentre and inherit."""
+    h1, h2, channels, tiles = 24, 40, 20, 16
+    supertiles = 2 * (4 * 2 * h1 + 3 * h1 * h2 + 3 * h2 * 32)
+    apply = tiles * (2 * 32 + 128 * 24 * 2)
+    parts = 2 * (2 * 16 + 8 * 128 * 6 + 2 * h2 * 3 * 16)
+    parameters = tiles * (2 * 2 * h1 + 2 * h2 + parts + 3 * h1 * h2)
+    collect = tiles * 3 * h1 * h2
+    expected = (supertiles + apply, 2 * (supertiles + apply) + parameters + collect)
+    assert executed(all_active((32, 64), channels, (h1, h2))) == expected
 
 
 def test_executed_multiply_adds_of_unstable_units_and_overflow_tiles():

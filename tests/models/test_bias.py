@@ -48,5 +48,7 @@ def test_what_has_no_field_is_refused(bad, tmp_path):
     with pytest.raises(UserError, match=r"a\.nii\.gz: volume: expected finite"):
         correct_file(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
     assert not (tmp_path / "b.nii.gz").exists()
+    with pytest.raises(UserError, match=r"a\.mha: expected a NIfTI file"):
+        correct_file(tmp_path / "a.mha", tmp_path / "b" / "a.mha")
     with pytest.raises(ValueError, match="three axes"):
         correct_bias(np.ones((4, 4)))

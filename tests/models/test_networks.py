@@ -198,10 +198,10 @@ def test_constant_position_is_the_centre_for_every_pixel_and_placement(variant):
     expected = network(x, affine=centre, extent=EXTENT)
     assert torch.allclose(control(x, origin=ORIGIN, extent=EXTENT), expected, atol=1e-6)
     assert torch.allclose(control(x), network(x, affine=[[0, 0, 6.0], [0, 0, 5.0]]), atol=1e-6)
-    found = control(x, extent=torch.tensor([EXTENT, (31, 40)]))
-    assert torch.allclose(found[0], expected[0], atol=1e-6)
+    result = control(x, extent=torch.tensor([EXTENT, (31, 40)]))
+    assert torch.allclose(result[0], expected[0], atol=1e-6)
     centre = [[0.0, 0.0, 15.5], [0.0, 0.0, 20.0]]
-    assert torch.allclose(found[1], network(x, affine=centre, extent=(31, 40))[1], atol=1e-6)
+    assert torch.allclose(result[1], network(x, affine=centre, extent=(31, 40))[1], atol=1e-6)
     assert not torch.allclose(network(x), control(x), atol=1e-2)
 
 
@@ -357,7 +357,7 @@ def test_a_whole_network_can_be_its_last_layer_alone_only_by_a_path():
 
 
 @pytest.mark.parametrize(
-    ("layer", "found"),
+    ("layer", "description"),
     [
         (nn.Conv2d(2, 2, 3, padding=1), r"kernel_size=\(3, 3\)"),
         (nn.Conv2d(2, 2, 1, stride=2), r"stride=\(2, 2\)"),
@@ -368,9 +368,9 @@ def test_a_whole_network_can_be_its_last_layer_alone_only_by_a_path():
         (nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()), "Sequential"),
     ],
 )
-def test_attach_refuses_other_layers_and_names_what_it_found(layer, found):
+def test_attach_refuses_other_layers_and_names_what_it_found(layer, description):
     network = nn.ModuleDict({"body": nn.Conv2d(1, 2, 1), "head": layer})
-    with pytest.raises(ValueError, match=f"here: body.*'head', which is.*{found}"):
+    with pytest.raises(ValueError, match=f"here: body.*'head', which is.*{description}"):
         attach(network, "head")
 
 

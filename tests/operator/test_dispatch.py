@@ -83,10 +83,10 @@ def spy(monkeypatch):
 
 
 def test_the_list_is_ordered_and_every_absence_has_a_reason():
-    found = available_backends()
-    assert list(found) == ["triton", "cuda", "cpu", "reference"]
-    assert found["reference"].usable
-    for status in found.values():
+    results = available_backends()
+    assert list(results) == ["triton", "cuda", "cpu", "reference"]
+    assert results["reference"].usable
+    for status in results.values():
         assert status.usable == (status.reason is None)
         assert status.reason is None or len(status.reason) > 10
 
@@ -105,7 +105,7 @@ def test_by_name_or_not_at_all(spy):
     inputs = make_inputs((4, 5))
     with pytest.raises(BackendUnavailable, match=r"backend='cpu': float16 features are not for a spy"):
         scp(inputs.features.half(), inputs.phi, inputs.residual, backend="cpu")
-    with pytest.raises(BackendUnavailable, match=r"backend='triton': disabled by this test"):
+    with pytest.raises(BackendUnavailable, match=r"backend='triton': left out of this test"):
         scp(inputs.features, inputs.phi, inputs.residual, backend="triton")
     assert Spy.calls == 0
 

@@ -237,7 +237,7 @@ def test_the_matrix_of_a_whole_image_is_made_once_a_device(monkeypatch):
     described = problem_on("meta")
 
     def matrix():
-        return functional._position_matrix(None, None, described, "centered")
+        return functional._position_matrix(None, None, described, "centered", False)
 
     with monkeypatch.context() as capturing:
         capturing.setattr(positions, "_capturing", lambda device: True)
@@ -250,9 +250,9 @@ def test_the_matrix_of_a_whole_image_is_made_once_a_device(monkeypatch):
         capturing.setattr(positions, "_capturing", lambda device: True)
         assert matrix() is first, "a graph may read what is there, and what is there stays"
     assert matrix() is first and len(made) == 1
-    assert functional._position_matrix(None, None, described, "pixels") is not first
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
-        assert matrix() is not first, "whoever watches sees operations"
+    assert functional._position_matrix(None, None, described, "pixels", False) is not first
+    through_dispatcher = functional._position_matrix(None, None, described, "centered", True)
+    assert through_dispatcher is not first, "whoever watches sees operations"
 
 
 def test_what_is_kept_on_a_device_is_the_matrix(monkeypatch):

@@ -49,13 +49,13 @@ def test_two_streams_at_once(backend):
     expected = [evaluate(scp, inputs, backend=backend) for inputs in problems]
     streams = [torch.cuda.Stream() for _ in problems]
     torch.cuda.synchronize()
-    found = []
+    results = []
     for _ in range(10):
         for stream, inputs in zip(streams, problems, strict=True):
             with torch.cuda.stream(stream):
-                found.append(evaluate(scp, inputs, backend=backend))
+                results.append(evaluate(scp, inputs, backend=backend))
     torch.cuda.synchronize()
-    for n, (logits, gradients) in enumerate(found):
+    for n, (logits, gradients) in enumerate(results):
         true_logits, true_gradients = expected[n % 2]
         assert torch.equal(logits, true_logits)
         for name, gradient in gradients.items():
@@ -91,15 +91,15 @@ def test_cuda_graph(backend):
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = step()
+        results = step()
     with torch.no_grad():
         features.zero_()
     graph.replay()
-    assert not found[0].any()
+    assert not results[0].any()
     with torch.no_grad():
         features.copy_(inputs.features)
     graph.replay()
-    for out, true in zip(found, expected, strict=True):
+    for out, true in zip(results, expected, strict=True):
         assert torch.equal(out, true)
 
 

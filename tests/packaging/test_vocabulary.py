@@ -29,7 +29,7 @@ REPLACED = {
     r"\bcannot_run\b": "unsupported_reason()",
     r"\bNativeCPU\b|\bbackends/native\b|\bbackends import native\b": "CpuBackend, backends/cpu.py",
     r"\bmeet_(direct|gradient)\b|\bk(Listers|Lookers)\b|\bCHIEF\b|\bstrangers\b": "a name that says what it does",
-    r"\bLeftOut\b|\bleft_out\b|\b[Ll]aboratory\b": "a name that says what it does",
+    r"\bLeftOut\b|\bsupport\.left_out\b|\b[Ll]aboratory\b": "a name that says what it does",
     # Rates.
     r"\bone an? (sample|pixel|thread|block|tile|case|launch|pass|step|record)\b": "one per ...",
     r"\bonce a (pixel|sample|thread|tile|modality)\b": "once per ...",

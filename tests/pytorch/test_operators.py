@@ -26,7 +26,7 @@ PROBLEMS = {
     "double": {"dtype": torch.float64},
     "no samples": {"batch": 0, "bias": True},
     "no pixels": {"shape": (0, 7), "bias": True},
-    "one map a sample": {"batch": 3},
+    "one map per sample": {"batch": 3},
     "slices of a volume": {"batch": 3, "position_dims": 3, "bias": True},
     "channels last": {},
     "flat channels": {},
@@ -44,7 +44,7 @@ def arguments(name):
     d = features.ndim - 2
     extent = torch.tensor([float(n) for n in features.shape[2:]], dtype=torch.float64)
     matrix = position_matrix(identity_affine(d, features.device), extent, "pixels")
-    if name == "one map a sample":
+    if name == "one map per sample":
         matrix = torch.stack([matrix, 2 * matrix, 3 * matrix])
     if name == "slices of a volume":
         matrix = position_matrix(*slices_of_a_volume(3).values(), "centered")
@@ -69,20 +69,22 @@ def test_fakes_are_exact(name):
     tensors, grad = arguments(name)
     *inputs, bias, matrix = tensors
     everything = [True] * 8 + [bias is not None]
-    found = [ops.scp_forward(*tensors, "cpu")]
+    results = [ops.scp_forward(*tensors, "cpu")]
     for needs in (everything, [True] + [False] * 8, [False] * 7 + everything[7:]):
-        found += ops.scp_backward(grad, *inputs, matrix, "cpu", needs)
+        results += ops.scp_backward(grad, *inputs, matrix, "cpu", needs)
     with FakeTensorMode() as mode:
         tensors, grad = [None if t is None else mode.from_tensor(t) for t in tensors], mode.from_tensor(grad)
         *inputs, bias, matrix = tensors
         fakes = [ops.scp_forward(*tensors, "cpu")]
         for needs in (everything, [True] + [False] * 8, [False] * 7 + everything[7:]):
             fakes += ops.scp_backward(grad, *inputs, matrix, "cpu", needs)
-    assert [described(t) for t in fakes] == [described(t) for t in found]
+    assert [described(t) for t in fakes] == [described(t) for t in results]
 
 
 @needs_cpu
-@pytest.mark.parametrize("name", ["plain", "bias", "3-D", "double", "no samples", "one map a sample", "channels last"])
+@pytest.mark.parametrize(
+    "name", ["plain", "bias", "3-D", "double", "no samples", "one map per sample", "channels last"]
+)
 def test_opcheck(name):
     tensors, grad = arguments(name)
     leaves = [t if t is None else t.clone().requires_grad_() for t in tensors[:-1]]
@@ -192,10 +194,10 @@ def test_whoever_watches_sees_the_operators():
             return function(*args, **(kwargs or {}))
 
     with Watch():
-        watched = head(x)
-        watched_gradients = torch.autograd.grad(watched, tensors, torch.ones_like(watched))
+        watched_logits = head(x)
+        watched_gradients = torch.autograd.grad(watched_logits, tensors, torch.ones_like(watched_logits))
     assert [f for f in seen if f.namespace == "scp_kernels"] == [ops.scp_forward, ops.scp_backward]
-    assert torch.equal(watched, logits)
+    assert torch.equal(watched_logits, logits)
     assert all(torch.equal(a, b) for a, b in zip(watched_gradients, gradients, strict=True))
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -22,16 +22,18 @@ compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.w
 
 
 @functools.cache
-def build(*, races: bool = False) -> ctypes.CDLL:
+def build(*, races: bool = False, counts: bool = False) -> ctypes.CDLL:
     """Compiles the library, once for each state of its sources: several test processes share it.
 
     Args:
         races: every access to memory is checked (csrc/cuda/host_emulation/races.h); GCC only.
+        counts: every access is counted as a GPU's warps make it (warp_counts.cpp), instead; GCC only.
     """
+    observer = "races" if races else "warp_counts" if counts else None
     flags = ["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}", f"-I{SOURCES / 'include'}"]
-    if races:
+    if observer:
         flags.append("-DSCP_HOST_RACES")
-    digest = hashlib.sha256(repr(flags).encode())
+    digest = hashlib.sha256(repr((observer, flags)).encode())
     for path in sorted([*SOURCES.glob("include/*"), *SOURCES.glob("common/*"), *SOURCES.glob("cuda/**/*.*")]):
         digest.update(path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"scp-cuda-host-{os.getuid()}"
@@ -40,9 +42,9 @@ def build(*, races: bool = False) -> ctypes.CDLL:
     if not target.exists():
         temporary = target.with_suffix(f".{os.getpid()}")
         objects = []
-        for source in ("host", "races") if races else ("host",):
+        for source in filter(None, ("host", observer)):
             objects.append(f"{temporary}.{source}.o")
-            instrument = ["-fsanitize=thread"] if races and source == "host" else []
+            instrument = ["-fsanitize=thread"] if observer and source == "host" else []
             path = str(SOURCES / "cuda" / "host_emulation" / f"{source}.cpp")
             subprocess.run([compiler, *flags, *instrument, "-c", path, "-o", objects[-1]], check=True)
         subprocess.run([compiler, "-shared", *objects, "-o", str(temporary)], check=True)

@@ -8,6 +8,6 @@ class UnavailableBackend:
         self.name = name
 
     def unavailable_reason(self) -> str:
-        return "left out of this test"
+        return "disabled by this test"
 
     unsupported_reason = unavailable_reason

@@ -1,4 +1,5 @@
-// A block of threads on the host: fibres that run one after another from barrier to barrier, in any order.
+// A block of threads on the host: fibres that run one after another from barrier to barrier, in any order. A warp that
+// exchanges values waits for all its lanes, which orders nothing else: the race detector does not count it as a barrier.
 //
 // What it shows: results of the very code that a GPU runs; threads that do not all come to the same barrier; missing
 // barriers, because results then depend on the order, and exactly with races.h; shared memory read before it is written
@@ -34,6 +35,7 @@ class HostBlock {
   char* shared() const;
   SCP_NOT_INSTRUMENTED void add(double* at, double value) const { *at += value; }
   SCP_NOT_INSTRUMENTED void raise(int* flag) const { *flag = 1; }
+  uint32_t ballot(bool value) const;
 
  private:
   HostGrid& grid_;
@@ -68,6 +70,7 @@ class HostGrid {
   friend class HostBlock;
   static constexpr size_t kStack = 64 * 1024;
   static constexpr size_t kGuard = 256;
+  enum class State : uint8_t { kReady, kAtExchange, kAtBarrier, kEnded };
 
   void run_block() {
     std::memset(memory_.data(), 0xff, memory_.size());
@@ -80,17 +83,51 @@ class HostGrid {
       const auto self = reinterpret_cast<uintptr_t>(this);
       makecontext(&fibre, reinterpret_cast<void (*)()>(&enter), 3, unsigned(self >> 32), unsigned(self), t);
     }
-    ended_ = 0;
-    while (ended_ == 0) {
+    do {
+      std::fill(states_, states_ + kThreads, State::kReady);
       if (order_ > 1) std::shuffle(turn_.begin(), turn_.end(), random_);
-      for (int t : turn_) {
-        resume(t);
-      }
+      run_to_barrier();
       races::barrier();
-    }
-    if (ended_ != kThreads) throw std::logic_error("threads of a block did not all come to the same barrier");
+    } while (all(State::kAtBarrier));
+    if (!all(State::kEnded)) throw std::logic_error("threads of a block did not all come to the same barrier");
     for (size_t i = memory_.size() - kGuard; i < memory_.size(); ++i)
       if (memory_[i] != char(0xff)) throw std::logic_error("a block wrote past the end of its shared memory");
+  }
+
+  void run_to_barrier() {
+    for (bool ran = true; ran;) {
+      ran = false;
+      for (int t : turn_) {
+        if (states_[t] != State::kReady) continue;
+        resume(t), ran = true;
+        complete_exchange(t / kWarp);
+      }
+    }
+  }
+
+  bool all(State state) const {
+    return std::all_of(states_, states_ + kThreads, [&](State other) { return other == state; });
+  }
+
+  // Once all lanes of a warp have brought their values.
+  void complete_exchange(int warp) {
+    const int first = warp * kWarp, end = first + kWarp;
+    if (!std::all_of(states_ + first, states_ + end, [](State state) { return state == State::kAtExchange; })) return;
+    std::copy(brought_ + first, brought_ + end, exchanged_ + first);
+    std::fill(states_ + first, states_ + end, State::kReady);
+  }
+
+  // By a thread: it runs no further until its state is kReady again.
+  SCP_NOT_INSTRUMENTED void wait(int thread, State state) {
+    states_[thread] = state;
+    swapcontext(&fibres_[thread], &scheduler_);
+  }
+  SCP_NOT_INSTRUMENTED uint32_t ballot(int thread, bool value) {
+    brought_[thread] = value;
+    wait(thread, State::kAtExchange);
+    uint32_t bits = 0;
+    for (int lane = 0; lane < kWarp; ++lane) bits |= uint32_t(exchanged_[thread / kWarp * kWarp + lane]) << lane;
+    return bits;
   }
 
   void resume(int thread) {
@@ -106,7 +143,7 @@ class HostGrid {
     HostBlock block(grid, thread);
     (*grid.body_)(block);
     races::pause();
-    ++grid.ended_;
+    grid.states_[thread] = State::kEnded;
   }
 
   const int order_, without_barrier_;
@@ -118,13 +155,16 @@ class HostGrid {
   ucontext_t scheduler_;
   const std::function<void(HostBlock&)>* body_ = nullptr;
   int64_t index_ = 0;
-  int present_ = 0, ended_ = 0;
+  int present_ = 0;
+  State states_[kThreads];
+  uint64_t brought_[kThreads], exchanged_[kThreads];  // of an exchange between the lanes of a warp
 };
 
 inline int64_t HostBlock::index() const { return grid_.index_; }
 inline void HostBlock::sync() const {
-  if (++barriers_ != grid_.without_barrier_) swapcontext(&grid_.fibres_[thread_], &grid_.scheduler_);
+  if (++barriers_ != grid_.without_barrier_) grid_.wait(thread_, HostGrid::State::kAtBarrier);
 }
+inline uint32_t HostBlock::ballot(bool value) const { return grid_.ballot(thread_, value); }
 inline char* HostBlock::shared() const {
   const auto at = reinterpret_cast<uintptr_t>(grid_.memory_.data());
   return reinterpret_cast<char*>((at + 15) / 16 * 16);

@@ -3,6 +3,7 @@
 // SCP_HOST_WITHOUT_BARRIER which barrier is left out (block.h).
 #include <cstdlib>
 #include <cstring>
+#include <typeinfo>
 
 #include "block.h"
 #include "cuda/launch_sequence.h"
@@ -17,6 +18,7 @@ class Host {
 
   template <class Program>
   void launch(const Program& program, int64_t blocks, int64_t shared_bytes) {
+    races::launch(typeid(Program).name(), size_t(shared_bytes));
     HostGrid grid(number("SCP_HOST_ORDER"), shared_bytes, number("SCP_HOST_WITHOUT_BARRIER"));
     grid.run(blocks, [&](HostBlock& block) { program(block); });
   }

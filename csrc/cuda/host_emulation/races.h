@@ -23,7 +23,9 @@ namespace scp {
 namespace races {
 
 #if defined(SCP_HOST_RACES)
-// Starts a launch: the threads' stacks, the memory that a block shares, and how to leave the thread that causes a race
+// A launch of a program (the name of its type) follows, with that much shared memory.
+void launch(const char* program, size_t shared_bytes);
+// Starts it: the threads' stacks, the memory that a block shares, and how to leave the thread that causes a race
 // for good, since what comes after it may never end.
 void begin(const char* stacks, size_t stacks_bytes, const char* shared, size_t shared_bytes,
            std::function<void()> leave);
@@ -33,6 +35,7 @@ void pause();
 // The race found in this launch; empty if there is none.
 const std::string& description();
 #else
+inline void launch(const char*, size_t) {}
 inline void begin(const char*, size_t, const char*, size_t, const std::function<void()>&) {}
 inline void barrier() {}
 inline void resume(int64_t, int) {}

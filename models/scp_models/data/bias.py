@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from scp_models.data.preprocessing import Source, open_nifti
+from scp_models.data.volume_files import NIFTI_ENDINGS, open_volume
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
 
@@ -48,14 +48,20 @@ def correct_file(source: Path, target: Path) -> None:
     Raises:
         UserError: the source cannot be read or corrected, or the target cannot be written.
     """
-    image = open_nifti(source)
-    volume = Source(image, source, channel=None).read(()).astype(np.float32)
+    if not target.name.endswith(NIFTI_ENDINGS):
+        raise UserError(f"{source}: expected a NIfTI file, whose name the result keeps")
+    file = open_volume(source)
+    if file.channels != 1:
+        raise UserError(f"{source}: expected a 3-D volume, got shape {tuple(file.data.shape)}")
+    volume = file.read().astype(np.float32)
     try:
         corrected = correct_bias(volume)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
-    header = image.header.copy()
+    image_class = nib.Nifti2Image if isinstance(file.header, nib.Nifti2Header) else nib.Nifti1Image
+    header = file.header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1, 0)
+    header.set_data_shape(corrected.shape)
     with atomic_path(target) as path:
-        nib.save(type(image)(corrected, image.affine, header), path)
+        nib.save(image_class(corrected, file.stored_affine, header), path)

@@ -6,8 +6,11 @@ call into a ``sequence`` of launches by the configurations of ``tables``, and ``
 execute.
 """
 
+import functools
+import importlib
 import importlib.util
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 # One axis of a CUDA grid holds 2³¹ − 1 programs, the other two 2¹⁶ − 1; indices of parameters are 32-bit.
 _MOST_TILES, _MOST_GROUPS, _MOST_INDEX = 2**31 - 1, 2**16 - 1, 2**31 - 1
 _OLDEST_CAPABILITY = 75
+_OLDEST_TRITON = (3, 6)  # the oldest that the tests have passed with
 
 
 def interpreting() -> bool:
@@ -43,6 +47,37 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+@functools.cache
+def _not_installed() -> str | None:
+    try:
+        spec = importlib.util.find_spec("triton")
+    except ValueError:  # something that is no module stands in its place
+        spec = None
+    if spec is None:
+        return "Triton is not installed (it comes with PyTorch's CUDA builds for Linux; `pip install triton`)"
+    if spec.origin is None:  # a namespace package: any folder of this name on the path makes one
+        folders = ", ".join(spec.submodule_search_locations or ())
+        return f"Triton is not installed; {folders} has its name and is a folder without a package"
+    return None
+
+
+@functools.cache
+def _not_importable() -> str | None:
+    """Why Triton, or the kernels with it, cannot be imported. It is imported here, and no driver is started."""
+    try:
+        import triton
+
+        numbers = re.match(r"(\d+)\.(\d+)", triton.__version__)
+        version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+        if version < _OLDEST_TRITON:
+            oldest = ".".join(map(str, _OLDEST_TRITON))
+            return f"Triton {triton.__version__} is too old for these kernels; {oldest} is the oldest"
+        importlib.import_module("scp_kernels.backends.triton.launch")
+    except Exception as error:
+        return f"Triton is installed and cannot be imported: {type(error).__name__}: {error}"
+    return None
+
+
 class TritonBackend:
     """See :class:`scp_kernels.dispatch.Backend`."""
 
@@ -51,15 +86,14 @@ class TritonBackend:
     device_type = "cuda"
 
     def unavailable_reason(self) -> str | None:
-        if importlib.util.find_spec("triton") is None:
-            return "Triton is not installed (it comes with PyTorch's CUDA builds for Linux; `pip install triton`)"
-        if interpreting():
-            return None
-        if torch.version.hip is not None:
-            return "AMD GPUs have never been tried with these kernels"
-        if not torch.cuda.is_available():
-            return "no CUDA device is available to PyTorch (no NVIDIA GPU or driver, or a CPU build of PyTorch)"
-        return None
+        if (reason := _not_installed()) is not None:
+            return reason
+        if not interpreting():
+            if torch.version.hip is not None:
+                return "AMD GPUs have never been tried with these kernels"
+            if not torch.cuda.is_available():
+                return "no CUDA device is available to PyTorch (no NVIDIA GPU or driver, or a CPU build of PyTorch)"
+        return _not_importable()  # asked last: importing takes a second
 
     def unsupported_reason(self, problem: Problem) -> str | None:
         if problem.compute_dtype == torch.float64:

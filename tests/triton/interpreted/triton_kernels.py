@@ -63,7 +63,7 @@ OPTIONS = {
     "centered": {"position": "centered"},
     "patch": {"origin": torch.tensor([3.0, 1.0]), "extent": torch.tensor([20.0, 30.0]), "position": "centered"},
     "affine": {"affine": torch.tensor([[0.5, 0.1, 3], [-0.2, 2.0, 1]], dtype=torch.float64)},
-    "one a sample": {"affine": torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)},
+    "one per sample": {"affine": torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)},
     "outside": {"origin": torch.tensor([-9.0, -30.0]), "extent": torch.tensor([4.0, 4.0])},
 }
 
@@ -132,7 +132,7 @@ def test_sums_over_launches_are_rounded_once(small_blocks):
 def test_any_number_of_slabs_gives_the_same_sums(small_blocks, monkeypatch, most_slabs):
     """Slabs of several groups (three), parts of one group, and a last slab with less to do than the others."""
     monkeypatch.setattr(tables, "MOST_SLABS", most_slabs)
-    check(make_inputs((7, 9), batch=3, hidden=(9, 7)), affine=OPTIONS["one a sample"]["affine"])
+    check(make_inputs((7, 9), batch=3, hidden=(9, 7)), affine=OPTIONS["one per sample"]["affine"])
 
 
 def gradient_of_features(features: torch.Tensor, inputs: Inputs, grad_logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -162,7 +162,7 @@ def test_strides_are_addressed_not_copied(dims):
 def test_position_maps_of_any_strides():
     """The kernels read a map as if it were contiguous; a caller's need not be."""
     inputs = make_inputs((5, 6), batch=3)
-    affine = OPTIONS["one a sample"]["affine"]
+    affine = OPTIONS["one per sample"]["affine"]
     matrix = position_matrix(affine, torch.tensor([5.0, 6.0]).double(), "pixels")
     logits = scp(inputs.features, inputs.phi, inputs.residual, affine=affine, backend="triton")
     strided = matrix.mT.contiguous().mT
@@ -203,7 +203,7 @@ def launched(monkeypatch) -> list[str]:
     return ran
 
 
-@pytest.mark.parametrize("option", ["centered", "one a sample"])
+@pytest.mark.parametrize("option", ["centered", "one per sample"])
 @pytest.mark.parametrize("folded_bytes", [1, 1700])
 def test_any_number_of_chunks_gives_the_same(small_blocks, monkeypatch, option, folded_bytes):
     """One folded tile kept at a time, or four, in several position maps or one, and a smaller last chunk."""
