@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scp_kernels.checks import check_extent
+from scp_kernels._torch_compat import needs_dispatcher
+from scp_kernels.checks import ArrayLike, check_extent, position_tensor
 from scp_kernels.positions import position_dtype
-from scp_kernels.reference import pixel_indices
+from scp_kernels.reference import pixel_indices, without_autocast
 
 WAYS = ("affine", "least_squares", "pixelwise")
 
@@ -25,6 +26,45 @@ _VALIDITY_TOLERANCE = 1e-5
 _AFFINE_TOLERANCE = 1e-4
 # Pixels along each axis from which a first map is guessed.
 _GUESS_POINTS = {2: 16, 3: 8}
+
+
+def affine_of_coordinates(coordinates: Tensor, extent: ArrayLike, *, coordinates_as: str = "affine") -> Tensor:
+    """The affine map that coordinate channels are samples of, ``[B, K, d + 1]``; of a batch of one ``[K, d + 1]``.
+
+    ``head(features, coordinates=c, extent=e)`` is ``head(features, affine=affine_of_coordinates(c, e), extent=e)``. To
+    be read once where several heads need it, or where windows of a picture are taken from it.
+
+    Args:
+        coordinates: ``[B, K, *spatial]``, or ``[B, K + 1, *spatial]`` with a channel of validity.
+        extent: ``[K]`` or ``[B, K]``; says how many axes there are, and what deviation is rounding.
+        coordinates_as: ``"affine"`` or ``"least_squares"``, see :func:`scp_kernels.scp`.
+
+    Raises:
+        ValueError, TypeError: as :func:`scp_kernels.scp`; positions that are not affine too, where it can be told.
+    """
+    if not isinstance(coordinates, Tensor) or coordinates.ndim not in (4, 5):
+        got = list(coordinates.shape) if isinstance(coordinates, Tensor) else type(coordinates).__name__
+        raise ValueError(f"coordinates: expected [B, K, H, W] or [B, K, D, H, W], got {got}")
+    if coordinates_as == "pixelwise":
+        raise ValueError(
+            "coordinates_as: expected 'affine' or 'least_squares'; 'pixelwise' has no map: give it to the head's call"
+        )
+    extent = position_tensor("extent", extent, coordinates.device)
+    axes = extent.shape[-1] if extent.ndim else 0
+    p, valid, extent = check_coordinates(coordinates, coordinates, coordinates_as, None, None, extent, axes)
+    affine = told_affine(p, valid, extent, tuple(coordinates.shape[2:]), coordinates_as)
+    return affine if len(affine) > 1 else affine[0]
+
+
+def told_affine(p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tuple[int, ...], way: str) -> Tensor:
+    """:func:`read_affine`, and what is not affine told: an error where that waits for nobody, else NaN."""
+    with without_autocast(p.device):
+        affine, is_affine = read_affine(p, valid, extent, spatial_shape, way)
+        if way != "affine":
+            return affine
+        if affine.device.type == "cpu" and not needs_dispatcher((affine,)) and not is_affine.all():
+            raise _not_affine(is_affine)
+        return torch.where(is_affine[:, None, None], affine, torch.nan)
 
 
 def check_coordinates(
@@ -44,6 +84,8 @@ def check_coordinates(
         )
     if coordinates.requires_grad:
         raise ValueError("coordinates: positions are not differentiable, got a tensor that requires grad")
+    if hasattr(coordinates, "as_tensor"):  # MONAI's MetaTensor, whose own bookkeeping would follow every operation
+        coordinates = coordinates.as_tensor()
     batch, _, *shape = features.shape
     expected = [[b, k, *shape] for b in (batch, 1) for k in (position_dims, position_dims + 1)]
     if list(coordinates.shape) not in expected:
@@ -184,12 +226,7 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     return torch.stack(rows, 1)[:, :, len(rows) :]
 
 
-def affine_or_nan(affine: Tensor, is_affine: Tensor) -> Tensor:
-    """``affine``, and NaN for samples whose coordinates are none: an error that nobody has to wait for."""
-    return torch.where(is_affine[:, None, None], affine, torch.nan)
-
-
-def not_affine(is_affine: Tensor) -> ValueError:
+def _not_affine(is_affine: Tensor) -> ValueError:
     """What to say where it can be said."""
     samples = (~is_affine).nonzero().flatten().tolist()
     return ValueError(

@@ -80,7 +80,8 @@ def scp(
         )
         if coordinates_as == "pixelwise":
             return _pixelwise(features, phi, residual, bias, p, valid, extent, position, backend)
-        affine = _read_affine(p, valid, extent, features, coordinates_as)
+        affine = coordinate_channels.told_affine(p, valid, extent, tuple(features.shape[2:]), coordinates_as)
+        affine = affine if len(affine) == features.shape[0] else affine[0]
     affine, extent = check_position(features, origin, affine, extent, position, position_dims)
     tensors = [t for t in (features, *phi, residual, bias, affine, extent) if t is not None]
     through_dispatcher = needs_dispatcher(tensors)
@@ -98,18 +99,6 @@ def scp(
     matrix = _position_matrix(affine, extent, problem, position, through_dispatcher)
     arguments = (features, *phi, residual, bias, matrix, chosen)
     return ops.forward(problem, *arguments, through_dispatcher=through_dispatcher)
-
-
-def _read_affine(p: Tensor, valid: Tensor, extent: Tensor, features: Tensor, coordinates_as: str) -> Tensor:
-    """The affine map ``[B, K, d + 1]`` of coordinate channels, ``[K, d + 1]`` of those that all samples share."""
-    shape = tuple(features.shape[2:])
-    with reference.without_autocast(features.device):
-        affine, is_affine = coordinate_channels.read_affine(p, valid, extent, shape, coordinates_as)
-        if coordinates_as == "affine":
-            if affine.device.type == "cpu" and not needs_dispatcher((affine,)) and not is_affine.all():
-                raise coordinate_channels.not_affine(is_affine)
-            affine = coordinate_channels.affine_or_nan(affine, is_affine)
-    return affine if p.shape[0] == features.shape[0] else affine[0]
 
 
 def _pixelwise(

@@ -250,7 +250,7 @@ class FusedSCP(nn.Module):
         if features.shape[1] != self.in_channels:
             raise ValueError(f"features: expected {self.in_channels} channels, got shape {list(features.shape)}")
         placement = current_placement(self.position_state, self.placement)
-        if placement is not None:
+        if placement is not None and coordinates is None:
             origin, affine, extent = placement.resolve(features, origin, affine, extent)
         return scp(
             features,
