@@ -17,7 +17,7 @@ SOURCES := $(shell find csrc scp_kernels models -type f ! -path '*__pycache__*' 
 # guard's ratios too are steadier where no thread waits for another on a busy machine.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-GUARD := $(ONE_THREAD) $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median -q --short --device cpu --record build/guard
+GUARD := $(ONE_THREAD) $(BIN)/pytest benchmarks --benchmark-only -q --short --device cpu --record build/guard
 
 .PHONY: help env demo test lint types format bench guard floors build clean
 
@@ -64,8 +64,8 @@ format: $(VENV)/.dependencies  ## let ruff and clang-format rewrite what they ca
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(STAMP)  ## the benchmarks, each beside its peers; BENCH_ARGS="--slow --record benchmarks/results"
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds $(BENCH_ARGS)
+bench: $(STAMP)  ## the benchmarks and their verdict; BENCH_ARGS="--slow --record benchmarks/results"
+	$(BIN)/pytest benchmarks --benchmark-only $(BENCH_ARGS)
 
 guard: $(STAMP)  ## fail if the operator has become slower beside its peers (a minute)
 	@rm -rf build/guard

@@ -1,7 +1,8 @@
 """Builds ``csrc/`` into plain shared libraries with a C ABI, loaded by ctypes: no torch, one binary for every Python.
 
-What is built goes into the package ``scp_kernels_native``, beside ``build.json``, which says for each library what was
-built, or why it was not; ``python -m scp_kernels`` shows it. Environment variables:
+``csrc/build_description.py`` says what is built; this file, how. The libraries go into the package
+``scp_kernels_native``, beside ``build.json``, which says for each what was built, or why it was not;
+``python -m scp_kernels`` shows it. Environment variables:
 
 ``SCP_BUILD_CPU``, ``SCP_BUILD_CUDA``
     ``auto`` (the default: build if a working compiler is found), ``0`` (do not), ``1`` (an error if it cannot be).
@@ -18,6 +19,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,60 +29,45 @@ from setuptools import Command, Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
-ROOT = Path(__file__).parent.resolve()
-CSRC = ROOT / "csrc"
-PACKAGE = "scp_kernels_native"
-INCLUDE_FLAGS = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
+# A build frontend runs this file with no folder of the project on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
 
-# Contraction into FMA is left to the compiler: every result is held to a tolerance, none to a bit pattern.
-CXX_FLAGS = [
-    *("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"),
-    *("-Wall", "-Wextra"),
-]
-CXX_LINK_FLAGS = ["-shared", "-fopenmp"]
-# Taken where the compiler knows them. GCC else spills the operands of the leaves' products inside their loops.
-CXX_TUNING_FLAGS = ["-fira-region=all"]
-# csrc/cpu/kernels.cpp is compiled once for each vector level, and the best one is picked when the library runs.
-X86_LEVELS = {
-    "portable": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"],
-    "avx512": [
-        *("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c", "-mpopcnt"),
-        "-mprefer-vector-width=512",
-    ],
-}
-VECTOR_LEVELS = {"x86_64": X86_LEVELS}
-OTHER_MACHINES: dict[str, list[str]] = {"portable": []}
+from build_description import (
+    CSRC,
+    CUDA,
+    CUDA_ARCHITECTURES,
+    INCLUDE_FLAGS,
+    LIBRARIES,
+    PACKAGE,
+    Library,
+    architecture_flags,
+    isa_target_flags,
+)
 
-NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0"]
-NVCC_LINK_FLAGS = ["-shared", "-cudart=static"]
-CUDA_ARCHITECTURES = "75;80;86;89;90;100;120"
-
-CXX_PROBE = '#include <omp.h>\nextern "C" int scp_probe() { return omp_get_max_threads(); }\n'
-NVCC_PROBE = '__global__ void scp_kernel() {}\nextern "C" void scp_probe() { scp_kernel<<<1, 1>>>(); }\n'
+ROOT = Path(__file__).resolve().parent
 
 
 @dataclass
-class Library:
-    """One shared library: how it is built, or why it is not."""
+class LibraryBuild:
+    """How one library is built on this machine, or why it is not."""
 
-    name: str
+    library: Library
     reason: str | None = None
+    """Why it is not built; None if it is."""
     compiler: list[str] = field(default_factory=list)
-    objects: list[tuple[Path, str, list[str]]] = field(default_factory=list)
-    """Source, suffix of the object file, extra flags."""
     flags: list[str] = field(default_factory=list)
-    link_flags: list[str] = field(default_factory=list)
     variants: dict[str, list[str]] = field(default_factory=dict)
-    """Vector levels or compute capabilities, and the flags of each."""
+    """ISA targets or compute capabilities, and the flags of each."""
 
-    @property
-    def file_name(self) -> str:
-        return f"libscp_{self.name}.so"
-
-    @property
-    def variable(self) -> str:
-        return f"SCP_BUILD_{self.name.upper()}"
+    def objects(self) -> list[tuple[Path, str, list[str]]]:
+        """Source, suffix of the object file, and extra flags of every compilation."""
+        once = [(source, "", []) for source in self.library.sources if source not in self.library.per_isa_target]
+        repeated = [
+            (source, target, isa_target_flags(target))
+            for source in self.library.per_isa_target
+            for target in self.library.isa_targets
+        ]
+        return [*repeated, *once]
 
     def record(self) -> dict:
         record = {"version": package_version(), "built": self.reason is None}
@@ -139,65 +126,61 @@ def find_ninja() -> str | None:
     return str(path) if path.exists() else shutil.which("ninja")
 
 
-def plan() -> list[Library]:
+def configure() -> list[LibraryBuild]:
     """What will be built, decided before anything runs: the wheel's tag depends on it."""
-    libraries = []
-    for name, plan_library in (("cpu", plan_cpu), ("cuda", plan_cuda)):
-        library = Library(name)
-        request = os.environ.get(library.variable, "auto")
-        if request not in ("auto", "0", "1"):
-            raise SystemExit(f"{library.variable}: expected auto, 0 or 1, got {request!r}")
-        if request == "0":
-            library.reason = f"left out at install by {library.variable}=0"
-        elif platform.system() != "Linux":
-            library.reason = f"csrc/ is compiled on Linux only, and this is {platform.system()}"
+    return [configure_library(library) for library in LIBRARIES]
+
+
+def configure_library(library: Library) -> LibraryBuild:
+    variable = library.request_variable
+    request = os.environ.get(variable, "auto")
+    if request not in ("auto", "0", "1"):
+        raise SystemExit(f"{variable}: expected auto, 0 or 1, got {request!r}")
+    if request == "0":
+        return LibraryBuild(library, f"left out at install by {variable}=0")
+    result = find_tools(library)
+    if result.reason is None:
+        if library is CUDA:
+            result.variants = architecture_flags(capabilities(result.compiler))
+            # One command compiles for all architectures.
+            result.flags += [flag for flags in result.variants.values() for flag in flags]
         else:
-            library = plan_library()
-            if library.reason is None and find_ninja() is None:
-                library.reason = "ninja was not found at install"
-        if request == "1" and library.reason is not None:
-            raise SystemExit(f"{library.variable}=1, but {library.reason}")
-        libraries.append(library)
-    return libraries
+            result.variants = library.isa_targets
+    elif request == "1":
+        raise SystemExit(f"{variable}=1, but {result.reason}")
+    return result
 
 
-def plan_cpu() -> Library:
-    kernels = CSRC / "cpu" / "kernels.cpp"
-    if not kernels.exists():
-        return Library("cpu", reason="this version has no CPU kernels")
-    compiler, reason = find_compiler("CXX", "c++", "g++", "clang++")
-    reason = reason or probe(compiler, [*CXX_FLAGS, *CXX_LINK_FLAGS], CXX_PROBE, ".cpp")
-    flags = [*CXX_FLAGS, *(f for f in CXX_TUNING_FLAGS if reason is None and knows(compiler, f))]
-    levels = VECTOR_LEVELS.get(platform.machine(), OTHER_MACHINES)
-    objects = [(kernels, level, [f"-DSCP_VECTOR_LEVEL={level}", *flags]) for level, flags in levels.items()]
-    objects += [(source, "", []) for source in sorted(kernels.parent.glob("*.cpp")) if source != kernels]
-    return Library("cpu", reason, compiler, objects, flags, CXX_LINK_FLAGS, levels)
-
-
-def plan_cuda() -> Library:
-    sources = sorted(CSRC.glob("**/*.cu"))
-    if not sources:
-        return Library("cuda", reason="this version has no CUDA kernels")
-    compiler, reason = find_compiler("NVCC", "nvcc")
-    reason = reason or probe(compiler, [*NVCC_FLAGS, *NVCC_LINK_FLAGS], NVCC_PROBE, ".cu")
+def find_tools(library: Library) -> LibraryBuild:
+    """The compiler and the flags that it knows, or what is missing."""
+    if platform.system() != "Linux":
+        return LibraryBuild(library, f"csrc/ is compiled on Linux only, and this is {platform.system()}")
+    if not library.sources:
+        return LibraryBuild(library, f"this version has no {library.name.upper()} kernels")
+    compiler, reason = find_compiler(library.variable, *library.compilers)
+    suffix = library.sources[0].suffix
+    reason = reason or probe(compiler, [*library.flags, *library.link_flags], library.probe, suffix)
+    if reason is None and find_ninja() is None:
+        reason = "ninja was not found at install"
     if reason is not None:
-        return Library("cuda", reason)
-    listed = subprocess.run([*compiler, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+        return LibraryBuild(library, reason)
+    flags = [*library.flags, *(flag for flag in library.tuning_flags if knows(compiler, flag))]
+    return LibraryBuild(library, None, compiler, flags)
+
+
+def capabilities(nvcc: list[str]) -> list[str]:
+    """The compute capabilities to compile for, the oldest first."""
+    listed = subprocess.run([*nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
     known = {architecture.removeprefix("compute_") for architecture in listed}
-    capabilities = [c for c in CUDA_ARCHITECTURES.split(";") if c in known]
     if chosen := os.environ.get("SCP_CUDA_ARCHITECTURES"):
-        capabilities = sorted(chosen.split(";"), key=lambda c: (len(c), c))
-        if unknown := [c for c in capabilities if c.rstrip("af") not in known]:
+        result = sorted(chosen.split(";"), key=lambda c: (len(c), c))
+        if unknown := [c for c in result if c.rstrip("af") not in known]:
             raise SystemExit(f"SCP_CUDA_ARCHITECTURES: nvcc does not compile for {unknown}; it knows {sorted(known)}")
-    variants = {c: [f"-gencode=arch=compute_{c},code=sm_{c}"] for c in capabilities}
-    # PTX of the oldest, so that devices newer than the newest architecture, or between two, run too.
-    oldest = capabilities[0].rstrip("af")
-    variants["ptx"] = [f"-gencode=arch=compute_{oldest},code=compute_{oldest}"]
-    flags = [*NVCC_FLAGS, *(flag for codes in variants.values() for flag in codes)]
-    return Library("cuda", None, compiler, [(source, "", []) for source in sources], flags, NVCC_LINK_FLAGS, variants)
+        return result
+    return [c for c in CUDA_ARCHITECTURES if c in known]
 
 
-def ninja_file(libraries: list[Library], objects_dir: Path, out: Path) -> str:
+def ninja_file(builds: list[LibraryBuild], objects_dir: Path, out: Path) -> str:
     """The text of ``build.ninja``; dependencies on headers are found by the compilers."""
 
     def quoted(path: Path | str) -> str:
@@ -207,24 +190,25 @@ def ninja_file(libraries: list[Library], objects_dir: Path, out: Path) -> str:
         return shlex.join(arguments).replace("$", "$$")
 
     lines = ["ninja_required_version = 1.5", ""]
-    for lib in libraries:
+    for item in builds:
+        library, name = item.library, item.library.name
         lines += [
-            f"rule compile_{lib.name}",
-            f"  command = {shell([*lib.compiler, *lib.flags, *INCLUDE_FLAGS])} $extra -MD -MF $out.d -c $in -o $out",
+            f"rule compile_{name}",
+            f"  command = {shell([*item.compiler, *item.flags, *INCLUDE_FLAGS])} $extra -MD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
-            f"  description = {lib.name}: $in $extra",
-            f"rule link_{lib.name}",
-            f"  command = {shell(lib.compiler)} $in {shell(lib.link_flags)} -o $out",
-            f"  description = {lib.name}: $out",
+            f"  description = {name}: $in $extra",
+            f"rule link_{name}",
+            f"  command = {shell(item.compiler)} $in {shell([*library.link_flags])} -o $out",
+            f"  description = {name}: $out",
         ]
         compiled = []
-        for source, suffix, extra in lib.objects:
+        for source, suffix, extra in item.objects():
             relative = source.relative_to(CSRC).as_posix().replace("/", "_")
-            target = objects_dir / lib.name / f"{relative}{'.' + suffix if suffix else ''}.o"
+            target = objects_dir / name / f"{relative}{'.' + suffix if suffix else ''}.o"
             compiled.append(quoted(target))
-            lines += [f"build {quoted(target)}: compile_{lib.name} {quoted(source)}", f"  extra = {shell(extra)}"]
-        lines += [f"build {quoted(out / lib.file_name)}: link_{lib.name} {' '.join(compiled)}", ""]
+            lines += [f"build {quoted(target)}: compile_{name} {quoted(source)}", f"  extra = {shell(extra)}"]
+        lines += [f"build {quoted(out / library.file_name)}: link_{name} {' '.join(compiled)}", ""]
     return "\n".join(lines) + "\n"
 
 
@@ -249,29 +233,34 @@ class BuildNative(Command):
 
     def run(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        libraries = self.distribution.libraries_to_build
-        for lib in libraries:
+        builds = self.distribution.library_builds
+        for item in builds:
             # What an earlier build left must not travel in this one.
-            (self.out / lib.file_name).unlink(missing_ok=True)
-        if wanted := [lib for lib in libraries if lib.reason is None]:
+            (self.out / item.library.file_name).unlink(missing_ok=True)
+        if wanted := [item for item in builds if item.reason is None]:
             self.compile(wanted)
-        record = {lib.name: lib.record() for lib in libraries}
+        record = {item.library.name: item.record() for item in builds}
         (self.out / "build.json").write_text(json.dumps(record, indent=2) + "\n")
 
-    def compile(self, libraries: list[Library]) -> None:
+    def compile(self, builds: list[LibraryBuild]) -> None:
         # Objects stay here between builds, whatever their mode: a developer's rebuild compiles what changed.
-        objects_dir = Path(self.build_base).resolve() / "native"
+        build_base = Path(self.build_base).resolve()
+        objects_dir = build_base / "native"
         objects_dir.mkdir(parents=True, exist_ok=True)
-        (objects_dir / "build.ninja").write_text(ninja_file(libraries, objects_dir, self.out))
-        command = [find_ninja(), "-C", str(objects_dir)]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        (objects_dir / "build.ninja").write_text(ninja_file(builds, objects_dir, self.out))
+        ninja = [find_ninja(), "-C", str(objects_dir)]
+        # clangd looks into the folder build/ of each folder above a source.
+        rules = [f"compile_{item.library.name}" for item in builds]
+        database = subprocess.run([*ninja, "-t", "compdb", *rules], check=True, capture_output=True, text=True).stdout
+        (build_base / "compile_commands.json").write_text(database)
+        result = subprocess.run(ninja, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         print(result.stdout, flush=True)
         if result.returncode:
-            skipping = " ".join(f"{lib.variable}=0" for lib in libraries)
+            skipping = " ".join(f"{item.library.request_variable}=0" for item in builds)
             raise SystemExit(f"csrc/ does not compile (the compiler's message is above); {skipping} installs without")
 
     def get_outputs(self) -> list[str]:
-        built = [lib.file_name for lib in self.distribution.libraries_to_build if lib.reason is None]
+        built = [item.library.file_name for item in self.distribution.library_builds if item.reason is None]
         return [str(self.out / name) for name in (*built, "build.json")]
 
     def get_output_mapping(self) -> dict[str, str]:
@@ -303,13 +292,13 @@ class NativeDistribution(Distribution):
     """Platform-specific exactly if something is compiled."""
 
     @property
-    def libraries_to_build(self) -> list[Library]:
-        if not hasattr(self, "_libraries_to_build"):
-            self._libraries_to_build = plan()
-        return self._libraries_to_build
+    def library_builds(self) -> list[LibraryBuild]:
+        if not hasattr(self, "_library_builds"):
+            self._library_builds = configure()
+        return self._library_builds
 
     def has_ext_modules(self) -> bool:
-        return any(lib.reason is None for lib in self.libraries_to_build)
+        return any(item.reason is None for item in self.library_builds)
 
 
 setup(

@@ -71,8 +71,8 @@ if [ "$DEVICE" = cuda ] && "$PYTHON" -c "import xdist" 2>/dev/null; then workers
 check=("$PYTHON" -m pytest -q -ra -p no:cacheprovider --durations=5 "${workers[@]}")
 # shellcheck disable=SC2206
 race=("$PYTHON" -m pytest benchmarks --benchmark-only -q -p no:cacheprovider --device "$DEVICE" --record "$OUT"
-    --benchmark-columns=median --budget 0.3 $BENCH)
-paper="160x224 and (b1- or b14-) and not h512 and not h32"
+    --budget 0.3 --slow $BENCH)
+paper="160x224 and (b1- or b14-) and not h512 and not h32 and not per-sample"
 
 shopt -s nullglob # no record is no error here: the table is then empty
 stage "kernels" 150 "${check[@]}" tests/*/test_gpu.py
@@ -88,13 +88,13 @@ fi
 stage "paper's sizes and claims" 60 "${check[@]}" tests/operator/test_paper_sizes.py tests/benchmarks/test_claims.py
 if ((${#workers[@]})); then
     # Each race once, untimed: torch.compile and Triton find in their caches what would be compiled one by one.
-    stage "compiling" 90 "$PYTHON" -m pytest benchmarks -q -p no:cacheprovider "${workers[@]}" --benchmark-disable \
+    stage "compiling" 90 "$PYTHON" -m pytest benchmarks -q -p no:cacheprovider "${workers[@]}" --benchmark-disable --slow \
         --device "$DEVICE" -k "test_operator and $paper"
 fi
 # The largest head first: what comes last may find no time left.
 stage "operator, h 256" 70 "${race[@]}" -k "test_operator and $paper and not bfloat16 and h256"
 stage "operator, h 64 and 128" 90 "${race[@]}" -k "test_operator and $paper and not bfloat16 and not h256"
-stage "networks" 70 "${race[@]}" --slow -k test_networks
+stage "networks" 70 "${race[@]}" -k test_networks
 if [ "$DEVICE" = cuda ]; then
     stage "operator, bfloat16" 80 "${race[@]}" -k "test_operator and $paper and bfloat16"
 fi
@@ -106,7 +106,7 @@ if "$PYTHON" -c "import scp_models.training.module, nilearn" 2>>"$LOG"; then
 else
     echo "training: left out, the dependencies of scp_models are not installed (the log says which)"
 fi
-stage "operator, the rest" 300 "${race[@]}" --slow -k "test_operator and not ($paper)"
+stage "operator, the rest" 300 "${race[@]}" -k "test_operator and not ($paper)"
 
 echo
 echo "Time of each over ours; more than 1: we are faster."

@@ -28,18 +28,18 @@ def floors(races: dict[str, Any], names: list[str]) -> dict[str, dict[str, float
     }
 
 
-def fallen(races: dict[str, Any], floors: dict[str, dict[str, float]]) -> list[str]:
+def below_floor(races: dict[str, Any], floors: dict[str, dict[str, float]]) -> list[str]:
     """A sentence for each ratio under its floor, and for each race that has not been run."""
-    found = []
+    problems = []
     for name, peers in floors.items():
         if name not in races:
-            found.append(f"{name}: has not been run")
+            problems.append(f"{name}: has not been run")
             continue
         subjects = races[name]["subjects"]
         for peer, floor in peers.items():
             if subjects[peer]["ratio"] < floor:
-                found.append(f"{name}: {peer} takes {subjects[peer]['ratio']:.2f} of our time; the floor is {floor}")
-    return found
+                problems.append(f"{name}: {peer} takes {subjects[peer]['ratio']:.2f} of our time; the floor is {floor}")
+    return problems
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,12 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
         options.floors.write_text(json.dumps(derived, indent=1) + "\n")
         return 0
     expected = json.loads(options.floors.read_text())
-    problems = fallen(races, expected)
-    for problem in problems:
-        print(problem)
+    messages = below_floor(races, expected)
+    for message in messages:
+        print(message)
     compared = sum(map(len, expected.values()))
-    print(f"{len(problems)} of {compared} ratios are under their floors" if problems else f"{compared} ratios hold")
-    return bool(problems)
+    print(f"{len(messages)} of {compared} ratios are under their floors" if messages else f"{compared} ratios hold")
+    return bool(messages)
 
 
 if __name__ == "__main__":

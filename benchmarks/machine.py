@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 def describe(device: str) -> dict[str, Any]:
     """Device, versions and thread counts, ready for JSON."""
-    found: dict[str, Any] = {
+    described: dict[str, Any] = {
         "kind": device,
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -34,13 +34,13 @@ def describe(device: str) -> dict[str, Any]:
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        found |= {
+        described |= {
             "cuda": torch.version.cuda,
             "capability": f"{properties.major}.{properties.minor}",
             "memory_bytes": properties.total_memory,
             "multiprocessors": properties.multi_processor_count,
         }
-    return found
+    return described
 
 
 def slug(machine: dict[str, Any]) -> str:
@@ -53,13 +53,13 @@ def slug(machine: dict[str, Any]) -> str:
 
 def record(path: Path, described: dict[str, Any], races: dict[str, dict[str, Any]]) -> None:
     """Adds races to a results file; figures of another machine or of other versions are dropped, never mixed in."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if found.get("machine") != described:
-        found = {"machine": described, "races": {}}
-    found["races"] |= races
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if results.get("machine") != described:
+        results = {"machine": described, "races": {}}
+    results["races"] |= races
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")  # a run that is stopped leaves the old file or the new one
-    beside.write_text(json.dumps(found, indent=1) + "\n")
+    beside.write_text(json.dumps(results, indent=1) + "\n")
     beside.replace(path)
 
 
@@ -77,10 +77,10 @@ def revision() -> str | None:
 
 def _processor() -> str:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        match = None
+    return match[1] if match else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import PaperStyle
 from scp_kernels import FusedSCP, count_macs, dispatch
-from scp_kernels.backends import native
+from scp_kernels.backends import cpu
 from scp_kernels.problem import problem_of
 from scp_models.networks import SegmentationNetwork, build_network
 from scp_models.networks.complexity import TITLES
@@ -116,7 +116,7 @@ def executed_macs(network: SegmentationNetwork, batch: int = 1) -> int:
     if backend == "reference":
         return macs + _phi_macs(head)
     if backend == "cpu":
-        native.release_kept()  # else nothing might be left to execute
+        cpu.clear_weight_field_cache()  # else nothing might be left to execute
     with torch.no_grad(), count_macs() as executed:
         head(inputs)
     return macs + executed.macs

@@ -5,20 +5,23 @@ all are checked and driven alike.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from scp_kernels import FusedSCP, count_macs
+from scp_models.networks.positions import position_channels
 from tests.support.cases import Case
 from tests.support.memory import resident_growth
 from tests.support.problems import Inputs
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 PLAIN, PRODUCT, PAPER_STYLE, BATCH_SHARED = "plain 1x1", "plain product", "paper-style", "batch-shared"
-COMPILED, PRECOMPUTED = "torch.compile", "W precomputed"
+COMPILED, PRECOMPUTED, COORDCONV = "torch.compile", "W precomputed", "CoordConv"
+OTHER_FUNCTIONS = (PLAIN, PRODUCT, COORDCONV)
+"""What computes another, smaller function: checked against its own float64, and no measure of what Φ costs."""
 FROZEN = ", frozen"
 
 
@@ -74,21 +77,37 @@ class PaperStyle(nn.Module):
         self.bias = head.bias
         self.position = head.position
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, affine: Tensor | None = None) -> Tensor:
         batch, channels, *shape = features.shape
         axes = [torch.arange(size, dtype=torch.float32, device=features.device) for size in shape]
-        p = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+        p = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]  # [1, d, *shape]
+        if affine is not None:
+            index = p.flatten(2)
+            p = (affine[:, :, :-1].float() @ index + affine[:, :, -1:].float()).unflatten(2, shape)  # [B, d, *shape]
         # Plain numbers, not a tensor of sizes: copying that to a GPU would wait for it at every call.
-        s = torch.cat([p, torch.stack([size - index for size, index in zip(shape, p, strict=True)])])
+        far = torch.stack([size - index for size, index in zip(shape, p.unbind(1), strict=True)], 1)
+        s = torch.cat([p, far], 1)
         if self.position == "centered":
-            s = torch.stack([2 * distance / size - 1 for size, distance in zip(shape * 2, s, strict=True)])
-        s = s.expand(batch, *s.shape).contiguous()
+            s = torch.stack([2 * distance / size - 1 for size, distance in zip(shape * 2, s.unbind(1), strict=True)], 1)
+        s = s.expand(batch, *s.shape[1:]).contiguous()
         weight = self.phi(s).unflatten(1, (-1, channels))
         x = features.float()
         logits = (weight * x[:, None]).sum(2) + self.residual(x)
         if self.bias is not None:
             logits = logits + self.bias.view(-1, *[1] * len(shape))
         return logits.to(features.dtype)
+
+
+class CoordConv(nn.Module):
+    """A 1×1 convolution of the features and their positions as channels: the plain way to tell a head where it is."""
+
+    def __init__(self, channels: int, classes: int, device: torch.device) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels + 4, classes, 1, bias=False, device=device)
+
+    def forward(self, features: Tensor, affine: Tensor | None = None) -> Tensor:
+        places = position_channels(features, position="centered", affine=affine)
+        return self.convolution(torch.cat([features, places], 1))
 
 
 class Precomputed(nn.Module):
@@ -111,6 +130,8 @@ class Subject:
     ours: bool = False
     prepare: Callable[[], None] | None = None
     """Called before each call, outside of the time."""
+    positions: dict[str, Tensor] = field(default_factory=dict)
+    """Position arguments of the module, if it takes any."""
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -131,7 +152,7 @@ def weights_changed(head: nn.Module) -> Callable[[], None]:
 def subjects(
     case: Case, inputs: Inputs, step: str, *, compiled: bool = True, only: str | None = None
 ) -> dict[str, Subject]:
-    """Everything that is timed in one run, by name, ours last; all but the plain heads compute the same function.
+    """Everything that is timed in one run, by name, ours last; all but ``OTHER_FUNCTIONS`` compute the same function.
 
     Args:
         inputs: the case's, on the device that is measured.
@@ -140,6 +161,8 @@ def subjects(
         only: make this one and no other.
     """
     device = inputs.features.device
+    affine = case.affine(device)
+    positions = {} if affine is None else {"affine": affine}
 
     def plain() -> Subject:
         convolution = CONVOLUTIONS[len(case.shape)](case.channels, 1, 1, bias=False, device=device, dtype=case.dtype)
@@ -148,25 +171,27 @@ def subjects(
 
     def compile_reference() -> Subject:
         torch._dynamo.reset()  # it refuses the ninth specialisation of one function
-        return Subject(torch.compile(fused(inputs, "reference"), dynamic=False))
+        return Subject(torch.compile(fused(inputs, "reference"), dynamic=False), positions=positions)
 
     def changing(name: str) -> Subject:
         head = fused(inputs, name)
-        return Subject(head, ours=True, prepare=weights_changed(head))
+        return Subject(head, ours=True, prepare=weights_changed(head), positions=positions)
 
     makers: dict[str, Callable[[], Subject]] = {
         PLAIN: plain,
         PRODUCT: lambda: Subject(PlainProduct(inputs.residual.to(case.dtype, copy=True))),
-        PAPER_STYLE: lambda: Subject(PaperStyle(fused(inputs, "reference"))),
-        BATCH_SHARED: lambda: Subject(fused(inputs, "reference")),
+        PAPER_STYLE: lambda: Subject(PaperStyle(fused(inputs, "reference")), positions=positions),
+        BATCH_SHARED: lambda: Subject(fused(inputs, "reference"), positions=positions),
     }
+    if case.per_sample:
+        makers[COORDCONV] = lambda: Subject(CoordConv(case.channels, 1, device), positions=positions)
     if compiled:
         makers[COMPILED] = compile_reference
-    if step == "forward":
+    if step == "forward" and not case.per_sample:
         makers[PRECOMPUTED] = lambda: Subject(Precomputed(fused(inputs, "reference"), case.shape))
     for name in reversed(case.backends(device)):
         if step == "forward" and name == "cpu":
-            makers[name + FROZEN] = lambda: Subject(fused(inputs, "cpu"), ours=True)
+            makers[name + FROZEN] = lambda: Subject(fused(inputs, "cpu"), ours=True, positions=positions)
         makers[name] = partial(changing, name)
     return {name: make() for name, make in makers.items() if only in (None, name)}
 
@@ -175,9 +200,9 @@ def call(subject: Subject, inputs: Inputs, step: str) -> Callable[[], object]:
     """What is timed: a forward with gradients off, or a forward and the gradients of features and parameters."""
     module = subject.module
     if step == "forward":
-        return torch.no_grad()(lambda: module(inputs.features))
+        return torch.no_grad()(lambda: module(inputs.features, **subject.positions))
     leaves = (inputs.features.detach().requires_grad_(), *subject.parameters)
-    return lambda: torch.autograd.grad(module(leaves[0]), leaves, inputs.grad_logits)
+    return lambda: torch.autograd.grad(module(leaves[0], **subject.positions), leaves, inputs.grad_logits)
 
 
 def resident(case: Case, step: str, name: str) -> int | None:
@@ -196,12 +221,15 @@ def executed_macs(name: str, subject: Subject, case: Case, inputs: Inputs, step:
     product = problem.product_macs * (3 if step == "training" else 1)  # Y; the gradients of X and of W
     if name in (PLAIN, PRODUCT, PRECOMPUTED):
         return product
+    if name == COORDCONV:  # four more channels, and no gradient of these
+        positions = 4 * case.batch * problem.pixels
+        return product + (2 * positions if step == "training" else positions)
     if name in (PAPER_STYLE, BATCH_SHARED, COMPILED):
         phi = problem.phi_macs
         if step == "training":  # every layer's gradients of weights and of inputs, but for the positions'
             phi = 3 * phi - problem.pixels * 2 * problem.spatial_dims * case.hidden
         # Paper-style: Φ for every sample, and w_r X apart.
-        return case.batch * phi + 2 * product if name == PAPER_STYLE else phi + product
+        return case.batch // problem.groups * phi + 2 * product if name == PAPER_STYLE else phi + product
     if subject.prepare is not None:
         subject.prepare()
     with count_macs() as executed:

@@ -21,6 +21,7 @@ COLOURS = {
     "batch-shared": "#E69F00",
     "torch.compile": "#56B4E9",
     "W precomputed": "#F0E442",
+    "CoordConv": "#8C564B",
     "cpu, frozen": "#009E73",
     "cpu": "#D55E00",
     "cuda": "#0072B2",
@@ -42,7 +43,8 @@ def label(case: dict[str, Any]) -> str:
     """``"h 64, C 8\\nB 14, 160×224"``."""
     size = "×".join(map(str, case["shape"]))
     dtype = "" if case["dtype"] == "float32" else f"\n{case['dtype']}"
-    return f"h {case['hidden']}, C {case['channels']}\nB {case['batch']}, {size}{dtype}"
+    maps = "\none map per sample" if case.get("per_sample") else ""
+    return f"h {case['hidden']}, C {case['channels']}\nB {case['batch']}, {size}{dtype}{maps}"
 
 
 def subjects(races: Iterable[Race]) -> list[str]:
@@ -57,7 +59,7 @@ def seconds(figure: dict[str, Any]) -> float:
 
 
 def bars(races: dict[str, list[Race]], path: Path) -> Path:
-    """Time of each peer over ours, one panel a step, one group of bars a case."""
+    """Time of each peer over ours, one panel per step, one group of bars per case."""
     longest = max(len(found) for found in races.values())
     figure, axes = plt.subplots(len(races), 1, figsize=(max(8.0, 1.5 * longest), 3.4 * len(races)), squeeze=False)
     for axis, (step, found) in zip(axes[:, 0], races.items(), strict=True):
@@ -79,7 +81,7 @@ def bars(races: dict[str, list[Race]], path: Path) -> Path:
         axis.set_xticks(range(len(found)), [label(race["case"]) for race in found], fontsize=7)
         axis.set_ylabel("time ÷ ours")
         axis.set_title(step, loc="left")
-        _quiet(axis)
+        _light_frame(axis)
     figure.tight_layout()
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=8, fontsize=8, loc="lower left", bbox_to_anchor=(0.02, 1.0), frameon=False)
@@ -87,7 +89,7 @@ def bars(races: dict[str, list[Race]], path: Path) -> Path:
 
 
 def scaling(lines: dict[str, tuple[list[Race], Callable[[Race], float]]], steps: list[str], path: Path) -> Path:
-    """Time along width, image and batch: a row a step, a column a line; both axes logarithmic."""
+    """Time along width, image and batch: a row per step, a column per line; both axes logarithmic."""
     figure, axes = plt.subplots(len(steps), len(lines), figsize=(4.0 * len(lines), 3.2 * len(steps)), squeeze=False)
     names: list[str] = []
     for row, step in zip(axes, steps, strict=True):
@@ -107,7 +109,7 @@ def scaling(lines: dict[str, tuple[list[Race], Callable[[Race], float]]], steps:
             axis.minorticks_off()
             axis.set_xlabel(title)
             axis.set_ylabel(f"{step}, ms")
-            _quiet(axis)
+            _light_frame(axis)
     handles = [plt.Line2D([], [], color=COLOURS.get(name, FALLBACK), marker="o", ms=4, label=name) for name in names]
     figure.tight_layout()
     figure.legend(handles=handles, ncols=8, fontsize=8, loc="lower left", bbox_to_anchor=(0.02, 1.0), frameon=False)
@@ -115,7 +117,7 @@ def scaling(lines: dict[str, tuple[list[Race], Callable[[Race], float]]], steps:
 
 
 def roofline(races: list[Race], path: Path) -> Path:
-    """Rate of the multiply-adds executed against their number a byte that nobody can avoid."""
+    """Rate of the multiply-adds executed against their number per byte that nobody can avoid."""
     figure, axis = plt.subplots(figsize=(7.5, 4.6))
     bandwidth = max(race["copy_bandwidth"] for race in races)
     names = subjects(races)
@@ -139,10 +141,10 @@ def roofline(races: list[Race], path: Path) -> Path:
                   textcoords="offset points", fontsize=7)  # fmt: skip
     axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.set_xlabel("multiply-adds executed a byte of X and Y")
-    axis.set_ylabel("multiply-adds a second")
+    axis.set_xlabel("multiply-adds executed per byte of X and Y")
+    axis.set_ylabel("multiply-adds per second")
     axis.legend(fontsize=7, frameon=False, loc="upper left")
-    _quiet(axis)
+    _light_frame(axis)
     return save(figure, path)
 
 
@@ -160,14 +162,14 @@ def figure_6(rows: dict[str, dict[str, tuple[float, float]]], path: Path) -> Pat
             axis.bar_label(drawn, [f"{value:.2f}" for value in values], fontsize=6.5)
         axis.set_xticks(range(len(networks)), [name.replace(" ", "\n", 1) for name in networks], fontsize=7)
         axis.set_title(title, fontsize=9)
-        _quiet(axis)
+        _light_frame(axis)
     axes[0].set_ylabel("ratio to Base 128")
     axes[-1].legend(fontsize=7, frameon=False)
     figure.tight_layout()
     return save(figure, path)
 
 
-def _quiet(axis: Axes) -> None:
+def _light_frame(axis: Axes) -> None:
     axis.grid(axis="y", linewidth=0.3)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Times several subjects round-robin in one process, so that a machine's moods meet all of them alike.
+"""Times several subjects round-robin in one process, so that a change in the machine's speed meets all of them alike.
 
 pytest-benchmark times one test at a time, so two tests' figures may lie minutes apart, and their ratio with them. Here
 one test is one race: pytest-benchmark times our subject through ``benchmark.pedantic``, and the ``setup`` that it
@@ -111,9 +111,9 @@ def device_times(entrants: Mapping[str, Entrant], rounds: int) -> dict[str, list
             graph.replay()
             end.record()
             end.synchronize()
-            found = times[name]
-            assert isinstance(found, list)
-            found.append(start.elapsed_time(end) / 1e3)
+            samples = times[name]
+            assert isinstance(samples, list)
+            samples.append(start.elapsed_time(end) / 1e3)
     return times
 
 
@@ -148,7 +148,7 @@ def ratio(times: Sequence[float], ours: Sequence[float]) -> float:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes read and written a second by a plain copy: what a kernel that only streams could reach."""
+    """Bytes per second read and written by a plain copy: what a kernel that only streams could reach."""
     size = 2**30 if device == "cuda" else 2**28
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
@@ -156,7 +156,7 @@ def copy_bandwidth(device: str) -> float:
 
 
 def product_rate(device: str, dtype: torch.dtype) -> float:
-    """Multiply-adds a second of PyTorch's matrix product: what dense arithmetic could reach."""
+    """Multiply-adds per second of PyTorch's matrix product: what dense arithmetic could reach."""
     size = 8192 if device == "cuda" else 1536
     a = torch.randn(size, size, device=device).to(dtype)
     out = torch.empty_like(a)

@@ -1,4 +1,4 @@
-"""Writes ``docs/benchmarks.md`` and its pictures from recorded results. No figure in it is typed by hand.
+"""Writes ``docs/benchmarks.md``, its pictures and the README's verdict from recorded results, no figure by hand.
 
 ``python -m benchmarks.report [RESULTS.json …]``; without arguments, from all of ``benchmarks/results/``.
 """
@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots
+from benchmarks import claims, plots
+from benchmarks.claims import HEADINGS, percent, rows
+from benchmarks.claims import digits as short
 from benchmarks.plots import Race, seconds, subjects
 
 HERE = Path(__file__).parent
@@ -19,13 +21,19 @@ RESULTS = HERE / "results"
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
 PICTURES = "images/benchmarks"
 
-HEAD = """# Benchmarks
+TITLE = "# Benchmarks\n"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- written by python -m benchmarks.report: do not edit -->", "<!-- end of what is written -->"
+
+HEAD = """## How it is measured
 
 Written by `python -m benchmarks.report` from the records in `benchmarks/results/`: do not edit. A record is made by
 
     pytest benchmarks/ --benchmark-only --slow --record benchmarks/results    # with a GPU: bash benchmarks/gpu.sh
 
-**How it is measured.** One race a case: all subjects are timed in turn in one process, in another order each round;
+Without `--slow` it takes five minutes on two cores and ends in a verdict like the one above.
+
+One race per case: all subjects are timed in turn in one process, in another order each round;
 each call is synchronised and, if it is short, preceded by untimed calls of the same subject. A ratio is the median over
 rounds of times taken within one round, so that a busy machine meets all alike; it is the subject's time over ours:
 *more than 1 means that we are faster*. Before its time counts, each subject's logits and gradients are compared with
@@ -40,8 +48,9 @@ come and go with what else a process has done.
 | plain 1x1 | `nn.Conv2d(C, N, 1)`, which the head replaces: another, smaller function |
 | plain product | the same, by `torch.matmul`; how far both are from what a CPU can do, a plain copy tells |
 | paper-style | positions expanded over the batch, 1×1 convolutions, W as a tensor |
-| batch-shared | Φ once a pixel for the whole batch, plain PyTorch (the `reference` backend) |
+| batch-shared | Φ once per pixel for the whole batch, plain PyTorch (the `reference` backend) |
 | torch.compile | that, compiled |
+| CoordConv | a 1×1 convolution of X and the positions as channels: another, smaller function |
 | W precomputed | weights that never change: W kept as a tensor, `(W * X).sum(1)` in PyTorch |
 | cpu, cuda, triton | ours; the weights change before each call, as in training |
 | cpu, frozen | ours in inference: the same weights in each call |
@@ -55,17 +64,10 @@ network with SCP can take less time than one without; a few per cent either way 
 """
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; all columns but the first are aligned to the right."""
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def short(value: float) -> str:
-    """Three digits, two below 10."""
-    if value >= 99.5:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
 
 
 def milliseconds(value: float) -> str:
@@ -80,13 +82,19 @@ def case_name(case: dict[str, Any]) -> str:
     return plots.label(case).replace("\n", ", ")
 
 
+def is_of_the_paper(case: dict[str, Any]) -> bool:
+    """One of the bars: the paper's heads at its size, batch 1 or 14."""
+    shown = case["shape"] == [160, 224] and case["hidden"] in (64, 128, 256) and case["batch"] in (1, 14)
+    return shown and case["dtype"] == "float32" and "per_sample" not in case
+
+
 def order(race: Race) -> tuple[Any, ...]:
     case = race["case"]
-    return case["dtype"], math.prod(case["shape"]), case["hidden"], case["batch"]
+    return case["dtype"], "per_sample" in case, math.prod(case["shape"]), case["hidden"], case["batch"]
 
 
-class Machine:
-    """One record and the chapter that it makes."""
+class MachineChapter:
+    """The chapter that one machine's record makes."""
 
     def __init__(self, path: Path) -> None:
         record = json.loads(path.read_text())
@@ -96,10 +104,15 @@ class Machine:
         self.pictures: dict[str, Path] = {}
 
     def operator(self, step: str) -> list[Race]:
-        found = [race for race in self.races.values() if race["what"] == "operator" and race["step"] == step]
-        return sorted(found, key=order)
+        races = (race for race in self.races.values() if race["what"] == "operator" and race["step"] == step)
+        return sorted(races, key=order)
 
-    def chapter(self, pictures: Path) -> str:
+    def verdict(self) -> str:
+        """The claims, whether they hold, and on what they were measured."""
+        table = markdown_table(HEADINGS, rows(claims.verdict(self.races, self.machine["kind"])))
+        return "\n".join([table, *(f"{text}\n" for text in claims.sentences(self.machine, self.races))])
+
+    def text(self, pictures: Path) -> str:
         self._pictures = pictures
         parts = [f"## {self.machine['device']}\n", self._described()]
         steps = [step for step in ("forward", "training") if self.operator(step)]
@@ -130,10 +143,10 @@ class Machine:
             "revision": ", ".join(revisions),
             "measured": " to ".join(dict.fromkeys((dates[0], dates[-1]))),
         }
-        return table(("machine", self.slug), facts.items())
+        return markdown_table(("machine", self.slug), facts.items())
 
     def _speed(self, steps: list[str]) -> str:
-        """Our time and the ratios of all, one table a step; bars of the paper's cases."""
+        """Our time and the ratios of all, one table per step; bars of the paper's cases."""
         parts = []
         for step in steps:
             races = self.operator(step)
@@ -141,20 +154,18 @@ class Machine:
             names = [name for name in subjects(races) if ours != [name]]
             rows = []
             for race in races:
-                mine = race["subjects"][race["ours"]]
-                share = f"{mine['bandwidth_share']:.0%}"
+                figure = race["subjects"][race["ours"]]
+                share = f"{figure['bandwidth_share']:.0%}"
                 ratios = [short(race["subjects"][n]["ratio"]) if n in race["subjects"] else "" for n in names]
-                rows.append([case_name(race["case"]), milliseconds(seconds(mine)), *ratios, share])
+                rows.append([case_name(race["case"]), milliseconds(seconds(figure)), *ratios, share])
             title = (
                 f"**{step.capitalize()}**: milliseconds of {' or '.join(ours)}, the others' time over that, and the"
                 " bandwidth reached\n(what cannot but be moved, over the time) as a share of a plain copy's, which"
                 " caches can exceed.\n"
             )
-            parts += [title, table(["case", "ours, ms", *names, "of a copy"], rows)]
+            parts += [title, markdown_table(["case", "ours, ms", *names, "of a copy"], rows)]
         path, link = self._picture("peers", "Time of each peer over ours")
-        batches = {step: [race for race in self.operator(step) if race["case"]["batch"] in (1, 14)] for step in steps}
-        paper = {step: [r for r in found if r["case"]["shape"] == [160, 224] and r["case"]["hidden"] in (64, 128, 256)
-                        and r["case"]["dtype"] == "float32"] for step, found in batches.items()}  # fmt: skip
+        paper = {step: [race for race in self.operator(step) if is_of_the_paper(race["case"])] for step in steps}
         if all(paper.values()):
             plots.bars(paper, path)
             parts.append(link)
@@ -176,10 +187,10 @@ class Machine:
             cells = [f and f"{mebibytes(f['saved_bytes'])} / {mebibytes(f['peak_bytes'])}" for f in figures]
             rows.append([case_name(race["case"]), *(cell or "" for cell in cells)])
         title = f"**Memory of a training step**, MiB: kept for backward beyond features and parameters / {peak}.\n"
-        return title + "\n" + table(["case", *names], rows)
+        return title + "\n" + markdown_table(["case", *names], rows)
 
     def _operations(self) -> str:
-        """Multiply-adds a pixel, executed and nominal; the roofline."""
+        """Multiply-adds per pixel, executed and nominal; the roofline."""
         counted = []
         for race in (*self.operator("forward"), *self.operator("training")):
             executed = [f["executed_macs"] for n, f in race["subjects"].items() if f["ours"] and f["executed_macs"]]
@@ -194,12 +205,16 @@ class Machine:
             return ""
         path, link = self._picture("roofline", "Roofline")
         plots.roofline(self.operator("forward"), path)
-        title = "**Multiply-adds** a pixel, the product with X included: the head as printed, and what ours executes.\n"
-        return "\n".join([title, table(["case", "step", "nominal", "executed", "nominal ÷ executed"], counted), link])
+        title = (
+            "**Multiply-adds** per pixel, the product with X included: the head as printed, and what ours executes.\n"
+        )
+        return "\n".join(
+            [title, markdown_table(["case", "step", "nominal", "executed", "nominal ÷ executed"], counted), link]
+        )
 
     def _scaling(self, steps: list[str]) -> str:
         def line(**fixed: Any) -> list[Race]:
-            races = [race for step in steps for race in self.operator(step)]
+            races = [race for step in steps for race in self.operator(step) if "per_sample" not in race["case"]]
             return [r for r in races if all(r["case"][k] == v for k, v in {"dtype": "float32", **fixed}.items())]
 
         square = [
@@ -234,7 +249,7 @@ class Machine:
                 ])  # fmt: skip
             step = {"training": "Training step", "inference": "Inference"}[race["step"]]
             headings = ["network", "median, ms", "5–95 %", f"÷ {race['anchor']}", "peak, MiB"]
-            parts += [f"**{step}, batch {race['batch']}**, 3×160×224.\n", table(headings, rows)]
+            parts += [f"**{step}, batch {race['batch']}**, 3×160×224.\n", markdown_table(headings, rows)]
         return "\n".join(parts)
 
     def _table_1(self, race: Race) -> str:
@@ -264,7 +279,7 @@ class Machine:
         parts = [
             f"**Beside the paper's Table 1**: ratios to {race['anchor']} at batch 1; in brackets the paper's, whose SCP"
             " is the paper-style one.\n",
-            table(headings, rows),
+            markdown_table(headings, rows),
         ]
         fused, base = (race["subjects"][name] for name in ("SCP 256", "Base 512"))
         changes = [
@@ -295,23 +310,32 @@ def _network_order(name: str) -> tuple[int, int]:
     return next(int(word) for word in words if word.isdigit()), order.index(variant)
 
 
-def percent(change: float) -> str:
-    return f"{change:+.1%}".replace("-", "−")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="*", metavar="RESULTS.json")
     parser.add_argument("--out", type=Path, default=DOCUMENT, metavar="FILE", help="default: docs/benchmarks.md")
+    parser.add_argument("--readme", type=Path, default=README, metavar="FILE", help="default: README.md")
     options = parser.parse_args(arguments)
     paths = options.results or sorted(RESULTS.glob("*.json"))
     if not paths:
         parser.error(f"no results in {RESULTS}")
-    chapters = [Machine(path).chapter(options.out.parent / PICTURES) for path in paths]
+    chapters = [MachineChapter(path) for path in paths]
+    verdicts = [chapter.verdict() for chapter in chapters]
+    texts = [chapter.text(options.out.parent / PICTURES) for chapter in chapters]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text("\n".join([HEAD, *chapters]))
+    options.out.write_text("\n".join([TITLE, *verdicts, HEAD, *texts]))
+    replace_block(options.readme, "\n".join(verdicts))
     print(options.out)
     return 0
+
+
+def replace_block(path: Path, text: str) -> None:
+    """Writes what stands between the two marks."""
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{path}: expected the lines {BEGIN} and {END}")
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":

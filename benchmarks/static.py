@@ -20,7 +20,7 @@ from scp_kernels.problem import Problem
 
 
 @dataclass(frozen=True)
-class Case:
+class Specialization:
     """One specialisation to compile: sizes, dtype of the features, their layout, and the products' precision."""
 
     hidden: int
@@ -48,20 +48,20 @@ class Case:
 
 # The paper's widths, then one case for each thing that makes another kernel of them.
 CASES = {
-    "h64": Case(64, 8),
-    "h128": Case(128, 16),
-    "h256": Case(256, 32),
-    "h256-bf16": Case(256, 32, dtype=torch.bfloat16),
-    "h256-fp16-channels-last": Case(256, 32, dtype=torch.float16, channels_last=True),
-    "h256-channels-last": Case(256, 32, channels_last=True),
-    "h256-tf32": Case(256, 32, tf32=True),
-    "h256-2-classes": Case(256, 32, classes=2),
-    "h128-14-classes": Case(128, 16, classes=14),
-    "h256-128-channels": Case(256, 128),
-    "3d": Case(128, 16, spatial_shape=(32, 96, 96)),
-    "odd": Case(100, 13, classes=3, spatial_shape=(37, 151)),
-    "odd-map": Case(256, 32, spatial_shape=(37, 151)),
-    "odd-3d-bf16": Case(150, 33, classes=2, spatial_shape=(9, 21, 33), dtype=torch.bfloat16),
+    "h64": Specialization(64, 8),
+    "h128": Specialization(128, 16),
+    "h256": Specialization(256, 32),
+    "h256-bf16": Specialization(256, 32, dtype=torch.bfloat16),
+    "h256-fp16-channels-last": Specialization(256, 32, dtype=torch.float16, channels_last=True),
+    "h256-channels-last": Specialization(256, 32, channels_last=True),
+    "h256-tf32": Specialization(256, 32, tf32=True),
+    "h256-2-classes": Specialization(256, 32, classes=2),
+    "h128-14-classes": Specialization(128, 16, classes=14),
+    "h256-128-channels": Specialization(256, 128),
+    "3d": Specialization(128, 16, spatial_shape=(32, 96, 96)),
+    "odd": Specialization(100, 13, classes=3, spatial_shape=(37, 151)),
+    "odd-map": Specialization(256, 32, spatial_shape=(37, 151)),
+    "odd-3d-bf16": Specialization(150, 33, classes=2, spatial_shape=(9, 21, 33), dtype=torch.bfloat16),
 }
 
 
@@ -76,7 +76,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def resources(case: Case, capability: int) -> Iterator[offline.Resources]:
+def resources(case: Specialization, capability: int) -> Iterator[offline.Resources]:
     """Compiles every launch of a case's forward and backward passes."""
     with matmul_precision("high" if case.tf32 else "highest"):
         for sequence in offline.abstract_sequences(case.problem, capability, channels_last=case.channels_last):
@@ -92,15 +92,15 @@ def report(cases: list[str], capabilities: list[int]) -> bool:
     for name in cases:
         for capability in capabilities:
             # Launches that differ only in their arguments share a kernel: one line for them.
-            for found in dict.fromkeys(resources(CASES[name], capability)):
-                shared = f"{found.shared_bytes / 1024:.1f}/{found.shared_limit // 1024}"
+            for kernel in dict.fromkeys(resources(CASES[name], capability)):
+                shared = f"{kernel.shared_bytes / 1024:.1f}/{kernel.shared_limit // 1024}"
                 print(
-                    f"{name:24} {capability:4} {found.kernel:34} {found.threads:7} {found.registers:9}"
-                    f" {found.stack_bytes:5} {shared:>10}",
-                    *found.faults,
+                    f"{name:24} {capability:4} {kernel.kernel:34} {kernel.threads:7} {kernel.registers:9}"
+                    f" {kernel.stack_bytes:5} {shared:>10}",
+                    *kernel.faults,
                     flush=True,
                 )
-                failed |= bool(found.faults)
+                failed |= bool(kernel.faults)
     return failed
 
 

@@ -25,7 +25,7 @@ class Multiprocessor:
     """What blocks share. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
 
     shared_kib: int
-    shared_kib_a_block: int
+    shared_kib_per_block: int
     threads: int
     blocks: int
     registers: int = 65536
@@ -68,15 +68,15 @@ class Kernel:
     """Axes of its boxes; None if it has none."""
     capability: int
     registers: int
-    """Registers a thread."""
+    """Registers per thread."""
     stack_bytes: int
-    """Stack a thread: anything above 0 means spilled registers."""
+    """Stack per thread: anything above 0 means spilled registers."""
     static_shared: int
-    """Shared memory a block, beside what a call asks for."""
+    """Shared memory per block, beside what a call asks for."""
 
     @property
     def faults(self) -> list[str]:
-        return [f"spills: {self.stack_bytes} bytes of stack a thread"] if self.stack_bytes else []
+        return [f"spills: {self.stack_bytes} bytes of stack per thread"] if self.stack_bytes else []
 
     def blocks(self, dynamic_shared: int) -> int:
         """How many blocks a multiprocessor holds at once, at most."""
@@ -90,8 +90,8 @@ class Kernel:
 
 def find_cuobjdump() -> str | None:
     """The CUDA toolkit's, or the one in Triton's wheel."""
-    if found := shutil.which("cuobjdump"):
-        return found
+    if path_of_toolkit := shutil.which("cuobjdump"):
+        return path_of_toolkit
     spec = find_spec("triton")
     folders = spec.submodule_search_locations if spec is not None else None
     for folder in folders or ():
@@ -105,14 +105,14 @@ def kernels(report: str) -> Iterator[Kernel]:
     capability = 0
     name = None
     for line in report.splitlines():
-        if found := re.search(r"arch = sm_(\d+)", line):
-            capability = int(found[1])
+        if match := re.search(r"arch = sm_(\d+)", line):
+            capability = int(match[1])
         elif "Function" in line:
-            name = re.search(r"scp_kernelINS\w*?_\d+([A-Z][a-z]+)I([fd])(?:Li(\d)E)?", line)
-        elif name is not None and (found := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line)):
+            name = re.search(r"scp_kernelINS\w*?_\d+([A-Z][A-Za-z]+?)I([fd])(?:Li(\d)E)?", line)
+        elif name is not None and (match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line)):
             axes = None if name[3] is None else int(name[3])
             dtype = "float32" if name[2] == "f" else "float64"
-            yield Kernel(name[1], dtype, axes, capability, int(found[1]), int(found[2]), int(found[3]))
+            yield Kernel(name[1], dtype, axes, capability, int(match[1]), int(match[2]), int(match[3]))
             name = None
 
 
@@ -130,31 +130,35 @@ def compiled() -> list[Kernel]:
 
 
 def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
-    """Bytes a block that a call asks for; None if its kernel is another one, or the architecture has too little."""
+    """Dynamic shared memory per block, in bytes; None for another kernel, or if the architecture has too little."""
     axes = 3 if problem.compute_dtype == torch.float64 else problem.spatial_dims
     if kernel.dtype != str(problem.compute_dtype).removeprefix("torch.") or kernel.axes != axes:
         return None
-    limit = MULTIPROCESSORS[kernel.capability].shared_kib_a_block * 1024
+    limit = MULTIPROCESSORS[kernel.capability].shared_kib_per_block * 1024
     try:
-        needs = cuda.plan(
-            cuda.declare(library.load("cuda")), cuda.sizes(problem, limit, 1), kernel.name == "Parameters"
+        needs = cuda.requirements(
+            cuda.declare(library.load("cuda")), cuda.sizes(problem, limit, 1), kernel.name == "ParameterGradients"
         )
     except RuntimeError:
         return None
-    return {"Apply": needs.shared_apply, "Parameters": needs.shared_parameters}.get(kernel.name)
+    return {
+        "Apply": needs.shared_apply,
+        "ParameterGradients": needs.shared_parameters,
+        "FoldSupertiles": needs.shared_supertiles,
+    }.get(kernel.name)
 
 
 def report(capabilities: list[int]) -> bool:
-    """Prints one line a kernel and architecture; returns whether any has a fault."""
+    """Prints one line per kernel and architecture; returns whether any has a fault."""
     try:
-        found = [kernel for kernel in compiled() if kernel.capability in capabilities]
+        library_kernels = [kernel for kernel in compiled() if kernel.capability in capabilities]
     except library.LibraryUnavailable as error:
         print(f"\nCUDA library: {error}")
         return False
-    print("\nCUDA library; for some heads: KiB of shared memory a block / warps that a multiprocessor holds\n")
+    print("\nCUDA library; for some heads: KiB of shared memory per block / warps per multiprocessor\n")
     heads = "".join(f"{name:>11}" for name in PROBLEMS)
-    print(f"{'kernel':22} {'cc':>4} {'registers':>9} {'stack':>5}{heads}")
-    for kernel in sorted(found, key=lambda k: (k.name, k.dtype, k.axes or 0, k.capability)):
+    print(f"{'kernel':30} {'cc':>4} {'registers':>9} {'stack':>5}{heads}")
+    for kernel in sorted(library_kernels, key=lambda k: (k.name, k.dtype, k.axes or 0, k.capability)):
         axes = "" if kernel.axes is None else f", {kernel.axes}"
         cells = []
         for problem in PROBLEMS.values():
@@ -163,8 +167,8 @@ def report(capabilities: list[int]) -> bool:
             cells.append("" if shared is None else f"{shared / 1024:.1f}/{warps}")
         title = f"{kernel.name}<{kernel.dtype}{axes}>"
         print(
-            f"{title:22} {kernel.capability:4} {kernel.registers:9} {kernel.stack_bytes:5}",
+            f"{title:30} {kernel.capability:4} {kernel.registers:9} {kernel.stack_bytes:5}",
             "".join(f"{cell:>11}" for cell in cells),
             *kernel.faults,
         )
-    return any(kernel.faults for kernel in found)
+    return any(kernel.faults for kernel in library_kernels)

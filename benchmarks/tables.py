@@ -3,18 +3,20 @@
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.claims import HEADINGS, Claim, rows
+
 LEAST_WIDTH = 150  # narrower terminals wrap; figures cut off would be worse
 
 
 def tables(races: Mapping[str, Mapping[str, Any]], width: int = LEAST_WIDTH) -> str:
-    """One table a race: times, ratio to ours, memory, multiply-adds, bandwidth."""
+    """One table per race: times, ratio to ours, memory, multiply-adds, bandwidth."""
     console = Console(file=io.StringIO(), width=max(width, LEAST_WIDTH), color_system=None)
     for name, race in races.items():
         console.print(_table(name, race))
@@ -27,16 +29,14 @@ def _table(name: str, race: Mapping[str, Any]) -> Table:
     caption = f"a plain copy moves {race['copy_bandwidth'] / 1e9:.1f} GB/s"
     if "nominal_macs" in race:
         caption += f"; nominal multiply-adds {count(race['nominal_macs'])}"
-    table = Table(title=name, caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("")
-    for heading in ("median", "5–95 %", "GPU alone", "÷ ours", "kept", "peak", "executed", "of a copy", "error"):
-        table.add_column(heading, justify="right")
+    headings = ("", "median", "5–95 %", "GPU alone", "÷ ours", "kept", "peak", "executed", "of a copy", "error")
+    lines = []
     for subject, figure in race["subjects"].items():
         times = figure["seconds"]
         alone = figure.get("device_seconds")
         share = figure.get("bandwidth_share")
         errors = figure.get("errors", {})
-        table.add_row(
+        lines.append((
             subject,
             seconds(times["median"]),
             f"{seconds(times['p05'])} – {seconds(times['p95'])}",
@@ -47,8 +47,30 @@ def _table(name: str, race: Mapping[str, Any]) -> Table:
             count(figure.get("executed_macs")),
             "" if share is None else f"{share:.0%}",
             f"{max(errors.values()):.0e}" if errors else "",
-        )
+        ))  # fmt: skip
+    table = Table(title=name, caption=caption, title_justify="left", caption_justify="left")
+    columns = [
+        (heading, cells) for heading, cells in zip(headings, zip(*lines, strict=True), strict=True) if any(cells)
+    ]
+    for heading, _ in columns:
+        table.add_column(heading, justify="right" if heading else "left")
+    for cells in zip(*(cells for _, cells in columns), strict=True):
+        table.add_row(*cells)
     return table
+
+
+def claim_table(claims: Sequence[Claim], width: int = LEAST_WIDTH) -> str:
+    """The verdict as a table of text."""
+    console = Console(file=io.StringIO(), width=max(width, LEAST_WIDTH), color_system=None)
+    table = Table()
+    for heading in HEADINGS:
+        table.add_column(heading)
+    for cells in rows(claims):
+        table.add_row(*(cell.replace("`", "") for cell in cells))
+    console.print(table)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
 
 
 def seconds(value: float) -> str:
@@ -75,7 +97,7 @@ def _scaled(value: float, units: tuple[tuple[str, float], ...]) -> str:
 
 
 def short_table(races: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line a race: our time, and each peer's over it (more than 1: we are faster)."""
+    """A line per race: our time, and each peer's over it (more than 1: we are faster)."""
     lines = []
     for name, race in races.items():
         ours = race["subjects"][race["ours"]]

@@ -1,8 +1,11 @@
 """Training steps and inference of whole networks, as ratios to Base 128 beside the paper's Table 1 and Fig. 6."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
+from benchmarks.claims import BASE, SCP
 from benchmarks.networks import (
     CAPACITIES,
     PAPER_MEMORY,
@@ -20,12 +23,20 @@ from scp_models.networks.complexity import complexity_table, count_parameters
 from tests.support.memory import cuda_peak
 from tests.support.tolerances import LOGITS, relative_error
 
-ANCHOR, OURS = "Base 128", "SCP 256"
-# 512 in batches of 14 is minutes a round on a few cores.
+ANCHOR = "Base 128"
+# The verdict's networks, and all of Table 1; 512 in batches of 14 is minutes per round on a few cores.
+VERDICT = (ANCHOR, BASE, f"{SCP} {PAPER_STYLE}", SCP)
 RUNS = [
-    pytest.param(1, CAPACITIES, id="b1"),
-    pytest.param(14, CAPACITIES[:2], id="b14"),
-    pytest.param(14, CAPACITIES[2:], id="b14-512", marks=pytest.mark.slow),
+    pytest.param("training", 1, VERDICT, "verdict", id="training-verdict"),
+    *(
+        pytest.param(step, batch, networks, size, id=f"{step}-{size}", marks=pytest.mark.slow)
+        for batch, networks, size in (
+            (1, names(CAPACITIES), "b1"),
+            (14, names(CAPACITIES[:2]), "b14"),
+            (14, names(CAPACITIES[2:]), "b14-512"),
+        )
+        for step in STEPS
+    ),
 ]
 
 
@@ -42,21 +53,20 @@ def check_heads(networks: dict[str, torch.nn.Module], x: torch.Tensor) -> None:
         assert error <= max(2 * peers, LOGITS[torch.float32]), f"{title}: logits are off by {error:.1e}"
 
 
-@pytest.mark.parametrize("step", list(STEPS))
-@pytest.mark.parametrize(("batch", "capacities"), RUNS)
-def test_networks(benchmark, laboratory, batch: int, capacities: tuple[int, ...], step: str):
-    device = laboratory.device
+@pytest.mark.parametrize(("step", "batch", "wanted", "size"), RUNS)
+def test_networks(benchmark, bench_session, step: str, batch: int, wanted: Sequence[str], size: str):
+    device = bench_session.device
     benchmark.group = f"networks {step}"
-    wanted = [name for name in (ANCHOR, *names(capacities)) if name != OURS]
-    ours = OURS if OURS in names(capacities) else wanted.pop(wanted.index(f"SCP {capacities[0]}"))
-    networks = {name: build(name, device) for name in dict.fromkeys([*wanted, ours])}
+    ours = SCP if SCP in wanted else f"SCP {CAPACITIES[-1]}"
+    peers = dict.fromkeys(name for name in (ANCHOR, *wanted) if name != ours)
+    networks = {name: build(name, device) for name in (*peers, ours)}
     x = image(batch, device)
     check_heads(networks, x[:1])
     executed = {name: executed_macs(network, batch) for name, network in networks.items()}
     kept = {name: activation_bytes(network, x) for name, network in networks.items()} if step == "training" else {}
     steps = {name: STEPS[step](network, x) for name, network in networks.items()}
 
-    figures = laboratory.race(benchmark, {name: Entrant(call) for name, call in steps.items()})
+    figures, noise = bench_session.race(benchmark, {name: Entrant(call) for name, call in steps.items()})
     if not figures:
         return
     paper = {f"{row['model']} {row['nc']}": row for row in complexity_table()}
@@ -68,7 +78,7 @@ def test_networks(benchmark, laboratory, batch: int, capacities: tuple[int, ...]
             network.zero_grad(set_to_none=True)
             peak = cuda_peak(steps[name]) + state
         else:
-            peak = laboratory.fresh(resident, name, batch, step)
+            peak = bench_session.fresh(resident, name, batch, step)
         figure |= {
             "saved_bytes": kept.get(name),
             "peak_bytes": peak,
@@ -83,11 +93,11 @@ def test_networks(benchmark, laboratory, batch: int, capacities: tuple[int, ...]
                 "parameters_ratio": row["paper_parameters_ratio"],
             }
     result = {
-        "what": "networks",
+        "what": "verdict" if size == "verdict" else "networks",
         "step": step,
         "batch": batch,
         "anchor": ANCHOR,
         "ours": ours,
         "subjects": figures,
     }
-    laboratory.report(benchmark, f"networks {step} b{batch}{'' if OURS in figures else '-512'}", result)
+    bench_session.report(benchmark, f"networks {step} {size}", result, noise)

@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
             with quiet():
                 runs[name] = train(name, phantoms, Path(folder) / "cache", options)
             seconds = runs[name]["median_step_seconds"]
-            print(f"{name:20} {seconds * 1e3:9.2f} ms a step, last loss {smoothed(runs[name]['losses'])[-1]:.4f}")
+            print(f"{name:20} {seconds * 1e3:9.2f} ms per step, last loss {smoothed(runs[name]['losses'])[-1]:.4f}")
     compared = compare(runs)
     settings = {name: getattr(options, name) for name in ("capacity", "batch", "size", "subjects", "epochs")}
     record = {"machine": machine.describe(options.device), **settings, "runs": runs, **compared}

@@ -24,7 +24,8 @@ from benchmarks.static import CASES
 from scp_kernels.backends.triton import launch, offline, tables
 from scp_kernels.backends.triton.sequence import LaunchSequence
 from scp_kernels.backends.triton.tables import Configuration, TableEntry
-from scp_kernels.problem import Problem, identity_affine, position_matrix
+from scp_kernels.positions import identity_affine, position_matrix
+from scp_kernels.problem import Problem
 
 KERNELS = (tables.FORWARD, tables.FEATURES, tables.PARAMETERS)
 # Relative difference of two configurations' results: rounding may put a pixel on the other side of a kink.

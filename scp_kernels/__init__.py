@@ -4,13 +4,14 @@
 (SCP) of "Spatially Covariant Lesion Segmentation" (IJCAI 2023), evaluated without materializing its per-pixel weights.
 """
 
-# The package of backends is imported first, so that the function of the same name is what `scp_kernels.backends` means.
-import scp_kernels.backends  # noqa: F401
+from scp_kernels import backends
+from scp_kernels.context import positioned
 from scp_kernels.counting import count_macs
-from scp_kernels.dispatch import BackendStatus, BackendUnavailable, backends
-from scp_kernels.functional import scp
-from scp_kernels.module import FusedSCP, ptflops_hook
+from scp_kernels.dispatch import BackendStatus, BackendUnavailable, available_backends
+from scp_kernels.functional import pixel_positions, scp
+from scp_kernels.module import FusedSCP
 from scp_kernels.placement import Placement
+from scp_kernels.ptflops import ptflops_hook
 from scp_kernels.reference import scp_reference
 from scp_kernels.version import __version__
 
@@ -20,8 +21,11 @@ __all__ = [
     "FusedSCP",
     "Placement",
     "__version__",
+    "available_backends",
     "backends",
     "count_macs",
+    "pixel_positions",
+    "positioned",
     "ptflops_hook",
     "scp",
     "scp_reference",

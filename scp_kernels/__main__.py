@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scp_kernels import __version__, backends
+from scp_kernels import __version__, available_backends
 from scp_kernels.backends.library import build_record
 
 
@@ -27,7 +27,7 @@ def report() -> dict[str, Any]:
         "torch_cuda": torch.version.cuda,
         "triton": triton,
         "build": build_record(),
-        "backends": {name: {"usable": s.usable, "reason": s.reason} for name, s in backends().items()},
+        "backends": {name: {"usable": s.usable, "reason": s.reason} for name, s in available_backends().items()},
     }
 
 
@@ -41,17 +41,17 @@ def _sentence(library: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scp_kernels", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    found = report()
+    facts = report()
     if parser.parse_args().json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(facts, indent=2))
         return 0
-    print(f"scp_kernels {found['scp_kernels']}, Python {found['python']}, {found['platform']}")
-    print(f"torch {found['torch']} (CUDA {found['torch_cuda'] or 'none'}), triton {found['triton'] or 'not installed'}")
+    print(f"scp_kernels {facts['scp_kernels']}, Python {facts['python']}, {facts['platform']}")
+    print(f"torch {facts['torch']} (CUDA {facts['torch_cuda'] or 'none'}), triton {facts['triton'] or 'not installed'}")
     print("\nBuilt at install:")
-    for name, library in found["build"].items():
+    for name, library in facts["build"].items():
         print(f"  {name:<10}{_sentence(library)}")
     print('\nBackends, in the order in which "auto" tries them:')
-    for name, state in found["backends"].items():
+    for name, state in facts["backends"].items():
         print(f"  {name:<10}{'usable' if state['usable'] else 'not usable: ' + state['reason']}")
     return 0
 

@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from scp_kernels.problem import POSITIONS, identity_affine, position_dtype
+from scp_kernels.positions import POSITIONS, origin_affine, position_dtype
 
 _NAMES = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual", "bias")
 _OPTIONAL = ("residual", "bias")
@@ -39,6 +39,16 @@ def as_size(name: str, value: SupportsIndex) -> int:
     return size
 
 
+def as_position_dims(position_dims: SupportsIndex | None, spatial_dims: int) -> int:
+    """K, at least as many as there are spatial axes; None: as many."""
+    if position_dims is None:
+        return spatial_dims
+    size = as_size("position_dims", position_dims)
+    if size < spatial_dims:
+        raise ValueError(f"position_dims: expected at least spatial_dims={spatial_dims}, got {size}")
+    return size
+
+
 def check_dtype(name: str, dtype: torch.dtype) -> None:
     if dtype not in FLOATS:
         raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {dtype}")
@@ -49,7 +59,8 @@ def check_tensors(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Check X and the parameters; return Φ and w_r with their weights as matrices."""
     check_features(features)
-    if not isinstance(phi, Sequence | nn.ParameterList) or len(phi) != 6:
+    # What a module passes is a tuple; asking for abstract classes takes longer.
+    if (type(phi) is not tuple and not isinstance(phi, Sequence | nn.ParameterList)) or len(phi) != 6:
         raise ValueError(f"phi: expected the six tensors (w1, b1, w2, b2, w3, b3), got {_describe(phi)}")
     tensors = (features, *phi, residual, bias)
     for name, tensor in zip(_NAMES, tensors, strict=True):
@@ -104,8 +115,14 @@ def _check_described(described: tuple[Any, ...]) -> int:
             f"w3: expected N·C rows for features of C = {channels} channels (N = number of classes), got {outputs}"
         )
     num_classes = outputs // channels
+    columns = shapes["w1"][1]
+    if columns % 2 or columns < 2 * dims:
+        raise ValueError(
+            f"w1: expected shape {[h1, 2 * dims]} for features {features}, or two columns for each of more than {dims} "
+            f"position axes, got {list(shapes['w1'])}"
+        )
     expected = {
-        "w1": (h1, 2 * dims), "b1": (h1,), "w2": (h2, h1), "b2": (h2,), "w3": (outputs, h2), "b3": (outputs,),
+        "w1": (h1, columns), "b1": (h1,), "w2": (h2, h1), "b2": (h2,), "w3": (outputs, h2), "b3": (outputs,),
         "residual": (num_classes, channels), "bias": (num_classes,),
     }  # fmt: skip
     for name, shape in shapes.items():
@@ -120,22 +137,40 @@ _check_described_once = functools.lru_cache(maxsize=256)(_check_described)
 
 
 def check_position(
-    features: Tensor, origin: Any, affine: Any, extent: Any, position: str
+    features: Tensor, origin: Any, affine: Any, extent: Any, position: str, position_dims: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Check the position map; return affine and extent as float64 tensors on the features' device, None if default."""
+    """Check the position map; return affine and extent as float64 tensors on the features' device, None if default.
+
+    A default there is only for as many position axes as the map has.
+    """
     if position not in POSITIONS:
         raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
     check_alone(origin, affine)
     dims = features.ndim - 2
+    if position_dims > dims:
+        _check_no_default(origin, affine, extent, position_dims, dims)
     if origin is not None:
-        offset = _position("origin", origin, features, (dims,))
-        identity = identity_affine(dims, features.device)[:, :dims]
-        affine = torch.cat([identity.expand(*offset.shape[:-1], dims, dims), offset.unsqueeze(-1)], dim=-1)
+        affine = origin_affine(_position("origin", origin, features, (position_dims,)), dims)
     elif affine is not None:
-        affine = _position("affine", affine, features, (dims, dims + 1))
+        affine = _position("affine", affine, features, (position_dims, dims + 1))
     if extent is not None:
-        extent = _position("extent", extent, features, (dims,))
+        extent = _position("extent", extent, features, (position_dims,))
     return affine, extent
+
+
+def _check_no_default(origin: Any, affine: Any, extent: Any, position_dims: int, dims: int) -> None:
+    """Check that everything is said that a map of ``dims`` axes does not say about ``position_dims`` of them."""
+    why = f"positions have {position_dims} axes (position_dims, half of w1's columns) and features {dims} spatial ones"
+    if origin is None and affine is None:
+        raise ValueError(
+            f"affine, origin: expected one of the two, since {why}: affine {[position_dims, dims + 1]} maps an index "
+            f"(…, 1) of the map to its position; origin {[position_dims]} is that of its first pixel, where the last "
+            f"{dims} axes run with the map's own; got neither"
+        )
+    if extent is None:
+        raise ValueError(
+            f"extent: expected {[position_dims]} sizes of the space that positions lie in, since {why}; got none"
+        )
 
 
 def check_alone(origin: Any, affine: Any) -> None:
@@ -145,11 +180,11 @@ def check_alone(origin: Any, affine: Any) -> None:
 
 
 def _position(name: str, value: Any, features: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``value`` as a tensor of ``shape``, or of ``[B, *shape]``: one a sample."""
+    """``value`` as a tensor of ``shape``, or of ``[B, *shape]``: one per sample."""
     tensor = position_tensor(name, value, features.device, shape)
     if tuple(tensor.shape) not in (shape, (features.shape[0], *shape)):
         raise ValueError(
-            f"{name}: expected shape {list(shape)}, or {[features.shape[0], *shape]} for one a sample, "
+            f"{name}: expected shape {list(shape)}, or {[features.shape[0], *shape]} for one per sample, "
             f"got {_shape(tensor)}"
         )
     return tensor

@@ -6,10 +6,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from scp_kernels._torch_compat import constant_to_dynamo
+from scp_kernels.backends.cpu import CpuBackend
 from scp_kernels.backends.cuda import CudaBackend
-from scp_kernels.backends.native import NativeCPU
 from scp_kernels.backends.triton import TritonBackend
-from scp_kernels.problem import Problem
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 
 class BackendUnavailable(RuntimeError):
@@ -34,47 +35,29 @@ class Backend(Protocol):
     device_type: str
     """Type of the devices on which ``"auto"`` considers the backend."""
 
-    def unusable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why this machine cannot run the backend at all (not built, no driver …).
 
         Raises:
             ValueError: the environment asks of it what it cannot do; ``"auto"`` does not pass over that.
         """
 
-    def cannot_run(self, problem: Problem) -> str | None:
+    def unsupported_reason(self, problem: Problem) -> str | None:
         """Why a usable backend does not take this call (device, dtype …)."""
 
-    def forward(
-        self,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        bias: Tensor | None,
-        matrix: Tensor,
-        problem: Problem,
-    ) -> Tensor:
+    def forward(self, inputs: SCPInputs) -> Tensor:
         """Logits ``[B, N, *spatial]``, contiguous, in the features' dtype.
 
-        ``phi`` is ``(w1, b1, w2, b2, w3, b3)``; it, ``residual`` ``[N, C]`` and ``bias`` ``[N]`` are contiguous and in
-        ``problem.compute_dtype``. ``matrix`` is P, ``[2d, d + 1]`` or ``[B, 2d, d + 1]`` in float64; with it, the first
-        layer is :func:`scp_kernels.problem.first_layer_coefficients`. Never called for an empty problem.
+        Never called for an empty problem.
         """
 
     def backward(
-        self,
-        grad_logits: Tensor,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        matrix: Tensor,
-        problem: Problem,
-        needs_features: bool,
-        needs_parameters: bool,
+        self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
         """Gradient of the features (in their dtype and strides), and those of Φ's six tensors, as wide or wider.
 
-        The gradient of ``residual`` is that of ``b3``, and β's is a plain sum of ``grad_logits``: neither is the
-        backend's work.
+        ``inputs.bias`` is None. The gradient of ``residual`` is that of ``b3``, and β's is a plain sum of
+        ``grad_logits``: neither is the backend's work.
         """
 
 
@@ -82,13 +65,13 @@ class Backend(Protocol):
 BACKENDS: dict[str, Backend] = {
     "triton": TritonBackend(),
     "cuda": CudaBackend(),
-    "cpu": NativeCPU(),
+    "cpu": CpuBackend(),
 }
 NAMES = (*BACKENDS, "reference")
 ENVIRONMENT_VARIABLE = "SCP_BACKEND"
 
 
-def backends() -> dict[str, BackendStatus]:
+def available_backends() -> dict[str, BackendStatus]:
     """Every backend, in the order in which ``backend="auto"`` tries them: usable or not, and why not."""
     status = {name: _status(backend) for name, backend in BACKENDS.items()}
     return {**status, "reference": BackendStatus(usable=True)}
@@ -96,7 +79,7 @@ def backends() -> dict[str, BackendStatus]:
 
 def _status(backend: Backend) -> BackendStatus:
     try:
-        reason = backend.unusable()
+        reason = backend.unavailable_reason()
     except ValueError as error:
         reason = str(error)
     return BackendStatus(usable=reason is None, reason=reason)
@@ -131,13 +114,10 @@ def check_name(backend: str, source: str = "backend") -> None:
 
 
 def _reason(name: str, problem: Problem) -> str | None:
-    return _unusable(name) or BACKENDS[name].cannot_run(problem)
+    return _unavailable_reason(name) or BACKENDS[name].unsupported_reason(problem)
 
 
-def _unusable(name: str) -> str | None:
-    return BACKENDS[name].unusable()
-
-
-# Dynamo runs it while it traces and keeps the answer: looking for libraries and drivers is no part of a graph.
-# This is all that torch.compiler.assume_constant_result does, but for importing the compiler, which takes seconds.
-_unusable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# Looking for libraries and drivers is no part of a graph.
+@constant_to_dynamo
+def _unavailable_reason(name: str) -> str | None:
+    return BACKENDS[name].unavailable_reason()

@@ -5,16 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scp_kernels import dispatch, ops
-from scp_kernels.checks import ArrayLike, check_position, check_tensors
-from scp_kernels.problem import (
-    Problem,
-    identity_affine,
-    position_matrix,
-    problem_of,
-    whole_image_matrix,
-    whole_image_matrix_on,
-)
+from scp_kernels import dispatch, ops, reference
+from scp_kernels._torch_compat import needs_dispatcher
+from scp_kernels.checks import ArrayLike, as_position_dims, check_features, check_position, check_tensors
+from scp_kernels.positions import identity_affine, position_matrix, whole_image_matrix, whole_image_matrix_on
+from scp_kernels.problem import Problem, problem_of
 from scp_kernels.reference import scp_reference
 
 
@@ -36,16 +31,20 @@ def scp(
 
     Args:
         features: X, ``[B, C, H, W]`` or ``[B, C, D, H, W]``; float64, float32, float16 or bfloat16, any strides.
-        phi: the six tensors ``(w1, b1, w2, b2, w3, b3)`` of Φ, shapes ``[h₁, 2d] [h₁] [h₂, h₁] [h₂] [N·C, h₂] [N·C]``;
-            weights may carry the trailing axes of 1×1 convolutions. Output ``n·C + c`` of Φ is ``W[n, c]``.
+        phi: the six tensors ``(w1, b1, w2, b2, w3, b3)`` of Φ, shapes ``[h₁, 2K] [h₁] [h₂, h₁] [h₂] [N·C, h₂] [N·C]``
+            for K ≥ d position axes; weights may carry the trailing axes of 1×1 convolutions. Output ``n·C + c`` of Φ is
+            ``W[n, c]``.
         residual: w_r, ``[N, C]`` (or a 1×1 convolution's weight); None: no residual, and N follows from ``w3``.
         bias: β, ``[N]``; None is the paper's form.
-        origin: ``[d]`` or ``[B, d]``: index in the full image of the map's first pixel, for a plain crop.
-        affine: ``[d, d + 1]`` or ``[B, d, d + 1]``: maps an index ``(i, j, 1)`` of the feature map to its index in the
-            full image, for crops, flips, rotations and scalings. Not differentiable. Excludes ``origin``.
-        extent: ``[d]`` or ``[B, d]``: size of the full image in pixels; None: the feature map's own size, also where
+        origin: ``[K]`` or ``[B, K]``: index in the full image of the map's first pixel, for a plain crop. With K > d
+            the last d axes run with the map's own: a slice k of a volume, cropped at (i₀, j₀), has ``(k, i₀, j₀)``.
+        affine: ``[K, d + 1]`` or ``[B, K, d + 1]``: maps an index ``(i, j, 1)`` of the feature map to its index in the
+            full image, for crops, flips, rotations and scalings, or to its position in any other frame. Not
+            differentiable. Excludes ``origin``.
+        extent: ``[K]`` or ``[B, K]``: size of the full image in pixels; None: the feature map's own size, also where
             ``origin`` is given: for a crop, give both. On a GPU, positions given as numbers or as tensors of the host
             are copied, which waits for the device and cannot be captured in a graph; give tensors that lie there.
+            With K > d nothing has a default: ``extent`` is given, and ``affine`` or ``origin``.
         position: ``"pixels"`` (eq. 5 as printed) or ``"centered"`` (``2·S/extent − 1``, better conditioned to train).
         backend: ``"auto"`` (the fastest that can run; the reference for forward-mode derivatives and for ONNX), or
             ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
@@ -60,48 +59,79 @@ def scp(
         NotImplementedError: a forward-mode derivative of a compiled backend that was asked for by name.
     """
     phi, residual = check_tensors(features, phi, residual, bias)
-    if extent is not None:
-        _check_extent(extent)
-    affine, extent = check_position(features, origin, affine, extent, position)
+    sizes = extent
+    affine, extent = check_position(features, origin, affine, extent, position, phi[0].shape[1] // 2)
+    tensors = [t for t in (features, *phi, residual, bias, affine, extent) if t is not None]
+    through_dispatcher = needs_dispatcher(tensors)
+    if extent is not None and not (through_dispatcher and needs_dispatcher((extent,))):
+        _check_extent(sizes)
     per_sample = (affine is not None and affine.ndim == 3) or (extent is not None and extent.ndim == 2)
     problem = problem_of(features, phi[0], phi[2], residual, features.shape[0] if per_sample else 1)
-    chosen = dispatch.select(problem, "reference" if backend == "auto" and _needs_reference() else backend)
+    limit = ops.limit_of_operators(tensors) if through_dispatcher else None
+    onnx = torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    chosen = dispatch.select(problem, "reference" if backend == "auto" and (limit or onnx) else backend)
     if chosen == "reference":
         return scp_reference(features, phi, residual, bias, affine=affine, extent=extent, position=position)
-    if _forward_mode():
-        ops.refuse_forward_mode(chosen)
-    matrix = _position_matrix(affine, extent, problem, position)
-    return ops.forward(features, *phi, residual, bias, matrix, chosen)
+    if limit is not None:
+        ops.refuse(chosen, limit)
+    matrix = _position_matrix(affine, extent, problem, position, through_dispatcher)
+    arguments = (features, *phi, residual, bias, matrix, chosen)
+    return ops.forward(problem, *arguments, through_dispatcher=through_dispatcher)
 
 
-def _check_extent(extent: ArrayLike) -> None:
+def pixel_positions(
+    features: Tensor,
+    *,
+    origin: ArrayLike | None = None,
+    affine: ArrayLike | None = None,
+    extent: ArrayLike | None = None,
+    position: str = "pixels",
+    position_dims: int | None = None,
+) -> Tensor:
+    """The position S of every pixel (paper, eq. 5), ``[1 or B, 2K, *spatial]``: what Φ is evaluated at.
+
+    For networks that take positions as channels, and for pictures; the operator itself never makes this tensor.
+
+    Args:
+        features: gives the batch size, the spatial shape and the device: a feature map, or an image.
+        origin, affine, extent, position: as in :func:`scp`.
+        position_dims: K; None: as many as the features have spatial axes.
+
+    Returns:
+        float64 (float32 on MPS), with a first axis of B only where positions are given per sample.
+
+    Raises:
+        ValueError, TypeError: as :func:`scp`.
+    """
+    check_features(features)
+    if features.ndim not in (4, 5):
+        raise ValueError(f"features: expected [B, C, H, W] or [B, C, D, H, W], got shape {list(features.shape)}")
+    position_dims = as_position_dims(position_dims, features.ndim - 2)
+    sizes = extent
+    affine, extent = check_position(features, origin, affine, extent, position, position_dims)
+    if extent is not None and not needs_dispatcher((extent,)):
+        _check_extent(sizes)
+    shape = features.shape[2:]
+    with reference.without_autocast(features.device):
+        s = reference.positions(shape, affine=affine, extent=extent, position=position, device=features.device)
+    return s.unflatten(2, shape)
+
+
+def _check_extent(extent: ArrayLike | None) -> None:
     """Check sizes that lie in a tensor, where reading them waits for nobody; check_position does those in numbers."""
-    if not isinstance(extent, Tensor) or extent.device.type != "cpu" or ops.watched(extent):
-        return
-    if not extent.dtype.is_complex and not (extent > 0).all():
+    if isinstance(extent, Tensor) and extent.device.type == "cpu" and not (extent > 0).all():
         raise ValueError(f"extent: expected positive sizes in pixels, got {extent.tolist()}")
 
 
-def _forward_mode() -> bool:
-    return torch.autograd.forward_ad._current_level >= 0
-
-
-# Dynamo asks while it traces (inside a jvp that it has entered too), and guards the level that it found at first.
-_forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _needs_reference() -> bool:
-    """Whether only plain PyTorch can do what is being done: forward-mode derivatives, and export to ONNX."""
-    return _forward_mode() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
-
-
-def _position_matrix(affine: Tensor | None, extent: Tensor | None, problem: Problem, position: str) -> Tensor:
+def _position_matrix(
+    affine: Tensor | None, extent: Tensor | None, problem: Problem, position: str, through_dispatcher: bool
+) -> Tensor:
     """P of the call, with the defaults (identity, the map's own size) filled in."""
     # Not while a graph is traced: sizes may be symbols, which only operations on tensors can carry.
     if (
         affine is None
         and extent is None
-        and not ops.watched()
+        and not through_dispatcher
         and all(type(size) is int and size for size in problem.spatial_shape)
     ):
         if problem.device.type == "cpu":

@@ -7,11 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from scp_kernels import reference
-from scp_kernels.checks import ArrayLike, as_size, check_dtype, check_features, check_position, check_tensors
+from scp_kernels.checks import (
+    ArrayLike,
+    as_position_dims,
+    as_size,
+    check_dtype,
+    check_features,
+    check_position,
+    check_tensors,
+)
+from scp_kernels.context import HeadState, current_placement, placement_for_replica
 from scp_kernels.dispatch import check_name
 from scp_kernels.functional import scp
 from scp_kernels.placement import Placement
-from scp_kernels.problem import POSITIONS, Problem
+from scp_kernels.positions import POSITIONS
+from scp_kernels.problem import Problem
 
 PointwiseLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """What applies one matrix to each pixel's channels: a linear layer, or a convolution that is found to be 1×1."""
@@ -21,7 +31,8 @@ class FusedSCP(nn.Module):
     """Spatially covariant pixel-aligned classifier: a segmentation head with its own weights at every pixel.
 
     In the place of a last 1×1 convolution: ``Y_ij = (Φ(S_ij) + w_r)ᵀ X_ij (+ β)`` (paper, eqs. 5, 12, 13), where
-    ``S_ij = (i, j, H − i, W − j)`` is the pixel's distance to the borders and Φ a small ReLU network.
+    ``S_ij = (i, j, H − i, W − j)`` is the pixel's distance to the borders and Φ a small ReLU network. With
+    ``position_dims`` above ``spatial_dims``, positions have more axes than the map: those of a slice in a volume.
 
     The defaults are the paper's plain form. For training, ``position="centered", zero_init=True, bias=True`` is
     recommended: the head then starts as the plain 1×1 classifier ``w_r`` on well-scaled positions.
@@ -30,12 +41,14 @@ class FusedSCP(nn.Module):
         in_channels: C, channels of the features.
         num_classes: N, channels of the logits.
         hidden_channels: widths of Φ's hidden layers, one number or ``(h₁, h₂)``; None: ``8·C``.
-        spatial_dims: 2 for ``[B, C, H, W]``, 3 for ``[B, C, D, H, W]``.
+        spatial_dims: d, 2 for ``[B, C, H, W]``, 3 for ``[B, C, D, H, W]``.
+        position_dims: K ≥ d, axes of positions; None: d. With more than d of them every call says where its map lies
+            (``affine`` or ``origin``) and the ``extent``.
         position: ``"pixels"`` (eq. 5) or ``"centered"`` (``2·S/extent − 1``).
         zero_init: zero Φ's last layer, so that W starts at 0 and the head as the plain classifier.
         bias: add β ``[N]`` to the logits.
-        bias_init: β's initial value, one number or one a class; the log-odds of a rare class keep it from flooding.
-        backend: ``"auto"`` or a name of :func:`scp_kernels.backends`.
+        bias_init: β's initial value, one number or one per class; the log-odds of a rare class keep it from flooding.
+        backend: ``"auto"`` or a name of :func:`scp_kernels.available_backends`.
         device, dtype: of the parameters.
 
     Attributes:
@@ -43,7 +56,8 @@ class FusedSCP(nn.Module):
         residual: w_r, ``nn.Linear(C, N, bias=False)``, or None where :meth:`from_layers` was given none.
         bias: β, a parameter ``[N]``, or None.
         placement: a :class:`scp_kernels.Placement` that stands in for position arguments which a call does not give, or
-            None. It is no part of the state_dict, nor of copies and pickles.
+            None. It is no part of the state_dict, nor of copies and pickles. All threads see it; :func:`positioned` is
+            for one call, and stands before it.
 
     Φ's layers are read, never called. Old reparametrisations (``torch.nn.utils.prune``, ``weight_norm``,
     ``spectral_norm``) are applied at each call; other hooks of these layers see nothing.
@@ -56,6 +70,7 @@ class FusedSCP(nn.Module):
         hidden_channels: int | tuple[int, int] | None = None,
         *,
         spatial_dims: int = 2,
+        position_dims: int | None = None,
         position: str = "pixels",
         zero_init: bool = False,
         bias: bool = False,
@@ -71,9 +86,10 @@ class FusedSCP(nn.Module):
             check_dtype("dtype", dtype)
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims}")
+        position_dims = as_position_dims(position_dims, spatial_dims)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         phi = nn.Sequential(
-            nn.Linear(2 * spatial_dims, h1, **factory),
+            nn.Linear(2 * position_dims, h1, **factory),
             nn.ReLU(),
             nn.Linear(h1, h2, **factory),
             nn.ReLU(),
@@ -81,7 +97,7 @@ class FusedSCP(nn.Module):
         )
         residual = nn.Linear(in_channels, num_classes, bias=False, **factory)
         beta = nn.Parameter(torch.empty(num_classes, **factory)) if bias else None
-        self._adopt(phi, residual, beta, in_channels, num_classes, position, backend)
+        self._adopt(phi, residual, beta, in_channels, num_classes, spatial_dims, position, backend)
         self.zero_init = zero_init
         self.bias_init = bias_init
         self._initialise_last_layer_and_bias()
@@ -99,6 +115,7 @@ class FusedSCP(nn.Module):
         bias: nn.Parameter | None,
         in_channels: int,
         num_classes: int,
+        spatial_dims: int,
         position: str,
         backend: str,
     ) -> None:
@@ -109,14 +126,16 @@ class FusedSCP(nn.Module):
         self.num_classes = num_classes
         first, second, _ = _pointwise_layers(phi)
         self.hidden_channels = (first.weight.shape[0], second.weight.shape[0])
-        self.spatial_dims = first.weight.shape[1] // 2
+        self.spatial_dims = spatial_dims
+        self.position_dims = first.weight.shape[1] // 2
         self.position = position
         self.backend = backend
         self.placement = None
+        self.position_state = HeadState()
         self.zero_init = False
         self.bias_init = 0.0
         self.register_load_state_dict_pre_hook(_match_linear_and_convolution)
-        # Wrong names are told at construction, not at the first batch.
+        # Wrong names raise at construction, not at the first batch.
         if position not in POSITIONS:
             raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
         check_name(backend)
@@ -128,6 +147,7 @@ class FusedSCP(nn.Module):
         residual: PointwiseLayer | None = None,
         *,
         in_channels: int | None = None,
+        spatial_dims: int | None = None,
         position: str = "pixels",
         backend: str = "auto",
     ) -> "FusedSCP":
@@ -135,16 +155,19 @@ class FusedSCP(nn.Module):
 
         Args:
             phi: ``Sequential(layer, ReLU, layer, ReLU, layer)`` of ``nn.Linear`` or 1×1 convolutions with biases, from
-                the 4 (2-D) or 6 (3-D) position channels to N·C. The module itself becomes ``head.phi``.
+                2K position channels to N·C: 4 in 2-D, 6 in 3-D, or 6 of a 2-D map in a volume. The module itself
+                becomes ``head.phi``.
             residual: ``nn.Linear`` or 1×1 convolution from C to N without bias, or None for no residual. The module
                 itself becomes ``head.residual``.
             in_channels: C; needed only where ``residual`` is None and N > 1 (None then means N = 1).
+            spatial_dims: d, 2 or 3; None: K, which is to be 2 or 3 then. A 2-D head with 3 position axes has to say 2.
             position, backend: as in the constructor.
 
         Raises:
             ValueError: a structure other than this, naming what was found.
         """
         _check_layers(phi)
+        spatial_dims = _spatial_dims(spatial_dims, phi)
         outputs = _pointwise_layers(phi)[2].weight.shape[0]
         if residual is not None:
             _check_layer("residual", residual)
@@ -160,7 +183,7 @@ class FusedSCP(nn.Module):
             raise ValueError(f"phi: expected N·C = {num_classes}·{channels} outputs of its last layer, got {outputs}")
         head = cls.__new__(cls)
         nn.Module.__init__(head)
-        head._adopt(phi, residual, None, channels, num_classes, position, backend)
+        head._adopt(phi, residual, None, channels, num_classes, spatial_dims, position, backend)
         return head
 
     def reset_parameters(self) -> None:
@@ -190,8 +213,17 @@ class FusedSCP(nn.Module):
         return None if residual is None else _weight_and_bias(residual)[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy made inside a context that places the head would never leave it.
-        return {**self.__dict__, "placement": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("placement", "position_state")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.placement = None
+        self.position_state = HeadState()
+
+    def _replicate_for_data_parallel(self) -> "FusedSCP":
+        replica = super()._replicate_for_data_parallel()
+        replica.placement = placement_for_replica(self.position_state, self.placement)
+        return replica
 
     def forward(
         self,
@@ -203,7 +235,8 @@ class FusedSCP(nn.Module):
     ) -> Tensor:
         """Logits ``[B, N, *spatial]`` of features ``[B, C, *spatial]``; arguments and errors as in :func:`scp`.
 
-        ``origin`` without ``extent`` places the map in a full image of the map's own size: for a crop, give both.
+        ``origin`` without ``extent`` places the map in a full image of the map's own size: for a crop, give both. With
+        more position axes than spatial ones, ``extent`` has no default, nor has ``affine``.
         """
         check_features(features)
         if features.ndim - 2 != self.spatial_dims:
@@ -213,8 +246,9 @@ class FusedSCP(nn.Module):
             )
         if features.shape[1] != self.in_channels:
             raise ValueError(f"features: expected {self.in_channels} channels, got shape {list(features.shape)}")
-        if self.placement is not None:
-            origin, affine, extent = self.placement.resolve(features, origin, affine, extent)
+        placement = current_placement(self.position_state, self.placement)
+        if placement is not None:
+            origin, affine, extent = placement.resolve(features, origin, affine, extent)
         return scp(
             features,
             self._phi_tensors(),
@@ -246,7 +280,7 @@ class FusedSCP(nn.Module):
         if len(shape) != self.spatial_dims:
             raise ValueError(f"spatial_shape: expected {self.spatial_dims} sizes, got {shape}")
         phi, residual = check_tensors(features, phi, self._residual_tensor(), self.bias)
-        affine, extent = check_position(features, origin, affine, extent, self.position)
+        affine, extent = check_position(features, origin, affine, extent, self.position, self.position_dims)
         dtype = torch.promote_types(features.dtype, torch.float32)  # as in forward
         with reference.without_autocast(features.device):
             s = reference.positions(shape, affine=affine, extent=extent, position=self.position, device=features.device)
@@ -254,7 +288,11 @@ class FusedSCP(nn.Module):
         return field[0].to(features.dtype).unflatten(-1, shape)
 
     def macs(self, spatial_shape: Iterable[int], batch: int = 1) -> int:
-        """Nominal multiply-adds of a forward of ``[batch, C, *spatial_shape]`` at one position map: Φ once a pixel."""
+        """Nominal multiply-adds of a forward at one position map, where Φ is evaluated once per pixel.
+
+        Args:
+            spatial_shape, batch: of the features ``[batch, C, *spatial_shape]``.
+        """
         weight = self._phi_tensors()[0]
         problem = Problem(
             batch=batch,
@@ -266,27 +304,16 @@ class FusedSCP(nn.Module):
             dtype=weight.dtype,
             compute_dtype=weight.dtype,
             device=weight.device,
+            extra_position_dims=self.position_dims - self.spatial_dims,
         )
         return problem.phi_macs + problem.product_macs
 
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.num_classes}, hidden_channels={self.hidden_channels}, "
-            f"spatial_dims={self.spatial_dims}, position={self.position!r}, bias={self.bias is not None}, "
-            f"backend={self.backend!r}"
+            f"spatial_dims={self.spatial_dims}, position_dims={self.position_dims}, position={self.position!r}, "
+            f"bias={self.bias is not None}, backend={self.backend!r}"
         )
-
-
-def ptflops_hook(head: FusedSCP, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
-    """Count a :class:`FusedSCP` where ptflops counts modules: it knows layers, not registered operators.
-
-    ``get_model_complexity_info(net, shape, custom_modules_hooks={FusedSCP: ptflops_hook},
-    backend_specific_config={"count_functional": False})``. The last argument keeps ptflops from also counting the
-    plain PyTorch of ``backend="reference"``.
-    """
-    batch, _, *spatial_shape = logits.shape
-    counted: Any = head  # ptflops has given it a counter
-    counted.__flops__ += head.macs(spatial_shape, batch)
 
 
 def _pointwise_layers(phi: nn.Sequential) -> tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]:
@@ -319,19 +346,32 @@ def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _check_layers(phi: nn.Module) -> None:
     """Check that ``phi`` is (layer, ReLU, layer, ReLU, layer) with fitting widths."""
-    found = [type(layer).__name__ for layer in phi] if isinstance(phi, nn.Sequential) else type(phi).__name__
+    names = [type(layer).__name__ for layer in phi] if isinstance(phi, nn.Sequential) else type(phi).__name__
     if not isinstance(phi, nn.Sequential) or len(phi) != 5 or not all(isinstance(phi[k], nn.ReLU) for k in (1, 3)):
-        raise ValueError(f"phi: expected Sequential(layer, ReLU, layer, ReLU, layer), got {found}")
+        raise ValueError(f"phi: expected Sequential(layer, ReLU, layer, ReLU, layer), got {names}")
     inputs = None
     for k, layer in zip((0, 2, 4), _pointwise_layers(phi), strict=True):
         _check_layer(f"phi[{k}]", layer)
         if layer.bias is None:
             raise ValueError(f"phi[{k}]: expected a layer with a bias, got {layer}")
-        if inputs is None and layer.weight.shape[1] not in (4, 6):
-            raise ValueError(f"phi[0]: expected 4 (2-D) or 6 (3-D) position channels, got {layer}")
-        if inputs not in (None, layer.weight.shape[1]):
+        columns = layer.weight.shape[1]
+        if inputs is None and (columns % 2 or columns < 4):
+            raise ValueError(f"phi[0]: expected 2K position channels for K position axes, from 4 on, got {layer}")
+        if inputs not in (None, columns):
             raise ValueError(f"phi[{k}]: expected {inputs} inputs, got {layer}")
         inputs = layer.weight.shape[0]
+
+
+def _spatial_dims(spatial_dims: int | None, phi: nn.Sequential) -> int:
+    """d of a head that is made of ``phi``'s layers: as told, or as many as there are position axes."""
+    position_dims = _pointwise_layers(phi)[0].weight.shape[1] // 2
+    dims = position_dims if spatial_dims is None else spatial_dims
+    if dims not in (2, 3) or dims > position_dims:
+        raise ValueError(
+            f"spatial_dims: expected 2 or 3, and no more than the {position_dims} position axes of phi[0], "
+            f"got {spatial_dims}"
+        )
+    return dims
 
 
 def _check_layer(name: str, layer: nn.Module) -> None:
@@ -346,11 +386,11 @@ def _check_layer(name: str, layer: nn.Module) -> None:
 
 def _match_linear_and_convolution(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
     """Let a checkpoint of 1×1 convolutions load into linear layers, and the other way round."""
-    own: Mapping[str, Tensor] = dict(module.named_parameters())
+    parameters: Mapping[str, Tensor] = dict(module.named_parameters())
     for name in ("phi.0.weight", "phi.2.weight", "phi.4.weight", "residual.weight"):
         key = prefix + name
-        given, wanted = state_dict.get(key), own.get(name)
-        if given is None or wanted is None or given.ndim == wanted.ndim:
+        saved, parameter = state_dict.get(key), parameters.get(name)
+        if saved is None or parameter is None or saved.ndim == parameter.ndim:
             continue
-        if given.shape[:2] == wanted.shape[:2] and given.numel() == wanted.numel():
-            state_dict[key] = given.reshape(wanted.shape)
+        if saved.shape[:2] == parameter.shape[:2] and saved.numel() == parameter.numel():
+            state_dict[key] = saved.reshape(parameter.shape)

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from scp_kernels import dispatch
-from scp_kernels.problem import problem_of
+from scp_kernels import _torch_compat, dispatch
+from scp_kernels._torch_compat import needs_dispatcher
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs, problem_of
 from scp_kernels.reference import classify, map_indices
 
 _PARAMETERS = "Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w3, Tensor b3, Tensor residual"
@@ -24,19 +24,17 @@ torch.library.define(
     "scp_kernels::scp_forward",
     f"(Tensor features, {_PARAMETERS}, Tensor? bias, Tensor position_matrix, str backend) -> Tensor",
 )
-# Gradients of the features, of the seven parameters, and of the bias; those not asked for are empty.
+# Gradients of the features, of the seven parameters, and of the bias; those not asked for are empty. Nine tensors and
+# no list of them: legacy vmap runs an operator sample by sample only if all that it returns are tensors.
+_GRADIENTS = ("features", "w1", "b1", "w2", "b2", "w3", "b3", "residual", "bias")
 torch.library.define(
     "scp_kernels::scp_backward",
     f"(Tensor grad_logits, Tensor features, {_PARAMETERS}, Tensor position_matrix, str backend, bool[] needs)"
-    " -> Tensor[]",
+    f" -> ({', '.join(f'Tensor grad_{name}' for name in _GRADIENTS)})",
 )
 
 scp_forward = torch.ops.scp_kernels.scp_forward.default
 scp_backward = torch.ops.scp_kernels.scp_backward.default
-
-
-def _groups(matrix: Tensor) -> int:
-    return matrix.shape[0] if matrix.ndim == 3 else 1
 
 
 def _canonical(parameter: Tensor, dtype: torch.dtype) -> Tensor:
@@ -46,71 +44,66 @@ def _canonical(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return parameter.to(dtype).contiguous()
 
 
-def _in_memory(tensor: Tensor) -> Tensor:
-    """The tensor itself, unless its memory does not say its values.
-
-    Kernels read memory: they see neither the negative bit of a view (of ``z.conj().imag``) nor that a tensor of zeros
-    has no memory at all. PyTorch's dispatcher looks after that; who goes past it has to.
-    """
-    if tensor.is_neg():
-        return tensor.resolve_neg()
-    return tensor.clone() if tensor._is_zerotensor() else tensor
-
-
 def _forward(
-    features: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, residual: Tensor,
-    bias: Tensor | None, position_matrix: Tensor, backend: str,
+    problem: Problem, features: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor,
+    residual: Tensor, bias: Tensor | None, position_matrix: Tensor, backend: str,
 ) -> Tensor:  # fmt: skip
-    problem = problem_of(features, w1, w2, residual, _groups(position_matrix))
     if problem.is_empty:
         return features.new_empty(problem.batch, problem.num_classes, *problem.spatial_shape)
     dtype = problem.compute_dtype
     phi = tuple([_canonical(t, dtype) for t in (w1, b1, w2, b2, w3, b3)])
     bias = None if bias is None else _canonical(bias, dtype)
-    run = dispatch.BACKENDS[backend].forward
-    return run(features, phi, _canonical(residual, dtype), bias, position_matrix, problem)
+    inputs = SCPInputs(features, phi, _canonical(residual, dtype), bias, position_matrix, problem)
+    return dispatch.BACKENDS[backend].forward(inputs)
 
 
 def _backward(
-    grad_logits: Tensor, features: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor,
-    residual: Tensor, position_matrix: Tensor, backend: str, needs: Sequence[bool],
-) -> list[Tensor]:  # fmt: skip
+    problem: Problem, grad_logits: Tensor, features: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+    w3: Tensor, b3: Tensor, residual: Tensor, position_matrix: Tensor, backend: str, needs: Sequence[bool],
+) -> list[Tensor | None]:  # fmt: skip
     parameters = (w1, b1, w2, b2, w3, b3, residual)
-    problem = problem_of(features, w1, w2, residual, _groups(position_matrix))
-    needs_features, needs_parameters, needs_bias = needs[0], any(needs[1:8]), needs[8]
+    backend_needs, needs_bias = GradientNeeds(needs[0], any(needs[1:8])), needs[8]
     gradients: list[Tensor | None] = [None] * len(needs)
     if needs_bias:
         axes = [0, *range(2, grad_logits.ndim)]
         gradients[8] = grad_logits.sum(axes, dtype=problem.compute_dtype).to(w1.dtype)
     if problem.is_empty:
-        if needs_features:
+        if backend_needs.features:
             gradients[0] = torch.empty_like(features)
         for k, parameter in enumerate(parameters, start=1):
             if needs[k]:
                 gradients[k] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-    elif needs_features or needs_parameters:
+    elif any(backend_needs):
         dtype = problem.compute_dtype
-        gradients[0], of_parameters = dispatch.BACKENDS[backend].backward(
-            grad_logits,
-            features,
-            tuple([_canonical(t, dtype) for t in (w1, b1, w2, b2, w3, b3)]),
-            _canonical(residual, dtype),
-            position_matrix,
-            problem,
-            needs_features,
-            needs_parameters,
-        )
-        if of_parameters is not None:
+        phi = tuple([_canonical(t, dtype) for t in (w1, b1, w2, b2, w3, b3)])
+        inputs = SCPInputs(features, phi, _canonical(residual, dtype), None, position_matrix, problem)
+        gradients[0], of_phi = dispatch.BACKENDS[backend].backward(inputs, grad_logits, backend_needs)
+        if of_phi is not None:
             # w_r and b3 enter the weight field alike, so their gradients are the same numbers.
-            found = (*of_parameters, of_parameters[5].view_as(residual).clone())
-            for k, (parameter, gradient) in enumerate(zip(parameters, found, strict=True), start=1):
+            of_parameters = (*of_phi, of_phi[5].view_as(residual).clone())
+            for k, (parameter, gradient) in enumerate(zip(parameters, of_parameters, strict=True), start=1):
                 if needs[k]:
-                    gradients[k] = gradient.to(parameter.dtype)
-    return [features.new_empty(0) if gradient is None else gradient for gradient in gradients]
+                    dtype = parameter.dtype
+                    gradients[k] = gradient if gradient.dtype == dtype else gradient.to(dtype)
+    return gradients
 
 
-torch.library.impl("scp_kernels::scp_forward", "CompositeExplicitAutograd", _forward)
-torch.library.impl("scp_kernels::scp_backward", "CompositeExplicitAutograd", _backward)
+def _forward_kernel(features: Tensor, *arguments: Any) -> Tensor:
+    return _forward(_problem_of(features, arguments, arguments[8]), features, *arguments)
+
+
+def _backward_kernel(grad_logits: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    gradients = _backward(_problem_of(features, arguments, arguments[7]), grad_logits, features, *arguments)
+    return tuple([features.new_empty(0) if gradient is None else gradient for gradient in gradients])
+
+
+def _problem_of(features: Tensor, parameters: Sequence[Tensor], matrix: Tensor) -> Problem:
+    groups = matrix.shape[0] if matrix.ndim == 3 else 1
+    return problem_of(features, parameters[0], parameters[2], parameters[6], groups)
+
+
+torch.library.impl("scp_kernels::scp_forward", "CompositeExplicitAutograd", _forward_kernel)
+torch.library.impl("scp_kernels::scp_backward", "CompositeExplicitAutograd", _backward_kernel)
 
 
 @torch.library.register_fake("scp_kernels::scp_forward")
@@ -120,20 +113,29 @@ def _forward_fake(features: Tensor, *args: Any) -> Tensor:
 
 
 @torch.library.register_fake("scp_kernels::scp_backward")
-def _backward_fake(grad_logits: Tensor, features: Tensor, *args: Any) -> list[Tensor]:
+def _backward_fake(grad_logits: Tensor, features: Tensor, *args: Any) -> tuple[Tensor, ...]:
     parameters, needs = args[:7], args[-1]
     like = [torch.empty_like(features)]
     like += [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
     like += [parameters[0].new_empty(parameters[6].shape[0])]
-    return [t if need else features.new_empty(0) for t, need in zip(like, needs, strict=True)]
+    return tuple(t if need else features.new_empty(0) for t, need in zip(like, needs, strict=True))
 
 
-def refuse_forward_mode(backend: str) -> None:
-    """Say that there is no forward-mode derivative: without it, autograd would give a tangent of zeros."""
-    raise NotImplementedError(
-        f"backend={backend!r}: compiled backends have no forward-mode derivative (jvp, jacfwd, hessian); "
-        "use backend='reference', or 'auto'"
-    )
+_FORWARD_MODE = "compiled backends have no forward-mode derivative (jvp, jacfwd, hessian)"
+
+
+def limit_of_operators(tensors: Sequence[Tensor]) -> str | None:
+    """What is being done around the call that only plain PyTorch can do, as a sentence, or None."""
+    if _torch_compat.in_forward_mode(tensors):
+        return _FORWARD_MODE
+    if {"Grad", "Functionalize"} <= _torch_compat.transforms():
+        return "compiled backends cannot be differentiated by torch.func inside or around functionalize"
+    return None
+
+
+def refuse(backend: str, limit: str) -> None:
+    """Raise what stands for a limit. Of forward mode: without it, autograd would give a tangent of zeros."""
+    raise NotImplementedError(f"backend={backend!r}: {limit}; use backend='reference', or 'auto'")
 
 
 def _register_autograd(name: str, formula: Any, setup_context: Any, backend_index: int) -> None:
@@ -142,13 +144,17 @@ def _register_autograd(name: str, formula: Any, setup_context: Any, backend_inde
     ``scp`` has refused them already, unless the operator is called by itself or from an exported program.
     """
     operator = getattr(torch.ops.scp_kernels, name).default
-    differentiate = make_autograd_impl(operator, Info(formula, setup_context))
+    differentiate = _torch_compat.autograd_kernel(operator, formula, setup_context)
+    if differentiate is None:
+        torch.library.register_autograd(operator, formula, setup_context=setup_context)
+        return
 
     def kernel(keyset: Any, *arguments: Any) -> Any:
-        if forward_ad._current_level >= 0:
-            tensors = [a for a in arguments if isinstance(a, Tensor)]
-            if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-                refuse_forward_mode(arguments[backend_index])
+        tensors = [a for a in arguments if isinstance(a, Tensor)]
+        if _torch_compat.in_forward_mode(tensors) and any(
+            forward_ad.unpack_dual(t).tangent is not None for t in tensors
+        ):
+            refuse(arguments[backend_index], _FORWARD_MODE)
         return differentiate(keyset, *arguments)
 
     _autograd_kernels.impl(name, kernel, "Autograd", with_keyset=True)
@@ -159,23 +165,23 @@ _autograd_kernels = torch.library.Library("scp_kernels", "IMPL")  # lives as lon
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, bias, matrix, ctx.backend = inputs
-    ctx.unwatched = False
+    ctx.problem = None
     ctx.save_for_backward(*tensors, matrix)
     ctx.has_bias = bias is not None
 
 
 def _differentiate(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, matrix = ctx.saved_tensors
-    needs = [bool(n) for n in ctx.needs_input_grad[:9]]
+    needs = list(ctx.needs_input_grad[:9])
     needs[8] = needs[8] and ctx.has_bias
-    if _transforming():
-        backward = _TransformableBackward.apply
-    elif not ctx.unwatched or torch.is_grad_enabled() or watched(grad_logits, *tensors):
-        backward = scp_backward
+    arguments = (grad_logits, *tensors, matrix, ctx.backend, needs)
+    if "Grad" in _torch_compat.transforms():
+        gradients = _TransformableBackward.apply(*arguments)
+    elif ctx.problem is None or torch.is_grad_enabled() or needs_dispatcher((grad_logits,)):
+        gradients = scp_backward(*arguments)
     else:
-        backward, grad_logits = _backward, _in_memory(grad_logits)
-    gradients = backward(grad_logits, *tensors, matrix, ctx.backend, needs)
-    return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None)
+        gradients = _backward(ctx.problem, *arguments)
+    return (*[g if need else None for g, need in zip(gradients, needs, strict=True)], None, None)
 
 
 _register_autograd("scp_forward", _differentiate, _setup_context, backend_index=-1)
@@ -188,8 +194,6 @@ def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> N
 
 def _differentiate_twice(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...]:
     """Derivatives of scp_backward, through the reference; they are differentiable again."""
-    if len(cotangents) == 1:  # a registered formula is given the list, an autograd.Function its elements
-        (cotangents,) = cotangents
     grad_logits, features, *parameters, matrix = ctx.saved_tensors
     s = map_indices(matrix, features.shape[2:])
 
@@ -198,8 +202,8 @@ def _differentiate_twice(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...
         return classify(features, s, phi, residual, bias)
 
     def gradients(grad_logits: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        found = torch.func.vjp(logits, *inputs)[1](grad_logits)
-        return tuple(g for g, need in zip(found, ctx.needs, strict=True) if need)
+        all_of_them = torch.func.vjp(logits, *inputs)[1](grad_logits)
+        return tuple(g for g, need in zip(all_of_them, ctx.needs, strict=True) if need)
 
     bias = parameters[0].new_zeros(parameters[-1].shape[0])  # its value has no part in any gradient
     first, vjp = torch.func.vjp(gradients, grad_logits, features, *parameters, bias)  # type: ignore[misc]
@@ -211,52 +215,37 @@ def _differentiate_twice(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...
 _register_autograd("scp_backward", _differentiate_twice, _setup_backward_context, backend_index=-2)
 
 
-def forward(*arguments: Any) -> Tensor:
-    """``scp_forward``, in a form that ``torch.func`` can differentiate too, and without detours where it can be."""
-    if _transforming():
-        return _TransformableForward.apply(*arguments)
-    tensors = [t for t in arguments[:-1] if t is not None]
-    if watched(*tensors):
-        return scp_forward(*arguments)
-    if tensors[0]._is_zerotensor() or any(map(Tensor.is_neg, tensors)):
-        arguments = tuple(_in_memory(a) if isinstance(a, Tensor) else a for a in arguments)
-    if torch.is_grad_enabled() and any([t.requires_grad for t in tensors]):
-        return _Unwatched.apply(*arguments)
-    return _forward(*arguments)
+def forward(problem: Problem, *arguments: Any, through_dispatcher: bool) -> Tensor:
+    """``scp_forward``, in a form that ``torch.func`` can differentiate too, and without detours where it can be.
 
-
-def watched(*tensors: Tensor) -> bool:
-    """Whether somebody is to see the registered operators: a compiler, a tracer, a mode, a profiler, a subclass.
-
-    Where nobody is, their kernels are called as they are: PyTorch's dispatcher takes longer than a small head.
+    Args:
+        problem: that of the arguments.
+        arguments: of ``scp_forward``.
+        through_dispatcher: what :func:`needs_dispatcher` says of the tensors.
     """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
-        or not _PLAIN_TYPES.issuperset(map(type, tensors))
-    )
+    if through_dispatcher:
+        if "Grad" in _torch_compat.transforms():
+            return _TransformableForward.apply(*arguments)
+        return scp_forward(*arguments)
+    if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in arguments[:9]]):
+        return _EagerFunction.apply(*arguments, problem)
+    return _forward(problem, *arguments)
 
 
-_PLAIN_TYPES = {Tensor, torch.nn.Parameter}
-
-
-class _Unwatched(torch.autograd.Function):
-    backward = staticmethod(_differentiate)
+class _EagerFunction(torch.autograd.Function):
+    """The kernels, called as they are."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        logits = _forward(*arguments)
-        _setup_context(ctx, arguments, logits)
-        ctx.unwatched = True
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *arguments, problem = inputs
+        logits = _forward(problem, *arguments)
+        _setup_context(ctx, tuple(arguments), logits)
+        ctx.problem = problem
         return logits
 
-
-def _transforming() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    @staticmethod
+    def backward(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_differentiate(ctx, grad_logits), None)
 
 
 # Registered autograd formulas are closed to torch.func's grad and vjp; an autograd.Function of them is not.
@@ -277,7 +266,7 @@ class _TransformableBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        return tuple(scp_backward(*arguments))
+        return scp_backward(*arguments)
 
 
 def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
@@ -287,7 +276,7 @@ def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 def _fold_matrix(matrix: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
-    """The position matrices of the folded batch: one for all where there was one, else one a sample."""
+    """The position matrices of the folded batch: one for all where there was one, else one per sample."""
     if dim is None:
         return matrix if matrix.ndim == 2 else _fold(matrix, None, size)
     matrix = matrix.movedim(dim, 0)
@@ -296,14 +285,14 @@ def _fold_matrix(matrix: Tensor, dim: int | None, size: int, batch: int) -> Tens
     return matrix.flatten(0, 1)
 
 
-def _one_by_one(operator: Any, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> list[Tensor]:
-    """Each of the operator's results (one, or a list), stacked over the samples of a vmap."""
+def _one_by_one(operator: Any, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Each of the operator's results (one, or several), stacked over the samples of a vmap."""
     pairs = list(zip(arguments, in_dims, strict=True))
     if size == 0:  # the shapes are those of a sample of zeros
         pairs = [(a.new_zeros((*a.shape[:d], 1, *a.shape[d + 1 :])) if isinstance(d, int) else a, d) for a, d in pairs]
-    found = [operator(*(a.select(d, k) if isinstance(d, int) else a for a, d in pairs)) for k in range(size or 1)]
-    columns = [[f] if isinstance(f, Tensor) else f for f in found]
-    return [torch.stack(column)[:size] for column in zip(*columns, strict=True)]
+    results = [operator(*(a.select(d, k) if isinstance(d, int) else a for a, d in pairs)) for k in range(size or 1)]
+    rows = [(result,) if isinstance(result, Tensor) else result for result in results]
+    return tuple(torch.stack(column)[:size] for column in zip(*rows, strict=True))
 
 
 def _samples(features: Tensor, dim: int | None) -> int:
@@ -328,21 +317,23 @@ def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple
 
 
 @torch.library.register_vmap("scp_kernels::scp_backward")
-def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int | None]]:
+def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     grad_logits, features, *parameters, matrix, backend, needs = arguments
     size = info.batch_size
     if _mapped(in_dims[2:9]) or any(needs[1:]):  # parameters' gradients are sums over a batch, here wanted apart
-        return _one_by_one(scp_backward, size, in_dims, arguments), [0] * len(needs)
+        return _one_by_one(scp_backward, size, in_dims, arguments), (0,) * len(needs)
     folded, batch = _fold(features, in_dims[1], size), _samples(features, in_dims[1])
     matrix = _fold_matrix(matrix, in_dims[9], size, batch)
-    gradients = scp_backward(_fold(grad_logits, in_dims[0], size), folded, *parameters, matrix, backend, needs)
+    of_features, *empty = scp_backward(
+        _fold(grad_logits, in_dims[0], size), folded, *parameters, matrix, backend, needs
+    )
     if needs[0]:
-        gradients[0] = gradients[0].unflatten(0, (size, batch))
-    return gradients, [0 if need else None for need in needs]
+        of_features = of_features.unflatten(0, (size, batch))
+    return (of_features, *empty), tuple(0 if need else None for need in needs)
 
 
 def _flops(features: Sequence[int], w1: Sequence[int], w2: Sequence[int], residual: Sequence[int], m: Sequence[int]):
-    """Nominal FLOPs (two a multiply-add) of a forward, from shapes; Φ counts once a pixel, whatever the batch."""
+    """Nominal FLOPs (two per multiply-add) of a forward, from shapes; Φ counts once per pixel, whatever the batch."""
     pixels = 1
     for size in features[2:]:
         pixels *= size

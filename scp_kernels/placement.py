@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scp_kernels.checks import ArrayLike, check_alone, position_tensor
-from scp_kernels.problem import position_dtype
+from scp_kernels.positions import position_dtype
 
 
 class Placement:
@@ -47,6 +47,9 @@ class Placement:
         self.extent = None if extent is None else position_tensor("extent", extent, device)
         self.outer = outer
         self.input_shape: tuple[int, ...] | None = None
+        # Of a context: the number of its network's hook, and whether graphs may take it.
+        self.owner: int | None = None
+        self.in_graphs = True
 
     def resolve(
         self,

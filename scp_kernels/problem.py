@@ -1,17 +1,11 @@
-"""The frozen description of one call of the operator: sizes, widths, dtypes, and the position map.
-
-Everything that a caller can say about positions (``origin``, ``affine``, ``extent``, ``position``) ends up in one
-matrix P with ``S(i, j) = P · (i, j, 1)``. The first layer of Φ is therefore itself affine in the pixel index, with the
-coefficients ``W₁·P + (0, b₁)``: this is all that a kernel has to know about positions.
-"""
+"""One call of the operator: its sizes, widths and dtypes, and what a backend is given for it."""
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-POSITIONS = ("pixels", "centered")
 
 
 @dataclass(frozen=True)
@@ -24,16 +18,23 @@ class Problem:
     hidden: tuple[int, int]
     spatial_shape: tuple[int, ...]
     groups: int
-    """Number of position maps: 1 (shared by the batch) or ``batch`` (one a sample)."""
+    """Number of position maps: 1 (shared by the batch) or ``batch`` (one per sample)."""
     dtype: torch.dtype
     """Dtype of the features, and of the logits."""
     compute_dtype: torch.dtype
     """Dtype of positions, Φ and accumulation: never below float32."""
     device: torch.device
+    extra_position_dims: int = 0
+    """Axes of positions beyond the map's: K − d."""
 
     @property
     def spatial_dims(self) -> int:
         return len(self.spatial_shape)
+
+    @property
+    def position_dims(self) -> int:
+        """K: Φ's first layer has 2K inputs."""
+        return self.spatial_dims + self.extra_position_dims
 
     @property
     def pixels(self) -> int:
@@ -50,8 +51,8 @@ class Problem:
     def phi_macs(self) -> int:
         """Nominal multiply-adds of Φ, evaluated once for each pixel and position map."""
         h1, h2 = self.hidden
-        a_pixel = 2 * self.spatial_dims * h1 + h1 * h2 + h2 * self.num_classes * self.channels
-        return self.groups * self.pixels * a_pixel
+        per_pixel = 2 * self.position_dims * h1 + h1 * h2 + h2 * self.num_classes * self.channels
+        return self.groups * self.pixels * per_pixel
 
     @property
     def product_macs(self) -> int:
@@ -59,14 +60,40 @@ class Problem:
         return self.batch * self.pixels * self.num_classes * self.channels
 
 
+class SCPInputs(NamedTuple):
+    """All that a backend reads in a call. (A named tuple: frozen, and made in a third of a frozen dataclass's time.)"""
+
+    features: Tensor
+    """X, ``[B, C, *spatial]``, any strides."""
+    phi: tuple[Tensor, ...]
+    """``(w1, b1, w2, b2, w3, b3)``, contiguous and in ``problem.compute_dtype``; so are ``residual`` and ``bias``."""
+    residual: Tensor
+    """w_r, ``[N, C]``."""
+    bias: Tensor | None
+    """β, ``[N]``; None where there is none, and in every backward pass."""
+    positions: Tensor
+    """P, ``[2K, d + 1]`` or ``[B, 2K, d + 1]`` in float64: ``S = P · (index, 1)``. With it, the first layer of Φ is
+    :func:`scp_kernels.positions.first_layer_coefficients`."""
+    problem: Problem
+
+
+class GradientNeeds(NamedTuple):
+    """Which gradients a backward pass is to compute."""
+
+    features: bool
+    parameters: bool
+    """Any of Φ's six, or w_r's."""
+
+
 def problem_of(features: Tensor, w1: Tensor, w2: Tensor, residual: Tensor, groups: int) -> Problem:
     """The problem of a call whose tensors have been checked."""
     batch, channels, *shape = features.shape
     described = (batch, channels, residual.shape[0], (w1.shape[0], w2.shape[0]), tuple(shape), groups)
+    extra_position_dims = w1.shape[1] // 2 - len(shape)
     dtypes = (features.dtype, w1.dtype)
     # Remembered where sizes are plain numbers, as checks.py does.
     symbolic = type(features) is not Tensor or torch.compiler.is_compiling()
-    return (_problem if symbolic else _problem_once)(*described, *dtypes, features.device)
+    return (_problem if symbolic else _problem_once)(*described, *dtypes, features.device, extra_position_dims)
 
 
 def _problem(
@@ -79,114 +106,12 @@ def _problem(
     dtype: torch.dtype,
     parameters_dtype: torch.dtype,
     device: torch.device,
+    extra_position_dims: int,
 ) -> Problem:
     compute_dtype = torch.promote_types(torch.promote_types(dtype, parameters_dtype), torch.float32)
-    return Problem(batch, channels, num_classes, hidden, spatial_shape, groups, dtype, compute_dtype, device)
+    return Problem(
+        batch, channels, num_classes, hidden, spatial_shape, groups, dtype, compute_dtype, device, extra_position_dims
+    )
 
 
 _problem_once = functools.lru_cache(maxsize=256)(_problem)
-
-
-def position_dtype(device: torch.device) -> torch.dtype:
-    """Positions are float64, except on devices that have none (MPS)."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def position_matrix(affine: Tensor, extent: Tensor, position: str) -> Tensor:
-    """P with ``S = P · (index, 1)``: eq. 5 of the paper at ``p = affine · (index, 1)``.
-
-    Args:
-        affine: ``[..., d, d + 1]``, maps an index of the feature map to its index in the full image.
-        extent: ``[..., d]``, size of the full image in pixels.
-        position: ``"pixels"`` (S as printed) or ``"centered"`` (``2·S/extent − 1``).
-
-    Returns:
-        ``[..., 2d, d + 1]``: the distances to the leading borders, then to the trailing ones.
-    """
-    batch_shape = torch.broadcast_shapes(affine.shape[:-2], extent.shape[:-1])
-    affine = affine.expand(*batch_shape, *affine.shape[-2:])
-    extent = extent.expand(*batch_shape, extent.shape[-1])
-    constant = torch.cat([torch.zeros_like(affine[..., :-1]), extent.unsqueeze(-1)], dim=-1)
-    matrix = torch.cat([affine, constant - affine], dim=-2)
-    if position == "centered":
-        matrix = matrix * (2 / torch.cat([extent, extent], dim=-1).unsqueeze(-1))
-        matrix = torch.cat([matrix[..., :-1], matrix[..., -1:] - 1], dim=-1)
-    return matrix
-
-
-@functools.lru_cache(maxsize=64)
-def whole_image_matrix(spatial_shape: tuple[int, ...], position: str) -> Tensor:
-    """:func:`position_matrix` of a feature map on the CPU that is the full image: the same values, from plain numbers.
-
-    A dozen operations on tiny tensors would take longer than a small head. The tensor is shared by all calls: not to be
-    written, and not to be asked for where a mode would put something else in its place.
-    """
-    d = len(spatial_shape)
-    leading = [[float(row == column) for column in range(d + 1)] for row in range(d)]
-    trailing = [
-        [float(size) if column == d else 0.0 - value for column, value in enumerate(row)]
-        for row, size in zip(leading, spatial_shape, strict=True)
-    ]
-    rows = leading + trailing
-    if position == "centered":
-        scales = [2 / float(size) for size in spatial_shape] * 2
-        rows = [
-            [value * scale - (column == d) for column, value in enumerate(row)]
-            for row, scale in zip(rows, scales, strict=True)
-        ]
-    with torch.inference_mode(False):  # autograd may save it later
-        return torch.tensor(rows, dtype=torch.float64, device="cpu")
-
-
-_on_devices: dict[tuple[torch.device, tuple[int, ...], str], Tensor] = {}
-
-
-def whole_image_matrix_on(device: torch.device, spatial_shape: tuple[int, ...], position: str) -> Tensor | None:
-    """:func:`whole_image_matrix` on another device: copied there once, where a dozen launches would make it each time.
-
-    It is kept for good (half a kilobyte a shape), since a captured graph may read it. None where a graph is being
-    captured before the first plain call: a copy from the host cannot be.
-    """
-    key = (device, spatial_shape, position)
-    matrix = _on_devices.get(key)
-    if matrix is None and not _capturing(device):
-        with torch.inference_mode(False):
-            matrix = whole_image_matrix(spatial_shape, position).to(device=device, dtype=position_dtype(device))
-        _on_devices[key] = matrix
-    return matrix
-
-
-def _capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def identity_affine(spatial_dims: int, device: torch.device) -> Tensor:
-    """``[d, d + 1]``: the map of a feature map that is the full image."""
-    return torch.eye(spatial_dims, spatial_dims + 1, dtype=position_dtype(device), device=device)
-
-
-def first_layer_coefficients(weight: Tensor, bias: Tensor, matrix: Tensor) -> Tensor:
-    """Coefficients ``[G, h₁, d + 1]`` (float64) of the first layer as an affine function of the pixel index.
-
-    The pre-activation of unit u at (i, j) is ``c[u, 0]·i + c[u, 1]·j + c[u, 2]``.
-
-    Args:
-        weight, bias: first layer of Φ, ``[h₁, 2d]`` and ``[h₁]``.
-        matrix: P from :func:`position_matrix`, ``[2d, d + 1]`` or ``[G, 2d, d + 1]``.
-    """
-    coefficients = weight.to(matrix.dtype) @ matrix  # [G, h₁, d + 1], or without G
-    coefficients[..., -1].add_(bias)
-    return coefficients if matrix.ndim == 3 else coefficients.unsqueeze(0)
-
-
-def first_layer_gradients(gradient: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Adjoint of :func:`first_layer_coefficients`: gradients ``[h₁, 2d]`` and ``[h₁]`` of weight and bias.
-
-    Args:
-        gradient: ``[G, h₁, d + 1]``, the moments Σ g·(i, j, 1) of the pre-activations' gradients g.
-        matrix: P, ``[2d, d + 1]`` or ``[G, 2d, d + 1]``.
-    """
-    if matrix.ndim == 2:
-        (gradient,) = gradient
-        return gradient @ matrix.T, gradient[:, -1].contiguous()
-    return (gradient @ matrix.transpose(-1, -2)).sum(0), gradient[..., -1].sum(0)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from scp_kernels.problem import position_dtype
+from scp_kernels._torch_compat import constant_to_dynamo
+from scp_kernels.positions import origin_affine, position_dtype
 
 
 def positions(
@@ -24,7 +25,7 @@ def positions(
     position: str = "pixels",
     device: torch.device | None = None,
 ) -> Tensor:
-    """Position S of every pixel (eq. 5), ``[G, 2d, P]`` in float64, with P the number of pixels in row-major order.
+    """Position S of every pixel (eq. 5), ``[G, 2K, P]`` in float64, with P the number of pixels in row-major order.
 
     G is 1, or the number of samples when ``affine`` or ``extent`` is given for each sample. Arguments as in
     :func:`scp_reference`, already tensors.
@@ -33,11 +34,11 @@ def positions(
     if affine is None:
         p = pixel_indices(spatial_shape, dtype, device)[None]  # [1, d, P]
     else:
-        p = map_indices(affine.to(device=device, dtype=dtype), spatial_shape)  # [G, d, P]
+        p = map_indices(affine.to(device=device, dtype=dtype), spatial_shape)  # [G, K, P]
     if extent is None:
         size = torch.stack([torch.full((), s, dtype=dtype, device=device) for s in spatial_shape])[None, :, None]
     else:
-        size = extent.to(device=device, dtype=dtype)[..., None]  # [d, 1] or [G, d, 1]
+        size = extent.to(device=device, dtype=dtype)[..., None]  # [K, 1] or [G, K, 1]
         size = size if size.ndim == 3 else size[None]
     trailing = size - p
     leading = p.expand_as(trailing)
@@ -65,7 +66,7 @@ def _linear(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
 
 
 def weight_field(s: Tensor, phi: Sequence[Tensor], residual: Tensor) -> Tensor:
-    """``W + w_r`` of eqs. 12 and 13, ``[G, N, C, P]``, at the positions ``s`` ``[G, 2d, P]``."""
+    """``W + w_r`` of eqs. 12 and 13, ``[G, N, C, P]``, at the positions ``s`` ``[G, 2K, P]``."""
     w1, b1, w2, b2, w3, b3 = phi
     hidden = relu(_linear(w1, b1, s))  # [G, h₁, P]
     hidden = relu(_linear(w2, b2, hidden))  # [G, h₂, P]
@@ -90,13 +91,13 @@ def scp_reference(
 
     Args:
         features: X, ``[B, C, *spatial]`` with 2 or 3 spatial axes; float64, float32, float16 or bfloat16.
-        phi: the six tensors ``(w1, b1, w2, b2, w3, b3)`` of Φ, shapes ``[h₁, 2d] [h₁] [h₂, h₁] [h₂] [N·C, h₂] [N·C]``;
-            output ``n·C + c`` of Φ is ``W[n, c]``.
+        phi: the six tensors ``(w1, b1, w2, b2, w3, b3)`` of Φ, shapes ``[h₁, 2K] [h₁] [h₂, h₁] [h₂] [N·C, h₂] [N·C]``;
+            K is the number of position axes, d of spatial ones; output ``n·C + c`` of Φ is ``W[n, c]``.
         residual: w_r, ``[N, C]``.
         bias: β, ``[N]``, added to the logits; None is the paper's form.
-        origin: ``[d]`` or ``[B, d]``, index in the full image of the map's first pixel: shorthand for a plain crop.
-        affine: ``[d, d + 1]`` or ``[B, d, d + 1]``, index in the map to index in the full image; None: identity.
-        extent: ``[d]`` or ``[B, d]``, size of the full image in pixels; None: the feature map's own.
+        origin: ``[K]`` or ``[B, K]``, position of the map's first pixel: shorthand for a plain crop.
+        affine: ``[K, d + 1]`` or ``[B, K, d + 1]``, index in the map to position; None (K = d only): identity.
+        extent: ``[K]`` or ``[B, K]``, size of the full image in pixels; None (K = d only): the feature map's own.
         position: ``"pixels"`` (eq. 5) or ``"centered"`` (``2·S/extent − 1``).
 
     Returns:
@@ -106,8 +107,7 @@ def scp_reference(
     """
     if origin is not None:
         origin = torch.as_tensor(origin, dtype=position_dtype(features.device), device=features.device)
-        identity = torch.eye(origin.shape[-1], dtype=origin.dtype, device=origin.device)
-        affine = torch.cat([identity.expand(*origin.shape[:-1], -1, -1), origin.unsqueeze(-1)], dim=-1)
+        affine = origin_affine(origin, features.ndim - 2)
     if extent is not None:
         extent = torch.as_tensor(extent, dtype=position_dtype(features.device), device=features.device)
     with without_autocast(features.device):
@@ -120,19 +120,16 @@ def without_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(_autocast_type(device.type), enabled=False)
 
 
+@constant_to_dynamo  # Dynamo of PyTorch 2.11 cannot trace the question; the answer never changes
 def _autocast_type(device_type: str) -> str:
     # Some devices (meta) have no autocast to switch off.
     return device_type if torch.amp.is_autocast_available(device_type) else "cpu"
 
 
-# Dynamo of PyTorch 2.11 cannot trace the question; the answer never changes.
-_autocast_type._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def classify(
     features: Tensor, s: Tensor, phi: Sequence[Tensor], residual: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """Logits of eqs. 12 and 13 at the positions ``s`` ``[G, 2d, P]``; the rest as in :func:`scp_reference`."""
+    """Logits of eqs. 12 and 13 at the positions ``s`` ``[G, 2K, P]``; the rest as in :func:`scp_reference`."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     for tensor in phi:
         dtype = torch.promote_types(dtype, tensor.dtype)

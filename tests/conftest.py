@@ -4,8 +4,8 @@ import pytest
 
 
 @pytest.fixture
-def nothing_kept():
-    """No test sees the weight fields that another one left in the CPU backend."""
-    from scp_kernels.backends import native
+def empty_weight_field_cache():
+    """No test sees the weight fields that another one left in the CPU backend's cache."""
+    from scp_kernels.backends import cpu
 
-    native.release_kept()
+    cpu.clear_weight_field_cache()

@@ -1,6 +1,6 @@
 // What every entry point does first: does the call make sense? And how it says that it does not.
-#ifndef SCP_SHARED_CHECK_H
-#define SCP_SHARED_CHECK_H
+#ifndef SCP_COMMON_CHECK_H
+#define SCP_COMMON_CHECK_H
 
 #include <cstdio>
 #include <initializer_list>
@@ -11,6 +11,8 @@
 namespace scp {
 namespace common {
 
+constexpr int64_t kMostUnits = std::numeric_limits<int>::max() / 64;
+
 inline int fail(char* message, int64_t size, int status, const char* what) {
   if (message != nullptr && size > 0) std::snprintf(message, size_t(size), "%s", what);
   return status;
@@ -18,18 +20,17 @@ inline int fail(char* message, int64_t size, int status, const char* what) {
 
 // Null if sizes and dtypes make sense, else what does not.
 inline const char* size_fault(const scp_call& call) {
-  constexpr int64_t most = std::numeric_limits<int>::max() / 64;
   if (call.spatial_dims != 2 && call.spatial_dims != 3) return "spatial_dims: expected 2 or 3";
   if (call.dtype < SCP_FLOAT64 || call.dtype > SCP_BFLOAT16) return "dtype: expected one of scp_dtype";
   if (call.compute_dtype != SCP_FLOAT64 && call.compute_dtype != SCP_FLOAT32)
     return "compute_dtype: expected float64 or float32";
   if (call.channels < 1 || call.classes < 1 || call.hidden1 < 1 || call.hidden2 < 1)
     return "channels, classes, hidden widths: expected at least one";
-  if (call.channels * call.classes > most || call.hidden1 > most || call.hidden2 > most)
+  if (call.channels * call.classes > kMostUnits || call.hidden1 > kMostUnits || call.hidden2 > kMostUnits)
     return "channels, classes, hidden widths: too large";
   if (call.groups != 1 && call.groups != call.batch) return "groups: expected 1 or the batch size";
   for (int axis = 0; axis < call.spatial_dims; ++axis)
-    if (call.size[axis] < 0 || call.size[axis] > most) return "size: expected between 0 and 2^25 on each axis";
+    if (call.size[axis] < 0 || call.size[axis] > kMostUnits) return "size: expected between 0 and 2^25 on each axis";
   return nullptr;
 }
 

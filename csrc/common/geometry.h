@@ -1,6 +1,6 @@
 // Boxes of pixels and how they are cut. Shared by the CPU backend and by device code.
-#ifndef SCP_SHARED_GEOMETRY_H
-#define SCP_SHARED_GEOMETRY_H
+#ifndef SCP_COMMON_GEOMETRY_H
+#define SCP_COMMON_GEOMETRY_H
 
 #include "platform.h"
 

@@ -1,15 +1,12 @@
 // float16 and bfloat16 as they lie in memory, and their conversion. Shared by the backends.
-#ifndef SCP_SHARED_HALF_H
-#define SCP_SHARED_HALF_H
+#ifndef SCP_COMMON_HALF_H
+#define SCP_COMMON_HALF_H
 
 #include <cstdint>
 #include <cstring>
 
+#include "intrinsics.h"
 #include "platform.h"
-
-#if defined(__F16C__) && !defined(__CUDACC__)
-#include <immintrin.h>
-#endif
 
 namespace scp {
 namespace SCP_NAMESPACE {

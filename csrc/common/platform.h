@@ -1,6 +1,6 @@
-// What differs between the compilers that read the shared mathematics: host C++ (once a vector level) and nvcc.
-#ifndef SCP_SHARED_PLATFORM_H
-#define SCP_SHARED_PLATFORM_H
+// What differs between the compilers that read the shared mathematics: host C++ (once per ISA target) and nvcc.
+#ifndef SCP_COMMON_PLATFORM_H
+#define SCP_COMMON_PLATFORM_H
 
 #if defined(__CUDACC__)
 #define SCP_HD __host__ __device__
@@ -9,9 +9,9 @@
 #endif
 
 // Code compiled for AVX-512 must not be what the linker keeps of an inline function that a smaller machine calls too.
-// So every header below the entry points lives in a namespace of its own for each vector level.
-#if defined(SCP_VECTOR_LEVEL)
-#define SCP_NAMESPACE SCP_VECTOR_LEVEL
+// So every header below the entry points lives in a namespace of its own for each ISA target.
+#if defined(SCP_ISA_TARGET)
+#define SCP_NAMESPACE SCP_ISA_TARGET
 #else
 #define SCP_NAMESPACE common
 #endif

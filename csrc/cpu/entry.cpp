@@ -1,22 +1,22 @@
-// Entry points of the CPU backend: checks, the choice of a vector level, error codes.
+// Entry points of the CPU backend: checks, the choice of an ISA target, error codes.
 #include <cstdio>
 #include <new>
 
-#include "scp.h"
 #include "common/check.h"
 #include "first_layer.h"
-#include "keep.h"
-#include "level.h"
+#include "isa_target.h"
+#include "scp.h"
+#include "weight_field_cache.h"
 
 namespace {
 
-enum Level { kBest = 0, kPortable = 1, kAvx2 = 2, kAvx512 = 3 };
+enum IsaTarget { kBest = 0, kPortable = 1, kAvx2 = 2, kAvx512 = 3 };
 
 #if defined(__x86_64__)
 #define SCP_X86 1
-bool has(int level) {
+bool has(int target) {
   __builtin_cpu_init();
-  switch (level) {
+  switch (target) {
     case kPortable: return true;
     case kAvx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case kAvx512:
@@ -26,12 +26,12 @@ bool has(int level) {
   }
 }
 #else
-bool has(int level) { return level == kPortable; }
+bool has(int target) { return target == kPortable; }
 #endif
 
-int best_level() {
-  for (int level = kAvx512; level > kPortable; --level)
-    if (has(level)) return level;
+int best_target() {
+  for (int target = kAvx512; target > kPortable; --target)
+    if (has(target)) return target;
   return kPortable;
 }
 
@@ -42,21 +42,24 @@ using scp::common::size_fault;
 int run(const scp_call* call, bool backward, char* message, int64_t size) {
   if (call == nullptr) return fail(message, size, SCP_BAD_ARGUMENT, "call: expected one");
   if (const char* what = size_fault(*call)) return fail(message, size, SCP_BAD_ARGUMENT, what);
+  if (call->position_dims < call->spatial_dims || call->position_dims > scp::common::kMostUnits)
+    return fail(message, size, SCP_BAD_ARGUMENT, "position_dims: expected between spatial_dims and 2^25");
   if (call->w1 == nullptr || call->b1 == nullptr || call->positions == nullptr)
     return fail(message, size, SCP_BAD_ARGUMENT, "w1, b1, positions: expected data");
   if (backward && (call->grad_w1 == nullptr) != (call->grad_b1 == nullptr))
     return fail(message, size, SCP_BAD_ARGUMENT, "gradients of parameters: expected all of them or none");
   if (const char* what = data_fault(*call, backward, call->grad_w1)) return fail(message, size, SCP_BAD_ARGUMENT, what);
-  const int level = call->level == kBest ? best_level() : call->level;
-  if (!has(level)) return fail(message, size, SCP_UNSUPPORTED, "level: this machine does not have these vectors");
+  const int target = call->isa_target == kBest ? best_target() : call->isa_target;
+  if (!has(target))
+    return fail(message, size, SCP_UNSUPPORTED, "isa_target: this machine does not have these instructions");
   if (call->report != nullptr) {
     for (int i = 0; i < SCP_REPORT_SIZE; ++i) call->report[i] = 0;
-    call->report[SCP_REPORT_LEVEL] = level;
+    call->report[SCP_REPORT_ISA_TARGET] = target;
   }
   if (backward && call->grad_w1 == nullptr && call->grad_features.data == nullptr) return SCP_OK;
   try {
     const scp::FirstLayer first(*call, scp::thread_scratch());
-    switch (level) {
+    switch (target) {
 #if defined(SCP_X86)
       case kAvx512: scp::avx512::run(first.call(), backward); break;
       case kAvx2: scp::avx2::run(first.call(), backward); break;
@@ -76,11 +79,11 @@ extern "C" {
 
 int scp_abi_version(void) { return SCP_ABI_VERSION; }
 
-int scp_cpu_levels(void) {
-  int levels = 0;
-  for (int level = kPortable; level <= kAvx512; ++level)
-    if (has(level)) levels |= 1 << level;
-  return levels;
+int scp_cpu_isa_targets(void) {
+  int targets = 0;
+  for (int target = kPortable; target <= kAvx512; ++target)
+    if (has(target)) targets |= 1 << target;
+  return targets;
 }
 
 int scp_cpu_forward(const scp_call* call, char* message, int64_t message_size) {
@@ -91,8 +94,8 @@ int scp_cpu_backward(const scp_call* call, char* message, int64_t message_size) 
   return run(call, true, message, message_size);
 }
 
-int64_t scp_cpu_kept_bytes(void) { return scp::kept_bytes(); }
+int64_t scp_cpu_weight_field_cache_bytes(void) { return scp::weight_field_cache_bytes(); }
 
-void scp_cpu_release_kept(void) { scp::release_kept(); }
+void scp_cpu_clear_weight_field_cache(void) { scp::clear_weight_field_cache(); }
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-// The weight field W of a box held in scratch, and its meeting with the features of many samples.
+// The weight field W of a box held in scratch, and its product with the features of many samples.
 //
 // Leaves fill W once; X is then streamed past it in long contiguous rows, whatever its dtype and strides.
 #ifndef SCP_CPU_FIELD_H
@@ -73,12 +73,12 @@ SCP_INLINE void run_offsets(const Field<T, D>& field, const Block<T, D>& block, 
 
 // Leaf: W on a block, into the field.
 template <class T, int D>
-SCP_INLINE void fill_field(const Network<T>& net, const Node<T, D>& node, const Block<T, D>& block,
-                           const Panel<T, D>& panel, const Field<T, D>& field) {
+SCP_INLINE void fill_field(const PhiParameters<T>& params, const Node<T, D>& node, const Block<T, D>& block,
+                           const BasisBlock<T, D>& basis, const Field<T, D>& field) {
   constexpr int L = kLanes<T>, run = kRun<T, D>;
   int64_t offset[kRuns<T, D>];
   run_offsets(field, block, offset);
-  evaluate_weights(net, node, panel, 0, net.nc, [&](int n, int v, Vector<T> w) SCP_LAMBDA_INLINE {
+  evaluate_weights(params, node, basis, 0, params.nc, [&](int n, int v, Vector<T> w) SCP_LAMBDA_INLINE {
     T* const to = field.values + n * field.plane;
     if constexpr (L <= run) {
       const int64_t at = offset[v * L / run];
@@ -96,13 +96,13 @@ SCP_INLINE void fill_field(const Network<T>& net, const Node<T, D>& node, const 
 
 // Leaf: a block of the field, as rows of 64 pixels; 0 outside the box.
 template <class T, int D>
-SCP_INLINE void read_field(const Field<T, D>& field, const Block<T, D>& block, int outputs, T* panel) {
+SCP_INLINE void read_field(const Field<T, D>& field, const Block<T, D>& block, int outputs, T* values) {
   constexpr int run = kRun<T, D>;
   int64_t offset[kRuns<T, D>];
   run_offsets(field, block, offset);
   for (int n = 0; n < outputs; ++n) {
     const T* const from = field.values + n * field.plane;
-    T* const to = panel + int64_t(n) * kBlockPixels;
+    T* const to = values + int64_t(n) * kBlockPixels;
     for (int r = 0; r < kRuns<T, D>; ++r) {
       if (offset[r] >= 0) {
         std::memcpy(to + r * run, from + offset[r], run * sizeof(T));
@@ -132,12 +132,12 @@ SCP_INLINE void for_each_stretch(const Field<T, D>& field, bool merged, int long
 }
 
 template <class T, int D>
-bool rows_touch(const Rows<T, D>& rows, const Field<T, D>& field) {
-  return rows.direct() && rows.tensor.stride_spatial[D - 2] == field.box.extent(D - 1);
+bool rows_adjoin(const Rows<T, D>& rows, const Field<T, D>& field) {
+  return rows.in_place() && rows.tensor.stride_spatial[D - 2] == field.box.extent(D - 1);
 }
 
 template <class T, int D>
-bool field_rows_touch(const Field<T, D>& field) {
+bool field_rows_adjoin(const Field<T, D>& field) {
   return field.stride[D - 2] == field.box.extent(D - 1);
 }
 
@@ -150,11 +150,11 @@ inline int longest_stretch(int pixels, int N) {
   return pixels < 64 ? 64 : pixels;
 }
 
-// Pixels of the field that all samples pass by before the next: their W stays in the second-level cache meanwhile
+// Pixels of the field that all samples are streamed past before the next: their W stays in the second-level cache
 // (measured against 512 and 768 KiB, and against the whole field for each sample).
-inline int longest_passed(int N, int C, size_t bytes_a_number) {
+inline int cached_stretch(int N, int C, size_t number_bytes) {
   const int stretch = longest_stretch(kForwardStretch, N);
-  const int64_t pixels = 384 * 1024 / (int64_t(N) * C * int64_t(bytes_a_number)) / stretch * stretch;
+  const int64_t pixels = 384 * 1024 / (int64_t(N) * C * int64_t(number_bytes)) / stretch * stretch;
   return pixels < stretch ? stretch : int(pixels);
 }
 
@@ -184,7 +184,7 @@ void stream_forward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T,
   constexpr int kChannels = 4;
   const ScratchStack::Mark mark = scratch.mark();
   const int longest = longest_stretch(kForwardStretch, N);
-  const bool merged = field_rows_touch(field) && rows_touch(X, field) && rows_touch(Y, field);
+  const bool merged = field_rows_adjoin(field) && rows_adjoin(X, field) && rows_adjoin(Y, field);
   T* x_buffer = take<T>(scratch, kChannels * longest);
   T* y_buffer = take<T>(scratch, int64_t(N) * longest);
   // One stretch of one sample.
@@ -211,7 +211,7 @@ void stream_forward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T,
     }
     for (int n = 0; n < N; ++n) Y.finish(y_buffer + int64_t(n) * longest, y_at + n * Y.tensor.stride_channel, count);
   };
-  for_each_stretch(field, merged, longest_passed(N, C, sizeof(T)), [&](const int (&index)[D], int first, int all) {
+  for_each_stretch(field, merged, cached_stretch(N, C, sizeof(T)), [&](const int (&index)[D], int first, int all) {
     for (int64_t s = 0; s < samples.count; ++s)
       for (int skip = first; skip < first + all; skip += longest)
         stream(index, skip, first + all - skip < longest ? first + all - skip : longest, samples.number[s]);
@@ -223,9 +223,9 @@ namespace detail {
 // One channel of one sample: gx = sum over the N classes of gy w where wanted, and gw[n] (+)= gy[n] x where wanted.
 // `ahead` is the x that will be wanted next. Every x is a stretch of its own, whose beginning hardware does not
 // foresee.
-template <class T, bool kFeatures, bool kWeights, bool kPastCaches>
-void meet_gradient(const T* const* gy, const T* const* w, const T* x, const T* ahead, T* gx, T* const* gw, int N,
-                   int count, bool first_sample) {
+template <class T, bool kFeatures, bool kWeights, bool kNonTemporal>
+void channel_backward(const T* const* gy, const T* const* w, const T* x, const T* ahead, T* gx, T* const* gw, int N,
+                      int count, bool first_sample) {
   constexpr int L = kLanes<T>;
   int p = 0;
   for (; p + L <= count; p += L) {
@@ -237,8 +237,8 @@ void meet_gradient(const T* const* gy, const T* const* w, const T* x, const T* a
       if (kFeatures) sum = n == 0 ? g * load(w[n] + p) : fma(g, load(w[n] + p), sum);
       if (kWeights) store(gw[n] + p, first_sample ? g * features : fma(g, features, load(gw[n] + p)));
     }
-    if (kFeatures && kPastCaches) store_past_caches(gx + p, sum);
-    if (kFeatures && !kPastCaches) store(gx + p, sum);
+    if (kFeatures && kNonTemporal) store_non_temporal(gx + p, sum);
+    if (kFeatures && !kNonTemporal) store(gx + p, sum);
   }
   if (p < count) {
     const int rest = count - p;
@@ -257,15 +257,15 @@ void meet_gradient(const T* const* gy, const T* const* w, const T* x, const T* a
 }  // namespace detail
 
 // gX[b, c] = sum_n gY[b, n] W[n, c], and the field becomes gW[n, c] = sum_b gY[b, n] X[b, c]; either only where wanted.
-// `past_caches`: gX is too large to be found in a cache by whoever reads it next, so it need not go through them.
+// `non_temporal`: gX is too large to stay in a cache until it is read, so its stores bypass the caches.
 template <class T, int D, bool kFeatures, bool kWeights>
 void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T, D>& gY, const Rows<T, D>& gX,
-                     const Samples& samples, int N, int C, bool past_caches, ScratchStack& scratch) {
+                     const Samples& samples, int N, int C, bool non_temporal, ScratchStack& scratch) {
   const ScratchStack::Mark mark = scratch.mark();
   const int longest = longest_stretch(kBackwardStretch, N);
-  const int together = gY.direct() ? 1 : 4;  // channels that share the conversion of gY
-  const bool merged = field_rows_touch(field) && rows_touch(gY, field) && (!kWeights || rows_touch(X, field)) &&
-                      (!kFeatures || rows_touch(gX, field));
+  const int together = gY.in_place() ? 1 : 4;  // channels that share the conversion of gY
+  const bool merged = field_rows_adjoin(field) && rows_adjoin(gY, field) && (!kWeights || rows_adjoin(X, field)) &&
+                      (!kFeatures || rows_adjoin(gX, field));
   T* x_buffer = take<T>(scratch, longest);
   T* gx_buffer = take<T>(scratch, longest);
   T* gy_buffer = take<T>(scratch, int64_t(N) * longest);
@@ -290,13 +290,13 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
           if (kWeights) {
             x = X.read(X.offset(b, c0 + i, index) + skip * X.tensor.stride_spatial[D - 1], count, x_buffer);
             ahead = x;
-            if (X.direct()) {
+            if (X.in_place()) {
               if (i + 1 < channels) {
                 ahead = x + X.tensor.stride_channel;
               } else if (s + 1 < samples.count) {
-                ahead = X.in_place(X.offset(samples.number[s + 1], c0, index) + skip);
+                ahead = X.pointer(X.offset(samples.number[s + 1], c0, index) + skip);
               } else if (c0 + together < C) {
-                ahead = X.in_place(X.offset(samples.number[0], c0 + together, index) + skip);
+                ahead = X.pointer(X.offset(samples.number[0], c0 + together, index) + skip);
               }
             }
           }
@@ -308,10 +308,10 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
             w[n] = field.values + (int64_t(n) * C + c0 + i) * field.plane + at;
             gw[n] = gw_buffer + (int64_t(i) * N + n) * longest;
           }
-          const bool past = kFeatures && past_caches && gX.direct() && is_aligned(gx);
-          const auto meet = past ? detail::meet_gradient<T, kFeatures, kWeights, true>
-                                 : detail::meet_gradient<T, kFeatures, kWeights, false>;
-          meet(gy, w, x, ahead, gx, gw, N, count, s == 0);
+          const bool bypass = kFeatures && non_temporal && gX.in_place() && is_aligned(gx);
+          const auto backward = bypass ? detail::channel_backward<T, kFeatures, kWeights, true>
+                                       : detail::channel_backward<T, kFeatures, kWeights, false>;
+          backward(gy, w, x, ahead, gx, gw, N, count, s == 0);
           if (kFeatures) gX.finish(gx, gx_at, count);
         }
       }
@@ -320,14 +320,14 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
         for (int n = 0; n < N; ++n) {
           T* to = field.values + (int64_t(n) * C + c0 + i) * field.plane + at;
           std::memcpy(to, gw_buffer + (int64_t(i) * N + n) * longest, count * sizeof(T));
-          // Pixels in a row's padding are nobody's.
+          // A row's padding is no pixel: its gradient is 0.
           if (!merged && skip + count == field.box.extent(D - 1))
             for (int p = skip + count; p < row_end; ++p) to[p - skip] = T(0);
         }
       }
     }
   });
-  if (past_caches) finish_stores_past_caches();
+  if (non_temporal) fence_non_temporal_stores();
   scratch.release(mark);
 }
 

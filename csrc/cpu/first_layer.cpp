@@ -5,7 +5,7 @@ namespace {
 
 template <class T>
 void make_coefficients(const scp_call& call, double* to) {
-  const int64_t d = call.spatial_dims, columns = d + 1, rows = 2 * d;
+  const int64_t d = call.spatial_dims, columns = d + 1, rows = 2 * int64_t(call.position_dims);
   const T *w1 = static_cast<const T*>(call.w1), *b1 = static_cast<const T*>(call.b1);
   for (int64_t g = 0; g < call.groups; ++g) {
     const double* const P = call.positions + g * rows * columns;
@@ -20,19 +20,21 @@ void make_coefficients(const scp_call& call, double* to) {
 }
 
 template <class T>
-void pull_coefficients(const scp_call& call) {
-  const int64_t d = call.spatial_dims, columns = d + 1, rows = 2 * d;
+void coefficients_backward(const scp_call& call) {
+  const int64_t d = call.spatial_dims, columns = d + 1, rows = 2 * int64_t(call.position_dims);
   T *gw1 = static_cast<T*>(call.grad_w1), *gb1 = static_cast<T*>(call.grad_b1);
   for (int64_t u = 0; u < call.hidden1; ++u) {
-    double of_weight[6] = {}, of_bias = 0;
-    for (int64_t g = 0; g < call.groups; ++g) {
-      const double* const P = call.positions + g * rows * columns;
-      const double* const from = call.grad_coefficients + (g * call.hidden1 + u) * columns;
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t a = 0; a < columns; ++a) of_weight[r] += from[a] * P[r * columns + a];
-      of_bias += from[d];
+    const double* const from = call.grad_coefficients + u * columns;
+    const int64_t next_from = call.hidden1 * columns, next_P = rows * columns;
+    for (int64_t r = 0; r < rows; ++r) {
+      const double* const P = call.positions + r * columns;
+      double of_weight = 0;
+      for (int64_t g = 0; g < call.groups; ++g)
+        for (int64_t a = 0; a < columns; ++a) of_weight += from[g * next_from + a] * P[g * next_P + a];
+      gw1[u * rows + r] = T(of_weight);
     }
-    for (int64_t r = 0; r < rows; ++r) gw1[u * rows + r] = T(of_weight[r]);
+    double of_bias = 0;
+    for (int64_t g = 0; g < call.groups; ++g) of_bias += from[g * next_from + d];
     gb1[u] = T(of_bias);
   }
 }
@@ -54,9 +56,9 @@ FirstLayer::FirstLayer(const scp_call& call, ScratchStack& scratch) : call_(call
 void FirstLayer::write_gradients() const {
   if (call_.grad_w1 == nullptr) return;
   if (call_.compute_dtype == SCP_FLOAT64) {
-    pull_coefficients<double>(call_);
+    coefficients_backward<double>(call_);
   } else {
-    pull_coefficients<float>(call_);
+    coefficients_backward<float>(call_);
   }
 }
 

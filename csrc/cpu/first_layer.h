@@ -1,7 +1,7 @@
 // The first layer on positions S = P . (index, 1) is affine in the index itself: its coefficients, and their adjoint.
 //
 // They are made here, in one order of additions whatever the machine, so that equal position maps have equal ones, byte
-// for byte: samples.h and keep.h compare them.
+// for byte: samples.h and weight_field_cache.h compare them.
 #ifndef SCP_CPU_FIRST_LAYER_H
 #define SCP_CPU_FIRST_LAYER_H
 

@@ -1,62 +1,66 @@
-// A child's network from its parent's: docs/tile_linear.md, "Child", steps 1 to 5. The adjoint is in pull.h.
+// A child's network from its parent's: docs/tile_linear.md, "Fold", steps 1 to 5. The adjoint is in fold_backward.h.
 #ifndef SCP_CPU_FOLD_H
 #define SCP_CPU_FOLD_H
 
-#include "node.h"
+#include "phi_parameters.h"
 #include "product.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// Affine functions in the place of some mixed units q of the parent's layer 1, one array a coefficient.
+// Affine functions in the place of some unstable units q of the parent's layer 1, one array per coefficient.
 template <class T, int D>
 struct Lines {
   int count;
   const int* row;        // [count]: index of the unit among the parent's
-  const T* coefficient;  // [kAffineRows (+ 1), room]: value, slopes (, slack)
+  const T* coefficient;  // [kAffineTerms (+ 1), room]: value, slopes (, slack)
   int room;
 
   SCP_INLINE Vector<T> at(int a, int q) const { return splat(coefficient[a * int64_t(room) + q]); }
 };
 
-// Steps 2 and 3 on V vectors of columns: the affine rows of z, then off, on or mixed. `on` are the newly-on units of
-// layer 1, `mixed` the chords of the mixed ones.
+// Steps 2 and 3 on V vectors of columns: the affine rows x of z, then which columns are active or inactive. `active`
+// are the newly active units of layer 1, `unstable` the chords of the unstable ones.
 template <class T, int D, int V>
-SCP_INLINE void fold_columns(const Node<T, D>& parent, int column, const Lines<T, D>& on, const Lines<T, D>& mixed,
-                             const double (&shift)[D], const double (&half_extent)[D], T* x, unsigned* bits_on,
-                             unsigned* bits_off) {
-  constexpr int A = kAffineRows<D>;
+SCP_INLINE void fold_columns(const Node<T, D>& parent, int column, const Lines<T, D>& active,
+                             const Lines<T, D>& unstable, const double (&shift)[D], const double (&half_extent)[D],
+                             T* x, unsigned* active_bits, unsigned* inactive_bits) {
+  constexpr int A = kAffineTerms<D>;
   constexpr int L = kLanes<T>;
   const int64_t stride = parent.m2p;
   const T* const A2 = parent.A2 + column;
+  // Recentre the parent's affine rows: z about the child's centre.
   Vector<T> z[A][V];
   for (int v = 0; v < V; ++v) {
     for (int a = 0; a < A; ++a) z[a][v] = load(A2 + a * stride + v * L);
     for (int a = 1; a < A; ++a) z[0][v] = fma(splat(T(shift[a - 1])), z[a][v], z[0][v]);
   }
-  for (int q = 0; q < on.count; ++q) {
-    const T* const row = A2 + (A + on.row[q]) * stride;
+  // Newly active units are affine on the box: they fold into the affine rows, which are then the child's.
+  for (int q = 0; q < active.count; ++q) {
+    const T* const row = A2 + (A + active.row[q]) * stride;
     for (int v = 0; v < V; ++v) {
       const Vector<T> weight = load(row + v * L);
-      for (int a = 0; a < A; ++a) z[a][v] = fma(weight, on.at(a, q), z[a][v]);
+      for (int a = 0; a < A; ++a) z[a][v] = fma(weight, active.at(a, q), z[a][v]);
     }
   }
-  Vector<T> radius[V] = {};
   for (int v = 0; v < V; ++v)
     for (int a = 0; a < A; ++a) store(x + a * stride + column + v * L, z[a][v]);
-  for (int q = 0; q < mixed.count; ++q) {
-    const T* const row = A2 + (A + mixed.row[q]) * stride;
+  // For the bounds alone, replace each unstable unit by its chord. What the chord is off by adds up in the radius.
+  Vector<T> radius[V] = {};
+  for (int q = 0; q < unstable.count; ++q) {
+    const T* const row = A2 + (A + unstable.row[q]) * stride;
     for (int v = 0; v < V; ++v) {
       const Vector<T> weight = load(row + v * L);
-      for (int a = 0; a < A; ++a) z[a][v] = fma(weight, mixed.at(a, q), z[a][v]);
-      radius[v] = fma(magnitude(weight), mixed.at(A, q), radius[v]);
+      for (int a = 0; a < A; ++a) z[a][v] = fma(weight, unstable.at(a, q), z[a][v]);
+      radius[v] = fma(magnitude(weight), unstable.at(A, q), radius[v]);
     }
   }
+  // The range of that affine function over the box: z lies within `radius` of its value at the centre.
   for (int v = 0; v < V; ++v) {
     for (int a = 1; a < A; ++a) radius[v] = fma(magnitude(z[a][v]), splat(T(half_extent[a - 1])), radius[v]);
     radius[v] = radius[v] * splat(T(kBoundWidening));
-    bits_on[v] = positive(z[0][v] - radius[v]);
-    bits_off[v] = not_positive(z[0][v] + radius[v]);
+    active_bits[v] = positive(z[0][v] - radius[v]);
+    inactive_bits[v] = not_positive(z[0][v] + radius[v]);
   }
 }
 
@@ -71,141 +75,145 @@ SCP_INLINE void pack_columns(const T* row, const uint16_t* kept, int words, T* p
   store(packed, zero<T>());
 }
 
-// Step 1: units of the parent's layer 1 that are mixed here, and those newly on. Lists are packed a vector at a time,
-// never past the vector that was read. Returns the chords of the mixed ones.
+// Step 1: units of the parent's layer 1 that are unstable here, and those newly active. Lists are packed vector by
+// vector, never past the vector that was read. Returns the chords of the unstable ones.
 template <class T, int D>
 SCP_INLINE Lines<T, D> classify_layer1(const Node<T, D>& parent, const double (&half_extent)[D], ScratchStack& scratch,
                                        Node<T, D>& child) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   using Doubles = Vector<double>;
   constexpr int U = kLanes<double>;
   const int candidates = parent.m1;
   const int room = padded<double>(candidates);
   int* unit1 = take<int>(scratch, room);
   int* row1 = take<int>(scratch, room);
-  int* on1_row = take<int>(scratch, room);
-  T* on1_line = take<T>(scratch, room * A);
+  int* active1_row = take<int>(scratch, room);
+  T* active1_line = take<T>(scratch, room * A);
   T* chords = take<T>(scratch, room * (A + 1));
   double* line1 = take<double>(scratch, room * A);
-  int m1 = 0, on1 = 0;
+  // A vector of units at a time: recentre, bound, and append each unit's numbers to the list of its class.
+  int m1 = 0, active1 = 0;
   for (int q0 = 0; q0 < candidates; q0 += U) {
     const Affine<Doubles, D> line = parent.template lines<Doubles>(q0).recentred(child.shift);
     const Doubles radius = line.radius(half_extent);
     const Doubles lowest = line.value - radius, highest = line.value + radius;
     const unsigned all = candidates - q0 >= U ? (1u << U) - 1 : (1u << (candidates - q0)) - 1;
-    const unsigned is_on = positive(lowest) & all;
-    const unsigned is_mixed = all & ~is_on & ~not_positive(highest);
-    if (is_on != 0) {
-      store_rounded(on1_line + on1, compress(line.value, is_on));
+    const unsigned is_active = positive(lowest) & all;
+    const unsigned is_unstable = all & ~is_active & ~not_positive(highest);
+    if (is_active != 0) {
+      store_rounded(active1_line + active1, compress(line.value, is_active));
       for (int axis = 0; axis < D; ++axis)
-        store_rounded(on1_line + (1 + axis) * room + on1, compress(line.slope[axis], is_on));
-      list_lanes<double>(q0, is_on, on1_row + on1);
-      on1 += __builtin_popcount(is_on);
+        store_rounded(active1_line + (1 + axis) * room + active1, compress(line.slope[axis], is_active));
+      list_lanes<double>(q0, is_active, active1_row + active1);
+      active1 += __builtin_popcount(is_active);
     }
-    if (is_mixed != 0) {
+    if (is_unstable != 0) {
       const Chord<Doubles> bound = chord(lowest, highest);
-      store_rounded(chords + m1, compress(bound.scale * line.value + bound.slack, is_mixed));
-      store(line1 + m1, compress(line.value, is_mixed));
+      store_rounded(chords + m1, compress(bound.scale * line.value + bound.slack, is_unstable));
+      store(line1 + m1, compress(line.value, is_unstable));
       for (int axis = 0; axis < D; ++axis) {
-        store_rounded(chords + (1 + axis) * room + m1, compress(bound.scale * line.slope[axis], is_mixed));
-        store(line1 + (1 + axis) * room + m1, compress(line.slope[axis], is_mixed));
+        store_rounded(chords + (1 + axis) * room + m1, compress(bound.scale * line.slope[axis], is_unstable));
+        store(line1 + (1 + axis) * room + m1, compress(line.slope[axis], is_unstable));
       }
-      store_rounded(chords + A * room + m1, compress(bound.slack, is_mixed));
-      compress_integers<double>(parent.unit1 + q0, is_mixed, unit1 + m1);
-      list_lanes<double>(q0, is_mixed, row1 + m1);
-      m1 += __builtin_popcount(is_mixed);
+      store_rounded(chords + A * room + m1, compress(bound.slack, is_unstable));
+      compress_integers<double>(parent.unit1 + q0, is_unstable, unit1 + m1);
+      list_lanes<double>(q0, is_unstable, row1 + m1);
+      m1 += __builtin_popcount(is_unstable);
     }
   }
   child.m1 = m1, child.unit1 = unit1, child.line1 = line1, child.m1p = room, child.row1 = row1;
-  child.on1 = on1, child.on1_row = on1_row, child.on1_line = on1_line;
+  child.active1 = active1, child.active1_row = active1_row, child.active1_line = active1_line;
   return {m1, row1, chords, room};
 }
 
-// Steps 2 and 3 for all columns: x, and which units of the parent's layer 2 are kept, or newly on.
+// Steps 2 and 3 for all columns: x, and which units of the parent's layer 2 are kept, or newly active.
 template <class T, int D>
-SCP_INLINE void classify_layer2(const Node<T, D>& parent, const Lines<T, D>& on, const Lines<T, D>& mixed,
+SCP_INLINE void classify_layer2(const Node<T, D>& parent, const Lines<T, D>& active, const Lines<T, D>& unstable,
                                 const double (&half_extent)[D], ScratchStack& scratch, Node<T, D>& child) {
   constexpr int L = kLanes<T>;
   const int64_t stride = parent.m2p;
   const int words = int(stride) / L;
-  T* x = take<T>(scratch, kAffineRows<D> * stride);
+  T* x = take<T>(scratch, kAffineTerms<D> * stride);
   uint16_t* kept = take<uint16_t>(scratch, words);
   int* unit2 = take<int>(scratch, stride);
-  int* on2_column = take<int>(scratch, stride);
-  int* on2_unit = take<int>(scratch, stride);
-  int m2 = 0, on2 = 0;
+  int* active2_column = take<int>(scratch, stride);
+  int* active2_unit = take<int>(scratch, stride);
+  int m2 = 0, active2 = 0;
   for (int w = 0; w < words;) {
-    unsigned bits_on[2], bits_off[2];
+    unsigned active_bits[2], inactive_bits[2];
     int vectors = 1;
     if (w + 2 <= words) {
       vectors = 2;
-      fold_columns<T, D, 2>(parent, w * L, on, mixed, child.shift, half_extent, x, bits_on, bits_off);
+      fold_columns<T, D, 2>(parent, w * L, active, unstable, child.shift, half_extent, x, active_bits, inactive_bits);
     } else {
-      fold_columns<T, D, 1>(parent, w * L, on, mixed, child.shift, half_extent, x, bits_on, bits_off);
+      fold_columns<T, D, 1>(parent, w * L, active, unstable, child.shift, half_extent, x, active_bits, inactive_bits);
     }
     for (int v = 0; v < vectors; ++v, ++w) {
       const int column = w * L;
       const int valid = parent.m2 - column;
       const unsigned all = valid >= L ? (1u << L) - 1 : (1u << valid) - 1;
-      const unsigned is_on = bits_on[v] & all;
-      const unsigned is_mixed = all & ~bits_on[v] & ~bits_off[v];
-      kept[w] = uint16_t(is_mixed);
-      compress_integers<T>(parent.unit2 + column, is_mixed, unit2 + m2);
-      m2 += __builtin_popcount(is_mixed);
-      if (is_on == 0) continue;
-      compress_integers<T>(parent.unit2 + column, is_on, on2_unit + on2);
-      list_lanes<T>(column, is_on, on2_column + on2);
-      on2 += __builtin_popcount(is_on);
+      const unsigned is_active = active_bits[v] & all;
+      const unsigned is_unstable = all & ~active_bits[v] & ~inactive_bits[v];
+      kept[w] = uint16_t(is_unstable);
+      compress_integers<T>(parent.unit2 + column, is_unstable, unit2 + m2);
+      m2 += __builtin_popcount(is_unstable);
+      if (is_active == 0) continue;
+      compress_integers<T>(parent.unit2 + column, is_active, active2_unit + active2);
+      list_lanes<T>(column, is_active, active2_column + active2);
+      active2 += __builtin_popcount(is_active);
     }
   }
   child.m2 = m2, child.m2p = padded<T>(m2), child.unit2 = unit2, child.x = x, child.kept = kept;
-  child.on2 = on2, child.on2_column = on2_column, child.on2_unit = on2_unit;
+  child.active2 = active2, child.active2_column = active2_column, child.active2_unit = active2_unit;
 }
 
 // Step 4: the child's cf.
 template <class T, int D>
-SCP_INLINE void fold_outputs(const Network<T>& net, const Node<T, D>& parent, const Lines<T, D>& on,
+SCP_INLINE void fold_outputs(const PhiParameters<T>& params, const Node<T, D>& parent, const Lines<T, D>& active,
                              const T* const* src, ScratchStack& scratch, Node<T, D>& child) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   constexpr int L = kLanes<T>;
-  const int ncp = net.ncp, basis = child.basis();
-  const int *on2_column = child.on2_column, *on2_unit = child.on2_unit;
-  T* cf = take<T>(scratch, int64_t(basis) * ncp);
+  const int ncp = params.ncp, basis_size = child.basis_size();
+  const int *active2_column = child.active2_column, *active2_unit = child.active2_unit;
+  T* cf = take<T>(scratch, int64_t(basis_size) * ncp);
+  // The affine rows, recentred, with the newly active units of layer 1.
   for (int n = 0; n < ncp; n += L) {
     Vector<T> c[A];
     for (int a = 0; a < A; ++a) c[a] = load(parent.cf + a * ncp + n);
     for (int a = 1; a < A; ++a) c[0] = fma(splat(T(child.shift[a - 1])), c[a], c[0]);
-    for (int q = 0; q < on.count; ++q) {
-      const Vector<T> weight = load(parent.cf + int64_t(A + on.row[q]) * ncp + n);
-      for (int a = 0; a < A; ++a) c[a] = fma(weight, on.at(a, q), c[a]);
+    for (int q = 0; q < active.count; ++q) {
+      const Vector<T> weight = load(parent.cf + int64_t(A + active.row[q]) * ncp + n);
+      for (int a = 0; a < A; ++a) c[a] = fma(weight, active.at(a, q), c[a]);
     }
     for (int a = 0; a < A; ++a) store(cf + a * ncp + n, c[a]);
   }
-  const T** from = take<const T*>(scratch, basis);
+  // Newly active units of layer 2: a product of their rows and W3's columns, added to the affine rows above and to the
+  // parent's rows of units that stay unstable.
+  const T** from = take<const T*>(scratch, basis_size);
   for (int a = 0; a < A; ++a) from[a] = cf + a * ncp;
   for (int q = 0; q < child.m1; ++q) from[A + q] = parent.cf + int64_t(A + child.row1[q]) * ncp;
   product<TallTile, T>(
-      basis, ncp / L, child.on2, [=](int r, int k) SCP_LAMBDA_INLINE { return src[r][on2_column[k]]; },
-      [=, W3T = net.W3T](int k) SCP_LAMBDA_INLINE { return W3T + int64_t(on2_unit[k]) * ncp; },
+      basis_size, ncp / L, child.active2, [=](int r, int k) SCP_LAMBDA_INLINE { return src[r][active2_column[k]]; },
+      [=, W3T = params.W3T](int k) SCP_LAMBDA_INLINE { return W3T + int64_t(active2_unit[k]) * ncp; },
       [=](int r, int v) SCP_LAMBDA_INLINE { return load(from[r] + v * L); },
       [=](int r, int v, Vector<T> sum) SCP_LAMBDA_INLINE { store(cf + int64_t(r) * ncp + v * L, sum); });
   child.cf = cf;
 }
 
-// Step 5: the mixed rows and columns of A2.
+// Step 5: the rows and columns of A2 that belong to unstable units.
 template <class T, int D>
-SCP_INLINE void keep_mixed(const Node<T, D>& parent, const T* const* src, ScratchStack& scratch, Node<T, D>& child) {
+SCP_INLINE void keep_unstable(const Node<T, D>& parent, const T* const* src, ScratchStack& scratch, Node<T, D>& child) {
   const int words = parent.m2p / kLanes<T>;
-  T* A2 = take<T>(scratch, int64_t(child.basis()) * child.m2p + kOverhang<T>);
-  for (int r = 0; r < child.basis(); ++r) pack_columns(src[r], child.kept, words, A2 + int64_t(r) * child.m2p);
+  T* A2 = take<T>(scratch, int64_t(child.basis_size()) * child.m2p + kOverhang<T>);
+  for (int r = 0; r < child.basis_size(); ++r) pack_columns(src[r], child.kept, words, A2 + int64_t(r) * child.m2p);
   child.A2 = A2;
 }
 
 // The child of `parent` on `box`.
 template <class T, int D>
-void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& box, ScratchStack& scratch,
-                Node<T, D>& child, Counters& counters) {
-  constexpr int A = kAffineRows<D>;
+void fold(const PhiParameters<T>& params, const Node<T, D>& parent, const Box<D>& box, ScratchStack& scratch,
+          Node<T, D>& child, Counters& counters) {
+  constexpr int A = kAffineTerms<D>;
   double half_extent[D];
   child.box = box;
   for (int axis = 0; axis < D; ++axis) {
@@ -213,17 +221,17 @@ void specialise(const Network<T>& net, const Node<T, D>& parent, const Box<D>& b
     child.shift[axis] = child.centre[axis] - parent.centre[axis];
     half_extent[axis] = box.half_extent(axis);
   }
-  const Lines<T, D> mixed = classify_layer1(parent, half_extent, scratch, child);
-  const Lines<T, D> on{child.on1, child.on1_row, child.on1_line, child.m1p};
-  classify_layer2(parent, on, mixed, half_extent, scratch, child);
+  const Lines<T, D> unstable = classify_layer1(parent, half_extent, scratch, child);
+  const Lines<T, D> active{child.active1, child.active1_row, child.active1_line, child.m1p};
+  classify_layer2(parent, active, unstable, half_extent, scratch, child);
   const T* const* src = source_rows(parent, child, scratch);
-  fold_outputs(net, parent, on, src, scratch, child);
-  keep_mixed(parent, src, scratch, child);
+  fold_outputs(params, parent, active, src, scratch, child);
+  keep_unstable(parent, src, scratch, child);
 
-  const double m1 = child.m1, on1 = child.on1, basis = child.basis();
+  const double m1 = child.m1, active1 = child.active1, basis_size = child.basis_size();
   counters.nodes += 1;
-  counters.build_macs += double(parent.m2) * (A * on1 + (A + 1) * m1) + double(net.nc) * (A * on1 + child.on2 * basis) +
-                         double(parent.m1) * (2 * D);
+  counters.build_macs += double(parent.m2) * (A * active1 + (A + 1) * m1) +
+                         double(params.nc) * (A * active1 + child.active2 * basis_size) + double(parent.m1) * (2 * D);
 }
 
 }  // namespace SCP_NAMESPACE

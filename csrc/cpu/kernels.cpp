@@ -1,10 +1,10 @@
-// Compiled once for each vector level, with SCP_VECTOR_LEVEL naming it (portable, avx2, avx512).
-#ifndef SCP_VECTOR_LEVEL
-#error "SCP_VECTOR_LEVEL must name the vector level: portable, avx2 or avx512"
+// Compiled once for each ISA target, with SCP_ISA_TARGET naming it (portable, avx2, avx512).
+#ifndef SCP_ISA_TARGET
+#error "SCP_ISA_TARGET must name the ISA target: portable, avx2 or avx512"
 #endif
 
-#include "level.h"
-#include "run.h"
+#include "isa_target.h"
+#include "tree_call.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
@@ -13,14 +13,14 @@ void run(const scp_call& call, bool backward) {
   const bool wide = call.compute_dtype == SCP_FLOAT64;
   if (call.spatial_dims == 2) {
     if (wide) {
-      Run<double, 2>{call, backward}();
+      TreeCall<double, 2>{call, backward}();
     } else {
-      Run<float, 2>{call, backward}();
+      TreeCall<float, 2>{call, backward}();
     }
   } else if (wide) {
-    Run<double, 3>{call, backward}();
+    TreeCall<double, 3>{call, backward}();
   } else {
-    Run<float, 3>{call, backward}();
+    TreeCall<float, 3>{call, backward}();
   }
 }
 

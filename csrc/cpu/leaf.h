@@ -1,10 +1,9 @@
-// A leaf: the specialised network evaluated on blocks of 64 pixels. docs/tile_linear.md, "Leaf".
+// A leaf: the folded network evaluated on blocks of 64 pixels. docs/tile_linear.md, "Leaf".
 #ifndef SCP_CPU_LEAF_H
 #define SCP_CPU_LEAF_H
 
-#include "node.h"
+#include "fold_backward.h"
 #include "product.h"
-#include "pull.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
@@ -14,7 +13,7 @@ constexpr int kBlockPixels = 64;
 template <class T>
 constexpr int kBlockVectors = kBlockPixels / kLanes<T>;
 
-// A block's extent along an axis. 4 x 16 keeps a row of X in one 64-byte vector; 8 x 8 meets fewer mixed units.
+// A block's extent along an axis. 4 x 16 keeps a row of X in one 64-byte vector; 8 x 8 crosses fewer unstable units.
 template <class T, int D>
 constexpr int block_extent(int axis) {
   if (D == 3) return 4;
@@ -77,30 +76,30 @@ SCP_INLINE void for_each_block(const Box<D>& box, Body body) {
 }
 
 // The basis functions on a block, one row of 64 pixels each: 1, coordinates about the node's centre, relu(l_u) for the
-// mixed u, then relu(z_k) for the mixed k. `rows` holds the coefficients of W that belong to the last two.
+// unstable u, then relu(z_k) for the unstable k. `rows` holds the coefficients of W that belong to the last two.
 template <class T, int D>
-struct Panel {
-  T* values;       // [kAffineRows + m1 + m2, 64]
+struct BasisBlock {
+  T* values;       // [kAffineTerms + m1 + m2, 64]
   const T** rows;  // [m1 + m2], each [ncp]: cf's rows, then W3's columns
 
   T* affine() const { return values; }
-  T* phi() const { return values + kAffineRows<D> * kBlockPixels; }
-  T* psi(const Node<T, D>& node) const { return values + (kAffineRows<D> + node.m1) * kBlockPixels; }
+  T* phi() const { return values + kAffineTerms<D> * kBlockPixels; }
+  T* psi(const Node<T, D>& node) const { return values + (kAffineTerms<D> + node.m1) * kBlockPixels; }
 };
 
 template <class T, int D>
-Panel<T, D> make_panel(const Network<T>& net, const Node<T, D>& node, ScratchStack& scratch) {
-  constexpr int A = kAffineRows<D>;
-  Panel<T, D> panel;
-  panel.values = take<T>(scratch, int64_t(A + node.m1 + node.m2) * kBlockPixels);
-  panel.rows = take<const T*>(scratch, node.m1 + node.m2);
-  for (int q = 0; q < node.m1; ++q) panel.rows[q] = node.cf + int64_t(A + q) * net.ncp;
-  for (int k = 0; k < node.m2; ++k) panel.rows[node.m1 + k] = net.W3T + int64_t(node.unit2[k]) * net.ncp;
-  for (int p = 0; p < kBlockPixels; ++p) panel.values[p] = T(1);
-  return panel;
+BasisBlock<T, D> make_basis_block(const PhiParameters<T>& params, const Node<T, D>& node, ScratchStack& scratch) {
+  constexpr int A = kAffineTerms<D>;
+  BasisBlock<T, D> basis;
+  basis.values = take<T>(scratch, int64_t(A + node.m1 + node.m2) * kBlockPixels);
+  basis.rows = take<const T*>(scratch, node.m1 + node.m2);
+  for (int q = 0; q < node.m1; ++q) basis.rows[q] = node.cf + int64_t(A + q) * params.ncp;
+  for (int k = 0; k < node.m2; ++k) basis.rows[node.m1 + k] = params.W3T + int64_t(node.unit2[k]) * params.ncp;
+  for (int p = 0; p < kBlockPixels; ++p) basis.values[p] = T(1);
+  return basis;
 }
 
-// Vector v of the affine function with coefficients c, c[stride], c[2 * stride] ... on the panel's coordinates.
+// Vector v of the affine function with coefficients c, c[stride], c[2 * stride] ... on the block's coordinates.
 template <class T, int D>
 SCP_INLINE Vector<T> affine_on_block(const T* coordinates, const T* c, int64_t stride, int v) {
   // Every vector of a block covers the same part of the last axis when it holds whole runs.
@@ -112,11 +111,13 @@ SCP_INLINE Vector<T> affine_on_block(const T* coordinates, const T* c, int64_t s
   return value;
 }
 
+// phi and psi = relu(z) on a block.
 template <class T, int D>
-SCP_INLINE void evaluate_basis(const Node<T, D>& node, const Block<T, D>& block, const Panel<T, D>& panel) {
-  constexpr int A = kAffineRows<D>;
+SCP_INLINE void evaluate_basis(const Node<T, D>& node, const Block<T, D>& block, const BasisBlock<T, D>& basis) {
+  constexpr int A = kAffineTerms<D>;
   constexpr int L = kLanes<T>;
-  T* const coordinates = panel.affine();
+  // Coordinates about the node's centre, one run of pixels after another.
+  T* const coordinates = basis.affine();
   for (int run = 0; run < kRuns<T, D>; ++run) {
     int rest = run;
     for (int axis = D - 2; axis >= 0; --axis) {
@@ -127,14 +128,16 @@ SCP_INLINE void evaluate_basis(const Node<T, D>& node, const Block<T, D>& block,
     const T start = T(block.first[D - 1] - node.centre[D - 1]);
     for (int p = 0; p < kRun<T, D>; ++p) coordinates[D * kBlockPixels + run * kRun<T, D> + p] = start + T(p);
   }
-  T* const phi = panel.phi();
+  // Layer 1: an affine function of the coordinates for each unstable unit.
+  T* const phi = basis.phi();
   for (int q = 0; q < node.m1; ++q) {
     T c[A];
     for (int a = 0; a < A; ++a) c[a] = T(node.line1[a * node.m1p + q]);
     for (int v = 0; v < kBlockVectors<T>; ++v)
       store(phi + q * kBlockPixels + v * L, relu(affine_on_block<T, D>(coordinates, c, 1, v)));
   }
-  T* const psi = panel.psi(node);
+  // Layer 2: the product of A2's rows and the basis functions; the affine rows are where its sums start.
+  T* const psi = basis.psi(node);
   const int64_t stride = node.m2p;
   product<WideTile, T>(
       node.m2, kBlockVectors<T>, node.m1,
@@ -147,14 +150,14 @@ SCP_INLINE void evaluate_basis(const Node<T, D>& node, const Block<T, D>& block,
 
 // W of outputs first .. first + count - 1 on a block: use(output - first, vector, value).
 template <class T, int D, class Use>
-SCP_INLINE void evaluate_weights(const Network<T>& net, const Node<T, D>& node, const Panel<T, D>& panel, int first,
-                                 int count, Use use) {
-  const T* const phi = panel.phi();
+SCP_INLINE void evaluate_weights(const PhiParameters<T>& params, const Node<T, D>& node, const BasisBlock<T, D>& basis,
+                                 int first, int count, Use use) {
+  const T* const phi = basis.phi();
   product<WideTile, T>(
       count, kBlockVectors<T>, node.m1 + node.m2,
-      [=, rows = panel.rows](int n, int k) SCP_LAMBDA_INLINE { return rows[k][first + n]; },
+      [=, rows = basis.rows](int n, int k) SCP_LAMBDA_INLINE { return rows[k][first + n]; },
       [=](int k) SCP_LAMBDA_INLINE { return phi + k * kBlockPixels; },
-      [=, coordinates = panel.affine(), cf = node.cf + first, ncp = net.ncp](int n, int v)
+      [=, coordinates = basis.affine(), cf = node.cf + first, ncp = params.ncp](int n, int v)
           SCP_LAMBDA_INLINE { return affine_on_block<T, D>(coordinates, cf + n, ncp, v); },
       use);
 }
@@ -166,42 +169,47 @@ SCP_INLINE void evaluate_weights(const Network<T>& net, const Node<T, D>& node, 
 //
 // Not inlined: the registers that it needs would be missing where leaves are evaluated forward.
 template <class T, int D>
-__attribute__((noinline)) void leaf_backward(const Network<T>& net, const Node<T, D>& node, const Panel<T, D>& panel,
-                                             const T* gW, const GradientSums<T>& sums, ScratchStack& scratch) {
-  constexpr int A = kAffineRows<D>;
+__attribute__((noinline)) void leaf_backward(const PhiParameters<T>& params, const Node<T, D>& node,
+                                             const BasisBlock<T, D>& basis, const T* gW, const GradientSums<T>& sums,
+                                             ScratchStack& scratch) {
+  constexpr int A = kAffineTerms<D>;
   constexpr int L = kLanes<T>;
   constexpr int P = kBlockPixels;
   const ScratchStack::Mark mark = scratch.mark();
-  const int ncp = net.ncp, m1 = node.m1, m2 = node.m2, m2p = node.m2p, basis = node.basis();
-  const T* const psi = panel.psi(node);
+  const int ncp = params.ncp, m1 = node.m1, m2 = node.m2, m2p = node.m2p, basis_size = node.basis_size();
+  const T* const psi = basis.psi(node);
 
+  // gz: through layer 3 backward, then the mask of relu(z).
   const int gz_rows = (m2 + kLaneGroup<T> - 1) / kLaneGroup<T> * kLaneGroup<T>;
   T* gz = take<T>(scratch, int64_t(gz_rows) * P);
   for (int k = m2; k < gz_rows; ++k)
     for (int p = 0; p < P; p += L) store(gz + k * P + p, zero<T>());
   product<WideTile, T>(
-      m2, kBlockVectors<T>, net.nc, [=, rows = panel.rows + m1](int k, int n) SCP_LAMBDA_INLINE { return rows[k][n]; },
+      m2, kBlockVectors<T>, params.nc,
+      [=, rows = basis.rows + m1](int k, int n) SCP_LAMBDA_INLINE { return rows[k][n]; },
       [=](int n) SCP_LAMBDA_INLINE { return gW + int64_t(n) * P; },
       [](int, int) SCP_LAMBDA_INLINE { return zero<T>(); },
       [=](int k, int v, Vector<T> g)
           SCP_LAMBDA_INLINE { store(gz + k * P + v * L, where_positive(load(psi + k * P + v * L), g)); });
 
-  const int functions = basis + m2;
+  // Gradients of the coefficients: inner products, over the block's pixels, of each basis function with gW and gz.
+  const int functions = basis_size + m2;
   T** out = take<T*>(scratch, functions);
-  for (int r = 0; r < basis; ++r) out[r] = node.g_cf + int64_t(r) * ncp;
-  for (int k = 0; k < m2; ++k) out[basis + k] = sums.W3T + int64_t(node.unit2[k]) * ncp;
-  const auto function = [f = panel.values](int r) SCP_LAMBDA_INLINE { return f + r * P; };
+  for (int r = 0; r < basis_size; ++r) out[r] = node.g_cf + int64_t(r) * ncp;
+  for (int k = 0; k < m2; ++k) out[basis_size + k] = sums.W3T + int64_t(node.unit2[k]) * ncp;
+  const auto function = [f = basis.values](int r) SCP_LAMBDA_INLINE { return f + r * P; };
   add_inner_products<kBlockVectors<T>, T>(
-      functions, net.nc, function, [=](int n) SCP_LAMBDA_INLINE { return gW + int64_t(n) * P; },
+      functions, params.nc, function, [=](int n) SCP_LAMBDA_INLINE { return gW + int64_t(n) * P; },
       [=](int r) SCP_LAMBDA_INLINE { return out[r]; });
   add_inner_products<kBlockVectors<T>, T>(
-      basis, m2, function, [=](int k) SCP_LAMBDA_INLINE { return gz + k * P; },
+      basis_size, m2, function, [=](int k) SCP_LAMBDA_INLINE { return gz + k * P; },
       [=, g_A2 = node.g_A2](int r) SCP_LAMBDA_INLINE { return g_A2 + int64_t(r) * m2p; });
 
+  // gl: what reaches relu(l) by cf and by A2, then its mask.
   T* gl = take<T>(scratch, int64_t(m1) * P);
-  const T* const phi = panel.phi();
+  const T* const phi = basis.phi();
   product<WideTile, T>(
-      m1, kBlockVectors<T>, net.nc, [=, rows = panel.rows](int q, int n) SCP_LAMBDA_INLINE { return rows[q][n]; },
+      m1, kBlockVectors<T>, params.nc, [=, rows = basis.rows](int q, int n) SCP_LAMBDA_INLINE { return rows[q][n]; },
       [=](int n) SCP_LAMBDA_INLINE { return gW + int64_t(n) * P; },
       [](int, int) SCP_LAMBDA_INLINE { return zero<T>(); },
       [=](int q, int v, Vector<T> g) SCP_LAMBDA_INLINE { store(gl + q * P + v * L, g); });
@@ -212,12 +220,13 @@ __attribute__((noinline)) void leaf_backward(const Network<T>& net, const Node<T
       [=](int q, int v) SCP_LAMBDA_INLINE { return load(gl + q * P + v * L); },
       [=](int q, int v, Vector<T> g)
           SCP_LAMBDA_INLINE { store(gl + q * P + v * L, where_positive(load(phi + q * P + v * L), g)); });
+  // Its moments are the gradient of layer 1's coefficients.
   for (int q = 0; q < m1; ++q) {
     Vector<T> moment[A] = {};
     for (int v = 0; v < kBlockVectors<T>; ++v) {
       const Vector<T> g = load(gl + q * P + v * L);
       moment[0] = moment[0] + g;
-      for (int a = 1; a < A; ++a) moment[a] = fma(g, load(panel.affine() + a * P + v * L), moment[a]);
+      for (int a = 1; a < A; ++a) moment[a] = fma(g, load(basis.affine() + a * P + v * L), moment[a]);
     }
     T about[A];
     for (int a = 0; a < A; ++a) about[a] = sum(moment[a]);

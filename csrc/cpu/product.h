@@ -7,7 +7,7 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// Shape of the accumulator tile: as many registers as the level has, less the operands.
+// Shape of the accumulator tile: as many registers as the target has, less the operands.
 struct WideTile {  // short sums over long rows (the 64 pixels of a block)
 #if defined(SCP_AVX512)
   static constexpr int rows = 4, vectors = 4;
@@ -103,9 +103,9 @@ SCP_INLINE void add_inner_products(int rows, int columns, Left left, Right right
           for (int r = 0; r < R; ++r) sum[r + i * R] = v == 0 ? x[r] * y : fma(x[r], y, sum[r + i * R]);
         }
       }
-      alignas(64) T found[L];
-      store(found, sums<T>(sum));
-      for (int r = 0; r < R && r0 + r < rows; ++r) add_group(to[r] + n, found + r * N);
+      alignas(64) T products[L];
+      store(products, sums<T>(sum));
+      for (int r = 0; r < R && r0 + r < rows; ++r) add_group(to[r] + n, products + r * N);
     }
   }
 }

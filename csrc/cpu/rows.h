@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "scp.h"
 #include "common/half.h"
+#include "scp.h"
 #include "vector.h"
 
 namespace scp {
@@ -76,7 +76,7 @@ struct Rows {
   int dtype;
 
   // Rows can be used in place: of type T, neighbours in memory.
-  bool direct() const { return dtype == kDtypeOf<T> && tensor.stride_spatial[D - 1] == 1; }
+  bool in_place() const { return dtype == kDtypeOf<T> && tensor.stride_spatial[D - 1] == 1; }
 
   int64_t offset(int64_t b, int64_t c, const int (&index)[D]) const {
     int64_t at = b * tensor.stride_batch + c * tensor.stride_channel;
@@ -84,11 +84,11 @@ struct Rows {
     return at;
   }
 
-  T* in_place(int64_t at) const { return static_cast<T*>(tensor.data) + at; }
+  T* pointer(int64_t at) const { return static_cast<T*>(tensor.data) + at; }
 
   // `count` pixels from element `at` on: in place if they can be, else converted into `buffer`.
   const T* read(int64_t at, int count, T* buffer) const {
-    if (direct()) return in_place(at);
+    if (in_place()) return pointer(at);
     const int64_t stride = tensor.stride_spatial[D - 1];
     switch (dtype) {
       case SCP_FLOAT64: read_strided(static_cast<const double*>(tensor.data) + at, stride, count, buffer); break;
@@ -100,9 +100,9 @@ struct Rows {
   }
 
   // Where to compute `count` pixels that begin at element `at`; `finish` then brings them there.
-  T* target(int64_t at, T* buffer) const { return direct() ? in_place(at) : buffer; }
+  T* target(int64_t at, T* buffer) const { return in_place() ? pointer(at) : buffer; }
   void finish(const T* from, int64_t at, int count) const {
-    if (direct()) return;
+    if (in_place()) return;
     const int64_t stride = tensor.stride_spatial[D - 1];
     switch (dtype) {
       case SCP_FLOAT64: write_strided(from, static_cast<double*>(tensor.data) + at, stride, count); break;

@@ -15,7 +15,7 @@ struct Samples {
   int64_t count;
 };
 
-// The distinct position maps of a call: one for the whole batch, or one a sample of which some may be equal, byte for
+// The distinct position maps of a call: one for the whole batch, or one per sample, of which some may be equal, byte for
 // byte: in the first layer's coefficients, or in P where its gradient is wanted.
 class PositionMaps {
  public:

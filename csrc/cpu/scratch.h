@@ -18,7 +18,7 @@
 namespace scp {
 
 // Blocks are handed out in stack order and given back by `release(mark())`. Grows by whole chunks, so pointers stay
-// valid. What is not inlined is compiled once, for the plainest machine (see shared/platform.h).
+// valid. What is not inlined is compiled once, for the plainest machine (see common/platform.h).
 class ScratchStack {
  public:
   struct Mark {

@@ -1,18 +1,15 @@
-// A vector of floats or doubles, as wide as this vector level's registers, and the few operations the kernels need.
+// A vector of floats or doubles, as wide as this ISA target's registers, and the few operations the kernels need.
 //
 // Arithmetic (+ - *) is the compilers' vector extension, so the same source serves AVX-512, AVX2, SSE2, NEON and
 // others. Only what the extension cannot say well (masks, compression, relu with PyTorch's NaN) has a version per
-// level.
+// target.
 #ifndef SCP_CPU_VECTOR_H
 #define SCP_CPU_VECTOR_H
 
 #include <cstdint>
 #include <utility>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
+#include "common/intrinsics.h"
 #include "common/platform.h"
 
 #define SCP_INLINE inline __attribute__((always_inline))
@@ -62,9 +59,9 @@ template <class T>
 SCP_INLINE bool is_aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0;
 }
-// Past the caches, for what is not read again soon; p is aligned. Other threads see it after the finish.
+// Bypasses the caches, for what is not read again soon; p is aligned. Other threads see it after the fence below.
 template <class T>
-SCP_INLINE void store_past_caches(T* p, Vector<T> v) {
+SCP_INLINE void store_non_temporal(T* p, Vector<T> v) {
 #if defined(SCP_AVX512)
   _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
 #elif defined(SCP_AVX2)
@@ -73,7 +70,7 @@ SCP_INLINE void store_past_caches(T* p, Vector<T> v) {
   store(p, v);
 #endif
 }
-SCP_INLINE void finish_stores_past_caches() {
+SCP_INLINE void fence_non_temporal_stores() {
 #if defined(SCP_AVX512) || defined(SCP_AVX2)
   _mm_sfence();
 #endif
@@ -119,7 +116,7 @@ SCP_INLINE Vector<float> where_positive(Vector<float> gate, Vector<float> x) {
 SCP_INLINE Vector<double> where_positive(Vector<double> gate, Vector<double> x) {
   return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(gate, _mm512_setzero_pd(), _CMP_GT_OQ), x);
 }
-// One bit a lane: a > 0, a <= 0 (both false for NaN).
+// One bit per lane: a > 0, a <= 0 (both false for NaN).
 SCP_INLINE unsigned positive(Vector<float> a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_GT_OQ); }
 SCP_INLINE unsigned positive(Vector<double> a) { return _mm512_cmp_pd_mask(a, _mm512_setzero_pd(), _CMP_GT_OQ); }
 SCP_INLINE unsigned not_positive(Vector<float> a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_LE_OQ); }
@@ -199,7 +196,7 @@ template <class V>
 SCP_INLINE V relu(V x) {
   return V{} > x ? V{} : x;
 }
-// One bit a lane: a > 0, a <= 0 (both false for NaN).
+// One bit per lane: a > 0, a <= 0 (both false for NaN).
 template <class V>
 SCP_INLINE unsigned positive(V a) {
   unsigned bits = 0;
@@ -330,12 +327,12 @@ SCP_INLINE void transpose(const T* in, int64_t stride_in, T* out, int64_t stride
   Vector<T> rows[n];
   for (int r = 0; r < n; ++r) rows[r] = load(in + r * stride_in);
   for (int round = 1; round < n; round *= 2) {
-    Vector<T> mixed[n];
+    Vector<T> zipped[n];
     for (int r = 0; r < n / 2; ++r) {
-      mixed[2 * r] = detail::zip_lower(rows[r], rows[r + n / 2], Lanes{});
-      mixed[2 * r + 1] = detail::zip_upper(rows[r], rows[r + n / 2], Lanes{});
+      zipped[2 * r] = detail::zip_lower(rows[r], rows[r + n / 2], Lanes{});
+      zipped[2 * r + 1] = detail::zip_upper(rows[r], rows[r + n / 2], Lanes{});
     }
-    for (int r = 0; r < n; ++r) rows[r] = mixed[r];
+    for (int r = 0; r < n; ++r) rows[r] = zipped[r];
   }
   for (int r = 0; r < n; ++r) store(out + r * stride_out, rows[r]);
 }

@@ -1,35 +1,39 @@
 // Y[b, n] = sum_c W[n, c] X[b, c] (+ bias), and its adjoint gX[b, c] = sum_n W[n, c] gY[b, n]: one kernel, in which the
 // index that is summed over ("inner") and the one that is kept ("outer") change places.
 //
-// A block has a tile, a thread each of its pixels. It folds Phi, evaluates W into registers, kWeights outputs at a
-// time, and lets the batch pass by. W never reaches memory.
+// A block has a tile, and each thread one of its pixels. The block
+//   1. folds Phi on the tile's box (fold.h);
+//   2. evaluates W at each pixel into registers, kWeights outputs at a time;
+//   3. streams the samples: each is read, multiplied with W and written once.
+// W never reaches memory.
 #ifndef SCP_CUDA_APPLY_H
 #define SCP_CUDA_APPLY_H
 
-#include "fold.h"
+#include "supertile.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
 
 // Outputs of Phi that a thread holds at a time.
 constexpr int kWeights = 32;
-// Samples whose partial sums are kept where the inner index does not fit into kWeights.
-constexpr int kCarried = 16;
+// Samples whose partial sums are carried over where the inner index does not fit into kWeights.
+constexpr int kCarriedSamples = 16;
 
 template <class T, int D>
 struct Apply {
-  Network<T> net;
+  DeviceNetwork<T> net;
   Tiling<D> tiling;
   View<D> in, out;
   const T* bias;                   // [outer] or null
   int inner, outer;                // C and N, or N and C
   int inner_stride, outer_stride;  // of W: 1 and C, or C and 1
-  int inner_part, outer_part;      // how much of each a part has: their product is at most kWeights
-  int outer_parts;                 // parts of the outer index, each a block's own
-  Shares shares;
-  int most_mixed;
+  int inner_part, outer_part;      // indices per part: their product is at most kWeights
+  int outer_parts;                 // parts of the outer index, one block each
+  WorkPartition partition;
+  Supertiles<T, D> supertiles;
+  int64_t first_item;
+  int unstable_capacity;
 
-  int64_t blocks(int64_t groups) const { return groups * shares.a_group() * outer_parts; }
   template <class Block>
   SCP_DEVICE void operator()(Block& block) const;
 };
@@ -37,44 +41,45 @@ struct Apply {
 template <class T, int D>
 struct ApplyMemory {
   FoldMemory<T, D, kWeights> fold;
-  T* carry;  // [kCarried, kThreads], only if the inner index has several parts
+  T* carry;  // [kCarriedSamples, kThreads], only if the inner index has several parts
 
-  SCP_HD ApplyMemory(Carver& from, const Apply<T, D>& a)
-      : fold(from, a.net.h1, a.net.h2, a.most_mixed),
-        carry(from.take<T>(a.inner > a.inner_part ? kCarried * kThreads : 0)) {}
+  SCP_HD ApplyMemory(BumpAllocator& allocator, const Apply<T, D>& a)
+      : fold(allocator, a.net.h1, a.net.h2, a.unstable_capacity),
+        carry(allocator.allocate<T>(a.inner > a.inner_part ? kCarriedSamples * kThreads : 0)) {}
 };
 
-// W at a pixel: weight j is the output that offset[j] names.
+// W at a pixel: weight j is the output that offset[j] names. W = cf[0] + sum_r cf[r] basis_r + sum_k W3[k] relu(z_k).
 template <class T, int D, class Block>
-SCP_DEVICE void evaluate_weights(Block& block, const Network<T>& net, const Folded& folded,
+SCP_DEVICE void evaluate_weights(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
                                  const FoldMemory<T, D, kWeights>& memory, int width, const T (&position)[D],
                                  T (&weight)[kWeights]) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   const auto add = [&](const T* row, T basis) {
     SCP_UNROLL
     for (int j = 0; j < kWeights; j += 8)
       if (j < width) add_row(row + j, basis, weight, j);
   };
+  // The folded outputs: affine rows, then the unstable units of layer 1.
   SCP_UNROLL
   for (int j = 0; j < kWeights; ++j) weight[j] = memory.cf[j];
   for (int axis = 0; axis < D; ++axis) add(memory.cf + (1 + axis) * kWeights, position[axis]);
   if (folded.bounded) {
-    for (int q = 0; q < folded.mixed1; ++q) {
-      const T basis = relu(affine_at<T, D>(quad(memory.line + (folded.on1 + q) * 4).v, position));
+    for (int q = 0; q < folded.unstable1; ++q) {
+      const T basis = relu(affine_at<T, D>(quad(memory.line + (folded.active1 + q) * 4).v, position));
       add(memory.cf + (A + q) * kWeights, basis);
     }
   }
-  // Mixed units of layer 2: a panel of columns, and if layer 1 has too many rows for a panel, a few columns by all of
-  // it.
-  const bool whole = folded.mixed1 <= memory.most_mixed;
+  // The unstable units of layer 2, panel by panel. On an overflow tile layer 1 has more rows than a panel holds: then
+  // kColumns columns at a time, by its rows in parts.
+  const bool whole = folded.unstable1 <= memory.unstable_capacity;
   const int columns = whole ? kPanel : kColumns;
-  for (int first = 0; first < folded.mixed2; first += columns) {
-    const int count = folded.mixed2 - first < columns ? folded.mixed2 - first : columns;
+  for (int first = 0; first < folded.unstable2; first += columns) {
+    const int count = folded.unstable2 - first < columns ? folded.unstable2 - first : columns;
     T z[kColumns];
     int row = 0;
     do {
-      const int left = folded.mixed1 - row, rows = left < memory.most_mixed ? left : memory.most_mixed;
-      load_panel<T, D, kWeights>(block, net, folded, memory, folded.on2 + first, count, row, rows);
+      const int left = folded.unstable1 - row, rows = left < memory.unstable_capacity ? left : memory.unstable_capacity;
+      load_panel<T, D, kWeights>(block, net, folded, memory, folded.active2 + first, count, row, rows);
       for (int q = 0; q < count; q += kColumns) {
         if (row == 0) start_columns(memory, q, position, z);
         add_to_columns(folded, memory, q, row, rows, position, z);
@@ -85,18 +90,18 @@ SCP_DEVICE void evaluate_weights(Block& block, const Network<T>& net, const Fold
         }
       }
       row += rows;
-    } while (row < folded.mixed1);
+    } while (row < folded.unstable1);
   }
 }
 
-// Multiply-adds of evaluate_weights.
+// Multiply-adds of evaluate_weights per pixel.
 template <int D>
 SCP_DEVICE double pixel_macs(const Folded& folded, int width) {
-  const int outputs = (width + 7) / 8 * 8, chunks = (folded.mixed2 + kColumns - 1) / kColumns;
-  const int rows = folded.bounded ? folded.mixed1 : 0;
+  const int outputs = (width + 7) / 8 * 8, column_groups = (folded.unstable2 + kColumns - 1) / kColumns;
+  const int rows = folded.bounded ? folded.unstable1 : 0;
   const double phi = double(D) * rows + double(outputs) * (D + rows);
-  return phi + double(chunks) * (kColumns * (kAffineRows<D> + folded.mixed1) + D * folded.mixed1) +
-         double(outputs) * folded.mixed2;
+  return phi + double(column_groups) * (kColumns * (kAffineTerms<D> + folded.unstable1) + D * folded.unstable1) +
+         double(outputs) * folded.unstable2;
 }
 
 // Samples b_first .. b_end - 1 at a pixel, for the weights [inner_count, outer_count] of one part, inner index first.
@@ -107,10 +112,10 @@ SCP_DEVICE void stream(const Apply<T, D>& a, const T (&weight)[kWeights], const 
   const bool continued = inner_first > 0, complete = inner_first + inner_count == a.inner;
   const S* from = a.in.template at<S>(b_first, index) + inner_first * a.in.channel;
   S* to = a.out.template at<S>(b_first, index);
-  T* kept = carry;
-  for (int64_t b = b_first; b < b_end; ++b, from += a.in.batch, to += a.out.batch, kept += kThreads) {
-    T sum = continued ? *kept : T(0);
-    const S single = *from;  // a gradient of one class belongs to all channels
+  T* carried = carry;
+  for (int64_t b = b_first; b < b_end; ++b, from += a.in.batch, to += a.out.batch, carried += kThreads) {
+    T sum = continued ? *carried : T(0);
+    const S single = *from;  // the gradient of one class is multiplied with all channels
     const S* next = from;
     int read = 0, summed = 0, outer = outer_first;
     SCP_UNROLL
@@ -132,7 +137,7 @@ SCP_DEVICE void stream(const Apply<T, D>& a, const T (&weight)[kWeights], const 
               if (complete)
                 store_as<T>(a.bias == nullptr ? sum : sum + a.bias[outer], to + outer * a.out.channel);
               else
-                *kept = sum;
+                *carried = sum;
               summed = 0, ++outer, sum = 0;
             }
           }
@@ -146,26 +151,31 @@ template <class T, int D>
 template <class Block>
 SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
   const Apply& a = *this;
-  Carver carver(block.shared());
-  const ApplyMemory<T, D> memory(carver, a);
+  BumpAllocator allocator(block.shared());
+  const ApplyMemory<T, D> memory(allocator, a);
   const int t = block.thread();
-  // Parts of the same tile are neighbours: they read the same pixels.
-  const int64_t share = block.index() / a.outer_parts, group = a.shares.group(share);
-  const Box<D> box = a.tiling.box(a.shares.tile(share));
+  // The tile of this block and the pixel of this thread. Blocks with parts of the same tile are neighbours: they read
+  // the same pixels.
+  const int64_t item = a.first_item + block.index() / a.outer_parts, group = a.partition.group(item);
+  const Box<D> box = a.tiling.box(a.partition.tile(item));
   int index[D];
   const bool inside = a.tiling.pixel(box, t, index);
   T position[D];
   for (int axis = 0; axis < D; ++axis) position[axis] = T(index[axis] - box.centre(axis));
 
+  // Step 1.
+  const Parent<T, D> parent = a.supertiles.parent(a.net, a.tiling, group, a.partition.tile(item));
   const double* coefficients = a.net.coefficients + group * a.net.h1 * (a.tiling.dims + 1);
   const Folded& folded =
-      fold<T, D, kWeights>(block, a.net, coefficients, a.tiling.dims, box, *a.net.not_finite != 0, memory.fold);
+      fold<false>(block, a.net, coefficients, a.tiling.dims, box, *a.net.not_finite != 0, parent, memory.fold);
 
+  // Steps 2 and 3, once for all samples if the inner index fits into the registers. Else in parts, whose sums a few
+  // samples carry over.
   const int outer_first = int(block.index() % a.outer_parts) * a.outer_part;
   const int outer_count = a.outer - outer_first < a.outer_part ? a.outer - outer_first : a.outer_part;
   const bool one_part = a.inner_part == a.inner;
-  const int64_t b_end = a.shares.end_sample(share), step = one_part ? a.shares.samples : kCarried;
-  for (int64_t b = a.shares.first_sample(share); b < b_end; b += step) {
+  const int64_t b_end = a.partition.end_sample(item), step = one_part ? a.partition.samples : kCarriedSamples;
+  for (int64_t b = a.partition.first_sample(item); b < b_end; b += step) {
     for (int inner_first = 0; inner_first < a.inner; inner_first += a.inner_part) {
       const int inner_count = a.inner - inner_first < a.inner_part ? a.inner - inner_first : a.inner_part;
       const int width = inner_count * outer_count;
@@ -176,7 +186,7 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
                                           : -1;
       count(block, a.net, SCP_REPORT_LEAF_MACS, [&] { return kThreads * pixel_macs<D>(folded, width); });
       T weight[kWeights];
-      fold_outputs<T, D, kWeights>(block, a.net, folded, memory.fold);
+      fold_outputs(block, a.net, folded, parent, memory.fold);
       evaluate_weights<T, D>(block, a.net, folded, memory.fold, width, position, weight);
       if (!inside) continue;
       const int64_t end = b + step < b_end ? b + step : b_end;

@@ -1,5 +1,5 @@
-// The block of threads that a kernel's body sees. Bodies are templates over it, so that a GPU and a host that only
-// imitates one (host_block.h) compile the very same code.
+// The block of threads that a kernel's body sees. Bodies are templates over it, so that a GPU and a host that emulates
+// one (host_emulation/block.h) compile the very same code.
 //
 // A block offers: thread(), 0 .. kThreads - 1; index(), the block's number in its grid; sync(), a barrier of its
 // threads; shared(), its memory; add(at, value), to a sum in global memory to which other blocks add too; raise(flag),
@@ -77,17 +77,18 @@ SCP_DEVICE const Quad<T>& quad(const T* at) {
   return *reinterpret_cast<const Quad<T>*>(at);
 }
 
-// Deals out a region of memory, aligned to 16 bytes. The host sizes with it, from a region that nobody reads or writes,
-// what the device then takes. (No test for null here: it would hide from nvcc that the memory is shared memory.)
-class Carver {
+// Hands out a region of memory from its start, in pieces aligned to 16 bytes, and frees nothing. The host measures with
+// it, on a null region that nobody reads or writes, what the device then uses. (No test for null here: it would hide
+// from nvcc that the memory is shared memory.)
+class BumpAllocator {
  public:
-  SCP_HD explicit Carver(char* memory) : memory_(memory) {}
+  SCP_HD explicit BumpAllocator(char* memory) : memory_(memory) {}
 
   template <class T>
-  SCP_HD T* take(int64_t count) {
-    T* const found = reinterpret_cast<T*>(memory_ + used_);
+  SCP_HD T* allocate(int64_t count) {
+    T* const result = reinterpret_cast<T*>(memory_ + used_);
     used_ += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
-    return found;
+    return result;
   }
   SCP_HD int64_t used() const { return used_; }
 

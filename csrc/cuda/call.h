@@ -3,21 +3,18 @@
 #ifndef SCP_CUDA_CALL_H
 #define SCP_CUDA_CALL_H
 
-#include "scp.h"
+#include "block.h"
+#include "common/bound.h"
 #include "common/geometry.h"
 #include "common/half.h"
-#include "block.h"
+#include "scp.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// Basis functions that every box has: 1, index - centre on each axis.
-template <int D>
-constexpr int kAffineRows = D + 1;
-
-// Phi. T is the type that is computed in.
+// Phi in device memory. T is the type that is computed in.
 template <class T>
-struct Network {
+struct DeviceNetwork {
   int h1, h2;
   int nc;        // N*C, outputs of Phi: n*C + c is W[n, c]
   const T* w2;   // [h2, h1]
@@ -27,36 +24,80 @@ struct Network {
   const T* b3;   // [nc]
   const T* residual;
   const double* coefficients;  // [G, h1, dims + 1]
-  const int* not_finite;       // other than 0 if some parameter is NaN or infinite
-  double* report;              // scp_report: multiply-adds are added up here as they are done; or null
+  const int* not_finite;       // nonzero if some parameter is NaN or infinite
+  double* report;              // scp_report, to which executed multiply-adds are added; or null
 };
 
-// Counts what a block does, where the caller wants it counted. `macs()` is evaluated by one thread.
+// Adds the multiply-adds of a block to the report, if the caller wants one. One thread evaluates `macs()`.
 template <class T, class Block, class Macs>
-SCP_DEVICE void count(Block& block, const Network<T>& net, scp_report entry, const Macs& macs) {
+SCP_DEVICE void count(Block& block, const DeviceNetwork<T>& net, scp_report entry, const Macs& macs) {
   if (net.report != nullptr && block.thread() == 0) block.add(net.report + entry, macs());
 }
 
-// The map of pixels cut into tiles of kThreads. Maps of fewer than D axes have leading ones of size 1.
+// The map of pixels cut into tiles of kThreads, and into supertiles of several tiles. Maps of fewer than D axes have
+// leading ones of size 1. Tiles are numbered supertile by supertile: those of a supertile, and of a run of supertiles,
+// are neighbours.
 template <int D>
 struct Tiling {
   int dims;  // axes of the user's tensors
   int size[D];
-  int log_tile[D];  // binary logarithms of a tile's extents
-  int count[D];     // tiles on each axis
-  int64_t tiles;
+  int log_tile[D];       // binary logarithms of a tile's extents
+  int count[D];          // tiles on each axis
+  int log_supertile[D];  // binary logarithms of a supertile's extents, in tiles
+  int supertile_count[D];
+  int64_t tiles, supertiles;
 
   SCP_HD int first_axis() const { return D - dims; }
 
-  SCP_HD Box<D> box(int64_t tile) const {
-    Box<D> found;
-    for (int axis = D - 1; axis >= 0; --axis) {
-      found.lower[axis] = int(tile % count[axis]) << log_tile[axis];
-      found.upper[axis] = found.lower[axis] + (1 << log_tile[axis]);
-      if (found.upper[axis] > size[axis]) found.upper[axis] = size[axis];
-      tile /= count[axis];
+  // Where a tile is, in tiles; returns the number of its supertile. A supertile at the end of an axis has fewer tiles.
+  SCP_HD int64_t locate(int64_t tile, int (&at)[D]) const {
+    int64_t supertile = 0;
+    int before = 1;  // tiles of the supertile across the axes before this one
+    int within[D];
+    for (int axis = 0; axis < D; ++axis) {
+      const int64_t slab = tiles_of_slab(axis, before);
+      const int number = int(tile / slab);
+      tile -= number * slab;
+      supertile = supertile * supertile_count[axis] + number;
+      at[axis] = number << log_supertile[axis];
+      within[axis] = tiles_within(axis, number);
+      before *= within[axis];
     }
-    return found;
+    int rest = int(tile);
+    for (int axis = D - 1; axis >= 0; --axis) at[axis] += rest % within[axis], rest /= within[axis];
+    return supertile;
+  }
+  // The first tile of a supertile, or the number of tiles.
+  SCP_HD int64_t first_tile(int64_t supertile) const {
+    if (supertile >= supertiles) return tiles;
+    int number[D];
+    for (int axis = D - 1; axis >= 0; --axis)
+      number[axis] = int(supertile % supertile_count[axis]), supertile /= supertile_count[axis];
+    int64_t tile = 0;
+    int before = 1;
+    for (int axis = 0; axis < D; ++axis) {
+      tile += number[axis] * tiles_of_slab(axis, before);
+      before *= tiles_within(axis, number[axis]);
+    }
+    return tile;
+  }
+
+  SCP_HD Box<D> box(int64_t tile) const {
+    int at[D];
+    locate(tile, at);
+    return box_at(at, log_tile);
+  }
+  SCP_HD int64_t supertile(int64_t tile) const {
+    int at[D];
+    return locate(tile, at);
+  }
+  SCP_HD Box<D> supertile_box(int64_t supertile) const {
+    int at[D], log_extent[D];
+    for (int axis = D - 1; axis >= 0; --axis) {
+      at[axis] = int(supertile % supertile_count[axis]), supertile /= supertile_count[axis];
+      log_extent[axis] = log_supertile[axis] + log_tile[axis];
+    }
+    return box_at(at, log_extent);
   }
 
   // The index of a tile's pixel number `thread`, counted along the last axis first; false if it lies outside the box.
@@ -69,21 +110,43 @@ struct Tiling {
     }
     return inside;
   }
+
+ private:
+  // Tiles whose supertiles have the same number on an axis, and on all axes before it.
+  SCP_HD int64_t tiles_of_slab(int axis, int before) const {
+    int64_t result = int64_t(before) << log_supertile[axis];
+    for (int later = axis + 1; later < D; ++later) result *= count[later];
+    return result;
+  }
+  SCP_HD int tiles_within(int axis, int number) const {
+    const int left = count[axis] - (number << log_supertile[axis]), all = 1 << log_supertile[axis];
+    return left < all ? left : all;
+  }
+  SCP_HD Box<D> box_at(const int (&at)[D], const int (&log_extent)[D]) const {
+    Box<D> result;
+    for (int axis = 0; axis < D; ++axis) {
+      result.lower[axis] = at[axis] << log_extent[axis];
+      result.upper[axis] = (at[axis] + 1) << log_extent[axis];
+      if (result.upper[axis] > size[axis]) result.upper[axis] = size[axis];
+    }
+    return result;
+  }
 };
 
-// How work is shared out: a position map's tiles, and if these are too few to fill the device, its samples in parts.
-struct Shares {
-  int64_t tiles;
-  int64_t samples;       // that share a position map
-  int64_t part_samples;  // of a part
+// How the work is partitioned into items, one per block: the tiles of each position map ("group"), and if these are too
+// few to fill the device, parts of the samples that share the map.
+struct WorkPartition {
+  int64_t tiles;    // per group
+  int64_t samples;  // per group
+  int64_t samples_per_part;
   int64_t parts;
 
-  SCP_HD int64_t a_group() const { return tiles * parts; }
-  SCP_HD int64_t group(int64_t share) const { return share / a_group(); }
-  SCP_HD int64_t tile(int64_t share) const { return share / parts % tiles; }
-  SCP_HD int64_t first_sample(int64_t share) const { return group(share) * samples + share % parts * part_samples; }
-  SCP_HD int64_t end_sample(int64_t share) const {
-    const int64_t end = first_sample(share) + part_samples, last = (group(share) + 1) * samples;
+  SCP_HD int64_t items_per_group() const { return tiles * parts; }
+  SCP_HD int64_t group(int64_t item) const { return item / items_per_group(); }
+  SCP_HD int64_t tile(int64_t item) const { return item / parts % tiles; }
+  SCP_HD int64_t first_sample(int64_t item) const { return group(item) * samples + item % parts * samples_per_part; }
+  SCP_HD int64_t end_sample(int64_t item) const {
+    const int64_t end = first_sample(item) + samples_per_part, last = (group(item) + 1) * samples;
     return end < last ? end : last;
   }
 };

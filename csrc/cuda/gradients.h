@@ -1,15 +1,16 @@
-// Gradients of Phi's parameters from the pixels of one box, by one block: docs/tile_linear.md, "Leaf" and "Pull", where
-// the parent is the root.
+// Gradients of Phi's parameters from the pixels of one box, by one block: the adjoints of "Leaf" and of "Fold" in
+// docs/tile_linear.md, where the parent is the root.
 //
-// A mixed unit u of layer 1 is an affine function on its half of the box: relu(l_u) = 1[l_u > 0] (c_u + a_u di + b_u
-// dj). So all that is needed of a quantity g over the box (gW[n], or gz_k of a mixed unit of layer 2) is, for the whole
-// box and for the half of every mixed u, its sums against 1, di, dj. From these follow g_cf and gA2, and the moments of
-// g_l(u), which are cf[u, :] and A2[u, :] times them.
+// An unstable unit u of layer 1 is an affine function on its half of the box:
+//   relu(l_u) = 1[l_u > 0] (c_u + a_u di + b_u dj).
+// So all that is needed of a quantity g over the box (gW[n], or gz_k of an unstable unit of layer 2) is its sums
+// against 1, di, dj: over the whole box, and over the half of every unstable u. From these follow g_cf, gA2, and the
+// moments of g_l(u), which are cf[u, :] and A2[u, :] times them.
 #ifndef SCP_CUDA_GRADIENTS_H
 #define SCP_CUDA_GRADIENTS_H
 
-#include "fold.h"
-#include "record.h"
+#include "partial_gradients.h"
+#include "supertile.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
@@ -25,36 +26,37 @@ static_assert(kPairs == kColumns, "partial moments have one place for each pair 
 template <class T, int D>
 struct GradientMemory {
   T* pixels;       // [kThreads, kGradientStride]: a pixel's gW, then its index - centre on each axis
-  T* hidden;       // [kColumns, kColumnStride]: relu(z) of some mixed columns ...
+  T* hidden;       // [kColumns, kColumnStride]: relu(z) of some unstable columns ...
   T* grad_hidden;  // ... and gz
   FoldMemory<T, D, kGradients> fold;
-  T* outputs;  // [A + most_mixed, kGradients]: g_cf
-  T* partial;  // [most_mixed, kColumns, A]: parts of the moments of mixed units
+  T* outputs;       // [A + unstable_capacity, kGradients]: g_cf
+  T* moment_parts;  // [unstable_capacity, kColumns, A]: parts of the moments of unstable units
 
-  // What has a fixed size comes first: its address is a constant, and takes no register.
-  SCP_HD GradientMemory(Carver& from, int h1, int h2, int most)
-      : pixels(from.take<T>(kThreads * kGradientStride)),
-        hidden(from.take<T>(kColumns * kColumnStride)),
-        grad_hidden(from.take<T>(kColumns * kColumnStride)),
-        fold(from, h1, h2, most),
-        outputs(from.take<T>(int64_t(kAffineRows<D> + most) * kGradients)),
-        partial(from.take<T>(int64_t(most) * kColumns * kAffineRows<D>)) {}
+  // Arrays of fixed size come first: their addresses are constants, and take no register.
+  SCP_HD GradientMemory(BumpAllocator& allocator, int h1, int h2, int most)
+      : pixels(allocator.allocate<T>(kThreads * kGradientStride)),
+        hidden(allocator.allocate<T>(kColumns * kColumnStride)),
+        grad_hidden(allocator.allocate<T>(kColumns * kColumnStride)),
+        fold(allocator, h1, h2, most),
+        outputs(allocator.allocate<T>(int64_t(kAffineTerms<D> + most) * kGradients)),
+        moment_parts(allocator.allocate<T>(int64_t(most) * kColumns * kAffineTerms<D>)) {}
 };
 
-// What is differentiated: Phi and the tensors, for all boxes.
+// What gradients are computed from: Phi and the tensors, for all boxes.
 template <class T, int D>
-struct Differentiated {
-  Network<T> net;
+struct GradientInputs {
+  DeviceNetwork<T> net;
   Tiling<D> tiling;
   View<D> features, grad_logits;
   int channels;
-  Shares shares;
+  WorkPartition partition;
+  Supertiles<T, D> supertiles;
 };
 
 // gW[n, c] = sum_b gY[b, n] X[b, c] of outputs first .. first + count - 1 at a pixel.
 template <class T, int D, class S>
-SCP_DEVICE void gather(const Differentiated<T, D>& of, const int (&index)[D], int64_t b_first, int64_t b_end, int first,
-                       int count, T (&found)[kGradients]) {
+SCP_DEVICE void gather(const GradientInputs<T, D>& of, const int (&index)[D], int64_t b_first, int64_t b_end, int first,
+                       int count, T (&grad)[kGradients]) {
   for (int64_t b = b_first; b < b_end; ++b) {
     const S* const x = of.features.template at<S>(b, index);
     const S* g = of.grad_logits.template at<S>(b, index) + first / of.channels * of.grad_logits.channel;
@@ -73,7 +75,7 @@ SCP_DEVICE void gather(const Differentiated<T, D>& of, const int (&index)[D], in
       }
       SCP_UNROLL
       for (int j = 0; j < 8; ++j)
-        found[start + j] = multiply_add(load_as<T>(&grads[j]), load_as<T>(&values[j]), found[start + j]);
+        grad[start + j] = multiply_add(load_as<T>(&grads[j]), load_as<T>(&values[j]), grad[start + j]);
     }
   }
 }
@@ -81,35 +83,35 @@ SCP_DEVICE void gather(const Differentiated<T, D>& of, const int (&index)[D], in
 // Sums of values[pixel * stride + 0 .. N - 1] against 1 and the coordinates, over the pixels where `line` is positive.
 template <class T, int D, int N>
 SCP_DEVICE void sum_against_position(const T (&line)[4], const T* pixels, const T* values, int stride,
-                                     T (&sum)[kAffineRows<D>][N]) {
+                                     T (&sum)[kAffineTerms<D>][N]) {
   SCP_UNROLL_BY_4
   for (int p = 0; p < kThreads; ++p) {
     const Quad<T> packed = quad(pixels + p * kGradientStride + kGradients);
     T position[D];
     for (int axis = 0; axis < D; ++axis) position[axis] = packed.v[axis];
-    const bool counts = affine_at<T, D>(line, position) > 0;
+    const bool positive = affine_at<T, D>(line, position) > 0;
     for (int j = 0; j < N; ++j) {
-      const T value = counts ? values[p * stride + j] : T(0);
+      const T value = positive ? values[p * stride + j] : T(0);
       sum[0][j] += value;
       for (int axis = 0; axis < D; ++axis) sum[1 + axis][j] = multiply_add(value, position[axis], sum[1 + axis][j]);
     }
   }
 }
 
-// The line of the whole box (part 0), or of mixed unit part - 1.
+// The line of the whole box (part 0), or of unstable unit part - 1.
 template <class T, int D, int K>
 SCP_DEVICE Quad<T> line_of_part(const Folded& folded, const FoldMemory<T, D, K>& memory, int part) {
   Quad<T> whole{};
   whole.v[0] = 1;
-  return part == 0 ? whole : quad(memory.line + (folded.on1 + part - 1) * 4);
+  return part == 0 ? whole : quad(memory.line + (folded.active1 + part - 1) * 4);
 }
 
-// g_cf of the outputs at hand, and what these add to the moments of mixed units of layer 1.
+// g_cf of the outputs at hand, and what these add to the moments of unstable units of layer 1.
 template <class T, int D, class Block>
 SCP_DEVICE void differentiate_outputs(Block& block, const Folded& folded, const GradientMemory<T, D>& memory) {
-  constexpr int A = kAffineRows<D>;
+  constexpr int A = kAffineTerms<D>;
   SCP_NO_UNROLL
-  for (int task = block.thread(); task < (1 + folded.mixed1) * kPairs; task += kThreads) {
+  for (int task = block.thread(); task < (1 + folded.unstable1) * kPairs; task += kThreads) {
     const int part = task / kPairs, pair = task % kPairs, j = pair * 2;
     const Quad<T> line = line_of_part(folded, memory.fold, part);
     T sum[A][2] = {};
@@ -125,23 +127,24 @@ SCP_DEVICE void differentiate_outputs(Block& block, const Folded& folded, const 
         memory.outputs[row * kGradients + j + i] = total;
       }
       const T* cf = memory.fold.cf + row * kGradients + j;
-      T* const to = memory.partial + ((part - 1) * kColumns + pair) * A;
+      T* const to = memory.moment_parts + ((part - 1) * kColumns + pair) * A;
       for (int a = 0; a < A; ++a) to[a] += cf[0] * sum[a][0] + cf[1] * sum[a][1];
     }
   }
   block.sync();
 }
 
-// Units of layer 2 that are on, from g_cf: cf = ... + A2[:, k] W3[:, k].
+// Active units of layer 2, from g_cf: cf = ... + A2[:, k] W3[:, k].
 template <class T, int D, class Block>
-SCP_DEVICE void differentiate_on(Block& block, const Network<T>& net, const Folded& folded, int first, int width,
-                                 const GradientMemory<T, D>& memory, const Record<T, D>& record) {
-  constexpr int A = kAffineRows<D>;
+SCP_DEVICE void differentiate_active(Block& block, const DeviceNetwork<T>& net, const Folded& folded, int first,
+                                     int width, const GradientMemory<T, D>& memory,
+                                     const PartialGradients<T, D>& partial) {
+  constexpr int A = kAffineTerms<D>;
   const auto& fold_memory = memory.fold;
-  const int t = block.thread(), rows = A + folded.mixed1;
-  for (int start = 0; start < folded.on2; start += kPanel) {
-    const int count = folded.on2 - start < kPanel ? folded.on2 - start : kPanel;
-    load_panel<T, D, kGradients>(block, net, folded, fold_memory, start, count, 0, folded.mixed1);
+  const int t = block.thread(), rows = A + folded.unstable1;
+  for (int start = 0; start < folded.active2; start += kPanel) {
+    const int count = folded.active2 - start < kPanel ? folded.active2 - start : kPanel;
+    load_panel<T, D, kGradients>(block, net, folded, fold_memory, start, count, 0, folded.unstable1);
     SCP_NO_UNROLL
     for (int task = t; task < kPanel * (kGradients / 4); task += kThreads) {
       const int q = task % kPanel, j = task / kPanel * 4;
@@ -153,7 +156,7 @@ SCP_DEVICE void differentiate_on(Block& block, const Network<T>& net, const Fold
         const Quad<T> g = quad(memory.outputs + r * kGradients + j);
         for (int i = 0; i < 4; ++i) sum.v[i] = multiply_add(source, g.v[i], sum.v[i]);
       }
-      T* const to = record.w3 + int64_t(fold_memory.unit2[start + q]) * net.nc + first + j;
+      T* const to = partial.w3 + int64_t(fold_memory.unit2[start + q]) * net.nc + first + j;
       for (int i = 0; i < 4; ++i)
         if (j + i < width) to[i] = sum.v[i];
     }
@@ -167,24 +170,24 @@ SCP_DEVICE void differentiate_on(Block& block, const Network<T>& net, const Fold
         const Quad<T> g = quad(memory.outputs + r * kGradients + j);
         for (int i = 0; i < 4; ++i) sum = multiply_add(weight.v[i], g.v[i], sum);
       }
-      record.z[int64_t(r) * net.h2 + fold_memory.unit2[start + q]] += sum;
+      partial.z[int64_t(r) * net.h2 + fold_memory.unit2[start + q]] += sum;
     }
   }
 }
 
 // Mixed units of layer 2, pixel by pixel: gz = 1[z > 0] sum_n gW[n] W3[n, k], gW3[n, k] += gW[n] relu(z).
 template <class T, int D, class Block>
-SCP_DEVICE void differentiate_mixed(Block& block, const Network<T>& net, const Folded& folded, int first, int width,
-                                    const T (&position)[D], const T (&grad)[kGradients],
-                                    const GradientMemory<T, D>& memory, const Record<T, D>& record) {
-  constexpr int A = kAffineRows<D>;
+SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net, const Folded& folded, int first,
+                                       int width, const T (&position)[D], const T (&grad)[kGradients],
+                                       const GradientMemory<T, D>& memory, const PartialGradients<T, D>& partial) {
+  constexpr int A = kAffineTerms<D>;
   const auto& fold_memory = memory.fold;
-  const int t = block.thread(), m1 = folded.mixed1;
-  for (int start = 0; start < folded.mixed2; start += kPanel) {
-    const int count = folded.mixed2 - start < kPanel ? folded.mixed2 - start : kPanel;
-    load_panel<T, D, kGradients>(block, net, folded, fold_memory, folded.on2 + start, count, 0, m1);
+  const int t = block.thread(), m1 = folded.unstable1;
+  for (int start = 0; start < folded.unstable2; start += kPanel) {
+    const int count = folded.unstable2 - start < kPanel ? folded.unstable2 - start : kPanel;
+    load_panel<T, D, kGradients>(block, net, folded, fold_memory, folded.active2 + start, count, 0, m1);
     for (int q = 0; q < count; q += kColumns) {
-      const uint16_t* const units = fold_memory.unit2 + folded.on2 + start + q;
+      const uint16_t* const units = fold_memory.unit2 + folded.active2 + start + q;
       T z[kColumns];
       start_columns(fold_memory, q, position, z);
       add_to_columns(folded, fold_memory, q, 0, m1, position, z);
@@ -207,7 +210,7 @@ SCP_DEVICE void differentiate_mixed(Block& block, const Network<T>& net, const F
         SCP_UNROLL_BY_8
         for (int pixel = 0; pixel < kThreads; ++pixel)
           sum = multiply_add(memory.hidden[i * kColumnStride + pixel], memory.pixels[pixel * kGradientStride + j], sum);
-        record.w3[int64_t(units[i]) * net.nc + first + j] = sum;
+        partial.w3[int64_t(units[i]) * net.nc + first + j] = sum;
       }
       SCP_NO_UNROLL
       for (int task = t; task < (1 + m1) * kColumns; task += kThreads) {
@@ -218,17 +221,17 @@ SCP_DEVICE void differentiate_mixed(Block& block, const Network<T>& net, const F
         T sum[A][1] = {};
         sum_against_position<T, D, 1>(line.v, memory.pixels, memory.grad_hidden + i * kColumnStride, 1, sum);
         if (part == 0) {
-          for (int a = 0; a < A; ++a) record.z[int64_t(a) * net.h2 + k] += sum[a][0];
+          for (int a = 0; a < A; ++a) partial.z[int64_t(a) * net.h2 + k] += sum[a][0];
         } else {
           const int row = A + part - 1;
           const T weight = fold_memory.rows[row * kPanelStride + q + i];
-          T* const to = memory.partial + ((part - 1) * kColumns + i) * A;
+          T* const to = memory.moment_parts + ((part - 1) * kColumns + i) * A;
           T total = 0;
           for (int a = 0; a < A; ++a) {
             total = multiply_add(line.v[a], sum[a][0], total);
             to[a] = multiply_add(weight, sum[a][0], to[a]);
           }
-          record.z[int64_t(row) * net.h2 + k] += total;
+          partial.z[int64_t(row) * net.h2 + k] += total;
         }
       }
       block.sync();
@@ -236,67 +239,79 @@ SCP_DEVICE void differentiate_mixed(Block& block, const Network<T>& net, const F
   }
 }
 
-// Moments of layer 1: mixed units by what was gathered, those that are on by the affine rows' gradients, which take x's
-// place.
+// Moments of layer 1: those of unstable units are the sums of their parts; those of active units come from the
+// gradients of the affine rows, which overwrite x.
 template <class T, int D, class Block>
-SCP_DEVICE void finish_moments(Block& block, const Network<T>& net, const Folded& folded,
-                               const GradientMemory<T, D>& memory, const Record<T, D>& record) {
-  constexpr int A = kAffineRows<D>;
+SCP_DEVICE void finish_moments(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
+                               const GradientMemory<T, D>& memory, const PartialGradients<T, D>& partial) {
+  constexpr int A = kAffineTerms<D>;
   const auto& fold_memory = memory.fold;
   const int t = block.thread(), h2 = net.h2;
-  count(block, net, SCP_REPORT_BUILD_MACS, [&] { return double(A) * folded.on1 * (folded.on2 + folded.mixed2); });
+  count(block, net, SCP_REPORT_BUILD_MACS,
+        [&] { return double(A) * folded.active1 * (folded.active2 + folded.unstable2); });
   block.sync();
   SCP_NO_UNROLL
-  for (int i = t; i < A * h2; i += kThreads) fold_memory.x[i] = record.z[i];
+  for (int i = t; i < A * h2; i += kThreads) fold_memory.x[i] = partial.z[i];
   SCP_NO_UNROLL
-  for (int q = t; q < folded.mixed1; q += kThreads) {
-    T* const to = record.moments + fold_memory.unit1[folded.on1 + q] * A;
+  for (int q = t; q < folded.unstable1; q += kThreads) {
+    T* const to = partial.moments + fold_memory.unit1[folded.active1 + q] * A;
     for (int a = 0; a < A; ++a) {
       T sum = 0;
-      for (int i = 0; i < kColumns; ++i) sum += memory.partial[(q * kColumns + i) * A + a];
+      for (int i = 0; i < kColumns; ++i) sum += memory.moment_parts[(q * kColumns + i) * A + a];
       to[a] = sum;
     }
   }
   block.sync();
   SCP_NO_UNROLL
-  for (int q = t; q < folded.on1; q += kThreads) {
+  for (int q = t; q < folded.active1; q += kThreads) {
     const int u = fold_memory.unit1[q];
     T sum[A] = {};
     SCP_UNROLL_BY_8
-    for (int i = 0; i < folded.on2 + folded.mixed2; ++i) {
+    for (int i = 0; i < folded.active2 + folded.unstable2; ++i) {
       const int k = fold_memory.unit2[i];
       const T weight = net.w2[int64_t(k) * net.h1 + u];
       for (int a = 0; a < A; ++a) sum[a] = multiply_add(weight, fold_memory.x[a * h2 + k], sum[a]);
     }
-    for (int a = 0; a < A; ++a) record.moments[u * A + a] = sum[a];
+    for (int a = 0; a < A; ++a) partial.moments[u * A + a] = sum[a];
   }
 }
 
-// Multiply-adds of `differentiate` for `width` outputs, in its order; what is folded apart.
+// Multiply-adds of `differentiate` for `width` outputs, in its order, without folding.
 template <int D>
 SCP_DEVICE double part_macs(const Folded& folded, int width) {
-  constexpr double A = kAffineRows<D>, kPixels = kThreads;
-  const double m1 = folded.mixed1, m2 = folded.mixed2, parts = 1 + m1,
-               chunks = (folded.mixed2 + kColumns - 1) / kColumns;
+  constexpr double A = kAffineTerms<D>, kPixels = kThreads;
+  const double m1 = folded.unstable1, m2 = folded.unstable2, parts = 1 + m1,
+               column_groups = (folded.unstable2 + kColumns - 1) / kColumns;
   const double of_outputs = parts * kPairs * kPixels * (D + 2 * D) + m1 * kPairs * 4 * A;
-  const double of_on = 2 * folded.on2 * (A + m1) * kGradients;
-  const double z_and_gz = kPixels * chunks * (kColumns * (A + m1) + D * m1 + kColumns * kGradients);
-  const double of_mixed = m2 * kPixels * width + m2 * parts * kPixels * 2 * D + m1 * m2 * 2 * A;
-  return of_outputs + of_on + z_and_gz + of_mixed;
+  const double of_active = 2 * folded.active2 * (A + m1) * kGradients;
+  const double z_and_gz = kPixels * column_groups * (kColumns * (A + m1) + D * m1 + kColumns * kGradients);
+  const double of_unstable = m2 * kPixels * width + m2 * parts * kPixels * 2 * D + m1 * m2 * 2 * A;
+  return of_outputs + of_active + z_and_gz + of_unstable;
 }
 
-// Fills the record of a box, or clears it and returns false: the box has too many mixed units of layer 1.
+// Writes the partial gradients of a box: of the samples of a work item. Returns false, and leaves them zero, if the box
+// has more unstable units of layer 1 than it has room for.
+//   1. Fold Phi on the box (fold.h), and clear the partial gradients.
+//   2. Write down what the sums over all tiles need to know of layer 1: active lines, slots of unstable units.
+//   3. For kGradients outputs of Phi at a time:
+//      a. gather gW at each pixel: X and gY are read once;
+//      b. fold the outputs;
+//      c. differentiate the folded outputs, then active and unstable units of layer 2.
+//   4. Finish the moments of layer 1.
 template <class T, int D, class Block>
-SCP_DEVICE bool differentiate(Block& block, const Differentiated<T, D>& of, int64_t share, const Box<D>& box,
-                              const GradientMemory<T, D>& memory, const Record<T, D>& record) {
-  constexpr int A = kAffineRows<D>;
-  const Network<T>& net = of.net;
+SCP_DEVICE bool differentiate(Block& block, const GradientInputs<T, D>& of, int64_t item, const Box<D>& box,
+                              const Parent<T, D>& parent, const GradientMemory<T, D>& memory,
+                              const PartialGradients<T, D>& partial) {
+  constexpr int A = kAffineTerms<D>;
+  const DeviceNetwork<T>& net = of.net;
   const int t = block.thread();
-  const double* coefficients = net.coefficients + of.shares.group(share) * net.h1 * (of.tiling.dims + 1);
+  const double* coefficients = net.coefficients + of.partition.group(item) * net.h1 * (of.tiling.dims + 1);
   const auto& fold_memory = memory.fold;
-  const Folded& folded = fold<T, D, kGradients>(block, net, coefficients, of.tiling.dims, box, false, fold_memory);
-  clear(block, net, record, folded.bounded ? A + folded.mixed1 : A);
+  // Step 1.
+  const Folded& folded = fold<true>(block, net, coefficients, of.tiling.dims, box, false, parent, fold_memory);
+  clear(block, net, partial, folded.bounded ? A + folded.unstable1 : A);
   if (!folded.bounded) return false;
+  // The pixel of this thread; a pixel outside of the map has zero gradients.
   int index[D];
   const bool inside = of.tiling.pixel(box, t, index);
   T position[D];
@@ -304,39 +319,42 @@ SCP_DEVICE bool differentiate(Block& block, const Differentiated<T, D>& of, int6
   for (int axis = 0; axis < D; ++axis) packed.v[axis] = position[axis] = T(index[axis] - box.centre(axis));
   quad(memory.pixels + t * kGradientStride + kGradients) = packed;
   if (t == 0)
-    for (int axis = 0; axis < D; ++axis) record.centre[axis] = box.centre(axis);
-  zero(block, memory.partial, folded.mixed1 * kColumns * A);
+    for (int axis = 0; axis < D; ++axis) partial.centre[axis] = box.centre(axis);
+  zero(block, memory.moment_parts, folded.unstable1 * kColumns * A);
   block.sync();
+  // Step 2.
   SCP_NO_UNROLL
-  for (int q = t; q < folded.on1 + folded.mixed1; q += kThreads) {
+  for (int q = t; q < folded.active1 + folded.unstable1; q += kThreads) {
     const int u = fold_memory.unit1[q];
-    if (q < folded.on1)
-      quad(record.line + u * 4) = quad(fold_memory.line + q * 4);
+    if (q < folded.active1)
+      quad(partial.line + u * 4) = quad(fold_memory.line + q * 4);
     else
-      record.slot[u] = q - folded.on1;
+      partial.slot[u] = q - folded.active1;
   }
 
+  // Step 3.
   for (int first = 0; first < net.nc; first += kGradients) {
     const int width = net.nc - first < kGradients ? net.nc - first : kGradients;
     T grad[kGradients] = {};
     if (inside) {
       with_dtype<T>(of.features.dtype, [&](auto* type) {
         using S = typename Pointee<decltype(type)>::type;
-        gather<T, D, S>(of, index, of.shares.first_sample(share), of.shares.end_sample(share), first, width, grad);
+        gather<T, D, S>(of, index, of.partition.first_sample(item), of.partition.end_sample(item), first, width, grad);
       });
     }
     for (int j = 0; j < kGradients; ++j) memory.pixels[t * kGradientStride + j] = grad[j];
     SCP_NO_UNROLL
     for (int j = t; j < kGradients; j += kThreads) fold_memory.offset[j] = j < width ? first + j : -1;
     count(block, net, SCP_REPORT_LEAF_MACS, [&] { return part_macs<D>(folded, width); });
-    fold_outputs<T, D, kGradients>(block, net, folded, fold_memory);
+    fold_outputs(block, net, folded, parent, fold_memory);
     differentiate_outputs(block, folded, memory);
     SCP_NO_UNROLL
-    for (int j = t; j < width; j += kThreads) record.b3[first + j] = memory.outputs[j];
-    differentiate_on(block, net, folded, first, width, memory, record);
-    differentiate_mixed(block, net, folded, first, width, position, grad, memory, record);
+    for (int j = t; j < width; j += kThreads) partial.b3[first + j] = memory.outputs[j];
+    differentiate_active(block, net, folded, first, width, memory, partial);
+    differentiate_unstable(block, net, folded, first, width, position, grad, memory, partial);
   }
-  finish_moments(block, net, folded, memory, record);
+  // Step 4.
+  finish_moments(block, net, folded, memory, partial);
   return true;
 }
 

@@ -1,7 +1,7 @@
 // The CUDA library: every program as a kernel, and the entry points.
 #include <cuda_runtime.h>
 
-#include "run.h"
+#include "launch_sequence.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
@@ -13,7 +13,7 @@ constexpr int kBlocksAtOnce = 2;
 template <int D>
 constexpr int kBlocksAtOnce<Apply<float, D>> = D == 2 ? 4 : 3;  // in volumes four would spill
 template <int D>
-constexpr int kBlocksAtOnce<Parameters<float, D>> = 3;
+constexpr int kBlocksAtOnce<ParameterGradients<float, D>> = 3;
 
 template <class Program>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Program>)
@@ -39,7 +39,7 @@ class Stream {
   void launch(const Program& program, int64_t blocks, int64_t shared_bytes) {
     if (blocks == 0) return;
     if (shared_bytes > kSharedWithoutAsking) {
-      // Always the most: another thread may be about to launch the same kernel with more than this call's.
+      // Always the limit: another thread may be about to launch the same kernel with more than this call's.
       check(cudaFuncSetAttribute(scp_kernel<Program>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_limit_)));
     }
     scp_kernel<<<unsigned(blocks), kThreads, size_t(shared_bytes), stream_>>>(program);
@@ -71,10 +71,10 @@ class CurrentDevice {
 };
 
 int run_on_device(const scp_cuda_call* call, bool backward, char* message, int64_t size) {
-  return run_call(call, backward, message, size, [&](auto& run) {
+  return run_call(call, backward, message, size, [&](auto& sequence) {
     CurrentDevice current(call->device);
     Stream stream(call->stream, call->shared_limit);
-    run(stream);
+    sequence(stream);
   });
 }
 
@@ -91,8 +91,9 @@ int scp_cuda_driver(int32_t* driver, int32_t* built_with) {
   return cudaDriverGetVersion(driver) == cudaSuccess ? SCP_OK : SCP_DEVICE_ERROR;
 }
 
-int scp_cuda_plan(const scp_cuda_call* call, int32_t backward, scp_cuda_needs* needs, char* message, int64_t size) {
-  return scp::common::plan_call(call, backward != 0, needs, message, size);
+int scp_cuda_query_requirements(const scp_cuda_call* call, int32_t backward, scp_cuda_requirements* requirements,
+                                char* message, int64_t size) {
+  return scp::common::query_call(call, backward != 0, requirements, message, size);
 }
 
 int scp_cuda_forward(const scp_cuda_call* call, char* message, int64_t size) {

@@ -33,7 +33,10 @@ class Call(ctypes.Structure):
     """``struct scp_call``, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("spatial_dims", "dtype", "compute_dtype", "threads", "level", "method")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("spatial_dims", "position_dims", "dtype", "compute_dtype", "threads", "isa_target", "method")
+        ),
         *((name, ctypes.c_int64) for name in ("batch", "groups", "channels", "classes", "hidden1", "hidden2")),
         ("size", ctypes.c_int64 * 3),
         *((name, _Tensor) for name in ("features", "logits", "grad_features")),
@@ -41,7 +44,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("w2", "b2", "w3", "b3", "residual", "bias")),
         *((f"grad_{name}", ctypes.c_void_p) for name in (*PHI[:2], "coefficients", *PHI[2:])),
         ("report", ctypes.c_void_p),
-        ("keep_bytes", ctypes.c_int64),
+        ("cache_bytes", ctypes.c_int64),
     )
 
 
@@ -64,6 +67,7 @@ def sizes(problem: Problem) -> Call:
 def _sizes(problem: Problem) -> Call:
     return Call(
         spatial_dims=problem.spatial_dims,
+        position_dims=problem.position_dims,
         dtype=DTYPES[problem.dtype],
         compute_dtype=DTYPES[problem.compute_dtype],
         batch=problem.batch,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from scp_kernels import counting
 from scp_kernels.backends import abi, library
-from scp_kernels.problem import Problem, first_layer_coefficients, first_layer_gradients
+from scp_kernels.positions import first_layer_coefficients, first_layer_gradients
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 _OLDEST_CAPABILITY = 75
 
@@ -36,33 +37,35 @@ class CudaCall(ctypes.Structure):
         ("shared_limit", ctypes.c_int64),
         ("workspace", ctypes.c_void_p),
         ("workspace_bytes", ctypes.c_int64),
-        ("lent", ctypes.c_void_p),
-        ("lent_bytes", ctypes.c_int64),
+        ("scratch_alias", ctypes.c_void_p),
+        ("scratch_alias_bytes", ctypes.c_int64),
     )
 
 
-class Needs(ctypes.Structure):
-    """``struct scp_cuda_needs`` of csrc/include/scp.h, field by field."""
+class Requirements(ctypes.Structure):
+    """``struct scp_cuda_requirements`` of csrc/include/scp.h, field by field."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
         for name in (
-            "workspace_bytes", "shared_apply", "shared_parameters", "blocks_apply", "blocks_parameters", "rounds",
-            "most_mixed",
+            "workspace_bytes", "shared_apply", "shared_parameters", "shared_supertiles", "windows", "blocks_apply",
+            "blocks_parameters", "chunks", "unstable_capacity",
         )
     )  # fmt: skip
 
 
-def plan(loaded: ctypes.CDLL, call: CudaCall, backward: bool) -> Needs:
-    """What a call needs. Reads no data and needs no device.
+def requirements(loaded: ctypes.CDLL, call: CudaCall, backward: bool) -> Requirements:
+    """Workspace, shared memory and launches of a call. Reads no data and needs no device.
 
     Raises:
         RuntimeError: the device's shared memory (``call.shared_limit``) is too small for the widths.
     """
-    needs, message = Needs(), abi.Message()
-    status = loaded.scp_cuda_plan(ctypes.byref(call), backward, ctypes.byref(needs), message.buffer, message.size)
+    result, message = Requirements(), abi.Message()
+    status = loaded.scp_cuda_query_requirements(
+        ctypes.byref(call), backward, ctypes.byref(result), message.buffer, message.size
+    )
     message.check(status, "CUDA")
-    return needs
+    return result
 
 
 def sizes(problem: Problem, shared_limit: int, multiprocessors: int) -> CudaCall:
@@ -77,7 +80,7 @@ def declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
     message = (ctypes.c_char_p, ctypes.c_int64)
     int32, call = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(CudaCall)
     loaded.scp_cuda_driver.argtypes = (int32, int32)
-    loaded.scp_cuda_plan.argtypes = (call, ctypes.c_int32, ctypes.POINTER(Needs), *message)
+    loaded.scp_cuda_query_requirements.argtypes = (call, ctypes.c_int32, ctypes.POINTER(Requirements), *message)
     loaded.scp_cuda_forward.argtypes = loaded.scp_cuda_backward.argtypes = (call, *message)
     return loaded
 
@@ -88,7 +91,7 @@ class CudaBackend:
     name = "cuda"
     device_type = "cuda"
 
-    def unusable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         try:
             loaded = self.library()
         except library.LibraryUnavailable as error:
@@ -105,7 +108,7 @@ class CudaBackend:
             return "no CUDA device is available to PyTorch"
         return None
 
-    def cannot_run(self, problem: Problem) -> str | None:
+    def unsupported_reason(self, problem: Problem) -> str | None:
         if problem.device.type != self.device_type:
             return f"tensors are on {problem.device}, not on a CUDA device"
         major, minor = self.capability(problem.device)
@@ -118,20 +121,13 @@ class CudaBackend:
             # Of the backward too: a forward that cannot be differentiated would be a trap.
             multiprocessors, shared_limit = self.limits(problem.device)
             for backward in (False, True):
-                plan(self.library(), sizes(problem, shared_limit, multiprocessors), backward)
+                requirements(self.library(), sizes(problem, shared_limit, multiprocessors), backward)
         except RuntimeError as error:
             return str(error)
         return None
 
-    def forward(
-        self,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        bias: Tensor | None,
-        matrix: Tensor,
-        problem: Problem,
-    ) -> Tensor:
+    def forward(self, inputs: SCPInputs) -> Tensor:
+        features, phi, residual, bias, matrix, problem = inputs
         logits = torch.empty(
             (problem.batch, problem.num_classes, *problem.spatial_shape), dtype=features.dtype, device=features.device
         )
@@ -144,28 +140,21 @@ class CudaBackend:
         return logits
 
     def backward(
-        self,
-        grad_logits: Tensor,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        matrix: Tensor,
-        problem: Problem,
-        needs_features: bool,
-        needs_parameters: bool,
+        self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+        features, phi, residual, _, matrix, problem = inputs
         call = abi.inputs(features, grad_logits, phi, residual, problem)
         coefficients = first_layer_coefficients(phi[0], phi[1], matrix).contiguous()
         call.coefficients = coefficients.data_ptr()
-        grad_features = torch.empty_like(features) if needs_features else None
+        grad_features = torch.empty_like(features) if needs.features else None
         if grad_features is not None:
             call.grad_features = abi.describe(grad_features)
-        if not needs_parameters:
+        if not needs.parameters:
             self._run(call, problem, backward=True)
             return grad_features, None
         later = dict(zip(abi.PHI[2:], phi[2:], strict=True))
         of_coefficients, *others = abi.gradients(call, {"coefficients": coefficients, **later})
-        self._run(call, problem, backward=True, lent=grad_features)
+        self._run(call, problem, backward=True, scratch_alias=grad_features)
         return grad_features, (*first_layer_gradients(of_coefficients, matrix), *others)
 
     # What differs where tests run the kernels' code on the host.
@@ -190,8 +179,8 @@ class CudaBackend:
         """Makes the tensors' device current."""
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
-    def _run(self, described: abi.Call, problem: Problem, backward: bool, lent: Tensor | None = None) -> None:
-        """Run a call; ``lent`` is the features' gradient, in whose memory intermediate results may lie before it."""
+    def _run(self, described: abi.Call, problem: Problem, backward: bool, scratch_alias: Tensor | None = None) -> None:
+        """Run a call; ``scratch_alias`` is the features' gradient, whose memory is scratch until it is written."""
         device = problem.device
         with self.on(device):
             multiprocessors, shared_limit = self.limits(device)
@@ -202,9 +191,10 @@ class CudaBackend:
                 multiprocessors=multiprocessors,
                 shared_limit=shared_limit,
             )
-            if lent is not None:
-                call.lent, call.lent_bytes = lent.data_ptr(), lent.untyped_storage().nbytes()
-            size = plan(self.library(), call, backward).workspace_bytes
+            if scratch_alias is not None:
+                call.scratch_alias = scratch_alias.data_ptr()
+                call.scratch_alias_bytes = scratch_alias.untyped_storage().nbytes()
+            size = requirements(self.library(), call, backward).workspace_bytes
             # The caching allocator keeps it from being reused before the stream is done with it.
             workspace = torch.empty(size, dtype=torch.uint8, device=device)
             call.workspace, call.workspace_bytes = workspace.data_ptr(), size

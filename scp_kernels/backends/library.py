@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 4
+ABI_VERSION = 6
 """The number in ``csrc/include/scp.h``; a library that reports another one is refused."""
 
 PACKAGE = "scp_kernels_native"
@@ -24,7 +24,7 @@ class LibraryUnavailable(Exception):
 def build_record() -> dict[str, dict[str, Any]]:
     """What the installation built: for ``"cpu"`` and ``"cuda"``, ``version``, ``built``, and why not or how.
 
-    That is ``reason``, a sentence, or ``compiler``, ``flags`` and ``variants`` (vector levels or compute capabilities).
+    That is ``reason``, a sentence, or ``compiler``, ``flags`` and ``variants`` (ISA targets or compute capabilities).
     """
     for folder in _folders():
         path = folder / "build.json"

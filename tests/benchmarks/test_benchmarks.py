@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import machine
+from benchmarks import machine, tables
 
 ROOT = Path(__file__).parents[2]
 RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -48,13 +48,35 @@ def test_the_guard_fails_where_a_race_was_not_run(tmp_path, floors):
 
 
 def test_the_document_is_what_the_records_give(tmp_path):
-    """Nothing in docs/benchmarks.md is typed by hand, and it is of these records."""
+    """Nothing in docs/benchmarks.md and in the README's verdict is typed by hand, and it is of these records."""
     assert RECORDS
-    done = run("report", "--out", tmp_path / "benchmarks.md")
+    readme = tmp_path / "README.md"
+    kept, begin, block = (ROOT / "README.md").read_text().partition("<!-- written by python -m benchmarks.report")
+    mark, _, rest = block.partition("\n")
+    readme.write_text(f"{kept}{begin}{mark}\nold figures\n{rest[rest.index('<!-- end') :]}")
+    done = run("report", "--out", tmp_path / "benchmarks.md", "--readme", readme)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "benchmarks.md").read_text() == (ROOT / "docs" / "benchmarks.md").read_text()
+    assert readme.read_text() == (ROOT / "README.md").read_text()
     drawn = {path.name for path in (tmp_path / "images" / "benchmarks").iterdir()}
     assert drawn == {path.name for path in (ROOT / "docs" / "images" / "benchmarks").iterdir()}
+
+
+def test_a_readme_without_marks_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("# Another\n")
+    done = run("report", "--out", tmp_path / "benchmarks.md", "--readme", tmp_path / "README.md")
+    assert done.returncode == 1 and "expected the lines" in done.stderr
+    assert (tmp_path / "README.md").read_text() == "# Another\n"
+
+
+def test_columns_with_nothing_in_them_are_left_out():
+    figure = {"seconds": {"median": 1e-3, "p05": 1e-3, "p95": 2e-3}, "ratio": 1.0, "saved_bytes": 2**20}
+    race = {"copy_bandwidth": 1e9, "subjects": {"cpu": figure}}
+    text = tables.tables({"a race": race})
+    assert "median" in text and "1.00 MiB" in text
+    assert "GPU alone" not in text and "error" not in text
+    on_gpu = {**race, "subjects": {"cuda": {**figure, "device_seconds": {"median": 5e-4}}, "plain 1x1": figure}}
+    assert "GPU alone" in tables.tables({"a race": on_gpu}) and "500 µs" in tables.tables({"a race": on_gpu})
 
 
 def test_a_record_never_mixes_machines(tmp_path):

@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 leave
 @pytest.mark.parametrize("kernel", tune.KERNELS)
 def test_candidates_are_distinct(kernel):
     problem = CASES["h256"].problem
-    found = list(tune.candidates(kernel, problem, 90))
-    assert len(found) == len(set(found)) >= 16
-    own = tables.find(kernel, 90, problem.hidden, 32, 4, "ieee")
-    assert found[0] == own, "what the table has is always among what is timed"
+    candidates = list(tune.candidates(kernel, problem, 90))
+    assert len(candidates) == len(set(candidates)) >= 16
+    configured = tables.find(kernel, 90, problem.hidden, 32, 4, "ieee")
+    assert candidates[0] == configured, "what the table has is always among what is timed"
 
 
 @pytest.mark.parametrize("capability", [75, 80, 90])

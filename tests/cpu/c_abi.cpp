@@ -13,7 +13,8 @@
 using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
 
-constexpr int kHidden1 = 24, kHidden2 = 20, kChannels = 5, kClasses = 2, kOutputs = kClasses * kChannels;
+constexpr int kPositions = 6, kHidden1 = 24, kHidden2 = 20, kChannels = 5, kClasses = 2,
+              kOutputs = kClasses * kChannels;
 
 struct Parameters {
   Floats w1, b1, w2, b2, w3, b3, residual;
@@ -33,23 +34,21 @@ Floats normal(std::mt19937& random, int count, double scale) {
 double relu(double x) { return x > 0 ? x : 0; }
 
 // Logits, and the gradients of sum(logits * grad_logits), one pixel after another.
-Results reference(const Parameters& p, const Floats& x, const Floats& grad_logits, int batch, int height, int width) {
+Results reference(const Parameters& p, const Floats& x, const Floats& grad_logits, const double* positions, int batch,
+                  int height, int width) {
   const int pixels = height * width;
-  Results found{Doubles(batch * kClasses * pixels),
-                Doubles(batch * kChannels * pixels),
-                Doubles(kHidden1 * 4),
-                Doubles(kHidden1),
-                Doubles(kHidden2 * kHidden1),
-                Doubles(kHidden2),
-                Doubles(kOutputs * kHidden2),
-                Doubles(kOutputs)};
+  Results results{Doubles(batch * kClasses * pixels), Doubles(batch * kChannels * pixels),
+                  Doubles(kHidden1 * kPositions),     Doubles(kHidden1),
+                  Doubles(kHidden2 * kHidden1),       Doubles(kHidden2),
+                  Doubles(kOutputs * kHidden2),       Doubles(kOutputs)};
   for (int pixel = 0; pixel < pixels; ++pixel) {
     const int i = pixel / width, j = pixel % width;
-    const double s[4] = {double(i), double(j), double(height - i), double(width - j)};
+    double s[kPositions];
+    for (int k = 0; k < kPositions; ++k) s[k] = positions[3 * k] * i + positions[3 * k + 1] * j + positions[3 * k + 2];
     double l[kHidden1], z[kHidden2], w[kOutputs], gw[kOutputs] = {}, gz[kHidden2] = {}, gl[kHidden1] = {};
     for (int u = 0; u < kHidden1; ++u) {
       l[u] = p.b1[u];
-      for (int k = 0; k < 4; ++k) l[u] += double(p.w1[u * 4 + k]) * s[k];
+      for (int k = 0; k < kPositions; ++k) l[u] += double(p.w1[u * kPositions + k]) * s[k];
     }
     for (int k = 0; k < kHidden2; ++k) {
       z[k] = p.b2[k];
@@ -64,38 +63,38 @@ Results reference(const Parameters& p, const Floats& x, const Floats& grad_logit
         const int y = (b * kClasses + n) * pixels + pixel;
         for (int c = 0; c < kChannels; ++c) {
           const int at = (b * kChannels + c) * pixels + pixel;
-          found.logits[y] += w[n * kChannels + c] * x[at];
-          found.features[at] += double(grad_logits[y]) * w[n * kChannels + c];
+          results.logits[y] += w[n * kChannels + c] * x[at];
+          results.features[at] += double(grad_logits[y]) * w[n * kChannels + c];
           gw[n * kChannels + c] += double(grad_logits[y]) * x[at];
         }
       }
     }
     for (int n = 0; n < kOutputs; ++n) {
-      found.b3[n] += gw[n];
+      results.b3[n] += gw[n];
       for (int k = 0; k < kHidden2; ++k) {
-        found.w3[n * kHidden2 + k] += gw[n] * relu(z[k]);
+        results.w3[n * kHidden2 + k] += gw[n] * relu(z[k]);
         if (z[k] > 0) gz[k] += gw[n] * p.w3[n * kHidden2 + k];
       }
     }
     for (int k = 0; k < kHidden2; ++k) {
-      found.b2[k] += gz[k];
+      results.b2[k] += gz[k];
       for (int u = 0; u < kHidden1; ++u) {
-        found.w2[k * kHidden1 + u] += gz[k] * relu(l[u]);
+        results.w2[k * kHidden1 + u] += gz[k] * relu(l[u]);
         if (l[u] > 0) gl[u] += gz[k] * p.w2[k * kHidden1 + u];
       }
     }
     for (int u = 0; u < kHidden1; ++u) {
-      found.b1[u] += gl[u];
-      for (int k = 0; k < 4; ++k) found.w1[u * 4 + k] += gl[u] * s[k];
+      results.b1[u] += gl[u];
+      for (int k = 0; k < kPositions; ++k) results.w1[u * kPositions + k] += gl[u] * s[k];
     }
   }
-  return found;
+  return results;
 }
 
-double relative_error(const Floats& found, const Doubles& truth) {
+double relative_error(const Floats& result, const Doubles& truth) {
   double error = 0, largest = 0;
   for (size_t i = 0; i < truth.size(); ++i) {
-    error = std::max(error, std::fabs(found[i] - truth[i]));
+    error = std::max(error, std::fabs(result[i] - truth[i]));
     largest = std::max(largest, std::fabs(truth[i]));
   }
   return error / largest;
@@ -118,9 +117,18 @@ bool refuses_null(const scp_call& complete) {
   return true;
 }
 
+// Whether a call is refused whose positions have fewer axes than the image.
+bool refuses_few_axes(const scp_call& complete) {
+  scp_call call = complete;
+  call.position_dims = 1;
+  if (scp_cpu_forward(&call, nullptr, 0) == SCP_BAD_ARGUMENT) return true;
+  std::fprintf(stderr, "not refused: a 2-D call with one position axis\n");
+  return false;
+}
+
 double check(int threads, int batch, int height, int width) {
   std::mt19937 random(1);
-  const Parameters p{normal(random, kHidden1 * 4, 0.5),
+  const Parameters p{normal(random, kHidden1 * kPositions, 0.5),
                      normal(random, kHidden1, 5),
                      normal(random, kHidden2 * kHidden1, 0.2),
                      normal(random, kHidden2, 2),
@@ -130,15 +138,18 @@ double check(int threads, int batch, int height, int width) {
   const int pixels = height * width;
   Floats x = normal(random, batch * kChannels * pixels, 1), grad_logits = normal(random, batch * kClasses * pixels, 1);
   Floats logits(batch * kClasses * pixels), grad_x(batch * kChannels * pixels);
-  Floats grad_w1(kHidden1 * 4), grad_b1(kHidden1), grad_w2(kHidden2 * kHidden1), grad_b2(kHidden2);
+  Floats grad_w1(kHidden1 * kPositions), grad_b1(kHidden1), grad_w2(kHidden2 * kHidden1), grad_b2(kHidden2);
   Floats grad_w3(kOutputs * kHidden2), grad_b3(kOutputs);
-  const double positions[4 * 3] = {1, 0, 0, 0, 1, 0, -1, 0, double(height), 0, -1, double(width)};
+  // A slice of a volume of 20 slices, which lies askew: (z, i, j) and the distances to the other ends.
+  const double h = height, w = width;
+  const double positions[kPositions * 3] = {0.02, -0.01, 7, 1, 0, 0, 0, 1, 0, -0.02, 0.01, 13, -1, 0, h, 0, -1, w};
 
   const auto tensor = [&](Floats& values, int channels) {
     return scp_tensor{values.data(), int64_t(channels) * pixels, pixels, {width, 1, 0}};
   };
   scp_call call{};
-  call.spatial_dims = 2, call.dtype = call.compute_dtype = SCP_FLOAT32, call.threads = threads;
+  call.spatial_dims = 2, call.position_dims = kPositions / 2, call.dtype = call.compute_dtype = SCP_FLOAT32,
+  call.threads = threads;
   call.batch = batch, call.groups = 1, call.channels = kChannels, call.classes = kClasses;
   call.hidden1 = kHidden1, call.hidden2 = kHidden2, call.size[0] = height, call.size[1] = width;
   call.features = tensor(x, kChannels), call.logits = tensor(logits, kClasses);
@@ -157,8 +168,8 @@ double check(int threads, int batch, int height, int width) {
     std::fprintf(stderr, "status %d: %s\n", status, message);
     return INFINITY;
   }
-  if (!refuses_null(call)) return INFINITY;
-  const Results truth = reference(p, x, grad_logits, batch, height, width);
+  if (!refuses_null(call) || !refuses_few_axes(call)) return INFINITY;
+  const Results truth = reference(p, x, grad_logits, positions, batch, height, width);
   return std::max({relative_error(logits, truth.logits), relative_error(grad_x, truth.features),
                    relative_error(grad_w1, truth.w1), relative_error(grad_b1, truth.b1),
                    relative_error(grad_w2, truth.w2), relative_error(grad_b2, truth.b2),

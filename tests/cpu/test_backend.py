@@ -1,4 +1,4 @@
-"""The compiled CPU backend against the float64 reference: every dtype, layout, vector level and awkward size."""
+"""The compiled CPU backend against the float64 reference: every dtype, layout, ISA target and awkward size."""
 
 import os
 import subprocess
@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scp_kernels import FusedSCP, backends, scp, scp_reference
-from scp_kernels.backends import native
+from scp_kernels import FusedSCP, available_backends, scp, scp_reference
+from scp_kernels.backends import cpu
 from tests.support.agreement import (
     NON_FINITE,
     POSITION_MAPS,
@@ -21,11 +21,11 @@ from tests.support.agreement import (
     agree_with_finite_differences,
     integer_inputs,
 )
-from tests.support.cpu_settings import LEVELS, ask_cpu, needs_cpu
+from tests.support.cpu_settings import ISA_TARGETS, ask_cpu, needs_cpu
 from tests.support.problems import away_from_kinks, evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 
-pytestmark = [needs_cpu, pytest.mark.usefixtures("nothing_kept")]
+pytestmark = [needs_cpu, pytest.mark.usefixtures("empty_weight_field_cache")]
 check = partial(agree, backend="cpu")
 
 
@@ -47,10 +47,10 @@ def test_gradients_on_a_large_image():
     check(away_from_kinks(make_inputs((1024, 1024), batch=1, channels=2, hidden=(12, 8))))
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_gradient_past_the_caches_at_odd_addresses(monkeypatch, level):
+@pytest.mark.parametrize("target", ISA_TARGETS)
+def test_a_gradient_stored_non_temporally_at_odd_addresses(monkeypatch, target):
     """16 MiB and more, whose rows begin anywhere."""
-    ask_cpu(monkeypatch, level=native.LEVELS[level])
+    ask_cpu(monkeypatch, isa_target=cpu.ISA_TARGETS[target])
     check(away_from_kinks(make_inputs((365, 363), batch=2, channels=16, hidden=(12, 8))))
 
 
@@ -63,7 +63,7 @@ def test_as_many_arrays_as_a_deep_tree_of_wide_networks_needs():
     b1.copy_(-at * w1[:, 1])
     b2.zero_()
     logits, _ = evaluate(scp, inputs, backend="cpu")
-    assert native.last_plan().most_mixed_units == (736, 736)
+    assert cpu.last_report().most_unstable_units == (736, 736)
     near = slice(4992, 5008)
     truth = scp_reference(
         inputs.features[..., near], inputs.phi, inputs.residual, origin=(0, near.start), extent=(1, width)
@@ -102,15 +102,15 @@ def test_after_training(shape, position):
     check(away_from_kinks(inputs, position=position), position=position)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("target", ISA_TARGETS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(37, 41), (9, 10, 11)], ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
-def test_every_vector_level_and_dtype(monkeypatch, level, dtype, shape, batch):
-    ask_cpu(monkeypatch, level=native.LEVELS[level])
+def test_every_isa_target_and_dtype(monkeypatch, target, dtype, shape, batch):
+    ask_cpu(monkeypatch, isa_target=cpu.ISA_TARGETS[target])
     inputs = make_inputs(shape, batch=batch, channels=5, hidden=(40, 24), classes=3, bias=True, dtype=dtype)
     check(away_from_kinks(inputs))
-    assert native.last_plan().level == level
+    assert cpu.last_report().isa_target == target
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -128,10 +128,10 @@ def test_parameters_wider_than_the_features(dtype):
 
 @pytest.mark.parametrize("method", ["tree", "dense"])
 def test_both_ways_of_evaluation(monkeypatch, method):
-    ask_cpu(monkeypatch, method=native.METHODS[method])
+    ask_cpu(monkeypatch, method=cpu.METHODS[method])
     for batch in (1, 2):
         check(away_from_kinks(make_inputs((33, 50), batch=batch, channels=6, hidden=(48, 40), classes=2)))
-        assert native.last_plan().dense == (method == "dense")
+        assert cpu.last_report().dense == (method == "dense")
 
 
 @pytest.mark.parametrize("options", POSITION_MAPS, ids=range(len(POSITION_MAPS)))
@@ -150,12 +150,12 @@ def test_samples_with_equal_position_maps_share_one_evaluation():
     affine = distinct[[0, 0, 1, 0, 1]]
     inputs = make_inputs((30, 35), batch=5, channels=6, hidden=(32, 32), classes=2, bias=True, dtype=torch.float64)
     check(inputs, affine=affine, extent=(99, 80))
-    assert native.last_plan().position_maps == 2
-    nodes = native.last_plan().nodes
+    assert cpu.last_report().position_maps == 2
+    nodes = cpu.last_report().nodes
     two = make_inputs((30, 35), batch=2, channels=6, hidden=(32, 32), classes=2, bias=True, dtype=torch.float64)
     two.grad_logits = inputs.grad_logits[:2]
     evaluate(scp, two, affine=distinct, extent=(99, 80), backend="cpu")
-    assert native.last_plan().nodes <= nodes < 5 / 2 * native.last_plan().nodes
+    assert cpu.last_report().nodes <= nodes < 5 / 2 * cpu.last_report().nodes
 
 
 def test_one_map_given_for_each_sample_is_the_shared_one():
@@ -163,7 +163,7 @@ def test_one_map_given_for_each_sample_is_the_shared_one():
     affine = torch.tensor([[0.0, -1.0, 40.0], [0.5, 0.2, -3.0]], dtype=torch.float64)
     shared, shared_gradients = evaluate(scp, inputs, affine=affine, backend="cpu")
     logits, gradients = evaluate(scp, inputs, affine=affine.expand(3, 2, 3).clone(), backend="cpu")
-    assert native.last_plan().position_maps == 1
+    assert cpu.last_report().position_maps == 1
     assert torch.equal(logits, shared)
     for name, gradient in gradients.items():
         # Those of the first layer are summed over the samples' maps, two of which add zero.
@@ -189,11 +189,11 @@ def test_many_position_maps():
     origin = torch.rand(20_000, 2, generator=torch.Generator().manual_seed(0)) * 100
     logits = scp(inputs.features, inputs.phi, inputs.residual, origin=origin, extent=(160, 224), backend="cpu")
     truth = scp_reference(inputs.features, inputs.phi, inputs.residual, origin=origin, extent=(160, 224))
-    assert native.last_plan().position_maps == 20_000
+    assert cpu.last_report().position_maps == 20_000
     assert relative_error(logits, truth) <= LOGITS[torch.float32]
 
 
-def test_one_position_map_a_sample():
+def test_one_position_map_per_sample():
     g = torch.Generator().manual_seed(0)
     affine = torch.randn(3, 2, 3, generator=g, dtype=torch.float64) * torch.tensor([1.0, 1.0, 20.0])
     inputs = make_inputs((30, 35), batch=3, channels=6, hidden=(32, 32), dtype=torch.float64)
@@ -231,12 +231,12 @@ def test_a_constant_gradient_with_no_strides():
     assert relative_error(gradient, field.expand_as(gradient)) <= GRADIENTS[torch.float32]
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("target", ISA_TARGETS)
 @pytest.mark.parametrize("shape", [(32, 48), (8, 12, 16)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
-def test_kinks_on_pixels(monkeypatch, level, shape, seed):
-    """No pixel is masked here: off means zero slope, at zero itself too."""
-    ask_cpu(monkeypatch, level=native.LEVELS[level])
+def test_kinks_on_pixels(monkeypatch, target, shape, seed):
+    """No pixel is masked here: inactive means zero slope, at zero itself too."""
+    ask_cpu(monkeypatch, isa_target=cpu.ISA_TARGETS[target])
     inputs = integer_inputs(shape, (12, 10), seed)
     for parameter in inputs.phi[:4]:
         parameter[0] = 0  # a unit of either layer that is zero everywhere
@@ -264,9 +264,9 @@ def test_kinks_on_edges_and_corners_of_boxes(batch):
 @pytest.mark.parametrize(("where", "value"), NON_FINITE)
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("level", LEVELS)
-def test_nan_and_inf_as_in_pytorch(monkeypatch, where, value, batch, dtype, level):
-    ask_cpu(monkeypatch, level=native.LEVELS[level])
+@pytest.mark.parametrize("target", ISA_TARGETS)
+def test_nan_and_inf_as_in_pytorch(monkeypatch, where, value, batch, dtype, target):
+    ask_cpu(monkeypatch, isa_target=cpu.ISA_TARGETS[target])
     agree_where_not_finite(where, value, batch, "cpu", dtype)
 
 
@@ -274,13 +274,13 @@ def test_nan_and_inf_as_in_pytorch(monkeypatch, where, value, batch, dtype, leve
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_gradients_of_nan_and_inf_as_in_pytorch(where, value, batch):
-    """0 · NaN is NaN: it reaches the weights of units that are off at its pixel, too."""
+    """0 · NaN is NaN: it reaches the weights of units that are inactive at its pixel, too."""
     inputs = make_inputs((20, 37), batch=batch, channels=3, hidden=(12, 10))
     getattr(inputs, where)[0, 0, 3, 5] = value
-    _, mine = evaluate(scp, inputs, backend="cpu")
+    _, gradients = evaluate(scp, inputs, backend="cpu")
     _, truth = evaluate(scp_reference, inputs)
     assert not all(gradient.isfinite().all() for gradient in truth.values())
-    for name, gradient in mine.items():
+    for name, gradient in gradients.items():
         assert torch.equal(gradient.isfinite(), truth[name].isfinite()), name
 
 
@@ -290,10 +290,10 @@ def test_an_infinite_weight_of_the_first_layer_is_never_hidden(value):
     inputs = make_inputs((20, 37), channels=3, hidden=(12, 10))
     w1 = inputs.phi[0].clone()
     w1[0, 1] = value
-    mine = scp(inputs.features, (w1, *inputs.phi[1:]), inputs.residual, backend="cpu")
+    logits = scp(inputs.features, (w1, *inputs.phi[1:]), inputs.residual, backend="cpu")
     truth = scp_reference(inputs.features, (w1, *inputs.phi[1:]), inputs.residual)
     assert not torch.isfinite(truth).all()
-    assert not torch.isfinite(mine[~torch.isfinite(truth)]).any()
+    assert not torch.isfinite(logits[~torch.isfinite(truth)]).any()
 
 
 SHORT_OF_MEMORY = """
@@ -369,7 +369,7 @@ def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
 
 def test_operators_pass_opcheck_and_compile():
     from scp_kernels import ops
-    from scp_kernels.problem import identity_affine, position_matrix
+    from scp_kernels.positions import identity_affine, position_matrix
 
     inputs = make_inputs((18, 20), classes=2, bias=True)
     matrix = position_matrix(identity_affine(2, torch.device("cpu")), torch.tensor([18.0, 20.0]).double(), "pixels")
@@ -382,50 +382,60 @@ def test_operators_pass_opcheck_and_compile():
         assert torch.equal(compiled(x), head(x))
 
 
-def test_the_plan_of_the_last_call():
+def test_the_report_of_the_last_call():
     inputs = make_inputs((160, 224), batch=1, channels=32, hidden=(256, 256))
     with torch.no_grad():
         scp(inputs.features, inputs.phi, inputs.residual, backend="cpu")
-    plan = native.last_plan()
-    assert not plan.dense and plan.pixels == 160 * 224 and plan.leaves > 100
-    assert plan.dense_macs == 4 * 256 + 256 * 256 + 256 * 32
+    forward = cpu.last_report()
+    assert not forward.dense and forward.pixels == 160 * 224 and forward.leaves > 100
+    assert forward.dense_macs == 4 * 256 + 256 * 256 + 256 * 32
     # The claim of the project: exact evaluation with a small part of the operations.
-    assert plan.macs < plan.dense_macs / 40
+    assert forward.macs < forward.dense_macs / 40
     leaves = [t.clone().requires_grad_() for t in (inputs.features, *inputs.phi, inputs.residual)]
     logits = scp(leaves[0], leaves[1:7], leaves[7], backend="cpu")
     torch.autograd.grad(logits, leaves, inputs.grad_logits)
-    backward = native.last_plan()
-    assert backward.nodes == plan.nodes and backward.map_pixels == 160 * 224
+    backward = cpu.last_report()
+    assert backward.nodes == forward.nodes and backward.map_pixels == 160 * 224
     # Both gradients, of every product: about twice a forward for what is adjoint, and W again.
-    assert 2 * plan.macs < backward.macs < 2 * plan.dense_macs / 15
+    assert 2 * forward.macs < backward.macs < 2 * forward.dense_macs / 15
     scp(inputs.features[..., :16, :16], inputs.phi, inputs.residual, backend="cpu")
-    assert native.last_plan().dense
+    assert cpu.last_report().dense
 
 
-VARIABLES = (native.LEVEL_VARIABLE, native.METHOD_VARIABLE, native.KEEP_VARIABLE)
+VARIABLES = (cpu.ISA_VARIABLE, cpu.METHOD_VARIABLE, cpu.CACHE_VARIABLE)
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        (native.LEVEL_VARIABLE, "mmx", "SCP_CPU_LEVEL: expected one of"),
-        (native.METHOD_VARIABLE, "fast", "SCP_CPU_METHOD: expected one of"),
-        (native.KEEP_VARIABLE, "much", "SCP_CPU_KEEP_MB: expected a number"),
+        (cpu.ISA_VARIABLE, "mmx", "SCP_CPU_ISA: expected one of"),
+        (cpu.METHOD_VARIABLE, "fast", "SCP_CPU_METHOD: expected one of"),
+        (cpu.CACHE_VARIABLE, "much", "SCP_CPU_KEEP_MB: expected a number"),
     ],
 )
 def test_the_environment_is_checked(monkeypatch, variable, value, message):
-    monkeypatch.setattr(native, "settings", native.settings.__wrapped__)  # as before the first call
-    assert backends()["cpu"].usable
+    monkeypatch.setattr(cpu, "settings", cpu.settings.__wrapped__)  # as before the first call
+    assert available_backends()["cpu"].usable
     monkeypatch.setenv(variable, value)
-    assert message in backends()["cpu"].reason
+    assert message in available_backends()["cpu"].reason
     inputs = make_inputs()
     for backend in ("auto", "cpu"):
         with pytest.raises(ValueError, match=message):
             scp(inputs.features, inputs.phi, inputs.residual, backend=backend)
 
 
+def test_the_former_name_of_the_isa_target_is_deprecated(monkeypatch):
+    monkeypatch.delenv(cpu.ISA_VARIABLE, raising=False)
+    monkeypatch.setenv("SCP_CPU_LEVEL", "portable")
+    with pytest.warns(DeprecationWarning, match="SCP_CPU_LEVEL is now SCP_CPU_ISA"):
+        asked = cpu.settings.__wrapped__()
+    assert asked.isa_target == cpu.ISA_TARGETS["portable"]
+    monkeypatch.setenv(cpu.ISA_VARIABLE, "avx2")
+    assert cpu.settings.__wrapped__().isa_target == cpu.ISA_TARGETS["avx2"]
+
+
 def test_the_environment_is_followed(monkeypatch):
     for variable, value in zip(VARIABLES, ("portable", "dense", "3"), strict=True):
         monkeypatch.setenv(variable, value)
-    asked = native.settings.__wrapped__()
-    assert asked == native.Settings(native.LEVELS["portable"], native.METHODS["dense"], 3 << 20)
+    asked = cpu.settings.__wrapped__()
+    assert asked == cpu.Settings(cpu.ISA_TARGETS["portable"], cpu.METHODS["dense"], 3 << 20)

@@ -50,6 +50,6 @@ def test_the_installed_library(tmp_path):
 def test_on_arm(tmp_path):
     program = tmp_path / "program"
     sources = sorted(str(path) for path in (SOURCES / "cpu").glob("*.cpp"))
-    level = "-DSCP_VECTOR_LEVEL=portable"
-    subprocess.run([CROSS, *FLAGS, "-Werror", level, str(DRIVER), *sources, "-static", "-o", str(program)], check=True)
+    target = "-DSCP_ISA_TARGET=portable"
+    subprocess.run([CROSS, *FLAGS, "-Werror", target, str(DRIVER), *sources, "-static", "-o", str(program)], check=True)
     assert worst_error(EMULATOR, str(program)) <= GRADIENTS[torch.float32]

@@ -48,33 +48,33 @@ def compiler() -> list[str]:
 
 def runtimes(command: list[str]) -> list[str]:
     """The sanitizers' shared libraries, to be loaded before Python's own."""
-    found = []
+    paths = []
     for name in RUNTIMES:
         path = subprocess.run([*command, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         if not Path(path).is_absolute():
             pytest.skip(f"{shlex.join(command)} has no shared {name}")
-        found.append(path)
-    return found
+        paths.append(path)
+    return paths
 
 
 def compile_everything(folder: Path, command: list[str], flags: list[str]) -> None:
     objects = []
     for source in SOURCES:
-        levels = RECORD["variants"] if source.name == "kernels.cpp" else {"": []}
-        for level, extra in levels.items():
-            target = folder / f"{source.stem}{level}.o"
-            define = [f"-DSCP_VECTOR_LEVEL={level}"] if level else []
-            objects.append((target, [*command, *flags, *define, *extra, "-c", str(source), "-o", str(target)]))
+        targets = RECORD["variants"] if source.name == "kernels.cpp" else {"": []}
+        for target, extra in targets.items():
+            path = folder / f"{source.stem}{target}.o"
+            define = [f"-DSCP_ISA_TARGET={target}"] if target else []
+            objects.append((path, [*command, *flags, *define, *extra, "-c", str(source), "-o", str(path)]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = pool.map(lambda job: subprocess.run(job[1], capture_output=True, text=True), objects)
         for result in jobs:
             assert result.returncode == 0, result.stderr
     linked = folder / "libscp_cpu.so.part"
-    names = [str(target) for target, _ in objects]
+    names = [str(path) for path, _ in objects]
     link = [*command, "-shared", "-fopenmp", *SANITIZERS, *names, "-o", str(linked)]
     subprocess.run(link, check=True, capture_output=True)
-    for target, _ in objects:
-        target.unlink()
+    for path, _ in objects:
+        path.unlink()
     linked.rename(folder / "libscp_cpu.so")
 
 
@@ -83,7 +83,8 @@ def environment(request) -> dict[str, str]:
     """Of a process that runs this checkout with the sanitized library."""
     command = compiler()
     preloaded = runtimes(command)
-    flags = ["-O1" if flag == "-O3" else flag for flag in RECORD["flags"]] + ["-w", *SANITIZERS]
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}"]
+    flags = ["-O1" if flag == "-O3" else flag for flag in RECORD["flags"]] + ["-w", *includes, *SANITIZERS]
     key = hashlib.sha256(repr((command, flags, RECORD["variants"])).encode())
     for path in (*SOURCES, *HEADERS):
         key.update(path.read_bytes())
@@ -130,13 +131,14 @@ def test_the_suite_of_the_cpu_backend(environment):
 
 READ_TOO_FAR = """
 import torch
-from scp_kernels.backends import native
-from scp_kernels.problem import Problem
-print(native._library()._name)
+from scp_kernels.backends import cpu
+from scp_kernels.problem import Problem, SCPInputs
+print(cpu._library()._name)
 problem = Problem(1, 3, 1, (8, 4096), (20, 20), 1, torch.float32, torch.float32, torch.device("cpu"))
 shapes = ((1, 3, 20, 20), (1, 3), (8, 4), (8,), (4, 8), (4,), (3, 4), (3,))
 x, residual, *phi = (torch.zeros(shape) for shape in shapes)
-native.NativeCPU().forward(x, tuple(phi), residual, None, torch.zeros(4, 3, dtype=torch.float64), problem)
+matrix = torch.zeros(4, 3, dtype=torch.float64)
+cpu.CpuBackend().forward(SCPInputs(x, tuple(phi), residual, None, matrix, problem))
 """
 
 

@@ -1,4 +1,4 @@
-"""Weight fields that the CPU backend keeps between calls: never stale, bounded, safe among threads."""
+"""The CPU backend's cache of weight fields: never stale, bounded, safe among threads."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -7,22 +7,22 @@ import pytest
 import torch
 
 from scp_kernels import FusedSCP, scp
-from scp_kernels.backends import native
-from tests.support.cpu_settings import LEVELS, ask_cpu, needs_cpu
+from scp_kernels.backends import cpu
+from tests.support.cpu_settings import ISA_TARGETS, ask_cpu, needs_cpu
 from tests.support.problems import make_inputs
 
-pytestmark = [needs_cpu, pytest.mark.usefixtures("nothing_kept")]
+pytestmark = [needs_cpu, pytest.mark.usefixtures("empty_weight_field_cache")]
 
 
 def uncached(monkeypatch, *arguments, **options):
     with monkeypatch.context() as patch:
-        ask_cpu(patch, keep_bytes=0)
+        ask_cpu(patch, cache_bytes=0)
         logits = scp(*arguments, backend="cpu", **options)
-        assert native.last_plan().kept == "no"
+        assert cpu.last_report().field_cache == "unused"
     return logits
 
 
-KEPT_CASES = {
+CACHED_CASES = {
     "one sample": ((40, 48), {"batch": 1}, {}),
     "rows that fill no whole vectors": ((53, 77), {"batch": 1}, {}),
     "several samples": ((53, 77), {"batch": 3}, {}),
@@ -30,45 +30,45 @@ KEPT_CASES = {
     "float64": ((40, 48), {"batch": 2, "dtype": torch.float64}, {}),
     "a volume": ((9, 10, 11), {"batch": 2}, {}),
     "dense": ((9, 11), {"batch": 1}, {}),
-    "a position map a sample": ((40, 48), {"batch": 3}, {"origin": [[0, 0], [5, 9], [0, 0]], "extent": (99, 99)}),
+    "a position map per sample": ((40, 48), {"batch": 3}, {"origin": [[0, 0], [5, 9], [0, 0]], "extent": (99, 99)}),
 }
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("case", KEPT_CASES)
-def test_frozen_weights_are_evaluated_once(monkeypatch, level, case):
-    ask_cpu(monkeypatch, level=native.LEVELS[level])
-    shape, sizes, options = KEPT_CASES[case]
+@pytest.mark.parametrize("target", ISA_TARGETS)
+@pytest.mark.parametrize("case", CACHED_CASES)
+def test_frozen_weights_are_evaluated_once(monkeypatch, target, case):
+    ask_cpu(monkeypatch, isa_target=cpu.ISA_TARGETS[target])
+    shape, sizes, options = CACHED_CASES[case]
     inputs = make_inputs(shape, channels=5, hidden=(40, 24), classes=2, bias=True, **sizes)
     arguments = inputs.phi, inputs.residual, inputs.bias
     truth = uncached(monkeypatch, inputs.features, *arguments, **options)
-    for kept in ("no", "stored", "read", "read"):
+    for use in ("unused", "stored", "read", "read"):
         assert torch.equal(scp(inputs.features, *arguments, backend="cpu", **options), truth)
-        assert native.last_plan().kept == kept
-    assert native.last_plan().macs == 0 and native.last_plan().nodes == 0
+        assert cpu.last_report().field_cache == use
+    assert cpu.last_report().macs == 0 and cpu.last_report().nodes == 0
     # Only features and β may differ from call to call.
     features = torch.randn(inputs.features.shape, generator=torch.Generator().manual_seed(1)).to(inputs.features.dtype)
     arguments = inputs.phi, inputs.residual, inputs.bias + 1
     truth = uncached(monkeypatch, features, *arguments, **options)
     assert torch.equal(scp(features, *arguments, backend="cpu", **options), truth)
-    assert native.last_plan().kept == "read"
+    assert cpu.last_report().field_cache == "read"
 
 
 @pytest.mark.parametrize("changed", ["w1", "b1", "w2", "b2", "w3", "b3", "residual", "origin", "position"])
-def test_what_is_kept_is_never_stale(monkeypatch, changed):
+def test_a_cached_field_is_never_stale(monkeypatch, changed):
     """A write through ``.data`` leaves no trace in version counters; contents are compared."""
     inputs = make_inputs((40, 48), batch=1, channels=5, hidden=(40, 24))
     options = {"position": "pixels", "origin": (0, 0), "extent": (80, 80)}
     for _ in range(3):
         scp(inputs.features, inputs.phi, inputs.residual, backend="cpu", **options)
-    assert native.last_plan().kept == "read"
+    assert cpu.last_report().field_cache == "read"
     tensors = dict(zip(("w1", "b1", "w2", "b2", "w3", "b3"), inputs.phi, strict=True), residual=inputs.residual)
     if changed in tensors:
         tensors[changed].data.view(-1)[-1] += 1
     else:
         options[changed] = {"origin": (3, 0), "position": "centered"}[changed]
     logits = scp(inputs.features, inputs.phi, inputs.residual, backend="cpu", **options)
-    assert native.last_plan().kept == "no"
+    assert cpu.last_report().field_cache == "unused"
     assert torch.equal(logits, uncached(monkeypatch, inputs.features, inputs.phi, inputs.residual, **options))
 
 
@@ -82,7 +82,7 @@ def test_what_is_kept_is_never_stale(monkeypatch, changed):
         lambda x: (x.expand(2, -1, -1, -1), {"origin": [[0, 0], [0, 0]]}),
         lambda x: (x.repeat(2, 1, 1, 1), {"origin": [[0, 0], [3, 5]]}),
     ],
-    ids=["fewer rows", "fewer columns", "channels-last", "float64", "equal maps", "a map a sample"],
+    ids=["fewer rows", "fewer columns", "channels-last", "float64", "equal maps", "a map per sample"],
 )
 def test_a_field_is_not_read_by_a_call_of_other_sizes(monkeypatch, other):
     """Parameters and the first map's coefficients are the same."""
@@ -92,76 +92,76 @@ def test_a_field_is_not_read_by_a_call_of_other_sizes(monkeypatch, other):
     features, changed = other(inputs.features)
     calls.append((features, {**options, **changed}))
     truths = [uncached(monkeypatch, x, *arguments, **given) for x, given in calls]
-    for kept in ("no", "stored", "read"):
+    for use in ("unused", "stored", "read"):
         for (x, given), truth in zip(calls, truths, strict=True):
             assert torch.equal(scp(x, *arguments, backend="cpu", **given), truth)
-            assert native.last_plan().kept == kept
+            assert cpu.last_report().field_cache == use
 
 
-def test_training_keeps_nothing():
+def test_training_caches_nothing():
     torch.manual_seed(0)
     head = FusedSCP(5, 1, (40, 24), position="centered", backend="cpu")
     optimizer = torch.optim.SGD(head.parameters(), lr=1e-3)
     features = torch.randn(1, 5, 40, 48)
     for _ in range(5):
         loss = head(features).square().mean()
-        assert native.last_plan().kept == "no"
+        assert cpu.last_report().field_cache == "unused"
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert native.kept_bytes() < 5 * 40 * 48 * 4
+    assert cpu.weight_field_cache_bytes() < 5 * 40 * 48 * 4
 
 
-def test_storing_waits_longer_each_time_that_it_was_in_vain():
+def test_the_admission_threshold_rises_when_a_stored_field_was_not_read():
     """The first layer is frozen, the others are trained: no call in two pays for a field that is never read."""
     inputs = make_inputs((40, 48), batch=1, channels=5, hidden=(40, 24))
     stored = 0
     for _ in range(64):
         inputs.phi[2].data.add_(1e-3)
         scp(inputs.features, inputs.phi, inputs.residual, backend="cpu")
-        stored += native.last_plan().kept == "stored"
+        stored += cpu.last_report().field_cache == "stored"
     assert 1 <= stored <= 6
 
 
-def test_what_is_kept_is_bounded(monkeypatch):
-    ask_cpu(monkeypatch, keep_bytes=1 << 20)
-    kept = set()
+def test_the_cache_is_bounded(monkeypatch):
+    ask_cpu(monkeypatch, cache_bytes=1 << 20)
+    uses = set()
     for seed in range(100):
         inputs = make_inputs((64, 64), batch=1, channels=16, hidden=(16, 8), seed=seed)  # W is 256 KiB
         for _ in range(3):
             scp(inputs.features, inputs.phi, inputs.residual, backend="cpu")
-            assert native.kept_bytes() <= 1 << 20
-        kept.add(native.last_plan().kept)
+            assert cpu.weight_field_cache_bytes() <= 1 << 20
+        uses.add(cpu.last_report().field_cache)
     # Fields in use are not pushed out, those that lie idle are.
-    assert kept == {"read", "no"} and native.kept_bytes() > 1 << 19
-    native.release_kept()
-    assert native.kept_bytes() == 0
+    assert uses == {"read", "unused"} and cpu.weight_field_cache_bytes() > 1 << 19
+    cpu.clear_weight_field_cache()
+    assert cpu.weight_field_cache_bytes() == 0
     large = make_inputs((160, 224), batch=1, channels=16, hidden=(16, 8))  # W is 2.2 MiB
     for _ in range(3):
         scp(large.features, large.phi, large.residual, backend="cpu")
-    assert native.last_plan().kept == "no"
+    assert cpu.last_report().field_cache == "unused"
 
 
 def test_many_position_maps_are_not_remembered(monkeypatch):
-    """A crop for each sample never comes again; the coefficients alone would be megabytes a call."""
-    ask_cpu(monkeypatch, keep_bytes=1 << 20)
+    """A crop for each sample never comes again; the coefficients alone would be megabytes per call."""
+    ask_cpu(monkeypatch, cache_bytes=1 << 20)
     inputs = make_inputs((4, 4), batch=500, channels=4, hidden=(256, 8))
     for seed in range(3):
         origin = torch.rand(500, 2, generator=torch.Generator().manual_seed(seed)) * 100
         scp(inputs.features, inputs.phi, inputs.residual, origin=origin, extent=(160, 224), backend="cpu")
-        assert native.kept_bytes() == 0
+        assert cpu.weight_field_cache_bytes() == 0
 
 
 @pytest.fixture
 def calls_of_frozen_heads(monkeypatch):
-    """A function of k that calls one of four heads, now and then after all that is kept was dropped: was it right?"""
+    """A function of k that calls one of four heads, now and then after the cache was emptied: was it right?"""
     problems = [make_inputs((40, 48), batch=1, channels=5, hidden=(40, 24), seed=seed) for seed in range(4)]
     truths = [uncached(monkeypatch, p.features, p.phi, p.residual) for p in problems]
 
     def call(k: int) -> bool:
         inputs = problems[k % 4]
         if k % 17 == 0:
-            native.release_kept()
+            cpu.clear_weight_field_cache()
         return torch.equal(scp(inputs.features, inputs.phi, inputs.residual, backend="cpu"), truths[k % 4])
 
     threads = torch.get_num_threads()
@@ -170,12 +170,12 @@ def calls_of_frozen_heads(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_what_is_kept_serves_many_threads(calls_of_frozen_heads):
+def test_the_cache_serves_many_threads(calls_of_frozen_heads):
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(calls_of_frozen_heads, range(400)))
 
 
-def test_a_child_forked_among_threads_has_what_is_kept(calls_of_frozen_heads):
+def test_a_child_forked_among_threads_has_the_cache(calls_of_frozen_heads):
     def fork_and_call() -> int:
         child = os.fork()
         if child == 0:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import static_cuda
-from scp_kernels import BackendUnavailable, backends, scp
+from scp_kernels import BackendUnavailable, available_backends, scp
 from scp_kernels.backends import abi, cuda, library
 from scp_kernels.problem import Problem
 
@@ -30,7 +30,7 @@ def call(**changes) -> cuda.CudaCall:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_there_is_a_reason():
-    reason = backends()["cuda"].reason
+    reason = available_backends()["cuda"].reason
     assert any(word in reason for word in ("driver", "without CUDA", "no CUDA device")), reason
     x, w = torch.zeros(1, 2, 3, 3), torch.zeros(4, 4)
     phi = (w, torch.zeros(4), w, torch.zeros(4), torch.zeros(2, 4), torch.zeros(2))
@@ -51,7 +51,7 @@ def test_calls_that_make_no_sense(change, message):
     wrong = call()
     change(wrong)
     with pytest.raises(ValueError, match=message):
-        cuda.plan(BUILT, wrong, True)
+        cuda.requirements(BUILT, wrong, True)
 
 
 def test_data_that_is_missing():
@@ -64,28 +64,30 @@ def test_data_that_is_missing():
 
 def test_widths_that_do_not_fit():
     with pytest.raises(RuntimeError, match="shared memory is too small for such hidden widths"):
-        cuda.plan(BUILT, call(hidden=(8192, 64)), False)
+        cuda.requirements(BUILT, call(hidden=(8192, 64)), False)
     with pytest.raises(RuntimeError, match="at most 65535"):
-        cuda.plan(BUILT, call(hidden=(64, 70000)), False)
+        cuda.requirements(BUILT, call(hidden=(64, 70000)), False)
     # What any GPU from compute capability 7.5 on must take.
-    cuda.plan(BUILT, call(hidden=(1024, 1024), channels=128), True)
+    cuda.requirements(BUILT, call(hidden=(1024, 1024), channels=128), True)
 
 
 @pytest.mark.skipif(static_cuda.find_cuobjdump() is None, reason="needs cuobjdump")
 def test_no_kernel_spills():
-    found = static_cuda.compiled()
-    assert {k.name for k in found} == {"Prepare", "Apply", "Parameters", "Collect"}
-    assert {k.dtype for k in found} == {"float32", "float64"}
-    for kernel in found:
+    kernels = static_cuda.compiled()
+    assert {k.name for k in kernels} == {"Prepare", "FoldSupertiles", "Apply", "ParameterGradients", "Collect"}
+    assert {k.dtype for k in kernels} == {"float32", "float64"}
+    for kernel in kernels:
         assert kernel.registers > 16
         assert not kernel.faults, kernel
 
 
 def test_a_kernel_that_spills_is_seen():
-    name = "_ZN3scp6common43_GLOBAL__N__8808b98c_10_kernels_cu_deabe7a410scp_kernelINS0_10ParametersIfLi2EEEEEvT_"
+    name = (
+        "_ZN3scp6common43_GLOBAL__N__8808b98c_10_kernels_cu_deabe7a410scp_kernelINS0_18ParameterGradientsIfLi2EEEEEvT_"
+    )
     text = f"arch = sm_86\n Function {name}:\n  REG:168 STACK:16 SHARED:1024 LOCAL:0"
     (kernel,) = static_cuda.kernels(text)
-    assert kernel == static_cuda.Kernel("Parameters", "float32", 2, 86, 168, 16, 1024)
-    assert kernel.faults == ["spills: 16 bytes of stack a thread"]
+    assert kernel == static_cuda.Kernel("ParameterGradients", "float32", 2, 86, 168, 16, 1024)
+    assert kernel.faults == ["spills: 16 bytes of stack per thread"]
     # 65,536 registers hold three blocks of 128 threads, 100 KiB one of 60 and a reserved one.
     assert kernel.blocks(0) == 3 and kernel.blocks(60 * 1024) == 1

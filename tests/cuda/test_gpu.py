@@ -7,11 +7,13 @@ For races and reads out of bounds: ``compute-sanitizer --tool racecheck`` (then 
 import pytest
 import torch
 
-from scp_kernels import backends, scp
+from scp_kernels import available_backends, scp
 from tests.support.agreement import agree
 from tests.support.problems import Inputs, away_from_kinks, evaluate, make_inputs
 
-pytestmark = pytest.mark.skipif(not backends()["cuda"].usable, reason=f"CUDA backend: {backends()['cuda'].reason}")
+pytestmark = pytest.mark.skipif(
+    not available_backends()["cuda"].usable, reason=f"CUDA backend: {available_backends()['cuda'].reason}"
+)
 
 SHAPES = [(160, 224), (37, 151), (1, 3), (9, 20, 33)]
 WIDTHS = [
@@ -63,8 +65,8 @@ def test_auto_takes_it_for_float64():
     assert torch.equal(logits, scp(inputs.features, inputs.phi, inputs.residual, backend="cuda"))
 
 
-def test_crowded_tiles():
-    """All units of layer 1 bend at one pixel: more mixed units than a tile has room for."""
+def test_overflow_tiles():
+    """All units of layer 1 bend at one pixel: more unstable units than a tile has room for."""
     inputs = make_inputs((40, 60), channels=3, classes=2, hidden=(200, 20), dtype=torch.float64)
     w1, _, *rest = inputs.phi
     inputs.phi = (w1, -(w1 @ torch.tensor([20.25, 30.25, 19.75, 29.75]).double()), *rest)

@@ -9,16 +9,18 @@ from hypothesis import strategies as st
 
 from scp_kernels import BackendUnavailable, count_macs, dispatch, scp, scp_reference
 from scp_kernels.backends import cuda
-from scp_kernels.backends.cuda import plan, sizes
+from scp_kernels.backends.cuda import requirements, sizes
 from scp_kernels.problem import Problem
 from tests.support.agreement import (
     NON_FINITE,
     POSITION_MAPS,
     VIEWS,
+    VOLUME_MAPS,
     agree,
     agree_where_not_finite,
     agree_with_finite_differences,
     integer_inputs,
+    slices_of_a_volume,
 )
 from tests.support.cuda_host import ORDER_VARIABLE, HostCuda, build, compiler
 from tests.support.poison import poisoned_memory  # noqa: F401  (of every test)
@@ -69,8 +71,23 @@ def test_position_maps(options):
     check(away_from_kinks(make_inputs((40, 33), channels=6, hidden=(48, 32)), **options), **options)
 
 
+@pytest.mark.parametrize("name", VOLUME_MAPS)
+def test_slices_of_a_volume(name):
+    options = VOLUME_MAPS[name]
+    check(make_inputs((29, 33), batch=3, hidden=(24, 20), dtype=torch.float64, position_dims=3), **options)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(dims=st.integers(2, 3), extra=st.integers(0, 2), batch=st.integers(1, 3), seed=st.integers(0, 10**6))
+def test_any_number_of_position_axes(dims, extra, batch, seed):
+    inputs = make_inputs(
+        (9, 13, 4)[:dims], batch=batch, hidden=(12, 9), dtype=torch.float64, seed=seed, position_dims=dims + extra
+    )
+    check(inputs, position="centered", **slices_of_a_volume(batch, dims, dims + extra, seed))
+
+
 @pytest.mark.parametrize("d", [2, 3])
-def test_one_position_map_a_sample(d):
+def test_one_position_map_per_sample(d):
     g = torch.Generator().manual_seed(0)
     affine = torch.randn(3, d, d + 1, generator=g, dtype=torch.float64)
     inputs = make_inputs((12, 19, 7)[:d], batch=3, channels=6, hidden=(32, 32), dtype=torch.float64)
@@ -95,37 +112,57 @@ def test_strides(view):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_kinks_on_pixels(seed):
-    """No pixel is masked here: off means zero slope, at zero itself too."""
+    """No pixel is masked here: inactive means zero slope, at zero itself too."""
     check(integer_inputs((32, 48), (12, 10), seed))
 
 
-def concurrent_lines(shape, h1, dtype=torch.float64):
-    """All units of layer 1 bend along lines through one pixel, where a tile is therefore as mixed as can be."""
+def concurrent_lines(shape, h1, dtype=torch.float64, concurrent=None):
+    """All units of layer 1, or some, bend along lines through one pixel, whose tile has as many unstable units."""
     inputs = make_inputs(shape, channels=3, classes=2, hidden=(h1, 20), dtype=dtype)
-    w1, _, *rest = inputs.phi
+    w1, b1, *rest = inputs.phi
     size = torch.tensor([float(n) for n in shape], dtype=dtype)
     at = torch.cat([size // 2 + 0.25, size - size // 2 - 0.25])
-    inputs.phi = (w1, -(w1 @ at), *rest)
+    through = torch.arange(h1) < (h1 if concurrent is None else concurrent)
+    inputs.phi = (w1, torch.where(through, -(w1 @ at), b1), *rest)
     return inputs
 
 
-def room(inputs):
-    """Mixed units of layer 1 that a tile of the call's backward has room for."""
-    return plan(build(), sizes(problem_like(inputs), HostCuda().shared_memory, 4), True).most_mixed
+def requirements_of(inputs, groups=1):
+    return requirements(build(), sizes(problem_like(inputs, groups), HostCuda().shared_memory, 4), True)
+
+
+def capacity(inputs):
+    """Unstable units of layer 1 that a tile of the call's backward has room for."""
+    return requirements_of(inputs).unstable_capacity
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (24, 24, 40)], ids=str)
-def test_crowded_tiles(shape):
-    """More mixed units than there is room for: layer 2 pixel by pixel, and gradients box by box."""
+def test_overflow_tiles(shape):
+    """More unstable units than there is room for: layer 2 pixel by pixel, and gradients box by box."""
     inputs = concurrent_lines(shape, 90)
-    assert room(inputs) < 90
+    assert capacity(inputs) < 90
     check(inputs)
 
 
-def test_crowded_tiles_of_several_position_maps():
-    """The tile in the middle of each map is crowded, at another place on each."""
+@pytest.mark.parametrize("concurrent", range(30, 90, 10))
+def test_overflow_tiles_of_supertiles(concurrent):
+    """Of supertiles that have room for their unstable units, and of such that have not."""
+    inputs = concurrent_lines((64, 96), 90, concurrent=concurrent)
+    assert capacity(inputs) < 40 and requirements_of(inputs).shared_supertiles > 0
+    check(inputs)
+
+
+def test_windows_of_supertiles():
+    """Folded supertiles so large that not all are in memory at a time; a window may end within a position map."""
+    inputs = make_inputs((40, 70), batch=2, channels=32, classes=32, hidden=(60, 12), dtype=torch.float64)
+    assert requirements_of(inputs, groups=2).windows > 1
+    check(inputs, affine=torch.eye(2, 3).repeat(2, 1, 1) + torch.arange(2.0)[:, None, None] / 7)
+
+
+def test_overflow_tiles_of_several_position_maps():
+    """The tile in the middle of each map overflows, at another place on each."""
     inputs = concurrent_lines((64, 96), 90)
-    assert room(inputs) < 90
+    assert capacity(inputs) < 90
     shift = torch.tensor([[9.0, -20.0], [-16.0, 30.0]], dtype=torch.float64)
     check(inputs, affine=torch.cat([torch.eye(2, dtype=torch.float64).repeat(2, 1, 1), shift[:, :, None]], 2))
 
@@ -137,14 +174,14 @@ def test_a_device_older_than_the_build(host, monkeypatch):
 
 
 def test_small_maps_have_room_for_all():
-    """Where a tile is a good part of the map, half of the units may be mixed on it."""
+    """Where a tile is a good part of the map, half of the units may be unstable on it."""
     inputs = concurrent_lines((16, 24), 90)
-    assert room(inputs) == 90
+    assert capacity(inputs) == 90
     check(inputs)
 
 
 def test_small_shared_memory(host):
-    """Room for fewer mixed units, so that most tiles are crowded."""
+    """Room for fewer unstable units, so that most tiles overflow."""
     problem_of = {"channels": 4, "classes": 2, "hidden": (60, 50), "dtype": torch.float64}
     before = check(make_inputs((24, 40), **problem_of))
     host.shared_memory = 54 * 1024
@@ -155,24 +192,24 @@ def test_small_shared_memory(host):
         check(make_inputs((24, 40), **problem_of))
 
 
-def test_rounds():
-    """Wide enough that the records of all tiles do not fit at once; a round may end within a position map."""
+def test_chunks():
+    """Wide enough that partial gradients of all tiles do not fit at once; a chunk may end within a position map."""
     inputs = make_inputs((20, 34), batch=3, channels=64, classes=6, hidden=(6, 512), dtype=torch.float64)
     groups = torch.eye(2, 3, dtype=torch.float64).repeat(3, 1, 1) + torch.arange(3.0).double()[:, None, None] / 7
     call = sizes(problem_like(inputs, groups=3), HostCuda().shared_memory, 4)
-    assert plan(build(), call, True).rounds > 1
+    assert requirements(build(), call, True).chunks > 1
     check(inputs, affine=groups)
 
 
 @pytest.mark.parametrize("batch", [9, 14])
 def test_samples_in_parts(host, batch):
-    """Fewer tiles than a device has room for: several blocks a tile, each with some of the samples."""
+    """Fewer tiles than a device has room for: several blocks per tile, each with some of the samples."""
     inputs = make_inputs((7, 30), batch=batch, channels=5, classes=2, hidden=(20, 16), dtype=torch.float64)
     host.multiprocessors = 1
     _, one = check(inputs)
     host.multiprocessors = 100
     _, several = check(inputs)
-    assert not torch.equal(one["w2"], several["w2"]), "nothing was dealt out: the test tests nothing"
+    assert not torch.equal(one["w2"], several["w2"]), "nothing was divided: the test tests nothing"
 
 
 def problem_like(inputs, groups=1):
@@ -207,21 +244,21 @@ def test_gradients_never_hide_what_is_not_finite(where, value):
         torch.autograd.grad(function(tensors[0], tensors[1:7], tensors[7], **options), tensors, inputs.grad_logits)
         for function, options in ((scp, {"backend": "cuda"}), (scp_reference, {}))
     ]
-    for name, mine, truth in zip(names, *gradients, strict=True):
-        assert torch.isfinite(mine).all() <= torch.isfinite(truth).all(), name
+    for name, gradient, truth in zip(names, *gradients, strict=True):
+        assert torch.isfinite(gradient).all() <= torch.isfinite(truth).all(), name
 
 
 def test_backward_ends_where_all_parameters_are_nan():
     """As after a training that diverged: more units that cannot be told apart than there is room for, on any box."""
     inputs = make_inputs((16, 48), hidden=(90, 20))
-    assert room(inputs) < 90
+    assert capacity(inputs) < 90
     inputs.phi = tuple(torch.full_like(t, torch.nan) for t in inputs.phi)
     _, gradients = evaluate(scp, inputs, backend="cuda")
     assert all(gradients[name].isnan().all() for name in ("features", "w1", "b1", "w2", "b2"))
 
 
 def test_the_order_of_threads_never_shows(monkeypatch):
-    """A missing barrier would let it show. Several tiles, crowded ones among them, and every kind of panel."""
+    """A missing barrier would let it show. Several tiles, overflow tiles among them, and every kind of panel."""
     for inputs in (
         concurrent_lines((64, 80), 90, torch.float32),
         make_inputs((12, 10, 9), channels=40, hidden=(50, 70)),
@@ -276,8 +313,8 @@ def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
     )  # fmt: skip
 
 
-def all_on(shape, channels, hidden):
-    """A head whose units are all on, on the whole map."""
+def all_active(shape, channels, hidden):
+    """A head whose units are all active, on the whole map."""
     inputs = make_inputs(shape, batch=1, channels=channels, hidden=hidden)
     w1, b1, w2, b2, *rest = inputs.phi
     inputs.phi = (w1.abs(), b1.abs() + 1, w2.abs(), b2.abs() + 1, *rest)
@@ -295,7 +332,7 @@ def executed(inputs):
 
 
 def test_executed_multiply_adds_by_hand():
-    """One tile, nothing mixed: every product of csrc/cuda can be told from the sizes."""
+    """One tile, nothing unstable: every product of csrc/cuda can be told from the sizes."""
     h1, h2, channels = 24, 40, 20
     pixels, outputs = 128, 24  # outputs in eights; 32 and 16 of them are folded at a time
     fold = 4 * 2 * h1 + 3 * h1 * h2
@@ -303,53 +340,65 @@ def test_executed_multiply_adds_by_hand():
     parts = 2 * (3 * h2 * 16 + 8 * pixels * 6 + 2 * h2 * 3 * 16)
     parameters = fold + parts + 3 * h1 * h2
     collect = 3 * h1 * h2
-    assert executed(all_on((8, 16), channels, (h1, h2))) == (apply, 2 * apply + parameters + collect)
+    assert executed(all_active((8, 16), channels, (h1, h2))) == (apply, 2 * apply + parameters + collect)
 
 
-def test_executed_multiply_adds_of_mixed_and_crowded_tiles():
-    straight, both = executed(all_on((16, 32), 3, (90, 20)))
+def test_executed_multiply_adds_of_supertiles_by_hand():
+    """Two supertiles of 8 tiles, folded once for both kernels of backward; their tiles only recentre and inherit."""
+    h1, h2, channels, tiles = 24, 40, 20, 16
+    supertiles = 2 * (4 * 2 * h1 + 3 * h1 * h2 + 3 * h2 * 32)
+    apply = tiles * (2 * 32 + 128 * 24 * 2)
+    parts = 2 * (2 * 16 + 8 * 128 * 6 + 2 * h2 * 3 * 16)
+    parameters = tiles * (2 * 2 * h1 + 2 * h2 + parts + 3 * h1 * h2)
+    collect = tiles * 3 * h1 * h2
+    expected = (supertiles + apply, 2 * (supertiles + apply) + parameters + collect)
+    assert executed(all_active((32, 64), channels, (h1, h2))) == expected
+
+
+def test_executed_multiply_adds_of_unstable_units_and_overflow_tiles():
+    straight, both = executed(all_active((16, 32), 3, (90, 20)))
     small = concurrent_lines((16, 32), 90, torch.float32)
-    mixed, mixed_both = executed(small)
-    assert mixed > straight and mixed_both - mixed > both - straight
-    # On a larger map the same tile has less room, and each crowded one is cut.
-    assert room(concurrent_lines((64, 128), 90)) < 90
-    crowded, crowded_both = executed(concurrent_lines((64, 128), 90, torch.float32))
-    assert crowded > mixed and crowded_both - crowded > mixed_both - mixed
+    unstable, unstable_both = executed(small)
+    assert unstable > straight and unstable_both - unstable > both - straight
+    # On a larger map the same tile has less capacity, and each overflow tile is cut.
+    assert capacity(concurrent_lines((64, 128), 90)) < 90
+    overflow, overflow_both = executed(concurrent_lines((64, 128), 90, torch.float32))
+    assert overflow > unstable and overflow_both - overflow > unstable_both - unstable
 
 
-def test_records_lie_in_the_features_gradient():
+def test_partial_gradients_lie_in_the_features_gradient():
     """Which is written last: where it is large enough, backward needs next to no memory of its own."""
     inputs = make_inputs((21, 40), batch=16, channels=8, hidden=(24, 20), classes=2, bias=True)
     call = sizes(problem_like(inputs), HostCuda().shared_memory, 4)
-    alone = plan(build(), call, True).workspace_bytes
-    call.lent_bytes = inputs.features.nbytes
-    assert plan(build(), call, True).workspace_bytes < alone / 8
+    alone = requirements(build(), call, True).workspace_bytes
+    call.scratch_alias_bytes = inputs.features.nbytes
+    assert requirements(build(), call, True).workspace_bytes < alone / 8
     check(away_from_kinks(inputs))
-    for call.lent_bytes in range(0, inputs.features.nbytes, 64):
-        assert alone - plan(build(), call, True).workspace_bytes <= call.lent_bytes
+    for call.scratch_alias_bytes in range(0, inputs.features.nbytes, 64):
+        assert alone - requirements(build(), call, True).workspace_bytes <= call.scratch_alias_bytes
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_no_more_is_lent_than_the_features_gradient_has(monkeypatch, dtype):
-    lent = []
+def test_the_scratch_alias_is_no_larger_than_the_features_gradient(monkeypatch, dtype):
+    sizes_of_alias = []
 
-    def watched(loaded, call, backward):
-        lent.append(call.lent_bytes)
-        return plan(loaded, call, backward)
+    def recorded(loaded, call, backward):
+        sizes_of_alias.append(call.scratch_alias_bytes)
+        return requirements(loaded, call, backward)
 
-    monkeypatch.setattr(cuda, "plan", watched)
+    monkeypatch.setattr(cuda, "requirements", recorded)
     inputs = make_inputs(dtype=dtype)
     evaluate(scp, inputs, backend="cuda")
-    assert lent[-1] == inputs.features.nbytes
+    assert sizes_of_alias[-1] == inputs.features.nbytes
 
 
 def test_workspace_is_bounded():
     """At the paper's largest head, and at maps of any size."""
     head = Problem(14, 32, 1, (256, 256), (160, 224), 1, torch.float32, torch.float32, torch.device("cpu"))
     call = sizes(head, 227 * 1024, 132)
-    assert plan(build(), call, True).workspace_bytes < 32 * 2**20
-    call.lent_bytes = 14 * 32 * 160 * 224 * 4
-    assert plan(build(), call, True).workspace_bytes < 2 * 2**20
+    assert requirements(build(), call, True).workspace_bytes < 32 * 2**20
+    call.scratch_alias_bytes = 14 * 32 * 160 * 224 * 4
+    assert requirements(build(), call, True).workspace_bytes < 2 * 2**20
     large = Problem(1, 32, 1, (256, 256), (4096, 4096), 1, torch.float32, torch.float32, torch.device("cpu"))
     flags = 4 * (4096 * 4096 // 128)
-    assert plan(build(), sizes(large, 227 * 1024, 132), True).workspace_bytes < 32 * 2**20 + flags
+    assert requirements(build(), sizes(large, 227 * 1024, 132), True).workspace_bytes < 32 * 2**20 + flags

@@ -1,4 +1,4 @@
-"""Races between threads or blocks of the CUDA kernels, looked for exactly on the host (host_emulation/races.h)."""
+"""Races between threads or blocks of the CUDA kernels, found exactly on the host (csrc/cuda/host_emulation/races.h)."""
 
 import subprocess
 
@@ -24,7 +24,7 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def watched(monkeypatch):
+def host_with_race_detector(monkeypatch):
     backend = HostCuda(races=True)
     monkeypatch.setitem(dispatch.BACKENDS, "cuda", backend)
     return backend
@@ -33,13 +33,16 @@ def watched(monkeypatch):
 PROBLEMS = {
     "every kind of panel": (lambda: make_inputs((20, 37), channels=40, classes=2, hidden=(60, 150), bias=True), {}),
     "more units than threads": (lambda: make_inputs((9, 17), channels=3, hidden=(200, 190)), {}),
-    "crowded tiles": (lambda: concurrent_lines((48, 80), 60, torch.float32), {}),
+    "overflow tiles": (lambda: concurrent_lines((48, 80), 60, torch.float32), {}),
     "a volume, half precision": (lambda: make_inputs((5, 6, 9), channels=5, hidden=(40, 24), dtype=torch.bfloat16), {}),
     "a position for each sample": (
         lambda: make_inputs((20, 21), batch=3, channels=4, hidden=(30, 20)),
         {"origin": [[0, 0], [30, 5], [7, 40]], "extent": (99, 99)},
     ),
-    "records in the features' gradient": (lambda: make_inputs((21, 24), batch=16, channels=8, hidden=(24, 20)), {}),
+    "partial gradients in the features' gradient": (
+        lambda: make_inputs((21, 24), batch=16, channels=8, hidden=(24, 20)),
+        {},
+    ),
     "samples in parts": (lambda: make_inputs((7, 30), batch=16, channels=5, hidden=(20, 16)), {}),
     "a weight that is not finite": (lambda: with_infinity(make_inputs((12, 20), hidden=(24, 20))), {}),
 }

@@ -14,12 +14,12 @@ import yaml
 from typer.testing import CliRunner
 
 from scp_models import cli
+from scp_models.checkpoints import load_model, subject_names
 from scp_models.data import SegmentationDataModule, find_subjects, get_task
 from scp_models.evaluation.scores import read_scores
 from scp_models.inference.predictor import Predictor
-from scp_models.training.checkpoints import load_module
 from scp_models.training.fit import resolve_config
-from scp_models.training.module import SegmentationModule, subject_names
+from scp_models.training.module import SegmentationModule
 from tests.support.commands import fit_arguments
 from tests.support.tiny_data import save, write_lits, write_wmh
 
@@ -135,7 +135,7 @@ def test_the_checkpoints_threshold_counts(run, root, checkpoint, tmp_path):
     torch.save(content, tmp_path / "own.ckpt")
     code, _, err = run("evaluate", tmp_path / "own.ckpt", "--data", root, "--out", tmp_path / "scores")
     assert code == 0 and json.loads((tmp_path / "scores" / "summary.json").read_text())["threshold"] == 0.25, err
-    assert Predictor(load_module(tmp_path / "own.ckpt")).threshold == 0.25
+    assert Predictor(load_model(tmp_path / "own.ckpt")).threshold == 0.25
 
 
 def test_a_mean_says_for_how_many_subjects_it_is_defined(run, root, tmp_path):
@@ -160,16 +160,18 @@ def test_predicting_files_of_ones_own(run, root, checkpoint, tmp_path):
     folder = root / "training" / "Utrecht" / "0"
     for name in ("T1", "FLAIR"):
         (tmp_path / f"mine_{name}.nii.gz").write_bytes((folder / "pre" / f"{name}.nii.gz").read_bytes())
-    mine = ("--image", tmp_path / "mine_T1.nii.gz", "--image", tmp_path / "mine_FLAIR.nii.gz")
-    code, out, err = run("predict", checkpoint, *mine, "--out", tmp_path / "out", "--threshold", 0.01)
+    files = ("--image", tmp_path / "mine_T1.nii.gz", "--image", tmp_path / "mine_FLAIR.nii.gz")
+    code, out, err = run("predict", checkpoint, *files, "--out", tmp_path / "out", "--threshold", 0.01)
     assert code == 0 and out.strip() == str(tmp_path / "out" / "mine.nii.gz"), err
     run("predict", checkpoint, folder, "--out", tmp_path / "out", "--threshold", 0.01)
     mask, same = (nib.load(tmp_path / "out" / f"{name}.nii.gz") for name in ("mine", "training_Utrecht_0"))
     assert np.array_equal(mask.dataobj, same.dataobj) and np.any(mask.dataobj)
     code, out, _ = run("predict", checkpoint, *("--image", folder / "pre" / "T1.nii.gz") * 2, "--out", tmp_path / "out")
     assert code == 0 and out.strip().endswith("T1.nii.gz")
-    refused(run("predict", checkpoint, *mine[:2], "--out", tmp_path / "x"), "mine_T1.nii.gz", "--image FILE, one each")
-    refused(run("predict", checkpoint, *mine, *mine[:2], "--out", tmp_path / "x"), "--image: expected 2 files", "got 3")
+    refused(run("predict", checkpoint, *files[:2], "--out", tmp_path / "x"), "mine_T1.nii.gz", "--image FILE, one each")
+    refused(
+        run("predict", checkpoint, *files, *files[:2], "--out", tmp_path / "x"), "--image: expected 2 files", "got 3"
+    )
     refused(
         run("predict", checkpoint, "--image", tmp_path / "no.nii", "--out", tmp_path / "x"), "no.nii", "there is none"
     )
@@ -349,6 +351,8 @@ def test_the_recipes(tmp_path):
         assert recipe["model"]["variant"] == "scp" and recipe["model"]["capacity"] == 256
     assert recipes["wmh"]["data"]["split"] == recipes["wmh_paper"]["data"]["split"] == [42, 6, 12]
     assert recipes["lits"]["data"]["split"] == [91, 13, 27]
+    # The paper draws slices, whosever they are.
+    assert recipes["wmh_paper"]["data"]["sampling"] == "slices" and "sampling" not in recipes["wmh"]["data"]
     assert [recipe["model"]["preset"] for recipe in recipes.values()] == ["recommended", "paper", "recommended"]
     assert get_task("wmh").roi_size == (160, 224) and get_task("lits").roi_size == (256, 256)
 

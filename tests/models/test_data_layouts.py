@@ -3,12 +3,14 @@
 import gzip
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from scp_models.data import find_subjects, get_task
+from scp_models.data import VolumeReader, find_subjects, get_task, subject_of_images
+from scp_models.data.tasks import read_description
 from scp_models.errors import UserError
-from tests.support.tiny_data import affine_for, save, write_lits, write_wmh, write_wmh_subject
+from tests.support.tiny_data import affine_for, save, write_dicom, write_lits, write_wmh, write_wmh_subject
 
 WMH, LITS = get_task("wmh"), get_task("lits")
 
@@ -205,6 +207,19 @@ def test_subjects_that_are_there_twice(tmp_path):
         ("[]", "expected a JSON object, got list"),
         ("{}", "expected a datalist with a list"),
         ('{"training": [{"label": "x"}]}', r"training\[0\] expected an 'image'"),
+        ('{"training": [{"image": {"path": "a.nii"}}]}', r"training\[0\] expected an 'image' .*, got {"),
+        ('{"training": [{"image": 3}]}', r"training\[0\] expected an 'image' .*, got 3"),
+        ('{"training": [{"image": [""]}]}', r"training\[0\] expected an 'image'"),
+        (
+            '{"training": [{"image": "a.nii", "label": ["s.nii"]}]}',
+            r"\[0\] expected a 'label' that is one path, got \[",
+        ),
+        (
+            '{"training": [{"image": "a.nii", "label": {"path": "s.nii"}}]}',
+            r"expected a 'label' that is one path, got {",
+        ),
+        ('{"training": [{"image": "a.nii", "label": 3}]}', r"expected a 'label' that is one path, got 3"),
+        ('{"training": [{"image": "a.nii", "label": false}]}', r"expected a 'label' that is one path, got false"),
         ('{"test": ["nowhere.nii"]}', r"nowhere.nii: expected a file, as .*list.json says; there is none"),
     ],
 )
@@ -233,6 +248,119 @@ def test_nnunet(tmp_path):
     (tmp_path / "imagesTr" / "brain_002_0001.nii.gz").unlink()
     with pytest.raises(UserError, match="brain_002_0001"):
         find_subjects(tmp_path, WMH)
+
+
+def nnunet(root, cases=("c0", "c1"), ending=".nii.gz", **description):
+    """Empty files in nnU-Net's layout, one channel."""
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        (root / "imagesTr" / f"{case}_0000{ending}").touch()
+        (root / "labelsTr" / f"{case}{ending}").touch()
+    content = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "lesion": 3}, "file_ending": ending}
+    (root / "dataset.json").write_text(json.dumps({**content, **description}))
+    return root
+
+
+ONE = get_task("wmh", None, {"modalities": ["MR"]})
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_nnunet_endings(tmp_path, ending):
+    found = find_subjects(nnunet(tmp_path, ending=ending), ONE)
+    assert [(s.name, s.label.name) for s in found] == [("c0", f"c0{ending}"), ("c1", f"c1{ending}")]
+
+
+def test_what_is_no_case(tmp_path, caplog):
+    nnunet(tmp_path)
+    for folder in ("imagesTr", "labelsTr"):
+        for name in ("._c0_0000.nii.gz", "._c7_0000.nii.gz", ".DS_Store", "Thumbs.db", "c0_0000.nii.gz.txt"):
+            (tmp_path / folder / name).touch()
+    assert [s.name for s in find_subjects(tmp_path, ONE)] == ["c0", "c1"] and caplog.text == ""
+    listing = {"test": ["imagesTr/._c0_0000.nii.gz", "imagesTr/c0_0000.nii.gz"]}
+    (tmp_path / "list.json").write_text(json.dumps(listing))
+    assert [s.name for s in find_subjects(tmp_path / "list.json", ONE)] == ["c0_0000"]
+    with pytest.raises(UserError, match=r"\._c0_0000.nii.gz: expected a NIfTI file"):
+        find_subjects(tmp_path / "imagesTr" / "._c0_0000.nii.gz", ONE)
+    write_wmh(tmp_path / "wmh", 1)
+    write_wmh_subject(tmp_path / "wmh" / ".Trash" / "0", seed=0)
+    write_wmh_subject(tmp_path / "wmh" / "__MACOSX" / "0", seed=0)
+    assert len(find_subjects(tmp_path / "wmh", WMH)) == 1
+
+
+def test_a_training_case_without_its_label_is_told(tmp_path, caplog):
+    nnunet(tmp_path)
+    (tmp_path / "labelsTr" / "c0.nii.gz").unlink()
+    first, second = find_subjects(tmp_path, ONE)
+    assert first.label is None and second.label is not None
+    assert f"{tmp_path}: 1 of 2 subjects are for training and have no label: c0" in caplog.text
+    (tmp_path / "labelsTr" / "c0_0000.nii.gz").touch()
+    caplog.clear()
+    assert find_subjects(tmp_path, ONE)[0].label.name == "c0_0000.nii.gz" and caplog.text == ""
+
+
+def test_nnunet_lists_its_cases(tmp_path, monkeypatch):
+    """Version 2's key ``dataset``: names of their own, files anywhere."""
+    nnunet(tmp_path / "elsewhere")
+    monkeypatch.setenv("SCANS", "elsewhere/imagesTr")
+    cases = {
+        "left": {"images": ["$SCANS/c0_0000.nii.gz"], "label": "elsewhere/labelsTr/c0.nii.gz"},
+        "right": {"images": [str(tmp_path / "elsewhere/imagesTr/c1_0000.nii.gz")], "label": None},
+    }
+    content = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "lesion": 1}, "dataset": cases}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    left, right = find_subjects(tmp_path, ONE)
+    assert (left.name, left.partition, left.label.is_file()) == ("left", "training", True)
+    assert right.name == "right" and right.label is None and right.images[0].is_file()
+    for entry, message in (
+        ({"images": []}, r"dataset\['left'\] expected a list 'images' of 1 paths"),
+        ([], r"dataset\['left'\] expected a list 'images' of 1 paths"),
+        ({"images": ["a.nii"], "label": ["b"]}, r"dataset\['left'\] expected a 'label' that is one path"),
+        ({"images": ["a.nii"]}, r"a.nii: expected a file, as .*dataset.json says"),
+    ):
+        (tmp_path / "dataset.json").write_text(json.dumps({**content, "dataset": {"left": entry}}))
+        with pytest.raises(UserError, match=message):
+            find_subjects(tmp_path, ONE)
+
+
+def test_channel_names_that_are_no_numbers(tmp_path, caplog):
+    assert read_description(nnunet(tmp_path, channel_names=["MR"])).channels == ("MR",)
+    assert [s.name for s in find_subjects(tmp_path, ONE)] == ["c0", "c1"]
+    for names in ({"first": "MR"}, "MR", [1]):
+        description = read_description(nnunet(tmp_path, channel_names=names))
+        assert description.channels == () and description.foreground == {"lesion": (3,)}
+        assert f"dataset.json: channel_names cannot be read ({json.dumps(names)})" in caplog.text
+        with pytest.raises(UserError, match=r"dataset.json: expected 'channel_names' by number"):
+            find_subjects(tmp_path, ONE)
+    description = read_description(nnunet(tmp_path, labels=["lesion"]))
+    assert description.channels == ("MR",) and description.labels == {}
+    assert 'dataset.json: labels cannot be read (["lesion"])' in caplog.text
+
+
+def test_dicom_folders(tmp_path):
+    """As one subject, as a channel of nnU-Net's layout, and in a datalist."""
+    values = np.random.default_rng(0).integers(0, 900, (8, 9, 4)).astype(np.int16)
+    scan = write_dicom(tmp_path / "nn" / "imagesTr" / "c2_0000", values, affine_for("LPS"))
+    (only,) = find_subjects(scan, ONE)
+    assert only.name == "c2_0000" and only.images == (scan,)
+    assert subject_of_images([scan], ONE).images == (scan,)
+    nnunet(tmp_path / "nn", ("c0",))
+    assert [s.name for s in find_subjects(tmp_path / "nn", ONE)] == ["c0", "c2"]
+    (tmp_path / "list.json").write_text(json.dumps({"test": ["nn/imagesTr/c2_0000"]}))
+    (only,) = find_subjects(tmp_path / "list.json", ONE)
+    assert only.name == "c2_0000" and VolumeReader(ONE).read(only, with_label=False).image.shape == (1, 160, 224, 4)
+
+
+def test_lits_knows_its_wrong_affines(tmp_path):
+    write_lits(tmp_path, (27, 28, 47, 48, 53))
+    rules = {s.name: s.label_affine for s in find_subjects(tmp_path, LITS)}
+    wrong = {"volume-28": "image", "volume-47": "image", "volume-53": "image"}
+    assert rules == {**wrong, "volume-27": None, "volume-48": None}
+    # The segmentation's own affine would be plausible, two voxels aside.
+    (subject,) = find_subjects(tmp_path / "Training Batch 2" / "volume-53.nii", LITS)
+    stored = nib.load(subject.label)
+    save(subject.label, np.asarray(stored.dataobj), stored.affine @ (np.eye(4) + 2 * np.eye(4, k=3)))
+    assert np.array_equal(VolumeReader(LITS).read_label(subject) == 1, np.asarray(stored.dataobj) == 2)
 
 
 def test_nothing_there(tmp_path):

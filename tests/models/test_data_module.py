@@ -2,8 +2,11 @@
 
 import json
 import pickle
+import shutil
 import time
+from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,8 @@ from scp_models.data.slices import SliceDataset
 from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.timing import TimedDataLoader
 from scp_models.errors import UserError
-from tests.support.tiny_data import write_wmh
+from scp_models.notes import note
+from tests.support.tiny_data import save, write_wmh
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +160,7 @@ def test_split_file(root, tmp_path):
 def test_a_changed_file_is_read_anew_and_an_unchanged_one_is_not(root, tmp_path):
     data = module(root, tmp_path)
     subject = data.train_subjects[0]
-    image, _ = data.cache.paths(subject)
+    image, *_ = data.cache.paths(subject)
     written = image.stat().st_mtime_ns
     data.prepare_data()
     assert image.stat().st_mtime_ns == written
@@ -164,8 +168,30 @@ def test_a_changed_file_is_read_anew_and_an_unchanged_one_is_not(root, tmp_path)
 
     os.utime(subject.images[0], ns=(1, 1))
     assert data.cache.paths(subject)[0] != image
-    other = SegmentationDataModule(str(root), roi_size=(8, 8), cache_dir=str(tmp_path / "cache"))
-    assert other.cache.paths(data.train_subjects[1]) != data.cache.paths(data.train_subjects[1])
+    for options in ({"roi_size": (8, 8)}, {"spacing": 2.0}, {"label_affine": "image"}):
+        other = SegmentationDataModule(
+            str(root), cache_dir=str(tmp_path / "cache"), **{"roi_size": (16, 20), **options}
+        )
+        assert other.cache.paths(data.train_subjects[1]) != data.cache.paths(data.train_subjects[1])
+    by_name = replace(data.train_subjects[1], label_affine="image")
+    assert data.cache.paths(by_name) != data.cache.paths(data.train_subjects[1])
+
+
+def test_the_cache_keeps_affine_and_notes(root, tmp_path, caplog):
+    """What a first training said of the files, a second one says too."""
+    data = module(root, tmp_path)
+    subject = data.train_subjects[0]
+    assert np.allclose(data.cache.about(subject).affine, data.cache.reader.read(subject).affine)
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    flair = copy / subject.images[1].relative_to(root)
+    image = nib.load(flair)
+    save(flair, np.asarray(image.dataobj), image.affine @ (np.eye(4) + np.eye(4, k=3)))
+    for _ in range(2):
+        note.cache_clear()
+        caplog.clear()
+        module(copy, tmp_path)
+        assert f"{flair}: lies up to 1 mm from the voxels of" in caplog.text
 
 
 def test_padding_for_several_processes_changes_no_score(root, tmp_path):

@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scp_models.data import Grid, Subject, VolumeReader, find_subjects, get_task
+from scp_models.data import SegmentationDataModule, SourceGrid, Subject, VolumeReader, find_subjects, get_task
+from scp_models.data.volume_files import VolumeFile
 from scp_models.errors import UserError
 from tests.support.tiny_data import AXIS_CODES, affine_for, save, write_lits, write_wmh_subject
 
@@ -80,7 +81,8 @@ def test_lits_window_resize_and_target(tmp_path):
 
 
 def test_resizing_takes_the_mean_of_intensities_and_the_middle_of_labels():
-    grid = Grid(Path(), None, np.eye(4), (36, 36, 1), nib.io_orientation(np.eye(4)), get_task("lits", (12, 12)))
+    file = VolumeFile(Path(), (36, 36, 1), np.eye(4), None, None, np.eye(4))
+    grid = SourceGrid(file, get_task("lits", (12, 12)))
     stripes = np.zeros((36, 36, 1), np.float32)
     stripes[::3] = 1
     # Every third column; without antialiasing none of them would be seen.
@@ -106,7 +108,7 @@ def test_lits_headers_that_lie(tmp_path):
 
 @pytest.mark.parametrize("codes", [("L", "P", "S"), ("L", "P", "I")], ids="".join)
 def test_long_volumes_are_read_in_chunks(tmp_path, monkeypatch, codes):
-    import scp_models.data.preprocessing as preprocessing
+    import scp_models.data.alignment as alignment
 
     write_lits(tmp_path, (1,), shape=(16, 12, 23))
     (subject,) = find_subjects(tmp_path, get_task("lits"))
@@ -115,9 +117,9 @@ def test_long_volumes_are_read_in_chunks(tmp_path, monkeypatch, codes):
     reader = VolumeReader(get_task("lits", (16, 12)))
     whole = reader.read(subject)
     seen = []
-    plain = preprocessing.apply_orientation
-    monkeypatch.setattr(preprocessing, "CHUNK", 4)
-    monkeypatch.setattr(preprocessing, "apply_orientation", lambda a, o: seen.append(a.shape) or plain(a, o))
+    plain = alignment.apply_orientation
+    monkeypatch.setattr(alignment, "CHUNK", 4)
+    monkeypatch.setattr(alignment, "apply_orientation", lambda a, o: seen.append(a.shape) or plain(a, o))
     chunked = reader.read(subject)
     assert np.array_equal(whole.image, chunked.image) and np.array_equal(whole.label, chunked.label)
     assert max(shape[2] for shape in seen) == 4 and len(seen) == 12
@@ -188,12 +190,61 @@ def test_wrong_content(tmp_path):
     with pytest.raises(UserError, match=r"FLAIR.nii.gz: expected shape \(20, 24, 6\) as .*T1.nii.gz has"):
         reader.read(subject)
     subject = subject_at(tmp_path / "nan")
-    save(subject.images[0], np.full((20, 24, 6), np.nan, np.float32), np.eye(4))
+    save(subject.images[0], np.full((20, 24, 6), np.nan, np.float32), affine_for("RAS"))
     with pytest.raises(UserError, match=r"T1.nii.gz: expected finite intensities"):
         reader.read(subject)
     subject = subject_at(tmp_path / "unlabelled")
     with pytest.raises(UserError, match="expected a reference segmentation for this image, there is none"):
         reader.read(Subject("x", subject.images, None))
+
+
+@pytest.mark.parametrize("slope", [1 / 255, 1 / 3, 0.1, 1e-4], ids=str)
+def test_labels_with_a_slope(tmp_path, slope):
+    """Scaled integers are a little beside the labels that they stand for."""
+    subject = subject_at(tmp_path / "1", other=True)
+    before = VolumeReader(get_task("wmh", (20, 24))).read_label(subject)
+    stored = nib.load(subject.label)
+    image = nib.Nifti1Image(np.rint(np.asarray(stored.dataobj) / slope).astype(np.int16), stored.affine)
+    image.header.set_slope_inter(np.float32(slope), 0)
+    nib.save(image, subject.label)
+    reread = np.asarray(nib.load(subject.label).dataobj)
+    assert slope == 1e-4 or not np.array_equal(reread, np.rint(reread))
+    assert np.array_equal(VolumeReader(get_task("wmh", (20, 24))).read_label(subject), before)
+
+
+@pytest.mark.parametrize("value", [0.9999, 1 / 3, 2 / 3, 1.0005])
+def test_interpolated_labels_stay_errors(tmp_path, value):
+    subject = subject_at(tmp_path / "1")
+    stored = nib.load(subject.label)
+    label = np.asarray(stored.dataobj)
+    save(subject.label, np.where(label == 1, value, 0).astype(np.float32), stored.affine)
+    with pytest.raises(UserError, match=r"wmh.nii.gz: expected labels \(0, 1, 2\), got also \["):
+        VolumeReader(get_task("wmh", (20, 24))).read_label(subject)
+    # What a slope of 1/255 reads, stored again in single precision.
+    save(subject.label, (label * np.float32(1.00000006)).astype(np.float32), stored.affine)
+    assert VolumeReader(get_task("wmh", (20, 24))).read_label(subject).any()
+
+
+def test_an_interpolated_label_with_a_slope(tmp_path):
+    subject = subject_at(tmp_path / "1")
+    stored = nib.load(subject.label)
+    image = nib.Nifti1Image((170 * np.asarray(stored.dataobj)).astype(np.uint8), stored.affine)
+    image.header.set_slope_inter(1 / 255, 0)
+    nib.save(image, subject.label)
+    with pytest.raises(UserError, match=r"expected labels \(0, 1, 2\), got also \[0.66"):
+        VolumeReader(get_task("wmh", (20, 24))).read_label(subject)
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(255, np.uint8), (65535, np.uint16), (255, np.float32)])
+def test_masks_of_another_value(tmp_path, value, dtype):
+    subject = subject_at(tmp_path / "1")
+    before = VolumeReader(get_task("wmh", (20, 24))).read_label(subject)
+    stored = nib.load(subject.label)
+    save(subject.label, (np.asarray(stored.dataobj) * value).astype(dtype), stored.affine)
+    with pytest.raises(UserError, match=rf"\(a mask of 0 and {value}: --data.target {value}\)"):
+        VolumeReader(get_task("wmh", (20, 24))).read_label(subject)
+    task = SegmentationDataModule(str(tmp_path), target=value, roi_size=(20, 24)).task
+    assert np.array_equal(VolumeReader(task).read_label(subject), before)
 
 
 def test_unknown_task():

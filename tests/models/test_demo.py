@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from scp_models.checkpoints import load_model
 from scp_models.errors import UserError
 from scp_models.evaluation.metrics import METRICS
-from scp_models.report.demo.document import CHIEF, CONTROL, TESTS
+from scp_models.report.demo.design import CONTROL, SCP, TESTS
 from scp_models.report.demo.pictures import SELECTION
 from scp_models.report.demo.run import run
-from scp_models.training.checkpoints import load_module
 
-MODELS = ["Base", "Base (double width)", CONTROL, CHIEF, "Base (5 levels)", "SCP (5 levels)"]
+MODELS = ["Base", "Base (double width)", CONTROL, SCP, "Base (5 levels)", "SCP (5 levels)"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_everything_is_there(finished):
     split = json.loads((out / "split.json").read_text())
     assert sum(len(members) for members in split.values()) == 6
     for path in (out / "checkpoints").rglob("*.ckpt"):
-        assert load_module(path, "wmh").task.roi_size == (80, 112)
+        assert load_model(path, "wmh").task.roi_size == (80, 112)
 
 
 def test_predictions_are_in_the_grid_of_the_phantoms(finished):
@@ -58,9 +58,9 @@ def test_the_tables_hold_the_pages_numbers(finished):
     assert len(losses) == 4 * 2 + 2 and losses[["training", "validation"]].notna().all().all()
     page = report.read_text()
     for name in MODELS:
-        mine = scores[scores["model"] == name].groupby("subject")["dice"].mean()
-        assert results["models"][name]["scores"]["dice"]["mean"] == pytest.approx(mine.mean())
-        assert f"{mine.mean():.3f}" in page and name in page
+        of_model = scores[scores["model"] == name].groupby("subject")["dice"].mean()
+        assert results["models"][name]["scores"]["dice"]["mean"] == pytest.approx(of_model.mean())
+        assert f"{of_model.mean():.3f}" in page and name in page
     assert len(results["comparisons"]) == 2 * sum(len(others) for _, others in TESTS)
     # Two test subjects decide nothing, and the page says so.
     assert {c["verdict"] for c in results["comparisons"]} == {"few"} and "too few to say" in page
@@ -87,8 +87,8 @@ def test_refusals(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="expected a folder to write to"):
         run(tmp_path / "file" / "out")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("")
+    (tmp_path / "of_model").mkdir()
+    (tmp_path / "of_model" / "thesis.txt").write_text("")
     with pytest.raises(UserError, match="it holds other files"):
-        run(tmp_path / "mine")
-    assert (tmp_path / "mine" / "thesis.txt").is_file()
+        run(tmp_path / "of_model")
+    assert (tmp_path / "of_model" / "thesis.txt").is_file()

@@ -11,7 +11,9 @@ import pytest
 from scp_models.data import VolumeReader, find_subjects, get_task
 from scp_models.errors import UserError
 from scp_models.evaluation.metrics import METRICS
-from scp_models.evaluation.scores import evaluate, held_out, read_scores, score_files, write_scores
+from scp_models.evaluation.predictions import PredictionFiles
+from scp_models.evaluation.scores import evaluate, read_scores, write_scores
+from scp_models.evaluation.selection import held_out
 from scp_models.inference.predictor import predict
 from tests.support.brightness import predictor
 from tests.support.tiny_data import AXIS_CODES, save, write_lits, write_wmh_subject
@@ -20,14 +22,14 @@ from tests.support.tiny_data import AXIS_CODES, save, write_lits, write_wmh_subj
 def test_what_is_cropped_away_is_background_and_counts_as_missed(tmp_path):
     write_wmh_subject(tmp_path / "7", seed=1)
     (subject,) = find_subjects(tmp_path / "7", get_task("wmh"))
-    whole = evaluate(predictor(subject), [subject])[0]
+    (whole,) = evaluate(predictor(subject), [subject])
     assert whole["dice"] == 1.0 and whole["subject"] == "7"
     cropped = predictor(subject, roi_size=(8, 8))
     segmentation = cropped.segment(subject)
     inside = np.zeros((20, 24, 6), bool)
     inside[6:14, 8:16] = True
     assert not segmentation.mask()[~inside].any()
-    row = evaluate(cropped, [subject])[0]
+    (row,) = evaluate(cropped, [subject])
     assert row["reference_ml"] == whole["reference_ml"] and row["dice"] < 1
 
 
@@ -60,9 +62,9 @@ def test_scores_on_disk(tmp_path):
 def test_finished_predictions_are_scored_alike(tmp_path):
     write_wmh_subject(tmp_path / "data" / "Utrecht" / "0", seed=0)
     subjects = find_subjects(tmp_path / "data", get_task("wmh"))
-    found = predictor(subjects[0], roi_size=(16, 16))
-    predict(found, subjects, tmp_path / "out")
-    assert score_files(tmp_path / "out", subjects, get_task("wmh")) == evaluate(found, subjects)
+    source = predictor(subjects[0], roi_size=(16, 16))
+    list(predict(source, subjects, tmp_path / "out"))
+    assert score_files(tmp_path / "out", subjects, get_task("wmh")) == list(evaluate(source, subjects))
     save(tmp_path / "out" / "Utrecht_0.nii.gz", np.zeros((3, 3, 3), np.uint8), np.eye(4))
     with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected shape \(20, 24, 6\)"):
         score_files(tmp_path / "out", subjects, get_task("wmh"))
@@ -70,6 +72,10 @@ def test_finished_predictions_are_scored_alike(tmp_path):
     write_wmh_subject(tmp_path / "data" / "Utrecht" / "1", seed=1)
     with pytest.raises(UserError, match=r"out: expected .* 2 are missing: Utrecht_0.nii.gz, Utrecht_1.nii.gz"):
         score_files(tmp_path / "out", find_subjects(tmp_path / "data", get_task("wmh")), get_task("wmh"))
+
+
+def score_files(folder, subjects, task):
+    return list(evaluate(PredictionFiles(folder, subjects, task), subjects))
 
 
 def predictions_of(subjects, folder, change):
@@ -129,16 +135,27 @@ def test_predictions_with_turned_axes_are_turned_back(tmp_path, codes):
     assert dice(tmp_path / "out", subjects, get_task("wmh")) == [1.0]
 
 
-def test_predictions_elsewhere_are_refused(tmp_path):
+def test_predictions_on_another_grid_are_brought_to_the_images(tmp_path, caplog):
+    """Shifted by whole voxels and larger, as other tools write them; one that lies elsewhere is refused."""
     write_wmh_subject(tmp_path / "Utrecht" / "0", seed=0)
     subjects = find_subjects(tmp_path, get_task("wmh"))
-    for k, change in enumerate((np.eye(4), np.diag([1.1, 1, 1, 1]), np.eye(4) + np.eye(4, k=3))):
-        predictions_of(subjects, tmp_path / "out", lambda label, affine, c=change: (label, affine @ c))
-        if k == 0:
-            assert dice(tmp_path / "out", subjects, get_task("wmh")) == [1.0]
-            continue
-        with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected the affine of .*T1.nii.gz.* mm elsewhere"):
+    shift = np.eye(4)
+    shift[:3, 3] = (-2, -1, -3)
+    predictions_of(
+        subjects, tmp_path / "out", lambda label, affine: (np.pad(label, ((2, 4), (1, 0), (3, 1))), affine @ shift)
+    )
+    assert dice(tmp_path / "out", subjects, get_task("wmh")) == [1.0]
+    assert "Utrecht_0.nii.gz: has another grid (26, 25, 10)" in caplog.text
+    # One voxel aside the mask lies on other voxels: it is scored where it says that it is.
+    predictions_of(subjects, tmp_path / "out", lambda label, affine: (label, affine @ (np.eye(4) + np.eye(4, k=3))))
+    assert 0 < dice(tmp_path / "out", subjects, get_task("wmh"))[0] < 1
+    for values in (1, 0):
+        save(tmp_path / "out" / "Utrecht_0.nii.gz", np.full((20, 24, 5), values, np.uint8), np.diag([-1.0, -1, -1, 1]))
+        with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected shape \(20, 24, 6\) as .*mm elsewhere"):
             dice(tmp_path / "out", subjects, get_task("wmh"))
+    save(tmp_path / "out" / "Utrecht_0.nii.gz", np.full((20, 24, 5), 0.3, np.float32), np.diag([-1.0, -1, -1, 1]))
+    with pytest.raises(UserError, match=r"Utrecht_0.nii.gz: expected shape \(20, 24, 6\) as .*covers 0%"):
+        dice(tmp_path / "out", subjects, get_task("wmh"))
 
 
 def test_headers_without_orientation_say_nothing(tmp_path):

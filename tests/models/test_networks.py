@@ -10,7 +10,7 @@ from torch import nn
 from scp_kernels import FusedSCP
 from scp_models.networks import VARIANTS, attach, build_network
 from scp_models.networks.positions import position_channels
-from tests.support.heads import image, wake
+from tests.support.heads import image, randomize_phi
 
 SMALL = {"in_channels": 2, "capacity": 32, "levels": 3}
 PATCH, ORIGIN, EXTENT = (12, 10), (3, 5), (24, 20)
@@ -158,7 +158,7 @@ def crop_of_the_full_image(variant, **kwargs):
     """Logits of a one-level network (no padding effects far inside) on an image and on a crop of it."""
     network = small(variant, levels=1)
     if variant == "scp":
-        wake(network.head)
+        randomize_phi(network.head)
     full = image(1, 2, *EXTENT)
     rows, columns = (slice(o, o + p) for o, p in zip(ORIGIN, PATCH, strict=True))
     whole = network(full)[..., rows, columns]
@@ -177,7 +177,7 @@ def test_a_crop_that_says_where_it_lies_gives_the_full_images_logits(variant):
 def test_each_sample_can_lie_elsewhere(variant):
     network = small(variant)
     if variant == "scp":
-        wake(network.head)
+        randomize_phi(network.head)
     x = image(2, 2, *PATCH)
     origins, extents = torch.tensor([[0, 0], [7, 2]]), torch.tensor([[24, 20], [40, 30]])
     together = network(x, origin=origins, extent=extents)
@@ -191,23 +191,23 @@ def test_each_sample_can_lie_elsewhere(variant):
 def test_constant_position_is_the_centre_for_every_pixel_and_placement(variant):
     control, network = small(variant, constant_position=True), small(variant)
     if variant == "scp":
-        wake(network.head)
+        randomize_phi(network.head)
     control.load_state_dict(network.state_dict())
     x = image(2, 2, *PATCH)
     centre = [[0.0, 0.0, EXTENT[0] / 2], [0.0, 0.0, EXTENT[1] / 2]]
     expected = network(x, affine=centre, extent=EXTENT)
     assert torch.allclose(control(x, origin=ORIGIN, extent=EXTENT), expected, atol=1e-6)
     assert torch.allclose(control(x), network(x, affine=[[0, 0, 6.0], [0, 0, 5.0]]), atol=1e-6)
-    found = control(x, extent=torch.tensor([EXTENT, (31, 40)]))
-    assert torch.allclose(found[0], expected[0], atol=1e-6)
+    result = control(x, extent=torch.tensor([EXTENT, (31, 40)]))
+    assert torch.allclose(result[0], expected[0], atol=1e-6)
     centre = [[0.0, 0.0, 15.5], [0.0, 0.0, 20.0]]
-    assert torch.allclose(found[1], network(x, affine=centre, extent=(31, 40))[1], atol=1e-6)
+    assert torch.allclose(result[1], network(x, affine=centre, extent=(31, 40))[1], atol=1e-6)
     assert not torch.allclose(network(x), control(x), atol=1e-2)
 
 
 def test_constant_position_makes_the_weight_field_constant():
     control = small("scp", constant_position=True)
-    wake(control.head)
+    randomize_phi(control.head)
     network = copy.deepcopy(control)
     network.constant_position = False
     # With equal features at every pixel, logits differ from pixel to pixel only through the positions.
@@ -223,7 +223,7 @@ def test_constant_position_makes_the_weight_field_constant():
 def test_every_parameter_gets_a_gradient(variant):
     network = small(variant).train()
     if variant == "scp":
-        wake(network.head)
+        randomize_phi(network.head)
     network(image(3, 2, 16, 12)).square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
     assert all((p.grad != 0).any() for p in network.parameters())
@@ -306,7 +306,7 @@ def test_attach_leaves_a_monai_networks_outputs_as_they_were(spatial_dims):
     assert isinstance(network.final_conv, FusedSCP)
     assert network.final_conv.spatial_dims == spatial_dims
     assert torch.allclose(network(x), before, atol=1e-5)
-    wake(network.final_conv)
+    randomize_phi(network.final_conv)
     assert not torch.allclose(network(x), before, atol=1e-2)
 
 
@@ -357,7 +357,7 @@ def test_a_whole_network_can_be_its_last_layer_alone_only_by_a_path():
 
 
 @pytest.mark.parametrize(
-    ("layer", "found"),
+    ("layer", "description"),
     [
         (nn.Conv2d(2, 2, 3, padding=1), r"kernel_size=\(3, 3\)"),
         (nn.Conv2d(2, 2, 1, stride=2), r"stride=\(2, 2\)"),
@@ -368,9 +368,9 @@ def test_a_whole_network_can_be_its_last_layer_alone_only_by_a_path():
         (nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()), "Sequential"),
     ],
 )
-def test_attach_refuses_other_layers_and_names_what_it_found(layer, found):
+def test_attach_refuses_other_layers_and_names_what_it_found(layer, description):
     network = nn.ModuleDict({"body": nn.Conv2d(1, 2, 1), "head": layer})
-    with pytest.raises(ValueError, match=f"here: body.*'head', which is.*{found}"):
+    with pytest.raises(ValueError, match=f"here: body.*'head', which is.*{description}"):
         attach(network, "head")
 
 

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from scp_kernels import FusedSCP
 from scp_models.networks import attach, positioned, sliding_window
-from tests.support.heads import image, wake
+from tests.support.heads import image, randomize_phi
 
 PATCH, ORIGIN, EXTENT = (12, 10), (3, 5), (24, 20)
 HERE = {"origin": (32, 64), "extent": (160, 224)}
@@ -22,7 +22,7 @@ ELSEWHERE = {"affine": [[0.0, 1.0, 7.0], [-1.0, 0.0, 50.0]], "extent": (60, 70)}
 
 def test_positioned_tells_an_attached_network_where_its_crop_lies():
     network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 1, 1)).eval()
-    wake(attach(network, "1")[1])
+    randomize_phi(attach(network, "1")[1])
     full = image(1, 2, *EXTENT)
     rows, columns = (slice(o, o + p) for o, p in zip(ORIGIN, PATCH, strict=True))
     whole, patch = network(full)[..., rows, columns], full[..., rows, columns]
@@ -35,9 +35,9 @@ def test_positioned_tells_an_attached_network_where_its_crop_lies():
 
 
 def attached(position="centered"):
-    """A network that is its awake head alone, so that explicit arguments say what is expected."""
+    """A network that is its head with a random Φ alone, so that explicit arguments say what is expected."""
     network = nn.Sequential(nn.Identity(), nn.Conv2d(2, 1, 1)).eval()
-    wake(attach(network, "1", position=position)[1])
+    randomize_phi(attach(network, "1", position=position)[1])
     return network, network[1], image(2, 2, *PATCH)
 
 
@@ -59,7 +59,7 @@ def test_inner_contexts_stand_before_outer_ones_and_arguments_before_both():
             raise KeyError
         assert torch.equal(network(x), here)
     assert torch.equal(network(x), plain)
-    assert not network._forward_pre_hooks
+    assert len(network._forward_pre_hooks) == 1, "one hook for all contexts"
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_inner_contexts_stand_before_outer_ones_and_arguments_before_both():
     ],
 )
 def test_positioned_refuses_wrong_values_at_once(position, message):
-    network, head, _ = attached()
+    network, head, x = attached()
     with pytest.raises(ValueError, match=message), positioned(network, **position):
         pytest.fail("entered")
-    assert head.placement is None and not network._forward_pre_hooks
+    assert torch.equal(network(x), head(x))
 
 
 @pytest.mark.parametrize("way", ["compiled", "in place", "in a function"])
@@ -135,7 +135,7 @@ def test_attach_replaces_a_layer_under_all_its_names(layer):
     network, x = dyn_unet()
     before = network(x)
     attach(network, layer)
-    head = wake(network.get_submodule(layer))
+    head = randomize_phi(network.get_submodule(layer))
     called = []
     head.register_forward_hook(lambda *_: called.append(1))
     after = network(x)
@@ -157,7 +157,7 @@ def test_attach_replaces_a_layer_in_a_plain_list():
 def test_heads_of_deep_supervision_take_positions_on_their_own_grids(position):
     network, x = dyn_unet()
     layers = ("output_block", "deep_supervision_heads.0", "deep_supervision_heads.1")
-    heads = [wake(attach(network, layer, position=position).get_submodule(layer)) for layer in layers]
+    heads = [randomize_phi(attach(network, layer, position=position).get_submodule(layer)) for layer in layers]
     seen = {}
     for head in heads:
         head.register_forward_hook(lambda head, args, logits: seen.update({head: (args[0], logits)}))
@@ -197,9 +197,9 @@ def test_compiled_networks_with_deep_supervision_follow_their_position():
         x = image(1, 2, *size)
         compiled(x)
         with positioned(network, origin=(8, 4), extent=(40, 60)):
-            found = compiled(x)
+            result = compiled(x)
         expected = head(network[0](x), origin=(4, 2), extent=(20, 30))
-        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def pixelwise(spatial_dims=2):
@@ -207,7 +207,7 @@ def pixelwise(spatial_dims=2):
     torch.manual_seed(0)
     conv = (nn.Conv2d, nn.Conv3d)[spatial_dims - 2]
     network = nn.Sequential(conv(1, 4, 1), conv(4, 2, 1)).eval()
-    wake(attach(network, "1")[1])
+    randomize_phi(attach(network, "1")[1])
     return network
 
 
@@ -217,8 +217,8 @@ def pixelwise(spatial_dims=2):
 def test_sliding_windows_give_the_whole_images_logits(size, batch):
     network, x = pixelwise(len(size)), image(2, 1, *size)
     with positioned(network, origin=[3] * len(size)):  # the image is the full one, whatever is around
-        found = sliding_window(network, x, 32, batch, overlap=0.5, mode="gaussian")
-    assert torch.allclose(found, network(x), rtol=1e-4, atol=1e-4)
+        result = sliding_window(network, x, 32, batch, overlap=0.5, mode="gaussian")
+    assert torch.allclose(result, network(x), rtol=1e-4, atol=1e-4)
     assert torch.allclose(sliding_window(network, x, (0, *size[1:])), network(x), rtol=1e-4, atol=1e-4)
 
 

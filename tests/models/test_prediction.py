@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from scp_models.checkpoints import build_model
 from scp_models.data import find_subjects, get_task
 from scp_models.errors import UserError
 from scp_models.inference.predictor import Predictor, predict, write_segmentation
-from scp_models.training.module import SegmentationModule
 from tests.support.brightness import predictor
 from tests.support.tiny_data import AXIS_CODES, write_lits, write_wmh_subject
 
@@ -35,8 +35,7 @@ def test_lits_masks_have_the_sources_resolution(tmp_path):
     write_lits(tmp_path, (1, 28), shape=(40, 36, 40))
     subjects = find_subjects(tmp_path, get_task("lits"))
     for subject in subjects:
-        found = predictor(subject, "lits", roi_size=(20, 18), threshold=0.3)
-        segmentation = found.segment(subject)
+        segmentation = predictor(subject, "lits", roi_size=(20, 18), threshold=0.3).segment(subject)
         mask = segmentation.mask()
         assert mask.shape == (40, 36, 40) and mask.dtype == np.uint8
         assert np.array_equal(mask, segmentation.source_probabilities() > 0.3)
@@ -48,8 +47,8 @@ def test_batches_do_not_matter(tmp_path):
     write_wmh_subject(tmp_path / "7", seed=1)
     (subject,) = find_subjects(tmp_path / "7", get_task("wmh"))
     torch.manual_seed(0)
-    module = SegmentationModule(roi_size=(20, 24), capacity=32, levels=2)
-    a, b = (Predictor(module, batch_size=size, device="cpu").segment(subject).probabilities for size in (1, 4))
+    model = build_model(roi_size=(20, 24), capacity=32, levels=2)
+    a, b = (Predictor(model, batch_size=size, device="cpu").segment(subject).probabilities for size in (1, 4))
     assert np.allclose(a, b, atol=1e-5) and a.std() > 0
 
 
@@ -58,4 +57,4 @@ def test_unwritable_output(tmp_path):
     (subject,) = find_subjects(tmp_path / "7", get_task("wmh"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"7.nii.gz: cannot write there"):
-        predict(predictor(subject), [subject], tmp_path / "file" / "out")
+        list(predict(predictor(subject), [subject], tmp_path / "file" / "out"))

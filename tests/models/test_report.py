@@ -11,15 +11,15 @@ import pytest
 from scp_models.errors import UserError
 from scp_models.report import figures
 from scp_models.report import html as report
-from scp_models.report.html import METRICS, ModelResult, Picture, Report
+from scp_models.report.html import SCORE_COLUMNS, ModelResult, Picture, Report
 
-DICE = METRICS[0]
+DICE = SCORE_COLUMNS[0]
 
 
 def model(name: str, dice: np.ndarray, seeds: int = 1) -> ModelResult:
     """A model whose every metric is ``dice``, HD95 included, the same with every seed."""
     index = pd.Index([f"subject-{k:02d}" for k in range(len(dice))], name="subject")
-    frame = pd.DataFrame({metric.key: dice for metric in METRICS}, index=index, dtype=float)
+    frame = pd.DataFrame({metric.key: dice for metric in SCORE_COLUMNS}, index=index, dtype=float)
     return ModelResult(name, f"the {name} network", 1000, 2_000_000, 0.1, 0.01, {seed: frame for seed in range(seeds)})
 
 
@@ -95,7 +95,7 @@ def test_the_lead_sorts_the_others_by_verdict():
         model("high", dice(shift=0.2, seed=3)),
         model("same", dice(seed=1)),
     ]
-    lead = report.lead([report.compare(scp, other, metric) for other in others for metric in METRICS[:2]])
+    lead = report.lead([report.compare(scp, other, metric) for other in others for metric in SCORE_COLUMNS[:2]])
     higher, lower, none = lead.split("; it ")
     assert (
         "higher than “low”" in higher and "lower than “high”" in lower and "could not be told apart from “same”" in none
@@ -158,7 +158,7 @@ class Page(HTMLParser):
 
 def example(**changes) -> Report:
     models = [model("Base", dice(seed=1)), model("<SCP> & co", dice(shift=0.2, seed=2), seeds=2)]
-    comparisons = [report.compare(models[1], models[0], metric) for metric in report.TESTED_METRICS]
+    comparisons = [report.compare(models[1], models[0], metric) for metric in report.TESTED_COLUMNS]
     curve = figures.loss_curves([figures.LossCurve("Base", [1.0, 0.5])])
     picture = Picture(curve, "Losses.", "The loss falls.", vector=True)
     fields = {

@@ -7,10 +7,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from scp_models.checkpoints import load_model, read_checkpoint, subject_names
 from scp_models.data import SegmentationDataModule
 from scp_models.errors import UserError
-from scp_models.training.checkpoints import load_module
-from scp_models.training.module import SegmentationModule, SubjectDice, subject_names
+from scp_models.training.module import SegmentationModule, SubjectDice
 from tests.support.commands import fit_arguments, scp_models
 from tests.support.tiny_data import write_wmh
 
@@ -43,10 +43,10 @@ def test_subject_dice_is_that_of_whole_volumes():
         metric.update(logits[part], labels[part], subject[part])
     expected = []
     for s in range(3):
-        found = (logits[subject == s] > 0) & (labels[subject == s] != 2)
+        predicted = (logits[subject == s] > 0) & (labels[subject == s] != 2)
         target = labels[subject == s] == 1
-        expected.append((2 * (found & target).sum() / (found.sum() + target.sum())).item())
-    expected.append(1.0)  # the fourth subject: nothing to find, nothing found
+        expected.append((2 * (predicted & target).sum() / (predicted.sum() + target.sum())).item())
+    expected.append(1.0)  # the fourth subject: nothing to find, nothing predicted
     # Of the fifth no slice was seen (limit_val_batches): it has no Dice.
     assert metric.compute().item() == pytest.approx(sum(expected) / 4)
 
@@ -54,8 +54,8 @@ def test_subject_dice_is_that_of_whole_volumes():
 def test_the_papers_optimizer_and_schedule():
     module = tiny_module()
     module.trainer = L.Trainer(max_epochs=90, logger=False, enable_checkpointing=False, accelerator="cpu")
-    found = module.configure_optimizers()
-    optimizer, scheduler = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    configured = module.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.defaults["lr"] == 1e-3 and optimizer.defaults["weight_decay"] == 1e-6
     rates = []
@@ -120,15 +120,15 @@ def test_a_run_leaves_its_checkpoints_logs_and_configuration(root, tmp_path):
     assert len(metrics(out, "learning_rate")) == 3
 
     best = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)
-    assert next(iter(c for k, c in best["callbacks"].items() if "ModelCheckpoint" in k))["best_model_score"] == max(
-        dice
-    )
-    module = load_module(out / "checkpoints" / "best.ckpt")
-    assert module.hparams.capacity == 32 and module.task.roi_size == (16, 24)
-    for name, tensor in module.state_dict().items():
-        assert torch.equal(tensor, best["state_dict"][name])
-    assert module.split == subject_names(SegmentationDataModule(str(root)).divide())
-    assert {part: len(names) for part, names in module.split.items()} == {"training": 5, "validation": 1, "test": 2}
+    assert next(iter(c for k, c in best["callbacks"].items() if "BestCheckpoint" in k))["best_model_score"] == max(dice)
+    model = load_model(out / "checkpoints" / "best.ckpt")
+    assert best["hyper_parameters"]["capacity"] == 32 and model.task.roi_size == (16, 24)
+    weights = model.network.state_dict()
+    assert {f"network.{name}" for name in weights} == set(best["state_dict"]) and not model.network.training
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, best["state_dict"][f"network.{name}"])
+    assert model.split == subject_names(SegmentationDataModule(str(root)).divide())
+    assert {part: len(names) for part, names in model.split.items()} == {"training": 5, "validation": 1, "test": 2}
 
 
 def test_resuming_after_a_kill_is_bit_for_bit_the_same_run(root, tmp_path):
@@ -168,15 +168,16 @@ def test_two_processes_train_one_model(root, tmp_path):
     for name, parameter in first.items():
         assert torch.equal(parameter, second[name]), name
     logged = metrics(out)[-1]
-    module = load_module(out / "checkpoints" / "last.ckpt")
+    last = read_checkpoint(out / "checkpoints" / "last.ckpt")
+    module = tiny_module(learning_rate=0.01)
+    module.load_state_dict(last["state_dict"])
     data = SegmentationDataModule(str(root), roi_size=(16, 24), cache_dir=str(tmp_path / "scp_models"))
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     (alone,) = trainer.validate(module, datamodule=data, verbose=False)
     assert alone["val_dice"] == pytest.approx(logged, abs=1e-6)
     assert data.val_dataloader().dataset.slices % 2 == 1
     # Both processes saw half of the slices: as many steps as one process with batches twice as large.
-    steps = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert steps == 2 * (data.train_dataloader().dataset.slices // 6)
+    assert last["global_step"] == 2 * (data.train_dataloader().dataset.slices // 6)
 
 
 def test_mixed_precision(root, tmp_path):
@@ -204,24 +205,24 @@ def checkpoint(path, **changes):
 
 
 def test_foreign_checkpoints_are_refused(tmp_path):
-    assert load_module(checkpoint(tmp_path / "good.ckpt")).task.name == "wmh"
+    assert load_model(checkpoint(tmp_path / "good.ckpt")).task.name == "wmh"
     with pytest.raises(UserError, match="expected a checkpoint, there is none"):
-        load_module(tmp_path / "nowhere.ckpt")
+        load_model(tmp_path / "nowhere.ckpt")
     (tmp_path / "text.ckpt").write_text("weights")
     with pytest.raises(UserError, match=r"text.ckpt: expected a checkpoint of scp-models fit, it cannot be read"):
-        load_module(tmp_path / "text.ckpt")
+        load_model(tmp_path / "text.ckpt")
     whole = (tmp_path / "good.ckpt").read_bytes()
     (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"half.ckpt: expected a checkpoint of scp-models fit, it cannot be read"):
-        load_module(tmp_path / "half.ckpt")
+        load_model(tmp_path / "half.ckpt")
     with pytest.raises(UserError, match="got a file of something else"):
-        load_module(checkpoint(tmp_path / "other.ckpt", hyper_parameters=None))
+        load_model(checkpoint(tmp_path / "other.ckpt", hyper_parameters=None))
     with pytest.raises(UserError, match="trained for 'lits', got one for 'wmh'"):
-        load_module(tmp_path / "good.ckpt", task="lits")
+        load_model(tmp_path / "good.ckpt", task="lits")
     other = dict(tiny_module().hparams, capacity=64)
     with pytest.raises(
         UserError, match=r"wide.ckpt: expected weights that fit its configuration, .* \(size mismatch for "
     ):
-        load_module(checkpoint(tmp_path / "wide.ckpt", hyper_parameters=other))
+        load_model(checkpoint(tmp_path / "wide.ckpt", hyper_parameters=other))
     with pytest.raises(UserError, match=r"they do not .*unknown"):
-        load_module(checkpoint(tmp_path / "older.ckpt", hyper_parameters={"variant": "scp", "unknown": 1}))
+        load_model(checkpoint(tmp_path / "older.ckpt", hyper_parameters={"variant": "scp", "unknown": 1}))

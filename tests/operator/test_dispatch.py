@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scp_kernels import BackendUnavailable, FusedSCP, backends, dispatch, ops, scp, scp_reference
-from scp_kernels.problem import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
-from tests.support.left_out import LeftOut
+from scp_kernels import BackendUnavailable, FusedSCP, available_backends, dispatch, ops, scp, scp_reference
+from scp_kernels.positions import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
 from tests.support.problems import evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
+from tests.support.unavailable_backend import UnavailableBackend
 
 
 class Spy:
@@ -21,10 +21,10 @@ class Spy:
     device_type = "cpu"
     calls = 0
 
-    def unusable(self):
+    def unavailable_reason(self):
         return None
 
-    def cannot_run(self, problem):
+    def unsupported_reason(self, problem):
         return "float16 features are not for a spy" if problem.dtype == torch.float16 else None
 
     def _layers(self, matrix, phi, residual, problem):
@@ -36,7 +36,8 @@ class Spy:
         weight = (w3 @ second + b3[:, None]).unflatten(1, residual.shape) + residual[..., None]
         return index, first, second, weight
 
-    def forward(self, features, phi, residual, bias, matrix, problem):
+    def forward(self, inputs):
+        features, phi, residual, bias, matrix, problem = inputs
         type(self).calls += 1
         *_, weight = self._layers(matrix, phi, residual, problem)
         x = features.to(problem.compute_dtype).flatten(2)
@@ -45,15 +46,17 @@ class Spy:
             logits = logits + bias[:, None]
         return logits.unflatten(2, problem.spatial_shape).to(problem.dtype).contiguous()
 
-    def backward(self, grad, features, phi, residual, matrix, problem, needs_features, needs_parameters):
+    def backward(self, inputs, grad_logits, needs):
+        features, phi, residual, bias, matrix, problem = inputs
+        assert bias is None  # its gradient is not the backend's work
         index, first, second, weight = self._layers(matrix, phi, residual, problem)
         _, _, w2, _, w3, _ = phi
-        g = grad.to(problem.compute_dtype).flatten(2)  # [B, N, P]
+        g = grad_logits.to(problem.compute_dtype).flatten(2)  # [B, N, P]
         of_features = None
-        if needs_features:
+        if needs.features:
             of_features = torch.empty_like(features)
             of_features.copy_((g[:, :, None] * weight).sum(1).unflatten(2, problem.spatial_shape))
-        if not needs_parameters:
+        if not needs.parameters:
             return of_features, None
         x = features.to(problem.compute_dtype).flatten(2)
         g3 = (g[:, :, None] * x[:, None]).flatten(1, 2)  # [B, N·C, P]
@@ -75,15 +78,15 @@ def spy(monkeypatch):
     Spy.calls = 0
     monkeypatch.setitem(dispatch.BACKENDS, "cpu", backend)
     for name in ("triton", "cuda"):
-        monkeypatch.setitem(dispatch.BACKENDS, name, LeftOut(name))
+        monkeypatch.setitem(dispatch.BACKENDS, name, UnavailableBackend(name))
     return backend
 
 
 def test_the_list_is_ordered_and_every_absence_has_a_reason():
-    found = backends()
-    assert list(found) == ["triton", "cuda", "cpu", "reference"]
-    assert found["reference"].usable
-    for status in found.values():
+    results = available_backends()
+    assert list(results) == ["triton", "cuda", "cpu", "reference"]
+    assert results["reference"].usable
+    for status in results.values():
         assert status.usable == (status.reason is None)
         assert status.reason is None or len(status.reason) > 10
 
@@ -220,10 +223,19 @@ def test_flops_are_the_nominal_ones(spy):
         assert counter.get_total_flops() == 2 * forward
 
 
-def test_the_public_function_survives_imports_of_the_package_of_backends():
-    code = (
-        "import scp_kernels; from scp_kernels.backends import library; import importlib;"
-        "importlib.import_module('scp_kernels.backends.library');"
-        "assert callable(scp_kernels.backends) and scp_kernels.backends()['reference'].usable"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+OLD_NAME = """
+import warnings
+import scp_kernels
+from scp_kernels.backends import library  # the package stays a package
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    status = scp_kernels.backends()
+assert status == scp_kernels.available_backends()
+(warning,) = caught
+assert warning.category is DeprecationWarning and warning.filename == "<string>"
+assert "scp_kernels.available_backends()" in str(warning.message) and "0.2" in str(warning.message)
+"""
+
+
+def test_the_old_name_of_available_backends_works_and_warns():
+    subprocess.run([sys.executable, "-c", OLD_NAME], check=True)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from scp_kernels import BackendUnavailable, functional, problem, scp
-from scp_kernels.problem import identity_affine, position_matrix, whole_image_matrix
+from scp_kernels import BackendUnavailable, functional, pixel_positions, positions, scp
+from scp_kernels.positions import identity_affine, position_matrix, whole_image_matrix, whole_image_matrix_on
+from scp_kernels.problem import problem_of
 from tests.support.agreement import VIEWS
 from tests.support.problems import make_inputs
-from tests.support.tolerances import relative_error
+from tests.support.tolerances import LOGITS, relative_error
 
 
 def call(**changes):
@@ -28,6 +29,24 @@ BAD = [
     ({"features": ones(2, 4, 5, 6)}, ValueError, r"w3: expected N·C rows .* C = 4 .* got 6"),
     ({"features": ones(2, 0, 5, 6)}, ValueError, r"features: expected at least one channel"),
     ({"features": ones(2, 3, 4, 5, 6)}, ValueError, r"w1: expected shape \[8, 6\].* got \[8, 4\]"),
+    (
+        {"w1": ones(8, 6)},
+        ValueError,
+        r"affine, origin: expected one of the two.* affine \[3, 3\].* origin \[3\].* neither",
+    ),
+    ({"w1": ones(8, 6), "extent": (9, 5, 6)}, ValueError, r"affine, origin: expected one of the two"),
+    ({"w1": ones(8, 6), "origin": (4, 0, 0)}, ValueError, r"extent: expected \[3\] sizes .* got none"),
+    (
+        {"w1": ones(8, 6), "origin": (0, 0), "extent": (9, 5, 6)},
+        ValueError,
+        r"origin: expected shape \[3\], .* got \[2\]",
+    ),
+    (
+        {"w1": ones(8, 6), "affine": torch.eye(2, 3), "extent": (9, 5, 6)},
+        ValueError,
+        r"affine: expected shape \[3, 3\]",
+    ),
+    ({"w1": ones(8, 6), "origin": (4, 0, 0), "extent": (5, 6)}, ValueError, r"extent: expected shape \[3\]"),
     ({"phi": [ones(8, 4)]}, ValueError, r"phi: expected the six tensors .* got 1 of them"),
     ({"w1": ones(8, 5)}, ValueError, r"w1: expected shape \[8, 4\].* got \[8, 5\]"),
     ({"w1": ones(8, 4, 3, 3)}, ValueError, r"w1: expected the weight of a linear layer or of a 1×1 convolution"),
@@ -79,9 +98,9 @@ def test_refusals_name_the_argument(changes, error, message):
 
 
 def test_a_backend_asked_for_by_name_never_falls_back():
-    from scp_kernels import backends
+    from scp_kernels import available_backends
 
-    for name, status in backends().items():
+    for name, status in available_backends().items():
         if not status.usable:
             with pytest.raises(BackendUnavailable, match=name):
                 call(backend=name)
@@ -147,6 +166,33 @@ def test_positions_outside_the_extent_are_legal():
     assert torch.isfinite(padded).all()
 
 
+@pytest.mark.parametrize("position", ["pixels", "centered"])
+def test_positions_of_every_pixel(position):
+    """Eq. 5 written out in numpy, at one affine per sample."""
+    rng = np.random.default_rng(0)
+    affine, extent = rng.normal(size=(2, 2, 3)), rng.uniform(5, 40, size=2)
+    image = torch.zeros(2, 1, 4, 5, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        s = pixel_positions(image, affine=affine, extent=extent, position=position)
+    i, j = np.mgrid[:4, :5]
+    p = np.einsum("bkm,mhw->bkhw", affine, np.stack([i, j, np.ones_like(i)]))
+    size = extent[:, None, None]
+    expected = np.concatenate([p, size - p], 1)
+    if position == "centered":
+        expected = 2 * expected / np.concatenate([size, size]) - 1
+    assert s.dtype == torch.float64
+    assert relative_error(s, torch.from_numpy(expected)) <= LOGITS[torch.float64]
+
+
+def test_positions_of_a_whole_image_are_shared_by_the_batch():
+    assert pixel_positions(torch.zeros(3, 2, 4, 5, 6)).shape == (1, 6, 4, 5, 6)
+    assert pixel_positions(torch.zeros(3, 2, 4, 5), origin=torch.zeros(3, 2)).shape == (3, 4, 4, 5)
+    with pytest.raises(ValueError, match=r"affine: expected shape \[2, 3\]"):
+        pixel_positions(torch.zeros(3, 2, 4, 5), affine=torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"features: expected \[B, C, H, W\]"):
+        pixel_positions(torch.zeros(4, 5))
+
+
 def test_parameters_in_half_precision_are_computed_in_float32():
     inputs = make_inputs((6, 7), channels=8, hidden=(16, 16), dtype=torch.bfloat16)
     half = [t.bfloat16() for t in inputs.phi]
@@ -179,40 +225,40 @@ def test_the_matrix_of_a_whole_image_from_plain_numbers(shape, position):
 def problem_on(device):
     features = torch.empty(2, 3, 6, 7, device=device)
     weights = (torch.empty(8, 4), torch.empty(8, 8), torch.empty(1, 3))
-    return problem.problem_of(features, *weights, 1)
+    return problem_of(features, *weights, 1)
 
 
 def test_the_matrix_of_a_whole_image_is_made_once_a_device(monkeypatch):
     """On another device than the CPU: the first call copies it, the others launch nothing."""
     made = []
-    monkeypatch.setattr(problem, "_on_devices", {})
+    monkeypatch.setattr(positions, "_on_devices", {})
     original = functional.position_matrix
     monkeypatch.setattr(functional, "position_matrix", lambda *a: made.append(a) or original(*a))
     described = problem_on("meta")
 
     def matrix():
-        return functional._position_matrix(None, None, described, "centered")
+        return functional._position_matrix(None, None, described, "centered", False)
 
     with monkeypatch.context() as capturing:
-        capturing.setattr(problem, "_capturing", lambda device: True)
+        capturing.setattr(positions, "_capturing", lambda device: True)
         assert matrix().is_meta
-        assert len(made) == 1 and not problem._on_devices, "nothing is copied into a graph"
+        assert len(made) == 1 and not positions._on_devices, "nothing is copied into a graph"
     with torch.inference_mode():
         first = matrix()
     assert first.is_meta and first.dtype == torch.float64 and not first.is_inference() and len(made) == 1
     with monkeypatch.context() as capturing:
-        capturing.setattr(problem, "_capturing", lambda device: True)
+        capturing.setattr(positions, "_capturing", lambda device: True)
         assert matrix() is first, "a graph may read what is there, and what is there stays"
     assert matrix() is first and len(made) == 1
-    assert functional._position_matrix(None, None, described, "pixels") is not first
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
-        assert matrix() is not first, "whoever watches sees operations"
+    assert functional._position_matrix(None, None, described, "pixels", False) is not first
+    through_dispatcher = functional._position_matrix(None, None, described, "centered", True)
+    assert through_dispatcher is not first, "whoever watches sees operations"
 
 
 def test_what_is_kept_on_a_device_is_the_matrix(monkeypatch):
-    monkeypatch.setattr(problem, "_on_devices", {})
-    kept = problem.whole_image_matrix_on(torch.device("cpu"), (6, 7), "centered")
+    monkeypatch.setattr(positions, "_on_devices", {})
+    kept = whole_image_matrix_on(torch.device("cpu"), (6, 7), "centered")
     assert torch.equal(kept, whole_image_matrix((6, 7), "centered"))
     if torch.cuda.is_available():
-        kept = problem.whole_image_matrix_on(torch.device("cuda", 0), (6, 7), "centered")
+        kept = whole_image_matrix_on(torch.device("cuda", 0), (6, 7), "centered")
         assert kept.is_cuda and torch.equal(kept.cpu(), whole_image_matrix((6, 7), "centered"))

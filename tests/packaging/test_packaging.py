@@ -46,7 +46,7 @@ KERNELS = """
 #include "scp.h"
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
-SCP_EXPORT int JOIN(scp_vectors_, SCP_VECTOR_LEVEL)() {
+SCP_EXPORT int JOIN(scp_vectors_, SCP_ISA_TARGET)() {
 #if defined(__AVX512F__)
   return 512;
 #elif defined(__AVX2__)
@@ -84,6 +84,7 @@ def copy_tree(destination: Path) -> Path:
     (destination / "csrc" / "include").mkdir()
     (destination / "csrc" / NATIVE).mkdir()
     shutil.copy(ROOT / "csrc" / NATIVE / "__init__.py", destination / "csrc" / NATIVE)
+    shutil.copy(ROOT / "csrc" / "build_description.py", destination / "csrc")
     (destination / "csrc" / "include" / "scp.h").write_text(HEADER)
     (destination / "csrc" / "cpu" / "entry.cpp").write_text(ENTRY)
     (destination / "csrc" / "cpu" / "kernels.cpp").write_text(KERNELS)
@@ -154,8 +155,8 @@ class TestWheel:
             return {f"{package}/{p.relative_to(root).as_posix()}" for pattern in patterns for p in root.rglob(pattern)}
 
         assert list((ROOT / "models").rglob("*.yaml")) and list((ROOT / "models").rglob("*.html"))
-        found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-        assert found == {
+        packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+        assert packed == {
             *expected("scp_kernels", "scp_kernels", "*.py", "py.typed"),
             *expected("models/scp_models", "scp_models", "*.py", "py.typed", "*.yaml", "*.html"),
             *(f"{NATIVE}/{name}" for name in ("__init__.py", "build.json", "libscp_cpu.so")),
@@ -215,11 +216,11 @@ class TestWheel:
 
 @needs_compiler
 class TestInstalled:
-    def test_every_vector_level_is_compiled_for_its_instructions(self, installed: Path) -> None:
+    def test_every_isa_target_is_compiled_for_its_instructions(self, installed: Path) -> None:
         built = ctypes.CDLL(str(installed / NATIVE / "libscp_cpu.so"))
-        vectors = {level: built[f"scp_vectors_{level}"]() for level in record_of(installed)["cpu"]["variants"]}
+        vectors = {target: built[f"scp_vectors_{target}"]() for target in record_of(installed)["cpu"]["variants"]}
         expected = {"portable": 0, "avx2": 256, "avx512": 512}
-        assert vectors == {level: expected[level] for level in vectors}
+        assert vectors == {target: expected[target] for target in vectors}
 
     def test_only_marked_functions_are_exported(self, installed: Path) -> None:
         built = ctypes.CDLL(str(installed / NATIVE / "libscp_cpu.so"))
@@ -301,6 +302,11 @@ def test_rebuild_compiles_what_changed_and_drops_what_is_gone(tree: Path) -> Non
     again = {path.name: path.stat().st_mtime_ns for path in (tree / "build" / "native").rglob("*.o")}
     assert {name for name in objects if again[name] != objects[name]} == {"cpu_entry.cpp.o"}
 
+    database = json.loads((tree / "build" / "compile_commands.json").read_text())
+    assert len(database) == len(objects)
+    assert {Path(entry["file"]) for entry in database} == set((tree / "csrc" / "cpu").glob("*.cpp"))
+    assert all(f"-I{tree / 'csrc' / 'include'}" in entry["command"].split() for entry in database)
+
     first.unlink()
     pure = build_wheel(tree, SCP_BUILD_CPU="0")
     assert f"{NATIVE}/libscp_cpu.so" not in zipfile.ZipFile(pure).namelist()
@@ -326,6 +332,7 @@ def test_sdist_builds_the_same_wheel(tree: Path, wheel: Path, tmp_path: Path) ->
     for name in (
         "csrc/include/scp.h",
         "csrc/cpu/kernels.cpp",
+        "csrc/build_description.py",
         "LICENSE",
         "Makefile",
         "models/scp_models/configs/wmh.yaml",

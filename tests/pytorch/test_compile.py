@@ -32,13 +32,13 @@ def image_of(*size: int) -> Tensor:
 
 def check(compiled: Callable[..., Tensor], network: Network, *inputs: Tensor) -> None:
     """Logits and the gradients of image and parameters, compiled and eager."""
-    found = []
+    results = []
     for function in (compiled, network):
         image = inputs[0].clone().requires_grad_()
         logits = function(image, *inputs[1:])
         gradient = torch.linspace(-1, 1, logits.numel(), device=logits.device).view_as(logits)
-        found.append((logits.detach(), torch.autograd.grad(logits, [image, *network.parameters()], gradient)))
-    (logits, gradients), (true_logits, true_gradients) = found
+        results.append((logits.detach(), torch.autograd.grad(logits, [image, *network.parameters()], gradient)))
+    (logits, gradients), (true_logits, true_gradients) = results
     assert relative_error(logits, true_logits) <= LOGITS[torch.float32]
     for gradient, truth in zip(gradients, true_gradients, strict=True):
         assert relative_error(gradient, truth) <= GRADIENTS[torch.float32]

@@ -8,7 +8,8 @@ import time
 import torch
 
 from scp_kernels import dispatch, scp
-from scp_kernels.problem import problem_of, whole_image_matrix
+from scp_kernels.positions import whole_image_matrix
+from scp_kernels.problem import GradientNeeds, SCPInputs, problem_of
 from tests.support.cpu_settings import needs_cpu
 from tests.support.problems import make_inputs
 
@@ -52,15 +53,15 @@ class Direct(torch.autograd.Function):
     def forward(ctx, x, w1, b1, w2, b2, w3, b3, residual):
         ctx.save_for_backward(x, w1, b1, w2, b2, w3, b3, residual)
         problem = problem_of(x, w1, w2, residual, 1)
-        return dispatch.BACKENDS["cpu"].forward(x, (w1, b1, w2, b2, w3, b3), residual, None, Direct.matrix, problem)
+        inputs = SCPInputs(x, (w1, b1, w2, b2, w3, b3), residual, None, Direct.matrix, problem)
+        return dispatch.BACKENDS["cpu"].forward(inputs)
 
     @staticmethod
     def backward(ctx, gradient):
         x, w1, b1, w2, b2, w3, b3, residual = ctx.saved_tensors
         problem = problem_of(x, w1, w2, residual, 1)
-        of_x, of_phi = dispatch.BACKENDS["cpu"].backward(
-            gradient, x, (w1, b1, w2, b2, w3, b3), residual, Direct.matrix, problem, True, True
-        )
+        inputs = SCPInputs(x, (w1, b1, w2, b2, w3, b3), residual, None, Direct.matrix, problem)
+        of_x, of_phi = dispatch.BACKENDS["cpu"].backward(inputs, gradient, GradientNeeds(True, True))
         return of_x, *of_phi, of_phi[-1].view_as(residual).clone()
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from scp_kernels import backends
+from scp_kernels import available_backends
 from tests.support import sharded
 from tests.support.tolerances import relative_error
 
-ON_A_CPU = [name for name in ("reference", "cpu") if backends()[name].usable]
+ON_A_CPU = [name for name in ("reference", "cpu") if available_backends()[name].usable]
 
 
 @pytest.mark.parametrize("backend", ON_A_CPU)

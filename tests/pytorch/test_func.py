@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, stack_module_state, vmap
 
-from scp_kernels import FusedSCP, backends, dispatch, scp
+from scp_kernels import FusedSCP, available_backends, dispatch, scp
 from tests.support.backend_names import BACKENDS, device_of
 from tests.support.problems import make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 
 BATCH, CHANNELS, SHAPE = 4, 3, (9, 8)
-COMPILED = next((name for name in ("triton", "cuda", "cpu") if backends()[name].usable), None)
+COMPILED = next((name for name in ("triton", "cuda", "cpu") if available_backends()[name].usable), None)
 needs_a_compiled_backend = pytest.mark.skipif(COMPILED is None, reason="no compiled backend can run here")
 
 
@@ -34,11 +34,11 @@ class Twins:
 
     def agree(self, function, tolerance: dict[torch.dtype, float]) -> None:
         """``function(head, features)`` gives a tensor, or a dict of them."""
-        found, expected = function(self.head, self.features), function(self.truth, self.features.double())
-        if isinstance(found, Tensor):
-            found, expected = {"": found}, {"": expected}
-        assert found.keys() == expected.keys()
-        for name, tensor in found.items():
+        results, expected = function(self.head, self.features), function(self.truth, self.features.double())
+        if isinstance(results, Tensor):
+            results, expected = {"": results}, {"": expected}
+        assert results.keys() == expected.keys()
+        for name, tensor in results.items():
             assert tensor.dtype == torch.float32
             assert relative_error(tensor, expected[name]) <= tolerance[torch.float32], name
 
@@ -112,7 +112,7 @@ def test_vmap_over_no_samples(twins):
 def test_the_compiled_backend_is_what_runs(monkeypatch):
     calls = []
     forward = dispatch.BACKENDS[COMPILED].forward
-    monkeypatch.setattr(dispatch.BACKENDS[COMPILED], "forward", lambda *a: calls.append(a[0].shape) or forward(*a))
+    monkeypatch.setattr(dispatch.BACKENDS[COMPILED], "forward", lambda i: calls.append(i.features.shape) or forward(i))
     twins = Twins(COMPILED)
     twins.head.backend = "auto"
     vmap(lambda y: twins.head(y[None])[0])(twins.features)

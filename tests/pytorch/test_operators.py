@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from scp_kernels import FusedSCP, count_macs, ops, ptflops_hook, scp
-from scp_kernels.backends import native
-from scp_kernels.problem import identity_affine, position_matrix
+from scp_kernels.backends import cpu
+from scp_kernels.positions import identity_affine, position_matrix
+from tests.support.agreement import slices_of_a_volume
 from tests.support.backend_names import BACKENDS, device_of
 from tests.support.cpu_settings import needs_cpu
 from tests.support.problems import make_inputs
@@ -25,7 +26,8 @@ PROBLEMS = {
     "double": {"dtype": torch.float64},
     "no samples": {"batch": 0, "bias": True},
     "no pixels": {"shape": (0, 7), "bias": True},
-    "one map a sample": {"batch": 3},
+    "one map per sample": {"batch": 3},
+    "slices of a volume": {"batch": 3, "position_dims": 3, "bias": True},
     "channels last": {},
     "flat channels": {},
     "expanded": {},
@@ -42,8 +44,10 @@ def arguments(name):
     d = features.ndim - 2
     extent = torch.tensor([float(n) for n in features.shape[2:]], dtype=torch.float64)
     matrix = position_matrix(identity_affine(d, features.device), extent, "pixels")
-    if name == "one map a sample":
+    if name == "one map per sample":
         matrix = torch.stack([matrix, 2 * matrix, 3 * matrix])
+    if name == "slices of a volume":
+        matrix = position_matrix(*slices_of_a_volume(3).values(), "centered")
     if name == "channels last":
         features = features.contiguous(memory_format=torch.channels_last)
     if name == "flat channels":
@@ -65,20 +69,22 @@ def test_fakes_are_exact(name):
     tensors, grad = arguments(name)
     *inputs, bias, matrix = tensors
     everything = [True] * 8 + [bias is not None]
-    found = [ops.scp_forward(*tensors, "cpu")]
+    results = [ops.scp_forward(*tensors, "cpu")]
     for needs in (everything, [True] + [False] * 8, [False] * 7 + everything[7:]):
-        found += ops.scp_backward(grad, *inputs, matrix, "cpu", needs)
+        results += ops.scp_backward(grad, *inputs, matrix, "cpu", needs)
     with FakeTensorMode() as mode:
         tensors, grad = [None if t is None else mode.from_tensor(t) for t in tensors], mode.from_tensor(grad)
         *inputs, bias, matrix = tensors
         fakes = [ops.scp_forward(*tensors, "cpu")]
         for needs in (everything, [True] + [False] * 8, [False] * 7 + everything[7:]):
             fakes += ops.scp_backward(grad, *inputs, matrix, "cpu", needs)
-    assert [described(t) for t in fakes] == [described(t) for t in found]
+    assert [described(t) for t in fakes] == [described(t) for t in results]
 
 
 @needs_cpu
-@pytest.mark.parametrize("name", ["plain", "bias", "3-D", "double", "no samples", "one map a sample", "channels last"])
+@pytest.mark.parametrize(
+    "name", ["plain", "bias", "3-D", "double", "no samples", "one map per sample", "channels last"]
+)
 def test_opcheck(name):
     tensors, grad = arguments(name)
     leaves = [t if t is None else t.clone().requires_grad_() for t in tensors[:-1]]
@@ -95,15 +101,15 @@ def test_opcheck(name):
 
 
 @needs_cpu
-def test_flops_are_nominal_and_the_plan_tells_the_executed_ones():
+def test_flops_are_nominal_and_the_report_tells_the_executed_ones():
     inputs = make_inputs((64, 64), batch=2, channels=8, classes=2, hidden=(64, 64))
     phi = 4 * 64 + 64 * 64 + 64 * 16
     x = inputs.features.clone().requires_grad_()
     with FlopCounterMode(display=False) as counter:
         logits = scp(x, inputs.phi, inputs.residual, backend="cpu")
     assert counter.get_total_flops() == 2 * 64 * 64 * (phi + 2 * 16)
-    plan = native.last_plan()
-    assert plan.dense_macs == phi and plan.macs < phi / 2
+    report = cpu.last_report()
+    assert report.dense_macs == phi and report.macs < phi / 2
     with FlopCounterMode(display=False) as counter:
         logits.sum().backward()
     assert counter.get_total_flops() == 2 * 2 * 64 * 64 * (phi + 2 * 16)
@@ -135,17 +141,17 @@ def test_what_is_executed_is_counted_in_and_out_of_a_graph():
     x = inputs.features.clone().requires_grad_()
     with count_macs() as count:
         logits = scp(x, inputs.phi, inputs.residual, backend="cpu")
-        forward = native.last_plan().total_macs
+        forward = cpu.last_report().total_macs
         assert count.macs == forward > 0
         logits.sum().backward()
-        assert count.macs == forward + native.last_plan().total_macs > forward
+        assert count.macs == forward + cpu.last_report().total_macs > forward
         with pytest.raises(RuntimeError, match="under way"), count_macs():
             pass
     total = count.macs
     scp(x, inputs.phi, inputs.residual, backend="cpu")
     assert count.macs == total, "counted after its end"
     compiled = torch.compile(scp, backend="aot_eager", fullgraph=True)
-    native.release_kept()  # else W would be read, and nothing be executed
+    cpu.clear_weight_field_cache()  # else W would be read, and nothing be executed
     with count_macs() as count, torch.no_grad():
         compiled(inputs.features, inputs.phi, inputs.residual, backend="cpu")
     assert count.macs == forward
@@ -188,10 +194,10 @@ def test_whoever_watches_sees_the_operators():
             return function(*args, **(kwargs or {}))
 
     with Watch():
-        watched = head(x)
-        watched_gradients = torch.autograd.grad(watched, tensors, torch.ones_like(watched))
+        watched_logits = head(x)
+        watched_gradients = torch.autograd.grad(watched_logits, tensors, torch.ones_like(watched_logits))
     assert [f for f in seen if f.namespace == "scp_kernels"] == [ops.scp_forward, ops.scp_backward]
-    assert torch.equal(watched, logits)
+    assert torch.equal(watched_logits, logits)
     assert all(torch.equal(a, b) for a, b in zip(watched_gradients, gradients, strict=True))
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

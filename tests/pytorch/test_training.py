@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from scp_kernels import FusedSCP, ops, scp, scp_reference
-from scp_kernels.problem import whole_image_matrix
+from scp_kernels.positions import whole_image_matrix
 from tests.support.backend_names import BACKENDS, device_of
 from tests.support.problems import away_from_kinks, evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
@@ -50,9 +50,9 @@ def test_autocast(backend, dtype):
     exact = features.detach().double().requires_grad_()
     expected = truth(exact)
     assert relative_error(logits, expected) <= LOGITS[dtype]
-    found = gradients(head, logits, features)
+    results = gradients(head, logits, features)
     for gradient, parameter, true in zip(
-        found, (features, *head.parameters()), gradients(truth, expected, exact), strict=True
+        results, (features, *head.parameters()), gradients(truth, expected, exact), strict=True
     ):
         assert gradient.dtype == parameter.dtype
         assert relative_error(gradient, true) <= GRADIENTS[dtype]
@@ -141,10 +141,10 @@ def test_channels_last(backend):
     head = head.to(memory_format=torch.channels_last)
     y = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     assert not y.is_contiguous()
-    found = gradients(head, head(y), y)
+    results = gradients(head, head(y), y)
     if backend != "reference":  # plain PyTorch gives it the format that its last step has
-        assert found[0].is_contiguous(memory_format=torch.channels_last)
-    for gradient, truth in zip(found, expected, strict=True):
+        assert results[0].is_contiguous(memory_format=torch.channels_last)
+    for gradient, truth in zip(results, expected, strict=True):
         assert relative_error(gradient, truth) <= GRADIENTS[torch.float32]
 
 
@@ -193,8 +193,8 @@ def test_empty_batches(backend):
     head, x = head_of(backend), features_of(backend)[:0].requires_grad_()
     logits = head(x)
     assert logits.shape == (0, 2, *SHAPE)
-    found = torch.autograd.grad(logits.sum(), [x, *head.parameters()])
-    assert found[0].shape == x.shape and not any(g.any() for g in found[1:])
+    results = torch.autograd.grad(logits.sum(), [x, *head.parameters()])
+    assert results[0].shape == x.shape and not any(g.any() for g in results[1:])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -277,15 +277,15 @@ def test_the_negative_bit(backend):
             torch.tensor([[1.0, 0, 3], [0, 1, 4]]).double().to(x.device),
             torch.tensor([30.0, 40.0]).double(),
         )
-        found = head(x, affine=negated(affine), extent=negated(extent.to(x.device)))
-        assert torch.equal(found, head(x, affine=affine, extent=extent))
+        result = head(x, affine=negated(affine), extent=negated(extent.to(x.device)))
+        assert torch.equal(result, head(x, affine=affine, extent=extent))
     leaf = x.clone().requires_grad_()
     tensors = [leaf, *head.parameters()]
     grad_logits = torch.randn_like(head(x))
     expected = torch.autograd.grad(head(leaf), tensors, grad_logits)
     for features, gradient in ((leaf, negated(grad_logits)), (torch._neg_view(-leaf), grad_logits)):
-        found = torch.autograd.grad(head(features), tensors, gradient)
-        assert all(relative_error(a, b) <= GRADIENTS[torch.float32] for a, b in zip(found, expected, strict=True))
+        results = torch.autograd.grad(head(features), tensors, gradient)
+        assert all(relative_error(a, b) <= GRADIENTS[torch.float32] for a, b in zip(results, expected, strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -14,6 +14,31 @@ POSITION_MAPS = [
     {"affine": torch.tensor([[0.0, -1.0, 40.0], [0.5, 0.2, -3.0]], dtype=torch.float64), "extent": (64, 64)},
 ]
 
+
+def slices_of_a_volume(batch: int, dims: int = 2, axes: int = 3, seed: int = 0) -> dict[str, Tensor]:
+    """Position maps of maps with ``dims`` axes in a space with ``axes`` of them: one per sample, oblique, scaled."""
+    g = torch.Generator().manual_seed(seed)
+    affine = torch.randn(batch, axes, dims + 1, generator=g, dtype=torch.float64)
+    affine[..., -1] += 20
+    return {"affine": affine, "extent": 30 + 10 * torch.rand(batch, axes, generator=g, dtype=torch.float64)}
+
+
+VOLUME_MAPS = {
+    "slice": {"origin": torch.tensor([7.0, 3, 4]), "extent": torch.tensor([20.0, 64, 48])},
+    "slices": {
+        "origin": torch.tensor([[0.0, 0, 0], [1, 0, 0], [19, 5, 0]]),
+        "extent": torch.tensor([20.0, 48, 64]),
+        "position": "centered",
+    },
+    "oblique": {"position": "centered", **slices_of_a_volume(3)},
+    "one oblique map": {name: values[0] for name, values in slices_of_a_volume(1, seed=1).items()},
+    "slices mirrored": {
+        "affine": torch.tensor([[0.0, 0, 5], [0, -1, 47], [1, 0, 0]], dtype=torch.float64),
+        "extent": torch.tensor([[20.0, 48, 64], [21, 48, 64], [22, 40, 64]]),
+    },
+}
+"""2-D maps of three samples in a 3-D space: one position map for all, or one per sample."""
+
 VIEWS = {
     "channels-last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),

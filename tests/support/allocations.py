@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scp_kernels import dispatch
-from scp_kernels.problem import identity_affine, position_matrix, problem_of
+from scp_kernels.positions import identity_affine, position_matrix
+from scp_kernels.problem import GradientNeeds, SCPInputs, problem_of
 from tests.support.problems import Inputs
 
 
@@ -47,6 +48,7 @@ def allocated_beyond_results(inputs: Inputs) -> dict[str, int]:
     matrix = position_matrix(identity_affine(len(shape), torch.device("cpu")), extent, "pixels").to(device)
     features = inputs.features
     problem = problem_of(features, inputs.phi[0], inputs.phi[2], inputs.residual, 1)
+    call = SCPInputs(features, inputs.phi, inputs.residual, None, matrix, problem)
     backend = dispatch.BACKENDS["triton"]
     no_kernels = mock.patch.object(Launch, "run", lambda self: None)
     used = {}
@@ -54,11 +56,8 @@ def allocated_beyond_results(inputs: Inputs) -> dict[str, int]:
         for name in ("forward", "backward", "backward of the parameters alone"):
             with Allocations() as allocations:
                 if name == "forward":
-                    out = backend.forward(features, inputs.phi, inputs.residual, None, matrix, problem)
+                    out = backend.forward(call)
                 else:
-                    out = backend.backward(
-                        inputs.grad_logits, features, inputs.phi, inputs.residual, matrix, problem,
-                        name == "backward", True,
-                    )  # fmt: skip
+                    out = backend.backward(call, inputs.grad_logits, GradientNeeds(name == "backward", True))
             used[name] = allocations.bytes_beyond(tensors_of(out))
     return used

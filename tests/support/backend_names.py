@@ -2,7 +2,7 @@
 
 import pytest
 
-from scp_kernels import backends
+from scp_kernels import available_backends
 from scp_kernels.backends.triton import interpreting
 
 BACKENDS = [
@@ -13,7 +13,7 @@ BACKENDS = [
             reason=f"{name}: {status.reason or 'interpreted'}",
         ),
     )
-    for name, status in backends().items()
+    for name, status in available_backends().items()
 ]
 
 

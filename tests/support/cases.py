@@ -1,5 +1,6 @@
 """The sizes that matter to users, shared by tests and benchmarks: the paper's, larger ones, and lines of scaling."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,8 @@ from scp_kernels import dispatch, scp_reference
 from scp_kernels.problem import Problem
 from tests.support.problems import Inputs, away_from_kinks, evaluate, make_inputs
 
-# Float64 activations of Φ at h = 256 take 2 KiB a pixel and layer: strips of this many pixels stay below 200 MiB.
+# Float64 activations of Φ at h = 256 take 2 KiB per pixel, layer and position map: strips of this many pixels and maps
+# stay below 200 MiB.
 PIXELS_AT_ONCE = 2**14
 
 
@@ -22,11 +24,14 @@ class Case:
     batch: int
     shape: tuple[int, ...] = (160, 224)
     dtype: torch.dtype = torch.float32
+    per_sample: bool = False
+    """One position map per sample, as patches and augmentation give, where one for all is the default."""
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))
         dtype = "" if self.dtype == torch.float32 else f"-{self.dtype_name}"
-        return f"h{self.hidden}-c{self.channels}-b{self.batch}-{size}{dtype}"
+        maps = "-per-sample" if self.per_sample else ""
+        return f"h{self.hidden}-c{self.channels}-b{self.batch}-{size}{dtype}{maps}"
 
     @property
     def dtype_name(self) -> str:
@@ -42,6 +47,22 @@ class Case:
             dtype=self.dtype,
         ).to(device)
 
+    def affine(self, device: torch.device | str = "cpu") -> Tensor | None:
+        """``[B, d, d + 1]``, a small rotation (of the first two axes), scaling and shift per sample; None: one map."""
+        if not self.per_sample:
+            return None
+        d = len(self.shape)
+        g = torch.Generator().manual_seed(2)
+        angle, scale, *shifts = (torch.rand(d + 2, self.batch, generator=g, dtype=torch.float64) * 2 - 1).unbind()
+        angle, scale = angle * math.radians(10), 1 + 0.1 * scale
+        linear = torch.eye(d, dtype=torch.float64).repeat(self.batch, 1, 1)
+        linear[:, 0, 0], linear[:, 0, 1] = angle.cos(), -angle.sin()
+        linear[:, 1, 0], linear[:, 1, 1] = angle.sin(), angle.cos()
+        linear *= scale[:, None, None]
+        center = torch.tensor(self.shape, dtype=torch.float64) / 2
+        offset = center - linear @ center + torch.stack(shifts, 1) * center / 10
+        return torch.cat([linear, offset[:, :, None]], 2).to(device)
+
     def problem(self, device: torch.device | str = "cpu") -> Problem:
         return Problem(
             batch=self.batch,
@@ -49,7 +70,7 @@ class Case:
             num_classes=1,
             hidden=(self.hidden, self.hidden),
             spatial_shape=self.shape,
-            groups=1,
+            groups=self.batch if self.per_sample else 1,
             dtype=self.dtype,
             compute_dtype=torch.promote_types(self.dtype, torch.float32),
             device=torch.device(device),
@@ -62,8 +83,8 @@ class Case:
             name
             for name, backend in dispatch.BACKENDS.items()
             if backend.device_type == problem.device.type
-            and backend.unusable() is None
-            and backend.cannot_run(problem) is None
+            and backend.unavailable_reason() is None
+            and backend.unsupported_reason(problem) is None
         ]
 
 
@@ -75,6 +96,8 @@ SCALING = [
     *(Case(128, 16, 1, (size, size)) for size in (64, 128)),
     *(Case(128, 16, batch) for batch in (2, 4, 8)),
 ]
+# Every sample with a position map of its own: the usual case where images are cropped or augmented.
+PER_SAMPLE = [Case(h, c, 14, per_sample=True) for h, c in WIDTHS]
 LARGE = [
     Case(512, 64, 1),
     *(Case(128, 16, 1, shape) for shape in ((512, 512), (1024, 1024), (96, 96, 96))),
@@ -82,21 +105,30 @@ LARGE = [
 ]
 
 
-def truth(inputs: Inputs) -> tuple[Inputs, Tensor, dict[str, Tensor]]:
+def truth(inputs: Inputs, affine: Tensor | None = None) -> tuple[Inputs, Tensor, dict[str, Tensor]]:
     """Float64 logits and gradients of ``inputs``, in strips of rows, so that memory does not grow with the image.
+
+    Args:
+        inputs: whole images or volumes.
+        affine: their positions, as :meth:`Case.affine` gives them; None: those of the index.
 
     Returns:
         The inputs with their logits' gradient zeroed at kinks (:func:`problems.away_from_kinks`), the logits, and the
         gradients by name.
     """
     shape = inputs.features.shape[2:]
-    rows = max(1, PIXELS_AT_ONCE // shape[1:].numel())
+    rows = max(1, PIXELS_AT_ONCE // (shape[1:].numel() * (1 if affine is None else len(affine))))
     masked, logits, of_features = [], [], []
     sums: dict[str, Tensor] = {}
     for start in range(0, shape[0], rows):
         here = slice(start, start + rows)
         part = replace(inputs, features=inputs.features[:, :, here], grad_logits=inputs.grad_logits[:, :, here])
-        place = {"origin": (start, *(0 for _ in shape[1:])), "extent": tuple(shape)}
+        place: dict[str, object] = {"extent": tuple(shape)}
+        if affine is None:
+            place["origin"] = (start, *(0 for _ in shape[1:]))
+        else:  # the strip's own first row is the image's row `start`
+            offset = affine[:, :, -1] + start * affine[:, :, 0]
+            place["affine"] = torch.cat([affine[:, :, :-1], offset[:, :, None]], 2)
         part = away_from_kinks(part, **place)
         some_logits, gradients = evaluate(scp_reference, part.double(), **place)
         masked.append(part.grad_logits)

@@ -4,19 +4,20 @@ from dataclasses import replace
 
 import pytest
 
-from scp_kernels import backends
-from scp_kernels.backends import native
+from scp_kernels import available_backends
+from scp_kernels.backends import cpu
 
-LEVELS = list(native.LEVELS)
+ISA_TARGETS = list(cpu.ISA_TARGETS)
 
 needs_cpu = pytest.mark.skipif(
-    not backends()["cpu"].usable, reason=f"the CPU backend was not built: {backends()['cpu'].reason}"
+    not available_backends()["cpu"].usable,
+    reason=f"the CPU backend was not built: {available_backends()['cpu'].reason}",
 )
 
 
 def ask_cpu(monkeypatch: pytest.MonkeyPatch, **changes: int) -> None:
     """Change what the environment asks of the backend; skip the test where this machine cannot do it."""
-    asked = replace(native.settings(), **changes)
-    monkeypatch.setattr(native, "settings", lambda: asked)
-    if reason := native.NativeCPU().unusable():
+    asked = replace(cpu.settings(), **changes)
+    monkeypatch.setattr(cpu, "settings", lambda: asked)
+    if reason := cpu.CpuBackend().unavailable_reason():
         pytest.skip(reason)

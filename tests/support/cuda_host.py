@@ -26,7 +26,7 @@ def build(*, races: bool = False) -> ctypes.CDLL:
     """Compiles the library, once for each state of its sources: several test processes share it.
 
     Args:
-        races: every access to memory is looked at (csrc/cuda/host_emulation/races.h); GCC only.
+        races: every access to memory is checked (csrc/cuda/host_emulation/races.h); GCC only.
     """
     flags = ["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}", f"-I{SOURCES / 'include'}"]
     if races:
@@ -38,17 +38,17 @@ def build(*, races: bool = False) -> ctypes.CDLL:
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / f"{digest.hexdigest()[:16]}.so"
     if not target.exists():
-        mine = target.with_suffix(f".{os.getpid()}")
+        temporary = target.with_suffix(f".{os.getpid()}")
         objects = []
         for source in ("host", "races") if races else ("host",):
-            objects.append(f"{mine}.{source}.o")  # of this process alone
-            own = ["-fsanitize=thread"] if races and source == "host" else []
+            objects.append(f"{temporary}.{source}.o")
+            instrument = ["-fsanitize=thread"] if races and source == "host" else []
             path = str(SOURCES / "cuda" / "host_emulation" / f"{source}.cpp")
-            subprocess.run([compiler, *flags, *own, "-c", path, "-o", objects[-1]], check=True)
-        subprocess.run([compiler, "-shared", *objects, "-o", str(mine)], check=True)
+            subprocess.run([compiler, *flags, *instrument, "-c", path, "-o", objects[-1]], check=True)
+        subprocess.run([compiler, "-shared", *objects, "-o", str(temporary)], check=True)
         for file in objects:
             Path(file).unlink()
-        mine.replace(target)
+        temporary.replace(target)
     return declare(ctypes.CDLL(str(target)))
 
 
@@ -60,7 +60,7 @@ class HostCuda(CudaBackend):
     def __init__(self, shared_memory: int = 227 * 1024, multiprocessors: int = 4, races: bool = False) -> None:
         self.shared_memory, self.multiprocessors, self.races = shared_memory, multiprocessors, races
 
-    def unusable(self) -> None:
+    def unavailable_reason(self) -> None:
         return None
 
     def library(self) -> ctypes.CDLL:

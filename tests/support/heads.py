@@ -3,7 +3,7 @@
 import torch
 
 
-def wake(head, seed=1):
+def randomize_phi(head, seed=1):
     """Give Φ a last layer that makes weights of order 1, so that positions matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

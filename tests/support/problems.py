@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scp_kernels.positions import origin_affine
 from scp_kernels.reference import positions
 
 
@@ -50,19 +51,20 @@ def make_inputs(
     dtype: torch.dtype = torch.float32,
     bias: bool = False,
     seed: int = 0,
+    position_dims: int | None = None,
 ) -> Inputs:
     """Standard normal features and PyTorch's default initialisation of linear layers, as the paper's Φ starts."""
     g = torch.Generator().manual_seed(seed)
     parameter_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     h1, h2 = hidden
-    d = len(shape)
+    columns = 2 * (len(shape) if position_dims is None else position_dims)
 
     def uniform(*size: int, fan_in: int) -> Tensor:
         return ((torch.rand(*size, generator=g, dtype=torch.float64) * 2 - 1) / fan_in**0.5).to(parameter_dtype)
 
     phi = (
-        uniform(h1, 2 * d, fan_in=2 * d),
-        uniform(h1, fan_in=2 * d),
+        uniform(h1, columns, fan_in=columns),
+        uniform(h1, fan_in=columns),
         uniform(h2, h1, fan_in=h1),
         uniform(h2, fan_in=h1),
         uniform(classes * channels, h2, fan_in=h2),
@@ -97,7 +99,7 @@ def away_from_kinks(inputs: Inputs, **options) -> Inputs:
     affine, extent = options.get("affine"), options.get("extent")
     if options.get("origin") is not None:
         origin = torch.as_tensor(options["origin"], dtype=torch.float64)
-        affine = torch.cat([torch.eye(len(shape), dtype=torch.float64), origin[:, None]], 1)
+        affine = origin_affine(origin, len(shape))
     extent = None if extent is None else torch.as_tensor(extent, dtype=torch.float64)
     s = positions(
         shape,
@@ -124,7 +126,7 @@ def by_definition(inputs: Inputs, affine=None, extent=None, position: str = "pix
     residual = inputs.residual.double().numpy()
     beta = 0.0 if inputs.bias is None else inputs.bias.double().numpy()
     batch, channels, *shape = x.shape
-    classes, d = residual.shape[0], len(shape)
+    classes = residual.shape[0]
     out = np.empty((batch, classes, *shape))
     for b, index in itertools.product(range(batch), np.ndindex(*shape)):
         if affine is None:
@@ -140,7 +142,7 @@ def by_definition(inputs: Inputs, affine=None, extent=None, position: str = "pix
         s = np.concatenate([p, size - p])
         if position == "centered":
             s = 2 * s / np.concatenate([size, size]) - 1
-        assert len(s) == 2 * d
+        assert len(s) == w1.shape[1]
         hidden = np.maximum(w1 @ s + b1, 0)
         hidden = np.maximum(w2 @ hidden + b2, 0)
         weight = (w3 @ hidden + b3).reshape(classes, channels) + residual

@@ -25,6 +25,55 @@ def save(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     nib.save(nib.Nifti1Image(data, affine), path)
 
 
+def write_itk(path: Path, data: np.ndarray, affine: np.ndarray, vector: bool = False) -> Path:
+    """A volume in a format of ITK; ``vector``: the last axis is one of components."""
+    import SimpleITK as sitk
+
+    # ITK's axes in the patient are left, back, top, and its arrays have the first axis last.
+    axes = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]
+    spacing = np.linalg.norm(axes, axis=0)
+    array = np.moveaxis(data.T, 0, -1) if vector else data.T
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=vector)
+    image.SetSpacing([float(size) for size in spacing])
+    image.SetDirection([float(value) for value in (axes / spacing).ravel()])
+    image.SetOrigin([float(value) for value in np.array([-1, -1, 1]) * affine[:3, 3]])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def write_dicom(folder: Path, data: np.ndarray, affine: np.ndarray, series: str = "1") -> Path:
+    """A folder with one DICOM file per slice."""
+    import SimpleITK as sitk
+
+    write_itk(folder.parent / "slices.mha", data, affine)
+    image = sitk.ReadImage(str(folder.parent / "slices.mha"))
+    (folder.parent / "slices.mha").unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    direction = image.GetDirection()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k in range(data.shape[2]):
+        part = image[:, :, k]
+        place = image.TransformIndexToPhysicalPoint((0, 0, k))
+        tags = {
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
+            "0008|0018": f"1.2.826.0.1.3680043.2.1125.{series}.{k + 1}",
+            "0008|0060": "MR",
+            "0020|000d": "1.2.826.0.1.3680043.2.1125.9",
+            "0020|000e": f"1.2.826.0.1.3680043.2.1125.{series}",
+            "0020|0013": str(k + 1),
+            "0020|0032": "\\".join(f"{value:.6f}" for value in place),
+            "0020|0037": "\\".join(f"{direction[i]:.6f}" for i in (0, 3, 6, 1, 4, 7)),
+        }
+        for tag, value in tags.items():
+            part.SetMetaData(tag, value)
+        # Names that sort another way than the slices lie.
+        writer.SetFileName(str(folder / f"{series}-{(7 * k) % data.shape[2]:03d}-{k}.dcm"))
+        writer.Execute(part)
+    return folder
+
+
 def blobs(shape, seed: int, count: int = 3) -> np.ndarray:
     """A mask of a few boxes."""
     rng = np.random.default_rng(seed)

@@ -43,9 +43,10 @@ COMPILED = [  # every architecture once, and every thing that makes another kern
     (75, {}, False),
     (80, {}, False),
     (90, {}, False),
-    (120, {}, False),
-    (86, ODD, False),
+    (120, ODD, False),
+    (86, {}, False),
     (89, {"dtype": torch.bfloat16}, True),
+    (75, {"extra_position_dims": 1, "groups": 14}, False),
     (100, {"channels": 16, "hidden": (128, 128), "spatial_shape": (32, 96, 96)}, False),
 ]
 
@@ -150,7 +151,8 @@ def test_chunks_cover_every_supertile_once(changes):
                     assert sizes["boxes_per_slab"] * item.grid[0] >= sizes["boxes"]
         names = ("units", "slots", "lines", "hidden", "rows", "outputs", "counts", "moments")
         names += tuple(prefix + name for name in names for prefix in ("parent_", "grad_", "parent_grad_"))
-        held = [item.arguments[name] for item in sequence.launches for name in names if name in item.arguments]
+        on_boxes = [item.arguments for item in sequence.launches if "first_supertile" in item.arguments]
+        held = [arguments[name] for arguments in on_boxes for name in names if name in arguments]
         chunk = {id(tensor): tensor for tensor in held}.values()
         assert 0 < sum(t.nbytes for t in chunk) <= tables.FOLDED_BYTES
 
@@ -182,6 +184,13 @@ def test_configurations_that_no_kernel_can_have_are_refused(bad):
         tables.Configuration(**(sizes | bad))
 
 
+def test_tiles_that_do_not_fill_a_supertile_are_refused(monkeypatch):
+    wide = tables.Configuration((4, 64), 8, 32, 4)
+    monkeypatch.setattr(tables, "TABLE", (tables.TableEntry(tables.FORWARD, wide),))
+    with pytest.raises(ValueError, match="cannot be cut into tiles of"):
+        next(offline.abstract_sequences(problem(), 90))
+
+
 @pytest.mark.parametrize("capability", tables.SHARED_MEMORY_KIB)
 @pytest.mark.parametrize("kernel", [tables.FORWARD, tables.FEATURES, tables.PARAMETERS])
 @pytest.mark.parametrize("hidden", [(1, 1), (64, 64), (100, 37), (256, 256), (1024, 512)])
@@ -201,13 +210,13 @@ REASONS = [
 
 
 @pytest.mark.parametrize(("changes", "reason"), REASONS)
-def test_why_a_call_cannot_run(changes, reason):
-    assert reason in TritonBackend().cannot_run(problem(**changes))
+def test_why_a_call_is_unsupported(changes, reason):
+    assert reason in TritonBackend().unsupported_reason(problem(**changes))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_why_this_machine_cannot():
-    assert "no CUDA device is available" in TritonBackend().unusable()
+    assert "no CUDA device is available" in TritonBackend().unavailable_reason()
 
 
 def test_importing_the_package_imports_no_triton():
@@ -215,7 +224,7 @@ def test_importing_the_package_imports_no_triton():
     code = (
         "import sys, torch.utils.flop_counter;"
         "before = {name for name in sys.modules if name.split('.')[0] == 'triton'};"
-        "import scp_kernels; scp_kernels.backends();"
+        "import scp_kernels; scp_kernels.available_backends();"
         "assert 'scp_kernels.backends.triton' in sys.modules;"
         "new = [name for name in set(sys.modules) - before if name.split('.')[0] == 'triton'"
         " or name.startswith('scp_kernels.backends.triton.')];"

@@ -1,8 +1,9 @@
 // A block of threads on the host: fibres that run one after another from barrier to barrier, in any order.
 //
 // What it shows: results of the very code that a GPU runs; threads that do not all come to the same barrier; missing
-// barriers, because results then depend on the order, and exactly with host_races.h; shared memory read before it is
-// written (it starts as NaN) or written past its end. What it cannot show: speed, and anything below the source (registers, alignment, caches).
+// barriers, because results then depend on the order, and exactly with races.h; shared memory read before it is written
+// (it starts as NaN) or written past its end. What it cannot show: speed, and anything below the source (registers,
+// alignment, caches).
 #ifndef SCP_CUDA_HOST_BLOCK_H
 #define SCP_CUDA_HOST_BLOCK_H
 
@@ -31,8 +32,8 @@ class HostBlock {
   int64_t index() const;
   void sync() const;
   char* shared() const;
-  SCP_UNWATCHED void add(double* at, double value) const { *at += value; }
-  SCP_UNWATCHED void raise(int* flag) const { *flag = 1; }
+  SCP_NOT_INSTRUMENTED void add(double* at, double value) const { *at += value; }
+  SCP_NOT_INSTRUMENTED void raise(int* flag) const { *flag = 1; }
 
  private:
   HostGrid& grid_;
@@ -43,7 +44,7 @@ class HostBlock {
 class HostGrid {
  public:
   // Order 0 runs threads as they are numbered, 1 backwards, any other number shuffles them anew at every barrier. The
-  // barrier of the given number, counted from 1, is left out of every block: what looks for races is tried on that.
+  // barrier of the given number, counted from 1, is left out of every block: the race detector is tested on that.
   HostGrid(int order, int64_t shared_bytes, int without_barrier = 0)
       : order_(order),
         without_barrier_(without_barrier),
@@ -97,7 +98,7 @@ class HostGrid {
     races::resume(index_, thread);
     swapcontext(&scheduler_, &fibres_[thread]);
     races::pause();
-    if (const std::string& found = races::found(); !found.empty()) throw std::logic_error(found);
+    if (const std::string& race = races::description(); !race.empty()) throw std::logic_error(race);
   }
 
   static void enter(unsigned high, unsigned low, int thread) {

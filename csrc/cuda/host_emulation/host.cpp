@@ -1,11 +1,11 @@
 // The CUDA library's programs on the host, behind the same entry points: for tests where there is no GPU. Built by
 // them, not by an installation. The environment variable SCP_HOST_ORDER says in which order a block's threads run, and
-// SCP_HOST_WITHOUT_BARRIER which barrier is left out (host_block.h).
+// SCP_HOST_WITHOUT_BARRIER which barrier is left out (block.h).
 #include <cstdlib>
 #include <cstring>
 
 #include "block.h"
-#include "cuda/run.h"
+#include "cuda/launch_sequence.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
@@ -30,9 +30,9 @@ class Host {
 
 int run_on_host(const scp_cuda_call* call, bool backward, char* message, int64_t size) {
   try {
-    return run_call(call, backward, message, size, [](auto& run) {
+    return run_call(call, backward, message, size, [](auto& sequence) {
       Host host;
-      run(host);
+      sequence(host);
     });
   } catch (const std::logic_error& error) {
     return common::fail(message, size, SCP_DEVICE_ERROR, error.what());
@@ -52,8 +52,9 @@ int scp_cuda_driver(int32_t* driver, int32_t* built_with) {
   return SCP_OK;
 }
 
-int scp_cuda_plan(const scp_cuda_call* call, int32_t backward, scp_cuda_needs* needs, char* message, int64_t size) {
-  return scp::common::plan_call(call, backward != 0, needs, message, size);
+int scp_cuda_query_requirements(const scp_cuda_call* call, int32_t backward, scp_cuda_requirements* requirements,
+                                char* message, int64_t size) {
+  return scp::common::query_call(call, backward != 0, requirements, message, size);
 }
 
 int scp_cuda_forward(const scp_cuda_call* call, char* message, int64_t size) {

@@ -17,15 +17,15 @@ struct Accesses {
   uint64_t since = 0;
   int writer = kNobody, reader = kNobody;
 
-  // Whether an access by `me` is a race with an earlier one.
-  bool clash(uint64_t now, int me, bool writes) {
+  // Whether an access by `number` is a race with an earlier one.
+  bool races_with_earlier(uint64_t now, int number, bool writes) {
     if (since != now) since = now, writer = reader = kNobody;
-    const bool found = (writer != kNobody && writer != me) || (writes && reader != kNobody && reader != me);
+    const bool race = (writer != kNobody && writer != number) || (writes && reader != kNobody && reader != number);
     if (writes)
-      writer = me;
+      writer = number;
     else
-      reader = reader == kNobody || reader == me ? me : kSeveral;
-    return found;
+      reader = reader == kNobody || reader == number ? number : kSeveral;
+    return race;
   }
 };
 
@@ -33,26 +33,28 @@ struct Cell {
   Accesses threads, blocks;
 };
 
-class Watch {
+class RaceDetector {
  public:
-  void begin(const char* own, size_t own_bytes, const char* shared, size_t shared_bytes, std::function<void()> leave) {
+  void begin(const char* stacks, size_t stacks_bytes, const char* shared, size_t shared_bytes,
+             std::function<void()> leave) {
     ++launch_, ++epoch_, leave_ = std::move(leave);
-    own_ = address(own), own_end_ = own_ + own_bytes, shared_ = address(shared), shared_end_ = shared_ + shared_bytes;
-    found_.clear();
+    stacks_ = address(stacks), stacks_end_ = stacks_ + stacks_bytes, shared_ = address(shared),
+    shared_end_ = shared_ + shared_bytes;
+    race_.clear();
   }
   void barrier() { ++epoch_; }
   void resume(int64_t block, int thread) { block_ = int(block), thread_ = thread, on_ = true; }
   void pause() { on_ = false; }
-  const std::string& found() const { return found_; }
+  const std::string& description() const { return race_; }
 
   void touch(const void* memory, size_t bytes, bool writes) {
     const uintptr_t first = address(memory);
-    if (!on_ || (first >= own_ && first < own_end_)) return;
+    if (!on_ || (first >= stacks_ && first < stacks_end_)) return;
     const bool shared = first >= shared_ && first < shared_end_;
     for (uintptr_t at = first; at < first + bytes; ++at) {
       Cell& cell = this->cell(at);
-      const bool threads = cell.threads.clash(epoch_, thread_, writes);
-      if (threads || (!shared && cell.blocks.clash(launch_, block_, writes)))
+      const bool threads = cell.threads.races_with_earlier(epoch_, thread_, writes);
+      if (threads || (!shared && cell.blocks.races_with_earlier(launch_, block_, writes)))
         return report(at, writes, threads, shared);
     }
   }
@@ -73,9 +75,9 @@ class Watch {
   }
 
   void report(uintptr_t at, bool writes, bool threads, bool shared) {
-    found_ = std::string("a race between ") + (threads ? "threads" : "blocks") + ": thread " + std::to_string(thread_) +
-             " of block " + std::to_string(block_) + (writes ? " writes " : " reads ") +
-             (shared ? "byte " + std::to_string(at - shared_) + " of shared memory" : "global memory");
+    race_ = std::string("a race between ") + (threads ? "threads" : "blocks") + ": thread " + std::to_string(thread_) +
+            " of block " + std::to_string(block_) + (writes ? " writes " : " reads ") +
+            (shared ? "byte " + std::to_string(at - shared_) + " of shared memory" : "global memory");
     pause();
     leave_();
   }
@@ -84,41 +86,42 @@ class Watch {
   uintptr_t last_number_ = ~uintptr_t(0);
   Page* last_ = nullptr;
   uint64_t launch_ = 0, epoch_ = 0;
-  uintptr_t own_ = 0, own_end_ = 0, shared_ = 0, shared_end_ = 0;
+  uintptr_t stacks_ = 0, stacks_end_ = 0, shared_ = 0, shared_end_ = 0;
   int block_ = 0, thread_ = 0;
   bool on_ = false;
-  std::string found_;
+  std::string race_;
   std::function<void()> leave_;
 };
 
-Watch watch;
+RaceDetector detector;
 
 }  // namespace
 
-void begin(const char* own, size_t own_bytes, const char* shared, size_t shared_bytes, std::function<void()> leave) {
-  watch.begin(own, own_bytes, shared, shared_bytes, std::move(leave));
+void begin(const char* stacks, size_t stacks_bytes, const char* shared, size_t shared_bytes,
+           std::function<void()> leave) {
+  detector.begin(stacks, stacks_bytes, shared, shared_bytes, std::move(leave));
 }
-void barrier() { watch.barrier(); }
-void resume(int64_t block, int thread) { watch.resume(block, thread); }
-void pause() { watch.pause(); }
-const std::string& found() { return watch.found(); }
+void barrier() { detector.barrier(); }
+void resume(int64_t block, int thread) { detector.resume(block, thread); }
+void pause() { detector.pause(); }
+const std::string& description() { return detector.description(); }
 
 }  // namespace races
 }  // namespace scp
 
-#define SCP_WATCHED(bytes)                                                                    \
-  extern "C" void __tsan_read##bytes(void* at) { scp::races::watch.touch(at, bytes, false); } \
-  extern "C" void __tsan_write##bytes(void* at) { scp::races::watch.touch(at, bytes, true); } \
-  extern "C" void __tsan_unaligned_read##bytes(void* at) { __tsan_read##bytes(at); }          \
+#define SCP_INSTRUMENT(bytes)                                                                    \
+  extern "C" void __tsan_read##bytes(void* at) { scp::races::detector.touch(at, bytes, false); } \
+  extern "C" void __tsan_write##bytes(void* at) { scp::races::detector.touch(at, bytes, true); } \
+  extern "C" void __tsan_unaligned_read##bytes(void* at) { __tsan_read##bytes(at); }             \
   extern "C" void __tsan_unaligned_write##bytes(void* at) { __tsan_write##bytes(at); }
-SCP_WATCHED(1)
-SCP_WATCHED(2)
-SCP_WATCHED(4)
-SCP_WATCHED(8)
-SCP_WATCHED(16)
-#undef SCP_WATCHED
-extern "C" void __tsan_read_range(void* at, size_t bytes) { scp::races::watch.touch(at, bytes, false); }
-extern "C" void __tsan_write_range(void* at, size_t bytes) { scp::races::watch.touch(at, bytes, true); }
+SCP_INSTRUMENT(1)
+SCP_INSTRUMENT(2)
+SCP_INSTRUMENT(4)
+SCP_INSTRUMENT(8)
+SCP_INSTRUMENT(16)
+#undef SCP_INSTRUMENT
+extern "C" void __tsan_read_range(void* at, size_t bytes) { scp::races::detector.touch(at, bytes, false); }
+extern "C" void __tsan_write_range(void* at, size_t bytes) { scp::races::detector.touch(at, bytes, true); }
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}
 extern "C" void __tsan_init() {}

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from scp_models.data.preprocessing import Source, open_nifti
+from scp_models.data.volume_files import open_volume
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
 
@@ -48,14 +48,17 @@ def correct_file(source: Path, target: Path) -> None:
     Raises:
         UserError: the source cannot be read or corrected, or the target cannot be written.
     """
-    image = open_nifti(source)
-    volume = Source(image, source, channel=None).read(()).astype(np.float32)
+    file = open_volume(source)
+    if file.channels != 1:
+        raise UserError(f"{source}: expected a 3-D volume, got shape {tuple(file.data.shape)}")
+    volume = file.read().astype(np.float32)
     try:
         corrected = correct_bias(volume)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
-    header = image.header.copy()
+    header = file.header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1, 0)
+    header.set_data_shape(corrected.shape)
     with atomic_path(target) as path:
-        nib.save(type(image)(corrected, image.affine, header), path)
+        nib.save(nib.Nifti1Image(corrected, file.stored_affine, header), path)

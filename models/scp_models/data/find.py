@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from scp_models.data import datalist, lits, wmh
+from scp_models.data import datalist, lits, nnunet, wmh
+from scp_models.data.itk_files import is_dicom_folder
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task
 from scp_models.errors import UserError
+from scp_models.notes import note
 
 LAYOUTS = ("auto", "wmh", "lits", "datalist", "nnunet")
 
 
 def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Subject]:
-    """All subjects at ``root``: a data set, one subject's folder, one volume, or a datalist JSON.
+    """All subjects at ``root``: a data set, one subject's folder, one volume (or folder of DICOM slices), a datalist.
 
     Args:
         root: where to look.
@@ -27,7 +29,7 @@ def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Su
     root = Path(root)
     if not root.exists():
         raise UserError(f"{root}: expected a data set, there is nothing")
-    if root.is_file() and root.suffix != ".json":
+    if (root.is_file() and root.suffix != ".json") or is_dicom_folder(root):
         return [lits.single_volume(root)]
     if layout == "auto":
         layout = guess_layout(root, task)
@@ -35,7 +37,7 @@ def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Su
         "wmh": lambda: wmh.find_subjects(root, task.modalities),
         "lits": lambda: lits.find_subjects(root),
         "datalist": lambda: datalist.find_subjects(datalist.datalist_file(root), len(task.modalities)),
-        "nnunet": lambda: datalist.find_nnunet_subjects(root),
+        "nnunet": lambda: nnunet.find_subjects(root),
     }
     if layout not in readers:
         raise UserError(f"layout: expected one of {LAYOUTS}, got {layout!r}")
@@ -53,11 +55,15 @@ def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Su
                 f"{subject.images[0]}: expected every subject once, {other.images[0]} has the same name "
                 f"({subject.name})"
             )
+    unlabelled = [s.name for s in subjects if s.partition == "training" and s.label is None]
+    if unlabelled:
+        shown = ", ".join(unlabelled[:5]) + (", ..." if len(unlabelled) > 5 else "")
+        note(f"{root}: {len(unlabelled)} of {len(subjects)} subjects are for training and have no label: {shown}")
     return subjects
 
 
 def subject_of_images(images: Sequence[Path], task: Task) -> Subject:
-    """One subject, of one file a modality in the task's order.
+    """One subject, of one file per modality in the task's order.
 
     It is called what the files' names begin with alike (``brain_T1``, ``brain_FLAIR``: ``brain``), or after their
     folder.
@@ -70,8 +76,8 @@ def subject_of_images(images: Sequence[Path], task: Task) -> Subject:
             f"--image: expected {len(task.modalities)} files ({', '.join(task.modalities)}), got {len(images)}"
         )
     for file in images:
-        if not file.is_file():
-            raise UserError(f"{file}: expected a NIfTI file, there is none")
+        if not (file.is_file() or is_dicom_folder(file)):
+            raise UserError(f"{file}: expected a NIfTI file or another volume, there is none")
     stems = [lits.single_volume(file).name for file in images]
     alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*stems, strict=False))
     name = stems[0] if len(images) == 1 else re.sub(r"[-_. ]+0*$", "", "".join(letters[0] for letters in alike))
@@ -79,9 +85,12 @@ def subject_of_images(images: Sequence[Path], task: Task) -> Subject:
 
 
 def guess_layout(root: Path, task: Task) -> str:
-    """The layout of a data set, by what is there; the task's own where nothing tells."""
+    """The layout of a data set, by what is there; the task's own where nothing says so."""
     if root.is_file():
         return "datalist"
-    if (root / "dataset.json").is_file() and any((root / "imagesTr").glob("*_0000*")):
-        return "nnunet"
+    described = root / "dataset.json"
+    if described.is_file():
+        listed = isinstance(datalist.read_json(described).get("dataset"), dict)
+        if listed or any((root / "imagesTr").glob("*_0000*")):
+            return "nnunet"
     return "datalist" if any((root / name).is_file() for name in datalist.FILES) else task.name

@@ -7,9 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from scp_models.data.subjects import Subject, folders
+from scp_models.data.tasks import LabelAffine
+from scp_models.data.volume_files import ENDINGS, is_clutter, volume_stem
 from scp_models.errors import UserError
 
 _VOLUME = re.compile(r"(test-)?volume-(\d+)\.nii(\.gz)?$")
+# Volumes whose header does not orient them, and a segmentation whose affine is another than its volume's.
+_WRONG_AFFINES = frozenset({*range(28, 48), 53})
 _LABEL = re.compile(r"segmentation-(\d+)\.nii(\.gz)?$")
 
 
@@ -22,13 +26,13 @@ def find_subjects(root: Path) -> list[Subject]:
         UserError: several segmentations have the number of a volume, and none lies beside it.
     """
     files = [file for folder in folders(root) for file in folder.glob("*.nii*")]
-    found = [(match, file) for file in files if (match := _VOLUME.match(file.name))]
+    volumes = [(match, file) for file in files if (match := _VOLUME.match(file.name))]
     labels: dict[str, list[Path]] = {}
     for file in files:
         if match := _LABEL.match(file.name):
             labels.setdefault(match[1], []).append(file)
     subjects = []
-    for match, file in sorted(found, key=lambda f: (bool(f[0][1]), int(f[0][2]), f[1])):
+    for match, file in sorted(volumes, key=lambda v: (bool(v[0][1]), int(v[0][2]), v[1])):
         subject = single_volume(file)
         if subject.label is None and subject.partition is None and (of_number := labels.get(match[2])):
             if len(of_number) > 1:
@@ -38,20 +42,24 @@ def find_subjects(root: Path) -> list[Subject]:
     return subjects
 
 
-def single_volume(file: Path) -> Subject:
-    """Any volume; its name is the file's, without ``.nii`` or ``.nii.gz``, its label LiTS's if it is called so.
+def single_volume(path: Path) -> Subject:
+    """Any volume; its name is the file's without its ending, its label LiTS's if it is called so.
 
     Raises:
-        UserError: the name is not a NIfTI file's.
+        UserError: the name is not a volume's.
     """
-    stem = file.name.removesuffix(".gz").removesuffix(".nii")
-    if not file.name.endswith((".nii", ".nii.gz")) or not stem:
-        raise UserError(f"{file}: expected a NIfTI file (.nii, .nii.gz), a folder or a datalist (.json)")
-    match = _VOLUME.match(file.name)
+    stem = volume_stem(path)
+    if is_clutter(path) or not stem or not (path.is_dir() or path.name.endswith(ENDINGS)):
+        raise UserError(
+            f"{path}: expected a NIfTI file (.nii, .nii.gz) or another volume ({', '.join(ENDINGS[2:])}, a folder of "
+            "DICOM slices), a data set or a datalist (.json)"
+        )
+    match = _VOLUME.match(path.name)
     if match is None:
-        return Subject(stem, (file,), None)
+        return Subject(stem, (path,), None)
     if match[1]:
-        return Subject(stem, (file,), None, site=file.parent.name, partition="test")
-    labels = [file.with_name(f"segmentation-{match[2]}.nii{suffix}") for suffix in ("", ".gz")]
-    label = next((path for path in labels if path.is_file()), None)
-    return Subject(stem, (file,), label, site=file.parent.name)
+        return Subject(stem, (path,), None, site=path.parent.name, partition="test")
+    labels = [path.with_name(f"segmentation-{match[2]}.nii{suffix}") for suffix in ("", ".gz")]
+    label = next((file for file in labels if file.is_file()), None)
+    wrong: LabelAffine | None = "image" if int(match[2]) in _WRONG_AFFINES else None
+    return Subject(stem, (path,), label, site=path.parent.name, label_affine=wrong)

@@ -7,7 +7,10 @@ import lightning as L
 import torch.distributed
 from torch.utils.data import DistributedSampler
 
+from scp_models.data.duplicates import describe_duplicates
 from scp_models.data.find import find_subjects
+from scp_models.data.foreground import describe_crop
+from scp_models.data.sampling import SAMPLINGS, SliceSampler, SubjectSampler
 from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir
 from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.subjects import Subject
@@ -15,6 +18,7 @@ from scp_models.data.tasks import get_task, read_description
 from scp_models.data.timing import TimedDataLoader
 from scp_models.errors import UserError
 from scp_models.files import ensure_writable
+from scp_models.notes import note
 
 
 class SegmentationDataModule(L.LightningDataModule):
@@ -29,11 +33,18 @@ class SegmentationDataModule(L.LightningDataModule):
         root: a data set in one of the known layouts: see ``layout``.
         task: ``"wmh"`` or ``"lits"``: preset of modalities, preprocessing, meaning of labels.
         modalities: names of the input channels; None: the ``dataset.json``'s, if the data set has one, or the preset's.
-        target: values in the label files that are the target; None: the ``dataset.json``'s only label, or the preset's.
-        ignored: values that are neither trained on nor scored, ``[]`` for none; None: the ``dataset.json``'s
+        target: value or values in the label files that are the target; None: the ``dataset.json``'s only label, or
+            the preset's.
+        ignored: value or values that are neither trained on nor scored, ``[]`` for none; None: the ``dataset.json``'s
             ``ignore``, or the preset's.
         window: intensities clipped to this and mapped to [−1, 1], ``[]`` for the z-score; None: the preset's.
+        sampling: ``"subjects"``: an epoch has as many slices of every subject; ``"slices"``, the paper's: every slice
+            once, so that subjects with thin slices count for more.
         resize: slices are resized to ``roi_size``, or cropped and padded around their centre; None: the preset's.
+        spacing: pixel size in mm to which slices are resampled before the crop, one number or two (left-right,
+            back-front); None: that of the files.
+        label_affine: whether a label lies where its own ``header`` says or on its ``image``'s voxels; None or ``auto``:
+            measured where the two disagree.
         layout: ``"auto"``, ``"wmh"``, ``"lits"``, ``"datalist"`` or ``"nnunet"``.
         roi_size: height and width of slices; None: the task's (160 × 224, 256 × 256).
         batch_size: slices in a batch, on each device. An incomplete last batch of training is dropped (batch norm over
@@ -65,16 +76,30 @@ class SegmentationDataModule(L.LightningDataModule):
         cache_dir: str | None = None,
         pin_memory: bool = False,
         modalities: list[str] | None = None,
-        target: list[int] | None = None,
-        ignored: list[int] | None = None,
+        target: int | list[int] | None = None,
+        ignored: int | list[int] | None = None,
         window: list[float] | None = None,
         resize: bool | None = None,
+        sampling: str = "subjects",
+        spacing: float | list[float] | None = None,
+        label_affine: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size: expected at least 1, got {batch_size}")
+        if sampling not in SAMPLINGS:
+            raise UserError(f"sampling: expected one of {SAMPLINGS}, got {sampling!r}")
+        self.sampling = sampling
         self.root = Path(root)
-        given = dict(modalities=modalities, target=target, ignored=ignored, window=window, resize=resize)
+        given = dict(
+            modalities=modalities,
+            target=[target] if isinstance(target, int) else target,
+            ignored=[ignored] if isinstance(ignored, int) else ignored,
+            window=window,
+            resize=resize,
+            spacing=[spacing] if isinstance(spacing, (int, float)) else spacing,
+            label_affine=label_affine,
+        )
         description = read_description(self.root)
         options = description.options(task, given) if description else given
         self.task_options = {key: value for key, value in options.items() if value is not None} or None
@@ -103,10 +128,10 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def divide(self) -> dict[str, list[Subject]]:
         """The three lists of subjects; reads no image."""
-        found = find_subjects(self.root, self.task, self.layout)
+        subjects = find_subjects(self.root, self.task, self.layout)
         if self.split_file is not None:
-            return read_split(Path(self.split_file), found)
-        return split_subjects(found, self.split, self.seed, str(self.root))
+            return read_split(Path(self.split_file), subjects)
+        return split_subjects(subjects, self.split, self.seed, str(self.root))
 
     def describe_split(self) -> str:
         """One line: the counts of the division and where they come from; reads no image."""
@@ -123,6 +148,17 @@ class SegmentationDataModule(L.LightningDataModule):
             ensure_writable(self.cache.folder)
             for subject in track(missing, description="Preprocessing", transient=True):
                 self.cache.prepare(subject)
+        for line in describe_duplicates(subjects):
+            note(line)
+        known = {subject.name: self.cache.about(subject) for subject in wanted}
+        # What was noted when the cache was filled holds for this training too.
+        for about in known.values():
+            for line in about.notes:
+                note(line)
+        losses = [(name, about.crop_loss) for name, about in known.items()]
+        hint = "--data.spacing or --data.roi_size lets the network see more"
+        if cut := describe_crop(self.task.roi_size, losses, hint):
+            note(f"{self.root}: {cut}")
         self._check_target(subjects["training"])
 
     def _check_target(self, subjects: Sequence[Subject]) -> None:
@@ -145,9 +181,8 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> TimedDataLoader:
         dataset = SliceDataset(self.cache, self.train_subjects)
-        sampler: DistributedSampler[object] = DistributedSampler(
-            dataset, *_replicas(), shuffle=True, seed=self.seed, drop_last=len(dataset) >= _replicas()[0]
-        )
+        kind = SubjectSampler if self.sampling == "subjects" else SliceSampler
+        sampler = kind(dataset, *_replicas(), seed=self.seed)
         return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> TimedDataLoader:

@@ -4,62 +4,109 @@ The canonical grid is nibabel's closest to RAS+, so its first axis is left-right
 ``[X, Y]`` of it are the network's ``[H, W]``.
 """
 
-import gzip
-import struct
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
-from monai.transforms import NormalizeIntensity, ScaleIntensityRange
-from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
+from scp_models.data.alignment import CHUNK, AlignedVolume, align_image, align_label
+from scp_models.data.foreground import CropLoss, Foreground, coarse_steps, find_foreground
+from scp_models.data.geometry import SAME_AXES, Orientation, inverse, resized_axis, turned_shape
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import Task
+from scp_models.data.tasks import LabelAffine, Task
+from scp_models.data.volume_files import VolumeFile, open_volume
 from scp_models.errors import UserError
+from scp_models.notes import note
 
-# Slices read and processed at a time: a volume of 987 slices of 512² never is in memory at full size.
-CHUNK = 32
+# Of a scaled integer to the label it stands for: 255 times a slope of 1/255 is 1.00000006. Of a value in floating
+# point, its rounding: what is further away was interpolated.
+_SCALED_TOLERANCE, _ROUNDING = 1e-3, 1e-6
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Where a volume's voxels lie in its file, and which window of the canonical slices the network sees."""
+class SourceGrid:
+    """Where a subject's voxels lie, those of its first image, and which window of the canonical slices the network
+    sees.
+    """
 
-    path: Path
-    header: Any
-    affine: NDArray[np.float64]
-    shape: tuple[int, int, int]
-    """Of the file."""
-    to_canonical: NDArray[np.float64]
-    """Orientation transform, as nibabel applies it."""
+    file: VolumeFile
     task: Task
 
     @property
+    def affine(self) -> NDArray[np.float64]:
+        """``[4, 4]``: voxel indices of the file to mm, RAS+."""
+        return self.file.affine
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the file."""
+        return self.file.shape
+
+    @cached_property
+    def to_canonical(self) -> Orientation:
+        """From the file's axes to those closest to RAS+."""
+        return io_orientation(self.affine)
+
+    @property
     def canonical_shape(self) -> tuple[int, int, int]:
-        shape = [0, 0, 0]
-        for axis, (target, _) in enumerate(self.to_canonical):
-            shape[int(target)] = self.shape[axis]
-        return (shape[0], shape[1], shape[2])
+        return turned_shape(self.shape, self.to_canonical)
+
+    @property
+    def canonical_affine(self) -> NDArray[np.float64]:
+        """``[4, 4]``: canonical voxel indices to mm, RAS+."""
+        return self.affine @ inv_ornt_aff(self.to_canonical, self.shape)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in mm along the file's axes."""
-        x, y, z = nib.affines.voxel_sizes(self.affine)
+        x, y, z = self.file.spacing
         return (float(x), float(y), float(z))
+
+    @cached_property
+    def plane(self) -> tuple[int, int]:
+        """Size of the canonical slices that are cropped: resampled to the task's spacing, if it has one."""
+        size = self.canonical_shape[:2]
+        if self.task.spacing is None:
+            return size
+        spacing = np.linalg.norm(self.canonical_affine[:3, :2], axis=0)
+        x, y = (max(1, round(n * s / t)) for n, s, t in zip(size, spacing, self.task.spacing, strict=True))
+        return (x, y)
+
+    @property
+    def network_affine(self) -> NDArray[np.float64]:
+        """``[4, 4]``: indices ``(h, w, z)`` of what the network sees to mm, RAS+."""
+        return self.canonical_affine @ self._to_canonical_index
+
+    @property
+    def _to_canonical_index(self) -> NDArray[np.float64]:
+        """``[4, 4]``: indices of what the network sees to canonical voxel indices."""
+        result = np.eye(4)
+        if self.task.resize:
+            plane, shift = self.task.roi_size, (0, 0)
+        else:
+            plane = self.plane
+            source, target = _centre_windows(plane, self.task.roi_size)
+            shift = (source[0].start - target[0].start, source[1].start - target[1].start)
+        for axis in range(2):
+            scale, offset = resized_axis(self.canonical_shape[axis], plane[axis])
+            result[axis, axis] = scale
+            result[axis, 3] = scale * shift[axis] + offset
+        return result
 
     def fit(self, slices: NDArray[Any]) -> NDArray[Any]:
         """Canonical slices ``[X, Y, K]`` as the network sees them, ``[H, W, K]``; intensities as they are."""
         size = self.task.roi_size
         if self.task.resize:
             return _resize(slices, size)
-        source, target = _centre_windows(slices.shape[:2], size)
+        if self.plane != slices.shape[:2]:
+            slices = _resize(slices, self.plane)
+        source, target = _centre_windows(self.plane, size)
         out = np.zeros((*size, slices.shape[2]), slices.dtype)
         out[target] = slices[source]
         return out
@@ -72,14 +119,29 @@ class Grid:
         """
         shape = self.canonical_shape
         canonical = np.zeros(shape, values.dtype if threshold is None else np.uint8)
-        source, target = _centre_windows(shape[:2], self.task.roi_size)
         for start in range(0, shape[2], CHUNK):
             part = slice(start, start + CHUNK)
-            fitted = _resize(values[..., part], shape[:2]) if self.task.resize else values[..., part][target]
-            window = slice(None) if self.task.resize else source
-            canonical[..., part][window] = fitted if threshold is None else fitted > threshold
-        canonical_axes = np.stack([np.arange(3), np.ones(3)], axis=1)
-        return apply_orientation(canonical, ornt_transform(canonical_axes, self.to_canonical))
+            slices = self._unfit(values[..., part])
+            canonical[..., part] = slices if threshold is None else slices > threshold
+        return apply_orientation(canonical, inverse(self.to_canonical))
+
+    def _unfit(self, slices: NDArray[Any]) -> NDArray[Any]:
+        size = self.canonical_shape[:2]
+        if self.task.resize:
+            return _resize(slices, size)
+        source, target = _centre_windows(self.plane, self.task.roi_size)
+        out = np.zeros((*self.plane, slices.shape[2]), slices.dtype)
+        out[source] = slices[target]
+        return out if self.plane == size else _resize(out, size)
+
+    def inside(self) -> NDArray[np.bool_]:
+        """``[X, Y]``: which pixels of the canonical slices the network sees."""
+        scale, offset = self._to_canonical_index.diagonal()[:2], self._to_canonical_index[:2, 3]
+        seen = []
+        for axis, n in enumerate(self.canonical_shape[:2]):
+            index = (np.arange(n) - offset[axis]) / scale[axis]
+            seen.append((index > -0.5) & (index < self.task.roi_size[axis] - 0.5))
+        return seen[0][:, None] & seen[1][None, :]
 
 
 @dataclass(frozen=True)
@@ -90,7 +152,16 @@ class Volume:
     """``[C, H, W, Z]``."""
     label: NDArray[np.uint8] | None
     """``[H, W, Z]``: 0 background, 1 target, 2 ignored; None if not read."""
-    grid: Grid
+    grid: SourceGrid
+    crop_loss: CropLoss = field(default_factory=CropLoss)
+    """What of the subject lies outside of the slices; all zero where they are resized."""
+    notes: tuple[str, ...] = ()
+    """One line per file that was not taken simply as it is."""
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """``[4, 4]``: indices ``(h, w, z)`` to mm in the patient, RAS+."""
+        return self.grid.network_affine
 
     def restore(self, values: NDArray[Any]) -> NDArray[Any]:
         """Values ``[H, W, Z]`` in the grid of the source file."""
@@ -107,163 +178,178 @@ class VolumeReader:
         """Image and label of a subject, on the network's grid.
 
         Raises:
-            UserError: a file that is missing, truncated, corrupt, of another shape, with other labels or values that
+            UserError: a file that is missing, truncated, corrupt, of another place, with other labels or values that
                 are not finite; or ``with_label`` and there is none.
         """
-        sources = self._open_images(subject)
-        grid = self._grid(sources[0])
-        channels = [self._read_channel(source, grid) for source in sources]
-        label = None
+        files = self._open_images(subject)
+        grid = SourceGrid(files[0], self.task)
+        notes = [line for file in files for line in file.notes]
+        aligned = []
+        for file in files:
+            volume, line = align_image(file, files[0])
+            aligned.append(volume)
+            notes += [line] if line else []
+        image = np.stack([self._normalise(self._read_channel(volume, grid)) for volume in aligned])
+        label, loss = None, CropLoss()
+        if not self.task.resize:
+            loss = self._foreground_loss(grid)
         if with_label:
-            label = np.concatenate(
-                [grid.fit(_mapped(chunk, self.task)) for chunk in self._label_chunks(subject, grid)], axis=2
-            )
-        return Volume(np.stack([self._normalise(channel) for channel in channels]), label, grid)
+            volume, lines = self._open_label(subject, grid)
+            notes += lines
+            fitted = []
+            for chunk in self._label_chunks(volume, grid.to_canonical):
+                mapped = _mapped(chunk, self.task)
+                if not self.task.resize:
+                    loss += _target_loss(mapped == 1, grid)
+                fitted.append(grid.fit(mapped))
+            label = np.concatenate(fitted, axis=2)
+        _say(notes)
+        return Volume(image, label, grid, loss, tuple(dict.fromkeys(notes)))
 
-    def grid(self, subject: Subject) -> Grid:
-        """The grid of a subject's file, without its voxels."""
-        return self._grid(self._open_images(subject)[0])
+    def grid(self, subject: Subject) -> SourceGrid:
+        """The grid of a subject's first image, without its voxels."""
+        return SourceGrid(self._open_images(subject)[0], self.task)
 
     def read_label(self, subject: Subject) -> NDArray[np.uint8]:
-        """Reference in the grid of the source file, ``[x, y, z]``: 0 background, 1 target, 2 ignored."""
-        grid = self.grid(subject)
-        stored = np.concatenate(list(self._label_chunks(subject, grid, canonical=False)), axis=2)
-        return _mapped(stored, self.task)
+        """Reference in the grid of the first image, ``[x, y, z]``: 0 background, 1 target, 2 ignored."""
+        return _mapped(self._stored_label(subject), self.task)
 
     def stored_labels(self, subject: Subject) -> list[int]:
         """The values in the reference's file, sorted."""
-        chunks = self._label_chunks(subject, self.grid(subject), canonical=False)
-        return sorted({int(value) for chunk in chunks for value in np.unique(chunk)})
+        return [int(value) for value in np.unique(self._stored_label(subject))]
 
-    def _open_images(self, subject: Subject) -> list["Source"]:
-        sources = [Source(open_nifti(path), path, None) for path in subject.images]
+    def align_prediction(
+        self, file: VolumeFile, grid: SourceGrid, probabilities: bool, rule: LabelAffine
+    ) -> AlignedVolume:
+        """What something predicted for a subject, in the subject's grid.
+
+        Args:
+            file: the prediction.
+            grid: of the subject.
+            probabilities: they are interpolated linearly if they have to be, others are not.
+            rule: as for a reference.
+
+        Raises:
+            UserError: it lies elsewhere: see :mod:`scp_models.data.alignment`.
+        """
+        if probabilities and rule != "image":
+            volume, line = align_image(file, grid.file)
+        else:
+            volume, line = align_label(file, grid.file, rule, lambda: self._foreground(grid))
+        _say([*file.notes, *([line] if line else [])])
+        return volume
+
+    def _stored_label(self, subject: Subject) -> NDArray[Any]:
+        grid = self.grid(subject)
+        volume, notes = self._open_label(subject, grid)
+        _say(notes)
+        return np.concatenate(list(self._label_chunks(volume)), axis=2)
+
+    def _open_images(self, subject: Subject) -> list[VolumeFile]:
+        files = [open_volume(path) for path in subject.images]
         count = len(self.task.modalities)
-        first = sources[0]
-        if len(sources) == 1 and len(first.image.shape) == 4:
-            if first.image.shape[3] != count:
-                raise UserError(f"{first.path}: expected {count} modalities along axis 4, got {first.image.shape[3]}")
-            sources = [replace(first, channel=k) for k in range(count)]
-        if len(sources) != count:
+        first = files[0]
+        if len(files) == 1 and first.channels > 1:
+            if first.channels != count:
+                raise UserError(f"{first.path}: expected {count} modalities along axis 4, got {first.channels}")
+            files = first.per_channel()
+        if len(files) != count:
             raise UserError(
                 f"{first.path}: expected {count} modalities ({', '.join(self.task.modalities)}; predict takes them as "
-                f"--image FILE, one each), got {len(sources)}"
+                f"--image FILE, one each), got {len(files)}"
             )
-        for source in sources:
-            shape = source.image.shape
-            if len(shape) != (3 if source.channel is None else 4) or 0 in shape:
-                raise UserError(f"{source.path}: expected a 3-D volume, got shape {shape}")
-            if shape[:3] != first.image.shape[:3]:
-                raise UserError(
-                    f"{source.path}: expected shape {first.image.shape[:3]} as {first.path} has, got {shape}"
-                )
-        return sources
+        if len(subject.images) > 1:
+            for file in files:
+                _must_be_single(file)
+        return files
 
-    def _grid(self, source: "Source") -> Grid:
-        affine = np.asarray(source.image.affine, dtype=float)
-        orientation = io_orientation(affine)
-        if np.isnan(orientation).any():
-            raise UserError(f"{source.path}: expected an affine that maps three axes, got one without full rank")
-        shape = tuple(int(n) for n in source.image.shape[:3])
-        return Grid(source.path, source.image.header, affine, (shape[0], shape[1], shape[2]), orientation, self.task)
-
-    def _read_channel(self, source: "Source", grid: Grid) -> NDArray[np.float32]:
-        fitted = []
-        for chunk in _canonical_chunks(source, grid):
-            values = chunk.astype(np.float32)
-            if not np.isfinite(values).all():
-                raise UserError(f"{source.path}: expected finite intensities, got NaN or infinity")
-            if self.task.window is not None:
-                values = np.clip(values, *self.task.window)
-            fitted.append(grid.fit(values))
-        return np.concatenate(fitted, axis=2)
-
-    def _normalise(self, channel: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.task.window is None:
-            transform: Any = NormalizeIntensity()
-        else:
-            transform = ScaleIntensityRange(*self.task.window, b_min=-1.0, b_max=1.0)
-        return np.asarray(transform(channel), dtype=np.float32)
-
-    def _label_chunks(self, subject: Subject, grid: Grid, canonical: bool = True) -> Iterator[NDArray[Any]]:
-        """Stored label values. The image's affine counts: some published labels carry another one on the same grid."""
+    def _open_label(self, subject: Subject, grid: SourceGrid) -> tuple[AlignedVolume, list[str]]:
         if subject.label is None:
             raise UserError(f"{subject.images[0]}: expected a reference segmentation for this image, there is none")
-        image = open_nifti(subject.label)
-        if tuple(image.shape) != grid.shape:
-            raise UserError(
-                f"{subject.label}: expected shape {grid.shape} as {grid.path} has, got {tuple(image.shape)}"
-            )
-        source = Source(image, subject.label, None)
-        for chunk in _canonical_chunks(source, grid) if canonical else _file_chunks(source):
+        file = open_volume(subject.label)
+        _must_be_single(file)
+        rule = self.task.label_affine
+        if rule == "auto" and subject.label_affine is not None:
+            rule = subject.label_affine
+        volume, line = align_label(file, grid.file, rule, lambda: self._foreground(grid))
+        return volume, [*file.notes, *([line] if line else [])]
+
+    def _read_channel(self, volume: AlignedVolume, grid: SourceGrid) -> NDArray[np.float32]:
+        fitted = []
+        for chunk in volume.chunks(grid.to_canonical):
+            values = chunk.astype(np.float32)
+            if not np.isfinite(values).all():
+                raise UserError(f"{volume.file.path}: expected finite intensities, got NaN or infinity")
+            fitted.append(grid.fit(self._windowed(values)))
+        return np.concatenate(fitted, axis=2)
+
+    def _windowed(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return values if self.task.window is None else np.clip(values, *self.task.window)
+
+    def _normalise(self, channel: NDArray[np.float32]) -> NDArray[np.float32]:
+        """z-score, or the window mapped to [−1, 1]."""
+        if self.task.window is None:
+            deviation = channel.std()
+            # A constant image has nothing to scale.
+            return (channel - channel.mean()) / (deviation if deviation > 0 else np.float32(1))
+        low, high = self.task.window
+        return (channel - np.float32(low)) / np.float32(high - low) * np.float32(2) - np.float32(1)
+
+    def _foreground(self, grid: SourceGrid) -> Foreground:
+        """Of the first image, in the axes of its file."""
+        x, y, z = steps = coarse_steps(grid.shape)
+        chunks = AlignedVolume(grid.file, SAME_AXES).chunks()
+        coarse = np.concatenate([chunk[x // 2 :: x, y // 2 :: y] for chunk in chunks], axis=2)[..., z // 2 :: z]
+        return find_foreground(self._windowed(coarse.astype(np.float32)), steps)
+
+    def _foreground_loss(self, grid: SourceGrid) -> CropLoss:
+        """What of the foreground is outside of the crop."""
+        area = self._foreground(grid)
+        centres = [np.empty(0, int)] * 3
+        for n, step, (axis, direction) in zip(grid.shape, area.steps, grid.to_canonical, strict=True):
+            index = np.arange(step // 2, n, step)
+            centres[int(axis)] = index if direction > 0 else n - 1 - index[::-1]
+        mask = apply_orientation(area.mask, grid.to_canonical)
+        outside = ~grid.inside()[np.ix_(*centres[:2])]
+        return CropLoss(foreground=int(mask.sum()), foreground_outside=int(mask[outside].sum()))
+
+    def _label_chunks(self, volume: AlignedVolume, axes: Orientation = SAME_AXES) -> Iterator[NDArray[Any]]:
+        """Stored label values, which are integers and, for some tasks, known ones."""
+        path = volume.file.path
+        for chunk in volume.chunks(axes):
+            if chunk.dtype.kind == "f":
+                rounded = np.rint(chunk)
+                limit = _SCALED_TOLERANCE if volume.file.scaled else _ROUNDING * np.maximum(1, np.abs(rounded))
+                chunk = np.where(np.abs(chunk - rounded) <= limit, rounded, chunk)
             values, allowed = np.unique(chunk), self.task.labels
             known = np.isin(values, allowed) if allowed else values == np.rint(values)
             if not known.all():
                 expected = f"labels {allowed}" if allowed else "labels that are integers"
-                strange = [float(v) for v in values[~known]][:5]
-                hint = "" if allowed is None or (values % 1).any() else " (other labels: --data.target, --data.ignored)"
-                raise UserError(f"{subject.label}: expected {expected}, got also {strange}{hint}")
+                others = [float(v) for v in values[~known]][:5]
+                raise UserError(f"{path}: expected {expected}, got also {others}{_hint(values, allowed)}")
             yield chunk
 
 
-@dataclass(frozen=True)
-class Source:
-    """An open file, or one channel of it."""
-
-    image: Any
-    path: Path
-    channel: int | None
-
-    def read(self, index: tuple[slice, ...]) -> NDArray[Any]:
-        try:
-            return np.asarray(self.image.dataobj[index if self.channel is None else (*index, self.channel)])
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise UserError(
-                f"{self.path}: expected a whole NIfTI file, it is truncated or corrupt ({error})"
-            ) from error
+def _say(notes: Iterable[str]) -> None:
+    for line in notes:
+        note(line)
 
 
-_NIFTI_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError)
+def _must_be_single(file: VolumeFile) -> None:
+    if file.channels != 1:
+        raise UserError(f"{file.path}: expected a 3-D volume, got shape {tuple(file.data.shape)}")
 
 
-def open_nifti(path: Path) -> Any:
-    """A NIfTI image whose voxels are read on demand.
-
-    A compressed file is decompressed whole: slices would decompress it anew each time, and only at its end does gzip's
-    checksum tell whether it is intact.
-
-    Raises:
-        UserError: not a NIfTI file, or unreadable.
-    """
-    try:
-        if path.suffix != ".gz":
-            return nib.load(path)
-        content = gzip.decompress(path.read_bytes())
-        nifti2 = content[:4] in (struct.pack("<i", 540), struct.pack(">i", 540))
-        return (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(content)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: expected a NIfTI file, there is none") from error
-    except (*_NIFTI_ERRORS, OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: expected a NIfTI file, it cannot be read ({error})") from error
+def _hint(values: NDArray[Any], allowed: tuple[int, ...] | None) -> str:
+    if allowed is None or (values % 1).any():
+        return ""
+    if len(values) <= 2 and values.min() >= 0 and values.max() > max(allowed):
+        return f" (a mask of 0 and {int(values.max())}: --data.target {int(values.max())})"
+    return " (other labels: --data.target, --data.ignored)"
 
 
-def _file_chunks(source: Source) -> Iterator[NDArray[Any]]:
-    """Slices in the order of the file."""
-    depth = source.image.shape[2]
-    for start in range(0, depth, CHUNK):
-        index = (slice(None), slice(None), slice(start, min(start + CHUNK, depth)))
-        yield source.read(index)
-
-
-def _canonical_chunks(source: Source, grid: Grid) -> Iterator[NDArray[Any]]:
-    """Canonical slices ``[X, Y, K]``, from the lowest on."""
-    axis = int(np.flatnonzero(grid.to_canonical[:, 0] == 2)[0])
-    direction = int(grid.to_canonical[axis, 1])
-    depth = grid.shape[axis]
-    for start in range(0, depth, CHUNK):
-        stop = min(start + CHUNK, depth)
-        part = slice(start, stop) if direction > 0 else slice(depth - stop, depth - start)
-        index = tuple(part if a == axis else slice(None) for a in range(3))
-        yield apply_orientation(source.read(index), grid.to_canonical)
+def _target_loss(target: NDArray[np.bool_], grid: SourceGrid) -> CropLoss:
+    return CropLoss(target=int(target.sum()), target_outside=int(target[~grid.inside()].sum()))
 
 
 def _mapped(stored: NDArray[Any], task: Task) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scp_models.data.foreground import CropLoss
 from scp_models.data.preprocessing import VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task
+from scp_models.data.volume_files import files_of
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
 
 # Raised when preprocessing changes what it writes, so that no old file is taken for a new one.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 def default_cache_dir() -> Path:
@@ -28,7 +31,8 @@ def default_cache_dir() -> Path:
 
 
 class SliceCache:
-    """Preprocessed volumes as memory-mapped arrays: images ``[Z, C, H, W]`` in float16, labels ``[Z, H, W]`` in uint8.
+    """Preprocessed volumes as memory-mapped arrays: images ``[Z, C, H, W]`` in float16, labels ``[Z, H, W]`` in uint8;
+    and a JSON with the affine of each volume to mm, what was noted about its files and what its crop cuts off.
 
     A file's name is a digest of the task and of its sources' paths, sizes and times of change, so a changed source is
     read anew. Files are written beside and renamed: several processes may prepare the same subject at once.
@@ -39,27 +43,33 @@ class SliceCache:
         self.task = task
         self.reader = VolumeReader(task)
 
-    def paths(self, subject: Subject) -> tuple[Path, Path]:
-        files = [*subject.images, *([subject.label] if subject.label else [])]
+    def paths(self, subject: Subject) -> tuple[Path, Path, Path]:
+        """Of the image, the label, and what is known of them."""
+        sources = [*subject.images, *([subject.label] if subject.label else [])]
         try:
+            files = [file for source in sources for file in files_of(source)]
             stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         except OSError as error:
             raise UserError(
                 f"{error.filename}: expected an image or reference of {subject.name}, {error.strerror}"
             ) from error
-        key = json.dumps([CACHE_VERSION, repr(self.task), stats])
+        key = json.dumps([CACHE_VERSION, repr(self.task), subject.label_affine, stats])
         digest = hashlib.sha256(key.encode()).hexdigest()[:24]
-        return self.folder / f"{digest}-image.npy", self.folder / f"{digest}-label.npy"
+        image, label, about = (self.folder / f"{digest}-{what}" for what in ("image.npy", "label.npy", "about.json"))
+        return image, label, about
 
     def prepare(self, subject: Subject) -> None:
         """Write the subject's arrays unless they are there."""
-        image_path, label_path = self.paths(subject)
-        if image_path.is_file() and label_path.is_file():
+        image_path, label_path, about_path = self.paths(subject)
+        if all(path.is_file() for path in (image_path, label_path, about_path)):
             return
         volume = self.reader.read(subject)
         assert volume.label is not None
+        about = {"affine": volume.affine.tolist(), "notes": volume.notes, "crop_loss": asdict(volume.crop_loss)}
         with atomic_path(label_path) as path:
             np.save(path, np.ascontiguousarray(volume.label.transpose(2, 0, 1)))
+        with atomic_path(about_path) as path:
+            path.write_text(json.dumps(about))
         with atomic_path(image_path) as path:
             np.save(path, np.ascontiguousarray(volume.image.transpose(3, 0, 1, 2).astype(np.float16)))
 
@@ -67,9 +77,25 @@ class SliceCache:
         """The subject's arrays, mapped, not read."""
         return _mapped(self.paths(subject))
 
+    def about(self, subject: Subject) -> "AboutVolume":
+        """What is known of the subject's arrays, without reading them."""
+        content = json.loads(self.paths(subject)[2].read_text())
+        return AboutVolume(np.array(content["affine"]), tuple(content["notes"]), CropLoss(**content["crop_loss"]))
 
-def _mapped(paths: tuple[Path, Path]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    image_path, label_path = paths
+
+@dataclass(frozen=True)
+class AboutVolume:
+    """What the cache keeps of a volume beside its voxels."""
+
+    affine: NDArray[np.float64]
+    """``[4, 4]``: indices ``(h, w, z)`` to mm in the patient, RAS+."""
+    notes: tuple[str, ...]
+    """One line per file that was not taken simply as it is."""
+    crop_loss: CropLoss
+
+
+def _mapped(paths: tuple[Path, ...]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    image_path, label_path = paths[:2]
     return np.load(image_path, mmap_mode="r"), np.load(label_path, mmap_mode="r")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scp_models.data.names import match_names
 from scp_models.data.subjects import Subject
 from scp_models.errors import UserError
 
@@ -61,8 +62,8 @@ def describe_split(division: Mapping[str, Sequence[Subject]], source: str) -> st
     """
     parts = []
     for part, members in division.items():
-        own = sum(member.partition == part for member in members)
-        published = part != "training" and own == len(members)
+        count = sum(member.partition == part for member in members)
+        published = part != "training" and count == len(members)
         parts.append(f"{part} {len(members)} ({'published' if published else source})")
     return ", ".join(parts)
 
@@ -79,14 +80,15 @@ def read_split(path: Path, subjects: Sequence[Subject]) -> dict[str, list[Subjec
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: expected a JSON object with the lists {', '.join(PARTS)} ({error})") from error
     by_name = {s.name: s for s in subjects}
+    matches = match_names([name for members in names.values() for name in members], by_name, str(path))
     seen: set[str] = set()
     for part, members in names.items():
         if not members:
             raise UserError(f"{path}: expected at least one subject in {part!r}, the list is empty")
         for name in members:
-            if name not in by_name or by_name[name].label is None:
+            if name not in matches or by_name[matches[name]].label is None:
                 raise UserError(f"{path}: expected names of subjects with a reference, got {name!r} in {part!r}")
             if name in seen:
                 raise UserError(f"{path}: expected every subject once, {name!r} is there twice")
             seen.add(name)
-    return {part: [by_name[name] for name in members] for part, members in names.items()}
+    return {part: [by_name[matches[name]] for name in members] for part, members in names.items()}

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from scp_models.data.tasks import LabelAffine
+from scp_models.data.volume_files import is_clutter
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -13,20 +16,24 @@ class Subject:
     name: str
     """Unique in its data set; also the stem of the subject's prediction."""
     images: tuple[Path, ...]
-    """One file a modality, in the task's order; or one file that holds all modalities along its fourth axis."""
+    """One file per modality, in the task's order; or one file that holds all modalities along its fourth axis."""
     label: Path | None
     """Reference segmentation; None where the data set publishes none."""
     site: str | None = None
-    """Scanner or centre, where the layout tells."""
+    """Scanner or centre, where the layout says so."""
     partition: str | None = None
     """``training``, ``validation`` or ``test``, where the data set itself divides its subjects."""
+    label_affine: LabelAffine | None = None
+    """Which affine of a label counts, where it is known of this subject; None: as the task says."""
 
 
 def folders(root: Path) -> Iterator[Path]:
-    """``root`` and all folders below it, each once; links are followed, since data sets are often linked together."""
+    """``root`` and all folders below it that are not hidden, each once; links are followed, since data sets are often
+    linked together.
+    """
     seen = set()
     for folder, below, _ in os.walk(root, followlinks=True):
-        below.sort()
+        below[:] = sorted(name for name in below if not is_clutter(Path(name)))
         if (real := os.path.realpath(folder)) in seen:
             below.clear()
             continue

@@ -9,12 +9,23 @@ Two presets have the paper's preprocessing:
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scp_models.errors import UserError
+from scp_models.notes import note
+
+LabelAffine = Literal["auto", "header", "image"]
+LABEL_AFFINES: tuple[LabelAffine, ...] = ("auto", "header", "image")
+"""Whether a label lies where its own header says or on its image's voxels; ``auto`` measures where they disagree."""
+
+TARGET_LABEL = 1
+"""The target in labels as readers return them, whatever the files call it; 0 is the background."""
+IGNORED_LABEL = 2
+"""What is neither trained on nor scored, in labels as readers return them."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +49,17 @@ class Task:
     """Subjects for training, validation and test in the paper."""
     labels: tuple[int, ...] | None
     """All values that label files may hold; None: any integers."""
+    spacing: tuple[float, float] | None = None
+    """Pixel size in mm, left-right and back-front, to which slices are resampled before the crop; None: the file's."""
+    label_affine: LabelAffine = "auto"
+    """Whether a label lies where its own header says, or on its image's voxels; ``auto`` measures if they disagree."""
 
     def describe(self) -> str:
         """One line for people."""
         window = "z-score" if self.window is None else f"window {self.window[0]:g} to {self.window[1]:g}"
         how = "resized" if self.resize else "cropped or padded"
+        if self.spacing is not None:
+            how = f"resampled to {self.spacing[0]:g} × {self.spacing[1]:g} mm, {how}"
         ignored = f", ignored {list(self.ignored)}" if self.ignored else ""
         return (
             f"task {self.name}: {', '.join(self.modalities)}; target label {list(self.target)}{ignored}; {window}; "
@@ -54,7 +71,7 @@ TASKS = {
     "wmh": Task("wmh", ("T1", "FLAIR"), (160, 224), False, None, (1,), (2,), (42, 6, 12), (0, 1, 2)),
     "lits": Task("lits", ("CT",), (256, 256), True, (-200.0, 250.0), (2,), (), (91, 13, 27), (0, 1, 2)),
 }
-OPTIONS = ("modalities", "target", "ignored", "window", "resize")
+OPTIONS = ("modalities", "target", "ignored", "window", "resize", "spacing", "label_affine")
 """What of a preset can be replaced, beside ``roi_size``."""
 
 
@@ -73,8 +90,8 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
     if name not in TASKS:
         raise UserError(f"task: expected one of {tuple(TASKS)}, got {name!r}")
     given = {key: value for key, value in (options or {}).items() if value is not None}
-    if strange := sorted(given.keys() - set(OPTIONS)):
-        raise UserError(f"task: expected options among {', '.join(OPTIONS)}, got {strange[0]!r}")
+    if unknown := sorted(given.keys() - set(OPTIONS)):
+        raise UserError(f"task: expected options among {', '.join(OPTIONS)}, got {unknown[0]!r}")
     changes: dict[str, Any] = {}
     if roi_size is not None:
         if len(roi_size) != 2 or min(roi_size) < 1:
@@ -90,7 +107,15 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
         changes["window"] = tuple(float(bound) for bound in given["window"]) or None
     if "resize" in given:
         changes["resize"] = bool(given["resize"])
+    if "spacing" in given:
+        changes["spacing"] = _pixel_size(given["spacing"])
+        if given.get("resize"):
+            raise UserError("spacing: expected without resize, which gives slices the size of roi_size")
+        # A preset that resizes does so for want of a spacing.
+        changes["resize"] = False
     task = replace(TASKS[name], **changes)
+    if "label_affine" in given:
+        task = with_label_affine(task, given["label_affine"])
     if not task.modalities:
         raise UserError("modalities: expected at least one, got none")
     if not task.target or min(task.target) < 1:
@@ -100,11 +125,30 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
     if both := sorted(set(task.target) & set(task.ignored)):
         if "ignored" in given:
             raise UserError(f"ignored: expected other labels than the target's, got {both[0]}")
-        # A target of one's own replaces what the preset ignores.
+        # A given target replaces what the preset ignores.
         task = replace(task, ignored=tuple(label for label in task.ignored if label not in task.target))
     if task.window is not None and (len(task.window) != 2 or task.window[0] >= task.window[1]):
         raise UserError(f"window: expected a lower and a higher bound, got {list(task.window)}")
     return task
+
+
+def with_label_affine(task: Task, rule: str) -> Task:
+    """The task with another rule for the affines of labels.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    for known in LABEL_AFFINES:
+        if rule == known:
+            return replace(task, label_affine=known)
+    raise UserError(f"label_affine: expected one of {', '.join(LABEL_AFFINES)}, got {rule!r}")
+
+
+def _pixel_size(spacing: Any) -> tuple[float, float]:
+    sizes = [float(size) for size in (spacing if isinstance(spacing, Sequence) else [spacing])]
+    if len(sizes) not in (1, 2) or not all(math.isfinite(size) and size > 0 for size in sizes):
+        raise UserError(f"spacing: expected one or two positive numbers (mm), got {spacing}")
+    return (sizes[0], sizes[-1])
 
 
 @dataclass(frozen=True)
@@ -150,13 +194,13 @@ class Description:
         if "ignored" not in options:
             target = set(options.get("target", preset.target))
             unclear = set(preset.ignored) - target
-            doubtful = [label for label, members in self.foreground.items() if unclear & set(members)]
+            unsaid = [label for label, members in self.foreground.items() if unclear & set(members)]
             if "ignore" in self.labels:
                 options["ignored"] = list(self.labels["ignore"])
-            elif doubtful:
+            elif unsaid:
                 raise UserError(
-                    f"{self.path}: expected --data.ignored to say whether its label {doubtful[0]!r} is ignored ([] for "
-                    f"none), as task {name} ignores {list(preset.ignored)}"
+                    f"{self.path}: expected --data.ignored to say whether its label {unsaid[0]!r} is ignored ([] "
+                    f"for none), as task {name} ignores {list(preset.ignored)}"
                 )
             elif preset.ignored:
                 options["ignored"] = []
@@ -173,19 +217,47 @@ def read_description(root: Path | str) -> Description | None:
     """The description at ``root`` (a data set, or its JSON); None if there is none that says channels or labels.
 
     nnU-Net writes ``channel_names`` by number and ``labels`` by name; the Decathlon ``modality`` and ``labels`` by
-    number.
+    number. Of a part that cannot be read there is a note, and the other part counts.
     """
     root = Path(root)
     path = root if root.suffix == ".json" else root / "dataset.json"
     try:
-        content = json.loads(path.read_text())
-        channels = content.get("channel_names") or content.get("modality") or {}
-        labels = {}
-        for key, value in (content.get("labels") or {}).items():
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # the reader of the layout says what is wrong with it, if anything has to be read from it
+    if not isinstance(content, dict):
+        return None
+    channels, labels = channel_names(content), _label_values(content.get("labels") or {})
+    for key, parsed in (("channel_names", channels), ("modality", channels), ("labels", labels)):
+        if content.get(key) and parsed is None:
+            note(f"{path}: {key} cannot be read ({_shown(content[key])}): it is as if it were not there")
+    return Description(path, channels or (), labels or {}) if channels or labels else None
+
+
+def channel_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The channels of a ``dataset.json``, in order: by number, or a list; None where they cannot be read."""
+    channels = content.get("channel_names") or content.get("modality") or {}
+    if isinstance(channels, list):
+        channels = dict(enumerate(channels))
+    try:
+        names = tuple(channels[key] for key in sorted(channels, key=int))
+    except (TypeError, ValueError):
+        return None
+    return names if all(isinstance(name, str) for name in names) else None
+
+
+def _label_values(labels: Any) -> dict[str, tuple[int, ...]] | None:
+    result = {}
+    try:
+        for key, value in labels.items():
             name, numbers = (value, key) if str(key).isdigit() else (key, value)
             members = numbers if isinstance(numbers, list) else [numbers]
-            labels[str(name)] = tuple(int(member) for member in members)
-        names = [str(channels[key]) for key in sorted(channels, key=int)]
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        return None  # the reader of the layout says what is wrong with it, if anything has to be read from it
-    return Description(path, tuple(names), labels) if names or labels else None
+            result[str(name)] = tuple(int(member) for member in members)
+    except (TypeError, ValueError, AttributeError):
+        return None
+    return result
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -36,9 +36,9 @@ def find_subjects(root: Path, modalities: tuple[str, ...] = ("T1", "FLAIR"), sou
     Raises:
         UserError: a subject lacks one of the modalities.
     """
-    found = [root] if is_subject(root) else sorted(filter(is_subject, folders(root)))
-    found = [folder for folder in found if "additional_annotations" not in folder.parts]
-    return [_subject(root, folder, modalities, source) for folder in found]
+    subject_folders = [root] if is_subject(root) else sorted(filter(is_subject, folders(root)))
+    subject_folders = [folder for folder in subject_folders if "additional_annotations" not in folder.parts]
+    return [_subject(root, folder, modalities, source) for folder in subject_folders]
 
 
 def _subject(root: Path, folder: Path, modalities: tuple[str, ...], source: str) -> Subject:

@@ -1,0 +1,1 @@
+"""Scores of segmentations against references, tables of them, and paired comparisons."""

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from scp_models.data.tasks import IGNORED_LABEL, TARGET_LABEL
+
 METRICS = (
     "dice",
     "lesion_dice",
@@ -45,7 +47,7 @@ def subject_scores(
     spacing: Sequence[float],
     *,
     connectivity: Connectivity = 26,
-    ignore_label: int | None = 2,
+    ignore_label: int | None = IGNORED_LABEL,
 ) -> dict[str, float]:
     """All metrics of one subject, keyed by :data:`METRICS`.
 
@@ -86,15 +88,15 @@ def subject_scores(
         raise ValueError(f"connectivity: expected one of {get_args(Connectivity)}, got {connectivity}")
 
     reference_voxels, predicted_voxels = int(target.sum()), int(predicted.sum())
-    reference_lesions, found = count_lesions(target, predicted, connectivity)
+    reference_lesions, detected = count_lesions(target, predicted, connectivity)
     predicted_lesions, hits = count_lesions(predicted, target, connectivity)
-    tpr = _ratio(found, reference_lesions)
-    ppv = _ratio(found, predicted_lesions)
+    tpr = _ratio(detected, reference_lesions)
+    ppv = _ratio(detected, predicted_lesions)
     precision = _ratio(hits, predicted_lesions)
     millilitres = math.prod(float(size) for size in spacing) / 1000
     return {
         "dice": _ratio(2 * int((predicted & target).sum()), reference_voxels + predicted_voxels),
-        "lesion_dice": _ratio(2 * found, reference_lesions + predicted_lesions),
+        "lesion_dice": _ratio(2 * detected, reference_lesions + predicted_lesions),
         "lesion_f1": harmonic_mean(tpr, ppv),
         "lesion_tpr": tpr,
         "lesion_ppv": ppv,
@@ -149,7 +151,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean, standard deviation and number of subjects of every metric, ready for JSON.
 
     Args:
-        rows: one a subject, as :func:`subject_scores` gives them; other keys (a name, a site) are passed over.
+        rows: one per subject, as :func:`subject_scores` gives them; other keys (a name, a site) are passed over.
 
     Returns:
         ``subjects``; ``paper_lesion_f1``, the paper's L-F1: the harmonic mean of the averaged L-TPR and L-PPV, where
@@ -183,13 +185,14 @@ def _masks(prediction: NDArray[Any], reference: NDArray[Any], ignore_label: int 
         raise ValueError(
             f"prediction, reference: expected two volumes of one shape, got {prediction.shape} and {reference.shape}"
         )
-    labels = (0, 1) if ignore_label is None else (0, 1, ignore_label)
-    for name, volume, allowed in (("prediction", prediction, (0, 1)), ("reference", reference, labels)):
-        found = np.unique(volume)
-        strange = found[~np.isin(found, allowed)]
+    mask_labels = (0, TARGET_LABEL)
+    labels = mask_labels if ignore_label is None else (*mask_labels, ignore_label)
+    for name, volume, allowed in (("prediction", prediction, mask_labels), ("reference", reference, labels)):
+        values = np.unique(volume)
+        strange = values[~np.isin(values, allowed)]
         if len(strange):
             raise ValueError(f"{name}: expected labels among {allowed}, got also {strange[:5].tolist()}")
-    predicted, target = prediction == 1, reference == 1
+    predicted, target = prediction == TARGET_LABEL, reference == TARGET_LABEL
     return (predicted if ignore_label is None else predicted & (reference != ignore_label)), target
 
 

@@ -1,0 +1,1 @@
+"""Segmenting studies with a trained model; needs neither Lightning nor MONAI."""

@@ -1,7 +1,7 @@
 """Segmenting whole studies: NIfTI in, NIfTI out in the source's grid and affine."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
@@ -9,9 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scp_models.data import Grid, Subject, Volume, VolumeReader
+from scp_models.checkpoints import TrainedModel
+from scp_models.data.find import find_subjects, subject_of_images
+from scp_models.data.foreground import CropLoss, describe_crop
+from scp_models.data.preprocessing import SourceGrid, Volume, VolumeReader
+from scp_models.data.subjects import Subject
+from scp_models.data.tasks import Task
+from scp_models.errors import UserError
 from scp_models.files import atomic_path
-from scp_models.training.module import SegmentationModule
+from scp_models.notes import note
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,10 @@ class Segmentation:
     subject: Subject
     probabilities: NDArray[np.float32]
     """``[H, W, Z]``."""
-    grid: Grid
+    grid: SourceGrid
     threshold: float
+    crop_loss: CropLoss = field(default_factory=CropLoss)
+    """What of the study the network did not see."""
 
     def mask(self) -> NDArray[np.uint8]:
         """1 where a lesion is predicted, in the source's grid ``[x, y, z]``; 0 outside the crop that the network
@@ -36,28 +44,29 @@ class Segmentation:
 
 
 class Predictor:
-    """Segments subjects with one module, a few slices at a time.
+    """Segments subjects with one model, a few slices at a time.
 
     Args:
-        module: a trained module; its task says how images are read.
-        threshold: of probabilities; None: the module's own.
+        model: its task says how images are read.
+        threshold: of probabilities; None: the model's own.
         batch_size: slices at a time.
         device: None: a GPU if there is one.
     """
 
     def __init__(
         self,
-        module: SegmentationModule,
+        model: TrainedModel,
         *,
         threshold: float | None = None,
         batch_size: int = 14,
         device: torch.device | str | None = None,
     ) -> None:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.module = module.to(device).eval()
-        self.threshold = module.threshold if threshold is None else threshold
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.network = model.network.to(self.device).eval()
+        self.memory_format = model.memory_format
+        self.threshold = model.threshold if threshold is None else threshold
         self.batch_size = batch_size
-        self.reader = VolumeReader(module.task)
+        self.reader = VolumeReader(model.task)
 
     def segment(self, subject: Subject) -> Segmentation:
         """Read and segment one subject.
@@ -66,7 +75,12 @@ class Predictor:
             UserError: its files cannot be read.
         """
         volume = self.reader.read(subject, with_label=False)
-        return Segmentation(subject, self.probabilities(volume), volume.grid, self.threshold)
+        return Segmentation(subject, self.probabilities(volume), volume.grid, self.threshold, volume.crop_loss)
+
+    def mask_of(self, subject: Subject) -> tuple[NDArray[np.uint8], SourceGrid]:
+        """The predicted mask in the source's grid ``[x, y, z]``, and that grid."""
+        segmentation = self.segment(subject)
+        return segmentation.mask(), segmentation.grid
 
     @torch.inference_mode()
     def probabilities(self, volume: Volume) -> NDArray[np.float32]:
@@ -74,8 +88,8 @@ class Predictor:
         slices = volume.image.transpose(3, 0, 1, 2)
         out = np.empty(volume.image.shape[1:], np.float32)
         for start in range(0, len(slices), self.batch_size):
-            batch = torch.from_numpy(np.ascontiguousarray(slices[start : start + self.batch_size]))
-            p = self.module(batch.to(self.module.device)).float().sigmoid()[:, 0].cpu().numpy()
+            batch = torch.from_numpy(np.ascontiguousarray(slices[start : start + self.batch_size])).to(self.device)
+            p = self.network(batch.contiguous(memory_format=self.memory_format)).float().sigmoid()[:, 0].cpu().numpy()
             out[..., start : start + len(p)] = p.transpose(1, 2, 0)
         return out
 
@@ -93,21 +107,56 @@ def write_segmentation(segmentation: Segmentation, folder: Path, probabilities: 
         arrays[f"{segmentation.subject.name}_probabilities.nii.gz"] = segmentation.source_probabilities()
     written = []
     for name, array in arrays.items():
-        header = segmentation.grid.header.copy()
+        header = segmentation.grid.file.header.copy()
         header.set_data_dtype(array.dtype)
         header["scl_slope"], header["scl_inter"] = 1, 0
         header["cal_min"], header["cal_max"] = 0, 1
         # A header that spoke of four axes speaks of three now.
         header.set_data_shape(array.shape)
-        image = nib.Nifti1Image(array, segmentation.grid.affine, header)
+        image = nib.Nifti1Image(array, segmentation.grid.file.stored_affine, header)
         with atomic_path(folder / name) as path:
             nib.save(image, path)
         written.append(folder / name)
     return written
 
 
-def predict(predictor: Predictor, subjects: Iterable[Subject], folder: Path, probabilities: bool = False) -> list[Path]:
-    """Segment subjects one after the other and write their files; returns all paths."""
-    return [
-        path for subject in subjects for path in write_segmentation(predictor.segment(subject), folder, probabilities)
-    ]
+def predict(
+    predictor: Predictor, subjects: Iterable[Subject], folder: Path, probabilities: bool = False
+) -> Iterator[Path]:
+    """Segment subjects one after the other and write their files; gives each path once it is written.
+
+    At the end there is a note if the crop to the network's slices cut off part of them.
+    """
+    losses = []
+    for subject in subjects:
+        segmentation = predictor.segment(subject)
+        losses.append((subject.name, segmentation.crop_loss))
+        yield from write_segmentation(segmentation, folder, probabilities)
+    hint = "a network trained with --data.spacing or a larger --data.roi_size sees more"
+    if line := describe_crop(predictor.reader.task.roi_size, losses, hint):
+        note(line)
+
+
+def subjects_of(inputs: Sequence[Path], images: Sequence[Path], task: Task, layout: str = "auto") -> list[Subject]:
+    """The subjects to segment.
+
+    Args:
+        inputs: subjects' folders, volumes, data sets, datalists.
+        images: the modalities of one more subject.
+        task: gives the modalities.
+        layout: of the inputs.
+
+    Raises:
+        UserError: nothing to segment, nothing found, or a subject that is there twice.
+    """
+    if not inputs and not images:
+        raise UserError("predict: expected what to segment, a folder, a volume or --image, none was given")
+    subjects = [subject for path in inputs for subject in find_subjects(path, task, layout)]
+    if images:
+        subjects.append(subject_of_images(images, task))
+    names = [subject.name for subject in subjects]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"{(images or inputs)[-1]}: expected every subject's name once, got {doubled[0]!r} from several inputs"
+        )
+    return subjects

@@ -1,6 +1,7 @@
 """The paper's networks, and a way to give any network a spatially covariant head."""
 
-from scp_models.networks.attach import attach, positioned
+from scp_kernels import positioned
+from scp_models.networks.attach import attach
 from scp_models.networks.segmentation import (
     PRESETS,
     VARIANTS,

@@ -1,14 +1,11 @@
 """Give any network a spatially covariant head in the place of its last 1×1 convolution."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from scp_kernels import FusedSCP, Placement
-from scp_models.networks.positions import PositionLike
+from scp_kernels import FusedSCP
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -45,7 +42,7 @@ def attach(
         ValueError: there is no such layer, or it is not a 1×1 convolution of stride 1; the message names what was found
             and those that would do.
     """
-    found, convolution = _find_convolution(network, layer)
+    replaced, convolution = _find_convolution(network, layer)
     weight = convolution.weight
     head = FusedSCP(
         convolution.in_channels,
@@ -69,7 +66,7 @@ def attach(
                 head.bias.copy_(convolution.bias)
             head.bias.requires_grad_(convolution.bias.requires_grad)
     head.train(convolution.training)
-    _replace(network, found, head)
+    _replace(network, replaced, head)
     return network
 
 
@@ -84,97 +81,21 @@ def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 held[:] = [new if item is old else item for item in held]
 
 
-@contextmanager
-def positioned(
-    network: nn.Module,
-    *,
-    origin: PositionLike | None = None,
-    affine: PositionLike | None = None,
-    extent: PositionLike | None = None,
-) -> Iterator[None]:
-    """Say where a network's input lies in the full image, for a network whose ``forward`` takes the image alone.
-
-    Inside the context, every :class:`scp_kernels.FusedSCP` of ``network`` takes these position arguments, in pixels of
-    the network's input::
-
-        network = attach(BasicUNet(spatial_dims=2, in_channels=1, out_channels=2), "final_conv")
-        with positioned(network, origin=(32, 64), extent=(160, 224)):
-            logits = network(patch)
-
-    ``origin`` without ``extent`` places the input in a full image of the input's own size: for a crop, give both.
-
-    A head whose feature map has another size than the input (deep supervision) takes them scaled to its own grid (see
-    :class:`scp_kernels.Placement`). An inner context stands before an outer one, and what a call gives itself before
-    both; what the inner one does not say, the outer one does. Networks under ``torch.compile`` follow, compiled before
-    or inside: numbers become tensors, so other values of them make no new graph. Under activation checkpointing the
-    backward pass belongs into the context too, since it calls the head again.
-
-    Raises:
-        ValueError: the network has no such head, or both ``origin`` and ``affine`` are given.
-        ValueError, TypeError: values that cannot be positions; wrong shapes are told when the network is called.
-    """
-    heads = [module for module in network.modules() if isinstance(module, FusedSCP)]
-    if not heads:
-        raise ValueError(f"network: expected a FusedSCP somewhere in it (see attach), got {type(network).__name__}")
-    before = [head.placement for head in heads]
-    inside = [_placement(head, origin, affine, extent) for head in heads]
-    network = getattr(network, "_orig_mod", network)  # a compiled network's hooks run outside of its graph
-    hook = network.register_forward_pre_hook(_InputShape(heads, inside), with_kwargs=True, prepend=True)
-    try:
-        _place(heads, inside)
-        yield
-    finally:
-        hook.remove()
-        _place(heads, before)
-
-
-def _place(heads: Sequence[FusedSCP], placements: Sequence[Placement | None]) -> None:
-    for head, placement in zip(heads, placements, strict=True):
-        head.placement = placement
-
-
-def _placement(
-    head: FusedSCP, origin: PositionLike | None, affine: PositionLike | None, extent: PositionLike | None
-) -> Placement:
-    device = next(head.parameters()).device
-    return Placement(origin=origin, affine=affine, extent=extent, outer=head.placement, device=device)
-
-
-class _InputShape:
-    """A network's hook that tells its context's placements the spatial size of the input."""
-
-    def __init__(self, heads: Sequence[FusedSCP], placements: Sequence[Placement]) -> None:
-        self.heads = heads
-        self.placements = placements
-
-    def __call__(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for head, placement in zip(self.heads, self.placements, strict=True):
-            placement.input_shape = _image_shape(args, kwargs, head.spatial_dims)
-
-
-def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any], spatial_dims: int) -> tuple[int, ...] | None:
-    """Spatial size of the first argument that is a batch of images."""
-    for argument in (*args, *kwargs.values()):
-        if isinstance(argument, Tensor) and argument.ndim == spatial_dims + 2:
-            return tuple(argument.shape[2:])
-    return None
-
-
 def _find_convolution(network: nn.Module, path: str) -> tuple[nn.Module, nn.Conv2d | nn.Conv3d]:
     """What is at ``path``, and the convolution that it is or holds."""
     pointwise = [name for name, module in network.named_modules() if _is_pointwise(module)]
     expected = f"layer: expected the path of a 1×1 convolution (here: {', '.join(pointwise) or 'there is none'})"
     try:
-        found = network.get_submodule(path)
+        named = network.get_submodule(path)
     except AttributeError as error:
         raise ValueError(f"{expected}, got {path!r}, which {type(network).__name__} does not have") from error
-    leaves = [module for module in found.modules() if not list(module.children())]
-    layer = leaves[0] if len(leaves) == 1 else found
+    leaves = [module for module in named.modules() if not list(module.children())]
+    layer = leaves[0] if len(leaves) == 1 else named
     if not path or not isinstance(layer, nn.Conv2d | nn.Conv3d) or not _is_pointwise(layer):
         # A container prints as many lines; its name is enough.
         what = type(layer).__name__ if list(layer.children()) else str(layer)
         raise ValueError(f"{expected}, got {path!r}, which is {what}")
-    return found, layer
+    return named, layer
 
 
 def _is_pointwise(layer: nn.Module) -> bool:

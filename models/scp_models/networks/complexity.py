@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scp_kernels import FusedSCP
 from scp_models.networks import SegmentationNetwork, build_network
 
-Row = dict[str, str | int | float]
+ComplexityRow = dict[str, str | int | float]
 
 
 class PaperRatios(NamedTuple):
@@ -53,7 +53,7 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def count_macs(network: SegmentationNetwork, height: int, width: int) -> int:
+def nominal_macs(network: SegmentationNetwork, height: int, width: int) -> int:
     """Nominal multiply-adds of one image of ``height`` × ``width`` pixels: convolutions, Φ and the head's product.
 
     Convolutions are counted by PyTorch's ``FlopCounterMode`` from the shapes that really run. The head is counted by
@@ -74,26 +74,26 @@ def _head_macs(head: nn.Conv2d | FusedSCP) -> int:
     """Multiply-adds of the head at one pixel."""
     has_bias = head.bias is not None
     if isinstance(head, FusedSCP):
-        # Φ's layers use each weight and bias once a pixel.
+        # Φ's layers use each weight and bias once per pixel.
         return count_parameters(head.phi) + head.num_classes * (head.in_channels + has_bias)
     return head.out_channels * (head.in_channels + has_bias)
 
 
-def complexity_table(height: int = 160, width: int = 224, in_channels: int = 3) -> list[Row]:
+def complexity_table(height: int = 160, width: int = 224, in_channels: int = 3) -> list[ComplexityRow]:
     """The twelve networks of Table 1 in the paper's form, with ratios to Base 128.
 
     Args:
         height, width, in_channels: of the image; the defaults are the paper's.
 
     Returns:
-        A row a network, ready for JSON: ``model``, ``nc``, ``parameters``, ``macs``, ``parameters_ratio``,
+        One row per network, ready for JSON: ``model``, ``nc``, ``parameters``, ``macs``, ``parameters_ratio``,
         ``macs_ratio``, and the paper's own ratios as ``paper_parameters_ratio`` and ``paper_macs_ratio``.
     """
     counts = []
     for nc, variants in PAPER.items():
         for variant, paper in variants.items():
             network = build_network(variant, in_channels=in_channels, capacity=nc, preset="paper")
-            counts.append((TITLES[variant], nc, count_parameters(network), count_macs(network, height, width), paper))
+            counts.append((TITLES[variant], nc, count_parameters(network), nominal_macs(network, height, width), paper))
     base_parameters, base_macs = counts[0][2:4]
     return [
         {

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scp_models.networks.attach import positioned
+from scp_kernels import positioned
 
 
 def sliding_window(

@@ -18,6 +18,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from scp_models.data.tasks import IGNORED_LABEL, TARGET_LABEL
+
 # Okabe and Ito's palette: told apart with any of the common colour vision deficiencies, and by lightness in print.
 REFERENCE_COLOUR = "#E69F00"
 PREDICTION_COLOUR = "#56B4E9"
@@ -76,8 +78,8 @@ def outline_slices(
 
     Args:
         panels: what to draw, row by row.
-        spacing: mm a pixel along X and Y.
-        columns: panels a row.
+        spacing: mm per pixel along X and Y.
+        columns: panels per row.
         intensity_range: grey levels of black and white; None: the 1st and 99.8th percentile over all panels.
         width: of the figure in inches; the height follows from the slices' aspect.
     """
@@ -92,18 +94,18 @@ def outline_slices(
     for axis, panel in zip(axes, panels, strict=False):
         show_slice(axis, panel.image, spacing, intensity_range, title=panel.title)
         if panel.reference is not None:
-            _outline(axis, panel.reference == 2, spacing, IGNORED_COLOUR, 1.0)
+            _outline(axis, panel.reference == IGNORED_LABEL, spacing, IGNORED_COLOUR, 1.0)
             # The reference is the broad line underneath, so both stay visible where they coincide.
-            _outline(axis, panel.reference == 1, spacing, REFERENCE_COLOUR, 1.9)
+            _outline(axis, panel.reference == TARGET_LABEL, spacing, REFERENCE_COLOUR, 1.9)
         if panel.prediction is not None:
-            _outline(axis, panel.prediction == 1, spacing, PREDICTION_COLOUR, 0.9)
+            _outline(axis, panel.prediction == TARGET_LABEL, spacing, PREDICTION_COLOUR, 0.9)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     handles = [
         Line2D([], [], color=REFERENCE_COLOUR, linewidth=2.2, label="reference"),
         Line2D([], [], color=PREDICTION_COLOUR, linewidth=1.4, label="prediction"),
     ]
-    if any(panel.reference is not None and (panel.reference == 2).any() for panel in panels):
+    if any(panel.reference is not None and (panel.reference == IGNORED_LABEL).any() for panel in panels):
         handles.append(Line2D([], [], color=IGNORED_COLOUR, linewidth=1.4, label="not scored"))
     figure.legend(
         handles=handles,
@@ -122,8 +124,8 @@ def weight_field_statistics(
     """Five statistics of a weight field along its channels, each min–max normalised (paper, Fig. 7).
 
     Args:
-        weight_field: ``[N, C, X, Y]``; one row of panels a class.
-        spacing: mm a pixel along X and Y.
+        weight_field: ``[N, C, X, Y]``; one row of panels per class.
+        spacing: mm per pixel along X and Y.
         width: in inches.
     """
     if weight_field.ndim != 4:
@@ -178,7 +180,7 @@ class LossCurve:
 
 
 def loss_curves(curves: Sequence[LossCurve], *, width: float = 7.2) -> Figure:
-    """Training loss and, beside it on the same scale, validation loss against the epoch; one line a run.
+    """Training loss and, beside it on the same scale, validation loss against the epoch; one line per run.
 
     Runs of one model (its seeds) share a colour and a dash pattern.
     """
@@ -227,7 +229,7 @@ def score_comparison(
     compared_with: str | None = None,
     width: float = 7.2,
 ) -> Figure:
-    """Every subject's score with every model, joined by a line a subject; medians as bars (after paper, Fig. 5).
+    """Every subject's score with every model, joined by one line per subject; medians as bars (after paper, Fig. 5).
 
     Args:
         scores: by model, each ``[subjects]`` in one common order; NaN where a subject has no score.

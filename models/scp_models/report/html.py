@@ -22,7 +22,7 @@ FEWEST_SUBJECTS = 10
 
 
 @dataclass(frozen=True)
-class Metric:
+class ScoreColumn:
     """One column of the score table: its key in the scores, its heading, and how it is printed."""
 
     key: str
@@ -30,16 +30,16 @@ class Metric:
     decimals: int = 3
 
 
-METRICS = (
-    Metric("dice", "Dice"),
-    Metric("lesion_dice", "L-Dice"),
-    Metric("lesion_f1", "L-F1"),
-    Metric("lesion_tpr", "L-TPR"),
-    Metric("lesion_ppv", "L-PPV"),
-    Metric("hd95_mm", "HD95 (mm)", 1),
-    Metric("avd", "AVD (%)", 1),
+SCORE_COLUMNS = (
+    ScoreColumn("dice", "Dice"),
+    ScoreColumn("lesion_dice", "L-Dice"),
+    ScoreColumn("lesion_f1", "L-F1"),
+    ScoreColumn("lesion_tpr", "L-TPR"),
+    ScoreColumn("lesion_ppv", "L-PPV"),
+    ScoreColumn("hd95_mm", "HD95 (mm)", 1),
+    ScoreColumn("avd", "AVD (%)", 1),
 )
-TESTED_METRICS = METRICS[:2]
+TESTED_COLUMNS = SCORE_COLUMNS[:2]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ModelResult:
         description: one line of what it is.
         parameters, macs: of one network; nominal multiply-adds of one slice.
         step_seconds: one training step of a batch; inference_seconds: a slice's share of a batch's forward pass.
-        seed_scores: by seed, one row a test subject, columns as in :data:`METRICS`.
+        seed_scores: by seed, one row per test subject, columns as in :data:`SCORE_COLUMNS`.
     """
 
     name: str
@@ -121,7 +121,7 @@ class Report:
     created: str = ""
 
 
-def compare(model: ModelResult, other: ModelResult, metric: Metric) -> Comparison:
+def compare(model: ModelResult, other: ModelResult, metric: ScoreColumn) -> Comparison:
     """Paired comparison over the subjects that both have a score for; no test below two of them."""
     paired = pd.concat([model.scores[metric.key], other.scores[metric.key]], axis=1, join="inner").dropna()
     a, b = paired.iloc[:, 0].to_numpy(), paired.iloc[:, 1].to_numpy()
@@ -175,7 +175,7 @@ def control_statement(comparison: Comparison) -> str:
 def lead(comparisons: Sequence[Comparison]) -> str:
     """The page's first sentence: the verdicts on Dice of the first comparison's model against the others."""
     model, metric = comparisons[0].model, comparisons[0].metric
-    mine = [c for c in comparisons if c.model == model and c.metric == metric]
+    shown = [c for c in comparisons if c.model == model and c.metric == metric]
     phrases = {
         "higher": "scored higher than {}",
         "lower": "scored lower than {}",
@@ -184,15 +184,15 @@ def lead(comparisons: Sequence[Comparison]) -> str:
     }
     parts = []
     for verdict, phrase in phrases.items():
-        others = [f"“{c.other}” ({c.model_mean:.2f} against {c.other_mean:.2f})" for c in mine if c.verdict == verdict]
+        others = [f"“{c.other}” ({c.model_mean:.2f} against {c.other_mean:.2f})" for c in shown if c.verdict == verdict]
         if others:
             parts.append(phrase.format(_listed(others)))
     return f"In {metric}, “{model}” {'; it '.join(parts)}."
 
 
 def score_table(models: Sequence[ModelResult]) -> list[list[str]]:
-    """Rows of model name and, for each of :data:`METRICS`, mean ± standard deviation over the test subjects."""
-    return [[model.name, *(_mean_and_sd(model.scores[m.key], m.decimals) for m in METRICS)] for model in models]
+    """Rows of model name and, for each of :data:`SCORE_COLUMNS`, mean ± standard deviation over the test subjects."""
+    return [[model.name, *(_mean_and_sd(model.scores[m.key], m.decimals) for m in SCORE_COLUMNS)] for model in models]
 
 
 def cost_table(models: Sequence[ModelResult]) -> list[list[str]]:
@@ -216,7 +216,7 @@ def seed_table(models: Sequence[ModelResult]) -> list[list[str]]:
     for model in models:
         cells = [
             ", ".join(f"{scores[metric.key].mean():.3f}" for scores in model.seed_scores.values())
-            for metric in TESTED_METRICS
+            for metric in TESTED_COLUMNS
         ]
         rows.append([model.name, ", ".join(map(str, model.seed_scores)), *cells])
     return rows
@@ -229,7 +229,7 @@ def render(report: Report) -> str:
     )
     template = environment.from_string(files("scp_models").joinpath("report/template.html").read_text(encoding="utf-8"))
     tests = sum(c.test is not None for c in report.comparisons)
-    control = [c for c in report.comparisons if c.other == report.control and c.metric == TESTED_METRICS[0].title]
+    control = [c for c in report.comparisons if c.other == report.control and c.metric == TESTED_COLUMNS[0].title]
     groups: dict[str, list[str]] = {}
     for c in report.comparisons:
         groups.setdefault(f"{c.model} and {c.other}", []).append(statement(c, tests))
@@ -240,7 +240,7 @@ def render(report: Report) -> str:
         groups=groups,
         tests=tests,
         alpha=ALPHA,
-        metrics=METRICS,
+        columns=SCORE_COLUMNS,
         subjects=len(report.models[0].scores),
         scores=score_table(report.models),
         costs=cost_table(report.models),

@@ -1,0 +1,1 @@
+"""Training with Lightning: the module, its loss, and the command ``scp-models fit``."""

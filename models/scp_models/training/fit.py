@@ -1,5 +1,6 @@
 """``scp-models fit``: Lightning's command line over this package's module and data."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 from importlib import resources
@@ -8,16 +9,17 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from scp_models.data import DataWaitMonitor, SegmentationDataModule
+from scp_models.checkpoints import check_resumable, subject_names
+from scp_models.data.module import SegmentationDataModule
+from scp_models.data.timing import DataWaitMonitor
 from scp_models.errors import UserError
 from scp_models.files import ensure_writable
-from scp_models.training.checkpoints import check_resumable
-from scp_models.training.module import SegmentationModule, subject_names
+from scp_models.training.callbacks import BestCheckpoint, EpochReport, NewestCheckpoint
+from scp_models.training.module import SegmentationModule
 
 
 class FitCLI(LightningCLI):
@@ -31,7 +33,7 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", default="runs/scp", help="Folder of checkpoints, logs and configuration.")
         parser.add_argument("--overwrite", action="store_true", help="Replace the checkpoints of another run in --out.")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
@@ -54,7 +56,8 @@ class FitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with both loggers unless the configuration names its own, and the monitor of data waits."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        ensure_writable(config["out"])
+        if not config["trainer"].get("fast_dev_run"):
+            ensure_writable(config["out"])
         if config["trainer"].get("logger") in (None, True):
             out = config["out"]
             kwargs["logger"] = [CSVLogger(out, name="logs"), TensorBoardLogger(out, name="tensorboard")]
@@ -62,12 +65,8 @@ class FitCLI(LightningCLI):
             trainer: Any = super().instantiate_trainer(**kwargs)
         except ValueError as error:  # names of accelerators, strategies: Lightning checks them here
             raise UserError(f"--trainer: {error}") from error
-        trainer.callbacks.append(DataWaitMonitor())
-        # The best checkpoint is written when there is a better one; to resume, the newest is needed after every epoch.
         folder = Path(config["out"]) / "checkpoints"
-        trainer.callbacks.append(
-            ModelCheckpoint(folder, filename="newest", save_last=True, enable_version_counter=False)
-        )
+        trainer.callbacks += [DataWaitMonitor(), EpochReport(), NewestCheckpoint(folder)]
         return trainer
 
     def before_fit(self) -> None:
@@ -78,16 +77,47 @@ class FitCLI(LightningCLI):
             # The first start of a run that may be restarted any time has none yet; Lightning says so.
             newest = Path(config["out"]) / "checkpoints" / "last.ckpt"
             path = newest if newest.is_file() else None
+        trainer: Any = self.trainer
+        kept = config.get("ckpt_path") is not None or config["overwrite"] or trainer.fast_dev_run
         checkpoints = sorted((Path(config["out"]) / "checkpoints").glob("*.ckpt"))
-        if config.get("ckpt_path") is None and checkpoints and not config["overwrite"] and self.trainer.is_global_zero:
+        if checkpoints and not kept and trainer.is_global_zero:
             raise UserError(
                 f"{checkpoints[0]}: expected no checkpoints of another run in --out (another folder, --ckpt_path last "
                 "to go on with that run, or --overwrite to replace it)"
             )
         if path is not None:
-            check_resumable(path, self.model, subject_names(self.datamodule.divide()))
+            check_resumable(path, self.model.hparams, subject_names(self.datamodule.divide()))
         rank_zero_info(self.datamodule.task.describe())
         rank_zero_info(f"subjects of {self.datamodule.root}: {self.datamodule.describe_split()}")
+
+    def after_fit(self) -> None:
+        """Say what was written, and what to look at if nothing was learnt."""
+        trainer: Any = self.trainer
+        if not trainer.is_global_zero:
+            return
+        if trainer.fast_dev_run:
+            print("fast_dev_run: nothing was written")
+            return
+        best = next(callback for callback in trainer.callbacks if isinstance(callback, BestCheckpoint))
+        logs = [Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+        if best.nothing_segmented:
+            print(f"warning: {_advice(logs)}", file=sys.stderr)
+        newest = Path(self.config["fit"]["out"]) / "checkpoints" / "last.ckpt"
+        best_path = [Path(best.best_model_path)] if best.best_model_path else []
+        for path in [*best_path, newest, *(folder / "metrics.csv" for folder in logs)]:
+            if path.is_file():
+                print(path)
+
+
+def _advice(logs: Sequence[Path]) -> str:
+    losses = f"train_loss and val_loss in {logs[0] / 'metrics.csv'}" if logs else "train_loss and val_loss"
+    return (
+        "the validation Dice was 0 in every epoch, the network segments nothing; best.ckpt has the lowest validation "
+        f"loss. Look at {losses}: still falling, train for longer; level, another --model.learning_rate. A lower "
+        "threshold may show what it learnt (scp-models evaluate --split validation --threshold 0.3; 0.49 for "
+        "--model.preset paper). Are the lesions inside the slices (--data.roi_size), and the target's label right "
+        "(--data.target)?"
+    )
 
 
 def resolve_config(name: str) -> str:
@@ -119,6 +149,8 @@ def fit(arguments: Sequence[str]) -> None:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")
         warnings.filterwarnings("ignore", message=".*treespec.*is deprecated.*")
+        # Of the run that goes on, or that --overwrite replaces; before_fit refuses any other.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
         try:
             FitCLI(

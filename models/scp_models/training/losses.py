@@ -5,6 +5,8 @@ from monai.losses import MaskedDiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scp_models.data.tasks import IGNORED_LABEL
+
 
 class SegmentationLoss(nn.Module):
     """``bce_weight · BCE + dice_weight · (1 − soft Dice)`` of logits against a label map.
@@ -29,7 +31,7 @@ class SegmentationLoss(nn.Module):
         self,
         num_classes: int = 1,
         *,
-        ignore_label: int | None = 2,
+        ignore_label: int | None = IGNORED_LABEL,
         bce_weight: float = 1.0,
         dice_weight: float = 1.0,
     ) -> None:

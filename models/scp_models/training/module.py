@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from scp_models.data import SegmentationDataModule, Subject, get_task
-from scp_models.errors import UserError
-from scp_models.networks import build_network
+from scp_models.checkpoints import build_model, subject_names
+from scp_models.data.module import SegmentationDataModule
+from scp_models.data.tasks import IGNORED_LABEL, TARGET_LABEL
 from scp_models.training.losses import SegmentationLoss
 
 # The learning rate is halved after these shares of the epochs (paper, Section 4.1).
@@ -42,10 +41,10 @@ class SubjectDice(Metric):
 
     def update(self, logits: Tensor, labels: Tensor, subject: Tensor) -> None:
         """Add slices: logits ``[B, 1, H, W]``, labels ``[B, 1, H, W]`` (1 target, 2 ignored), subject ``[B]``."""
-        found = (logits.float().sigmoid() > self.threshold) & (labels != 2)
-        target = labels == 1
-        overlap = (found & target).flatten(1).sum(1)
-        volumes = found.flatten(1).sum(1) + target.flatten(1).sum(1)
+        predicted = (logits.float().sigmoid() > self.threshold) & (labels != IGNORED_LABEL)
+        target = labels == TARGET_LABEL
+        overlap = (predicted & target).flatten(1).sum(1)
+        volumes = predicted.flatten(1).sum(1) + target.flatten(1).sum(1)
         counts = torch.stack([2 * overlap, volumes, torch.ones_like(volumes)], dim=1)
         self.counts.index_add_(0, subject, counts.double())
 
@@ -76,14 +75,11 @@ class SegmentationModule(L.LightningModule):
         position: ``"pixels"`` or ``"centered"``; None: the preset's.
         logit_bias: initial value of the logit bias, the class's log-odds; the preset ``"paper"`` has none.
         constant_position: the control of a comparison: every pixel is told the position of the image's centre.
-        backend: of the SCP head: ``"auto"`` or a name of :func:`scp_kernels.backends`.
+        backend: of the SCP head: ``"auto"`` or a name of :func:`scp_kernels.available_backends`.
         learning_rate: Adam's.
         weight_decay: Adam's.
         threshold: a pixel is a lesion above this probability.
         channels_last: keep activations in channels-last memory format, faster on CPUs and tensor cores.
-
-    Attributes:
-        split: names of the subjects for training, validation and test, in a module that comes from a checkpoint.
 
     Raises:
         UserError: options that make no network.
@@ -112,31 +108,30 @@ class SegmentationModule(L.LightningModule):
         self.save_hyperparameters()
         # The command line fills this in from the data, after it has noted the other arguments.
         self.hparams["task_options"] = task_options
-        self.task = get_task(task, roi_size, task_options)
-        try:
-            self.network = build_network(
-                variant,
-                in_channels=len(self.task.modalities),
-                capacity=capacity,
-                levels=levels,
-                hidden_channels=hidden_channels,
-                preset=preset,
-                position=position,
-                logit_bias=logit_bias,
-                constant_position=constant_position,
-                backend=backend,
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        if channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        model = build_model(
+            task=task,
+            roi_size=roi_size,
+            task_options=task_options,
+            threshold=threshold,
+            channels_last=channels_last,
+            variant=variant,
+            capacity=capacity,
+            levels=levels,
+            hidden_channels=hidden_channels,
+            preset=preset,
+            position=position,
+            logit_bias=logit_bias,
+            constant_position=constant_position,
+            backend=backend,
+        )
+        self.task = model.task
+        self.network = model.network
+        self.memory_format = model.memory_format
         self.loss = SegmentationLoss()
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.threshold = threshold
         self.val_dice: SubjectDice | None = None
-        self.split: dict[str, list[str]] | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``[B, 1, H, W]`` of slices ``[B, C, H, W]``."""
@@ -207,11 +202,3 @@ class SegmentationModule(L.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(data, SegmentationDataModule):
             checkpoint["split"] = subject_names(data.subjects)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.split = checkpoint.get("split")
-
-
-def subject_names(division: Mapping[str, Iterable[Subject]]) -> dict[str, list[str]]:
-    """A division of subjects by name: what checkpoints hold, and what ``--split-file`` reads."""
-    return {part: [subject.name for subject in subjects] for part, subjects in division.items()}

@@ -1,9 +1,9 @@
 """The Triton backend: NVIDIA GPUs, and CPU tensors under Triton's interpreter. Importing this imports no Triton.
 
-The kernels: ``classify`` and ``fold`` come first in every pass, then ``forward``, or ``backward`` and
-``fold_backward``; ``layers`` holds the device functions that they share. The host: ``launch`` (with ``tiles``) turns a
-call into a ``sequence`` of launches by the configurations of ``tables``, and ``executed_macs`` counts what these
-execute.
+The kernels: ``prepare`` and ``folding`` come first in every pass, then ``forward``, or ``backward_features``,
+``backward_parameters`` and ``fold_backward``; ``boxes`` and ``weights`` hold the device functions that they share. The
+host: ``launch`` (with ``supertiles``) turns a call into a ``sequence`` of launches by the configurations of ``tables``,
+and ``executed_macs`` counts what these execute.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scp_kernels import counting
-from scp_kernels.problem import Problem
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 if TYPE_CHECKING:
     from scp_kernels.backends.triton.sequence import LaunchSequence
@@ -50,7 +50,7 @@ class TritonBackend:
     # CPU tensors, which the interpreter takes, come by name only: it is thousands of times slower than the reference.
     device_type = "cuda"
 
-    def unusable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed (it comes with PyTorch's CUDA builds for Linux; `pip install triton`)"
         if interpreting():
@@ -61,7 +61,7 @@ class TritonBackend:
             return "no CUDA device is available to PyTorch (no NVIDIA GPU or driver, or a CPU build of PyTorch)"
         return None
 
-    def cannot_run(self, problem: Problem) -> str | None:
+    def unsupported_reason(self, problem: Problem) -> str | None:
         if problem.compute_dtype == torch.float64:
             return "float64 is not among the dtypes of the Triton kernels (float32, float16, bfloat16)"
         if interpreting():
@@ -76,45 +76,25 @@ class TritonBackend:
         if problem.pixels > _MOST_TILES:
             return f"{problem.pixels} pixels in a map; {_MOST_TILES} are the most"
         h1, h2 = problem.hidden
-        if max(h1 * h2, h2 * problem.num_classes * problem.channels) > _MOST_INDEX:
+        if max(h1 * h2, (max(h1, h2) + 3) * problem.num_classes * problem.channels) > _MOST_INDEX:
             return f"a layer of Φ has more than {_MOST_INDEX} weights"
         return None
 
-    def forward(
-        self,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        bias: Tensor | None,
-        matrix: Tensor,
-        problem: Problem,
-    ) -> Tensor:
+    def forward(self, inputs: SCPInputs) -> Tensor:
         from scp_kernels.backends.triton import launch
 
-        with _on(problem.device):
-            capability = _capability(problem.device)
-            return _run(launch.forward(features, phi, residual, bias, matrix, problem, capability))
+        device = inputs.problem.device
+        with _on(device):
+            return _run(launch.forward(inputs, _capability(device)))
 
     def backward(
-        self,
-        grad_logits: Tensor,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        matrix: Tensor,
-        problem: Problem,
-        needs_features: bool,
-        needs_parameters: bool,
+        self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
         from scp_kernels.backends.triton import launch
 
-        with _on(problem.device):
-            return _run(
-                launch.backward(
-                    grad_logits, features, phi, residual, matrix, problem, _capability(problem.device),
-                    needs_features, needs_parameters,
-                )
-            )  # fmt: skip
+        device = inputs.problem.device
+        with _on(device):
+            return _run(launch.backward(inputs, grad_logits, needs, _capability(device)))
 
 
 def _run(sequence: "LaunchSequence") -> Any:

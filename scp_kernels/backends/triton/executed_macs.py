@@ -72,10 +72,10 @@ def macs(item: Launch) -> int | Tensor:
 
 
 def _classify(item: Launch) -> Tensor:
-    """The centre and two slopes, from the position's 2d entries."""
+    """The centre and two slopes, from the position's 2K entries."""
     sizes, boxes = item.arguments, _Boxes(item)
     candidates = sizes["h1"] * boxes.inside.long() if sizes["ROOT"] else boxes.of_parents(item)[1]
-    return _padded(candidates, sizes["BLOCK"]) * 3 * 2 * sizes["DIMS"]
+    return _padded(candidates, sizes["BLOCK"]) * 3 * 2 * sizes["POSITION_DIMS"]
 
 
 def _fold_hidden(item: Launch) -> Tensor:
@@ -140,7 +140,7 @@ def _fold_backward(item: Launch) -> Tensor:
     if not sizes["ROOT"]:
         of_hidden += active1 * 3 * outputs
         listed = active1 + _padded(boxes.unstable1, block_u)
-    return of_outputs + of_hidden + listed * 3 * 2 * sizes["DIMS"]
+    return of_outputs + of_hidden + listed * 3 * 2 * sizes["POSITION_DIMS"]
 
 
 def _collect(item: Launch) -> Tensor:

@@ -14,22 +14,22 @@ from scp_kernels.backends.triton.folding import GEOMETRY_SIZES
 
 @triton.jit
 def add_first_layer(
-    # The slab's gradients of layer 1 [h₁, 2d + 1]; units, which of them there are, and their moments, all [BLOCK_U]
+    # The slab's gradients of layer 1 [h₁, 2K + 1]; units, which of them there are, and their moments, all [BLOCK_U]
     target, u, ok, moment_0, moment_i, moment_j,
     # The position matrices, and the box
     matrix, group, depth, row, column, matrix_stride,
-    DIMS: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
-    """Adds the gradients of w₁ (2d columns) and b₁ (one): Σ g·S and Σ g of the pre-activations' gradients g.
+    """Adds the gradients of w₁ (2K columns) and b₁ (one): Σ g·S and Σ g of the pre-activations' gradients g.
 
     Moments Σ g, Σ g·di, Σ g·dj are about the box's centre; absolute positions are float64.
     """
-    target += u * (2 * DIMS + 1)
+    target += u * (2 * POSITION_DIMS + 1)
     moment_0 = moment_0.to(tl.float64)
-    for m in tl.static_range(2 * DIMS):
+    for m in tl.static_range(2 * POSITION_DIMS):
         s, s_i, s_j = position(matrix, m, group, depth, row, column, matrix_stride, DIMS, BOX_H, BOX_W)
         add_to(target + m, moment_0 * s + moment_i.to(tl.float64) * s_i + moment_j.to(tl.float64) * s_j, ok)
-    add_to(target + 2 * DIMS, moment_0, ok)
+    add_to(target + 2 * POSITION_DIMS, moment_0, ok)
 
 
 @triton.jit
@@ -94,12 +94,13 @@ def scp_fold_bwd_kernel(
     w2t, w3t, matrix,
     # Gradients of the boxes' outputs; of their rows, to which those of active units are added; unstable units' moments
     grad_outputs, grad_rows, moments,
-    # Per slab, added to: partial gradients, and float64 of layer 1 [slabs, h₁, 2d + 1]
+    # Per slab, added to: partial gradients, and float64 of layer 1 [slabs, h₁, 2K + 1]
     partials, first_layer,
     # Sizes
     first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width, boxes, boxes_per_slab,
     h1, h2, output_count, capacity, partials_stride, matrix_stride,
-    DIMS: tl.constexpr, SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr,
+    SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
     ROOT: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the weights of what boxes have folded. Grid: (slabs,).
@@ -112,7 +113,7 @@ def scp_fold_bwd_kernel(
     grad_w3t = grad_w2t + h1 * h2
     grad_b2 = grad_w3t + h2 * output_count
     grad_b3 = grad_b2 + h2
-    first_layer += slab * h1 * (2 * DIMS + 1)
+    first_layer += slab * h1 * (2 * POSITION_DIMS + 1)
     start = slab * boxes_per_slab
     for step in tl.range(0, tl.minimum(boxes_per_slab, boxes - start).to(tl.int32), disable_licm=True):
         local = start + step
@@ -185,7 +186,7 @@ def scp_fold_bwd_kernel(
                         )
                 add_first_layer(
                     first_layer, u, ok, moment_0, moment_i, moment_j, matrix, group, depth, row, column, matrix_stride,
-                    DIMS, BOX_H, BOX_W,
+                    DIMS, POSITION_DIMS, BOX_H, BOX_W,
                 )  # fmt: skip
             if ROOT:
                 # The biases are the constant rows of the root.
@@ -209,7 +210,7 @@ def scp_fold_bwd_kernel(
                         first_layer, tl.load(box_units + place, mask=ok, other=0), ok,
                         tl.load(source, mask=ok, other=0.0), tl.load(source + h1, mask=ok, other=0.0),
                         tl.load(source + 2 * h1, mask=ok, other=0.0),
-                        matrix, group, depth, row, column, matrix_stride, DIMS, BOX_H, BOX_W,
+                        matrix, group, depth, row, column, matrix_stride, DIMS, POSITION_DIMS, BOX_H, BOX_W,
                     )  # fmt: skip
             tl.debug_barrier()
 

@@ -46,7 +46,7 @@ def radius_of(a, b, BOX_H: tl.constexpr, BOX_W: tl.constexpr):
 
 @triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "matrix_stride"))
 def scp_classify_fwd_kernel(
-    # Layer 1 [h₁, 2d], [h₁], and the position matrices [G, 2d, d + 1]
+    # Layer 1 [h₁, 2K], [h₁], and the position matrices [G, 2K, d + 1]
     w1, b1, matrix,
     # The parents' lists
     parent_units, parent_counts,
@@ -54,7 +54,8 @@ def scp_classify_fwd_kernel(
     units, slots, lines, counts,
     # Sizes
     first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width, h1, matrix_stride,
-    DIMS: tl.constexpr, SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr,
+    SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
     ROOT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Which units of layer 1 are active, and which are unstable. Grid: (boxes,).
@@ -89,8 +90,8 @@ def scp_classify_fwd_kernel(
         centre = tl.load(b1 + u, mask=inside, other=0.0).to(tl.float64)
         slope_i = tl.zeros([BLOCK], tl.float64)
         slope_j = tl.zeros([BLOCK], tl.float64)
-        for m in tl.static_range(2 * DIMS):
-            w = tl.load(w1 + u * (2 * DIMS) + m, mask=inside, other=0.0).to(tl.float64)
+        for m in tl.static_range(2 * POSITION_DIMS):
+            w = tl.load(w1 + u * (2 * POSITION_DIMS) + m, mask=inside, other=0.0).to(tl.float64)
             s, s_i, s_j = position(matrix, m, group, depth, row, column, matrix_stride, DIMS, BOX_H, BOX_W)
             centre += w * s
             slope_i += w * s_i

@@ -20,7 +20,7 @@ from scp_kernels.backends.triton.forward import scp_fwd_kernel
 from scp_kernels.backends.triton.sequence import Launch, LaunchSequence
 from scp_kernels.backends.triton.supertiles import FoldedTiles, Network, Slabs
 from scp_kernels.backends.triton.tables import Configuration
-from scp_kernels.problem import Problem
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 
 def precision(problem: Problem, capability: int) -> str:
@@ -81,16 +81,9 @@ def _on_tiles(problem: Problem, configuration: Configuration, folded: FoldedTile
     }
 
 
-def forward(
-    features: Tensor,
-    phi: tuple[Tensor, ...],
-    residual: Tensor,
-    bias: Tensor | None,
-    matrix: Tensor,
-    problem: Problem,
-    capability: int,
-) -> LaunchSequence:
+def forward(inputs: SCPInputs, capability: int) -> LaunchSequence:
     """The forward pass, a launch per block of channels (one, up to 64 channels); finishes as the logits."""
+    features, phi, residual, bias, matrix, problem = inputs
     configuration = configuration_for(tables.FORWARD, problem, capability)
     network = Network(phi, residual)
     folded = FoldedTiles(configuration.tile, network, matrix, problem, gradients=False)
@@ -132,27 +125,18 @@ def forward(
     return LaunchSequence((*network.launches(), *folded.launches([launches])), lambda: logits.to(problem.dtype))
 
 
-def backward(
-    grad_logits: Tensor,
-    features: Tensor,
-    phi: tuple[Tensor, ...],
-    residual: Tensor,
-    matrix: Tensor,
-    problem: Problem,
-    capability: int,
-    needs_features: bool,
-    needs_parameters: bool,
-) -> LaunchSequence:
+def backward(inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds, capability: int) -> LaunchSequence:
     """The backward pass; finishes as the gradients of the features, and of Φ (None if not needed).
 
     Both share one folding, if the table gives them one size of tile.
     """
+    features, phi, residual, _, matrix, problem = inputs
     call = _Backward(grad_logits, features, problem, capability)
     network = Network(phi, residual)
     needed = {
         kernel: configuration_for(kernel, problem, capability)
-        for kernel, needs in ((tables.FEATURES, needs_features), (tables.PARAMETERS, needs_parameters))
-        if needs
+        for kernel, is_needed in ((tables.FEATURES, needs.features), (tables.PARAMETERS, needs.parameters))
+        if is_needed
     }
     launches = network.launches()
     finishes: dict[str, Callable[[], Any]] = {}

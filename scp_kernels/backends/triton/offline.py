@@ -20,7 +20,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from scp_kernels.backends.triton import launch, tables
 from scp_kernels.backends.triton.sequence import Launch, LaunchSequence
-from scp_kernels.problem import Problem
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def abstract_sequences(problem: Problem, capability: int, *, channels_last: bool
     ``problem.device`` must be ``meta``.
     """
     h1, h2 = problem.hidden
-    d, outputs = problem.spatial_dims, problem.num_classes * problem.channels
+    d, rows = problem.spatial_dims, 2 * problem.position_dims
+    outputs = problem.num_classes * problem.channels
 
     def empty(*shape: int, dtype: torch.dtype = problem.compute_dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -68,12 +69,13 @@ def abstract_sequences(problem: Problem, capability: int, *, channels_last: bool
         form = torch.channels_last if d == 2 else torch.channels_last_3d
         features = features.contiguous(memory_format=form)
     grad_logits = empty(problem.batch, problem.num_classes, *problem.spatial_shape, dtype=problem.dtype)
-    phi = (empty(h1, 2 * d), empty(h1), empty(h2, h1), empty(h2), empty(outputs, h2), empty(outputs))
+    phi = (empty(h1, rows), empty(h1), empty(h2, h1), empty(h2), empty(outputs, h2), empty(outputs))
     residual, bias = empty(problem.num_classes, problem.channels), empty(problem.num_classes)
-    matrix = empty(*([problem.groups] if problem.groups > 1 else []), 2 * d, d + 1, dtype=torch.float64)
-    yield launch.forward(features, phi, residual, bias, matrix, problem, capability)
-    for needs in ((True, False), (False, True)):
-        yield launch.backward(grad_logits, features, phi, residual, matrix, problem, capability, *needs)
+    matrix = empty(*([problem.groups] if problem.groups > 1 else []), rows, d + 1, dtype=torch.float64)
+    inputs = SCPInputs(features, phi, residual, bias, matrix, problem)
+    yield launch.forward(inputs, capability)
+    for needs in (GradientNeeds(True, False), GradientNeeds(False, True)):
+        yield launch.backward(inputs, grad_logits, needs, capability)
 
 
 def compile_launch(item: Launch, capability: int) -> Resources:

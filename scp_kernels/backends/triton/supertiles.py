@@ -39,7 +39,7 @@ class Slabs:
         h1, h2 = problem.hidden
         outputs = problem.num_classes * problem.channels
         self.sizes = (h1 * h2, h2 * outputs, h2, outputs)
-        columns = 2 * problem.spatial_dims + 1  # of w₁, and b₁
+        columns = 2 * problem.position_dims + 1  # of w₁, and b₁
         dtype = problem.compute_dtype
         size = sum(self.sizes) * dtype.itemsize + h1 * columns * torch.float64.itemsize
         self.count = max(1, min(boxes, tables.PARTIALS_BYTES // size, tables.MOST_SLABS))
@@ -132,6 +132,8 @@ class FoldedTiles:
         self, tile: tuple[int, int], network: Network, matrix: Tensor, problem: Problem, *, gradients: bool
     ) -> None:
         supertile = tables.SUPERTILE
+        if any(n % of_tile for n, of_tile in zip(supertile, tile, strict=True)):
+            raise ValueError(f"a supertile of {supertile} pixels cannot be cut into tiles of {tile}")
         *depth, height, width = problem.spatial_shape
         rows, columns = triton.cdiv(height, supertile[0]), triton.cdiv(width, supertile[1])
         per_map = rows * columns * (depth[0] if depth else 1)
@@ -153,8 +155,9 @@ class FoldedTiles:
         }
         self.positions = {
             "matrix": matrix.contiguous(),
-            "matrix_stride": 0 if matrix.ndim == 2 else 2 * problem.spatial_dims * (problem.spatial_dims + 1),
+            "matrix_stride": 0 if matrix.ndim == 2 else 2 * problem.position_dims * (problem.spatial_dims + 1),
             "DIMS": problem.spatial_dims,
+            "POSITION_DIMS": problem.position_dims,
         }
 
     def launches(self, passes: list[Callable[[int, int], list[Launch]]]) -> list[Launch]:
@@ -224,7 +227,7 @@ class FoldedTiles:
             **tables.FOLD_BACKWARD, **of_slabs, **self.positions, **self.on_boxes(boxes, first),
         }  # fmt: skip
         arguments |= {"first_layer": slabs.first_layer}
-        return Launch(scp_fold_bwd_kernel, (count, 1, 1), arguments, tables.options(4, max_registers=128))
+        return Launch(scp_fold_bwd_kernel, (count, 1, 1), arguments, tables.options(4, max_registers=168))
 
     def _collect(self, first: int, supertiles: int) -> Launch:
         h1, h2 = self.problem.hidden

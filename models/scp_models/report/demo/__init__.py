@@ -1,0 +1,1 @@
+"""``scp-models demo``: phantoms, trainings, scores and a page, in a few minutes."""

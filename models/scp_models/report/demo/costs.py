@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scp_models.networks import SegmentationNetwork
-from scp_models.networks.complexity import count_macs, count_parameters
+from scp_models.networks.complexity import count_parameters, nominal_macs
 from scp_models.training.losses import SegmentationLoss
 
 
@@ -54,7 +54,7 @@ def measure_costs(
                 inference_times[k].append(inference / len(image))
         advance()
     return [
-        Cost(count_parameters(network), count_macs(network, *image.shape[2:]), median(step), median(inference))
+        Cost(count_parameters(network), nominal_macs(network, *image.shape[2:]), median(step), median(inference))
         for network, step, inference in zip(networks, step_times, inference_times, strict=True)
     ]
 

@@ -3,38 +3,35 @@
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from scp_kernels import FusedSCP, backends
-from scp_models.data import Grid, SegmentationDataModule, VolumeReader
-from scp_models.evaluation.metrics import METRICS, summarise
+from scp_kernels import FusedSCP, available_backends
+from scp_models.checkpoints import load_model
+from scp_models.data.preprocessing import SourceGrid, VolumeReader
+from scp_models.data.tasks import TARGET_LABEL
+from scp_models.evaluation.metrics import summarise
 from scp_models.files import atomic_path
-from scp_models.inference.predictor import Segmentation
-from scp_models.report.demo import pictures as demo_pictures
-from scp_models.report.demo.costs import Cost
-from scp_models.report.html import TESTED_METRICS, Comparison, ModelResult, Picture, Report, compare
-from scp_models.training.checkpoints import load_module
-
-if TYPE_CHECKING:
-    from scp_models.report.demo.run import DemoModel, Settings, Training
-
-CHIEF = "SCP"
-CONTROL = "SCP (constant position)"
-# The model named first is tested against every one after it.
-TESTS = (
-    (CHIEF, ("Base", "Base (double width)", CONTROL)),
-    ("SCP (5 levels)", ("Base (5 levels)",)),
+from scp_models.report.demo.design import CONTROL, SCP, TESTS
+from scp_models.report.demo.pictures import (
+    SELECTION,
+    loss_picture,
+    score_pictures,
+    slices_picture,
+    typical_subjects,
+    weight_pictures,
 )
+from scp_models.report.demo.results import Results
+from scp_models.report.html import TESTED_COLUMNS, Comparison, ModelResult, Picture, Report, compare
+
 NOTES = (
     "These are phantoms, not patients. Their lesions and look-alikes have the same shape and contrast, and only the "
     "place decides which is which: the condition under which a head that knows its position must help a backbone that "
@@ -46,51 +43,6 @@ NOTES = (
 )
 
 
-@dataclass(frozen=True)
-class Results:
-    """Everything that a finished run has to show."""
-
-    settings: "Settings"
-    data: SegmentationDataModule
-    scores: pd.DataFrame
-    """One row a training and test subject: ``model``, ``seed``, ``subject``, ``site`` and all metrics."""
-    losses: pd.DataFrame
-    """One row a training and epoch: ``model``, ``seed``, ``epoch``, ``training``, ``validation``."""
-    costs: Mapping[str, Cost]
-    shown: Mapping[str, Mapping[str, Segmentation]]
-    """Segmentations of each model's first seed, by model's and subject's name."""
-    seconds: Mapping[str, float]
-    """What each stage took."""
-    trainings: Sequence["Training"]
-
-    def models(self) -> list[ModelResult]:
-        return [self._model(model) for model in self.settings.models()]
-
-    def _model(self, model: "DemoModel") -> ModelResult:
-        cost = self.costs[model.name]
-        mine = self.scores[self.scores["model"] == model.name]
-        by_seed = {seed: mine[mine["seed"] == seed].set_index("subject")[list(METRICS)] for seed in model.seeds}
-        return ModelResult(
-            model.name,
-            describe(model),
-            cost.parameters,
-            cost.macs,
-            cost.step_seconds,
-            cost.inference_seconds,
-            by_seed,
-        )
-
-
-def describe(model: "DemoModel") -> str:
-    """One line of what a model is."""
-    widths = ", ".join(str(model.capacity // 16 * 2**level) for level in range(model.levels))
-    head = "a spatially covariant head" if model.variant == "scp" else "a 1×1 convolution as head"
-    text = f"{model.levels} levels of {widths} channels, {head}"
-    if model.constant_position:
-        text += " whose every pixel is told the position of the image's centre"
-    return f"{text}; {len(model.seeds)} training{'s' if len(model.seeds) > 1 else ''}."
-
-
 def comparisons(models: Sequence[ModelResult]) -> list[Comparison]:
     """The tests that were decided on beforehand."""
     by_name = {model.name: model for model in models}
@@ -98,7 +50,7 @@ def comparisons(models: Sequence[ModelResult]) -> list[Comparison]:
         compare(by_name[first], by_name[other], metric)
         for first, others in TESTS
         for other in others
-        for metric in TESTED_METRICS
+        for metric in TESTED_COLUMNS
     ]
 
 
@@ -111,12 +63,12 @@ def make_report(results: Results) -> Report:
         comparisons=tests,
         facts=facts(results),
         pictures={
-            "scores": demo_pictures.score_pictures(models, tests, CHIEF),
+            "scores": score_pictures(models, tests, SCP),
             "slices": _slices(results, models),
             "weights": _weights(results),
-            "losses": [demo_pictures.loss_picture(results.losses)],
+            "losses": [loss_picture(results.losses)],
         },
-        selection=demo_pictures.SELECTION,
+        selection=SELECTION,
         control=CONTROL,
         notes=NOTES,
         created=datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -130,7 +82,7 @@ def facts(results: Results) -> dict[str, str]:
     packages = ("torch", "scp_kernels", "lightning", "monai", "numpy")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     trainings = sum(seconds for title, seconds in results.seconds.items() if ", seed " in title)
-    usable = ", ".join(name for name, status in backends().items() if status.usable)
+    usable = ", ".join(name for name, status in available_backends().items() if status.usable)
     return {
         "Subjects": f"{s.subjects} phantoms: {parts[0]} to train on, {parts[1]} to validate, {parts[2]} to test",
         "Slices": f"{data.task.roi_size[0]} × {data.task.roi_size[1]} pixels, T1 and FLAIR",
@@ -185,7 +137,7 @@ def _slices(results: Results, models: Sequence[ModelResult]) -> list[Picture]:
     reader = VolumeReader(results.data.task)
     subjects = {subject.name: subject for subject in results.data.test_subjects}
     pictures = []
-    for title, name in demo_pictures.typical_subjects(models).items():
+    for title, name in typical_subjects(models).items():
         volume = reader.read(subjects[name])
         assert volume.label is not None
         predictions = {
@@ -194,28 +146,26 @@ def _slices(results: Results, models: Sequence[ModelResult]) -> list[Picture]:
         }
         dice = {m.name: float(next(iter(m.seed_scores.values())).loc[name, "dice"]) for m in models}
         pictures.append(
-            demo_pictures.slices_picture(
-                title, name, volume.image[-1], volume.label, predictions, dice, _in_plane(volume.grid)
-            )
+            slices_picture(title, name, volume.image[-1], volume.label, predictions, dice, _in_plane(volume.grid))
         )
     return pictures
 
 
 def _weights(results: Results) -> list[Picture]:
-    """W of the chief model's first training beside the training lesions' frequency."""
-    training = next(t for t in results.trainings if t.model.name == CHIEF)
-    head = load_module(training.checkpoint).network.head
+    """W of SCP's first training beside the training lesions' frequency."""
+    training = next(t for t in results.trainings if t.model.name == SCP)
+    head = load_model(training.checkpoint).network.head
     assert isinstance(head, FusedSCP) and head.residual is not None
     with torch.no_grad():
         field = head.weight_field(results.data.task.roi_size) - head.residual.weight[:, :, None, None]
     labels = [results.data.cache.open(subject)[1] for subject in results.data.train_subjects]
-    counts: NDArray[np.int64] = sum((np.asarray(label) == 1).sum(0) for label in labels)
+    counts: NDArray[np.int64] = sum((np.asarray(label) == TARGET_LABEL).sum(0) for label in labels)
     frequency = counts / sum(len(label) for label in labels)
     grid = VolumeReader(results.data.task).grid(results.data.train_subjects[0])
-    return demo_pictures.weight_pictures(field.numpy(), frequency, _in_plane(grid), len(labels))
+    return weight_pictures(field.numpy(), frequency, _in_plane(grid), len(labels))
 
 
-def _in_plane(grid: Grid) -> tuple[float, float]:
+def _in_plane(grid: SourceGrid) -> tuple[float, float]:
     """Pixel size in mm along the first two canonical axes."""
     spacing = [0.0, 0.0, 0.0]
     for axis, (canonical, _) in enumerate(grid.to_canonical):

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scp_models.data.tasks import TARGET_LABEL
 from scp_models.report import figures
 from scp_models.report.figures import LossCurve, OutlinedSlice
-from scp_models.report.html import TESTED_METRICS, Comparison, ModelResult, Picture
+from scp_models.report.html import TESTED_COLUMNS, Comparison, ModelResult, Picture
 
 QUARTILES = (0.25, 0.5, 0.75)
 SELECTION = (
@@ -35,7 +36,7 @@ def typical_subjects(models: Sequence[ModelResult]) -> dict[str, str]:
 
 def fullest_slice(reference: NDArray[np.integer]) -> int:
     """The index along Z of the slice with the most lesion pixels."""
-    return int((reference == 1).sum((0, 1)).argmax())
+    return int((reference == TARGET_LABEL).sum((0, 1)).argmax())
 
 
 def slices_picture(
@@ -54,13 +55,13 @@ def slices_picture(
         OutlinedSlice(f"{name}\nDice {dice[name]:.2f}", image[..., z], reference[..., z], prediction[..., z])
         for name, prediction in predictions.items()
     ]
-    said = "; ".join(f"{name} {dice[name]:.2f}" for name in predictions)
+    scores = "; ".join(f"{name} {dice[name]:.2f}" for name in predictions)
     return Picture(
         figures.outline_slices(panels, spacing=spacing),
         f"{title[0].upper()}{title[1:]}: {subject}, slice {z + 1} of {reference.shape[2]}, FLAIR. Dice is the whole "
         "subject's. Front up, the patient's left on the left.",
-        f"Slice {z + 1} of {subject}, once with the reference lesions outlined and once a model with its prediction "
-        f"outlined beside them. Dice of the whole subject: {said}.",
+        f"Slice {z + 1} of {subject}, once with the reference lesions outlined and once per model with its prediction "
+        f"outlined beside them. Dice of the whole subject: {scores}.",
     )
 
 
@@ -98,22 +99,22 @@ def correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | Non
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
 
-def score_pictures(models: Sequence[ModelResult], comparisons: Sequence[Comparison], chief: str) -> list[Picture]:
-    """Dice and L-Dice of every test subject with every model, and the marks of ``chief``'s tests against the others."""
+def score_pictures(models: Sequence[ModelResult], comparisons: Sequence[Comparison], model: str) -> list[Picture]:
+    """Dice and L-Dice of every test subject with every model, and the marks of ``model``'s tests against the others."""
     pictures = []
-    for metric in TESTED_METRICS:
+    for metric in TESTED_COLUMNS:
         marks = {
             c.other: c.test.stars if c.verdict != "few" and c.test is not None else "too few"
             for c in comparisons
-            if c.model == chief and c.metric == metric.title
+            if c.model == model and c.metric == metric.title
         }
-        scores = {model.name: model.scores[metric.key].to_numpy(dtype=float) for model in models}
+        scores = {m.name: m.scores[metric.key].to_numpy(dtype=float) for m in models}
         medians = "; ".join(f"{name} {np.nanmedian(values):.2f}" for name, values in scores.items())
         pictures.append(
             Picture(
-                figures.score_comparison(scores, metric=metric.title, marks=marks, compared_with=chief),
+                figures.score_comparison(scores, metric=metric.title, marks=marks, compared_with=model),
                 f"{metric.title} of each of the {len(models[0].scores)} test subjects, averaged over the seeds, "
-                f"joined across the models; bars are medians. Above: the paired t-test of “{chief}” against another, "
+                f"joined across the models; bars are medians. Above: the paired t-test of “{model}” against another, "
                 "uncorrected; * p < 0.05, ** p < 0.01, *** p < 0.001, **** p < 0.0001, ns: not significant.",
                 f"Every test subject's {metric.title} by model. Medians: {medians}.",
                 vector=True,
@@ -130,11 +131,11 @@ def loss_picture(losses: pd.DataFrame) -> Picture:
         validation = None if run["validation"].isna().any() else run["validation"].tolist()
         curves.append(LossCurve(str(model), run["training"].tolist(), validation))
         last.setdefault(str(model), []).append(run["training"].iloc[-1])
-    said = "; ".join(f"{model} {np.mean(values):.2f}" for model, values in last.items())
+    final = "; ".join(f"{model} {np.mean(values):.2f}" for model, values in last.items())
     return Picture(
         figures.loss_curves(curves),
-        "Binary cross-entropy plus soft Dice, the mean over each epoch; one line a training. Validation is on subjects "
-        "that are neither trained nor tested on.",
-        f"Loss against the epoch. Training loss after the last epoch: {said}.",
+        "Binary cross-entropy plus soft Dice, the mean over each epoch; one line per training. Validation is on "
+        "subjects that are neither trained nor tested on.",
+        f"Loss against the epoch. Training loss after the last epoch: {final}.",
         vector=True,
     )

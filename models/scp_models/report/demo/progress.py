@@ -81,7 +81,7 @@ class Stage:
 
 
 class EpochProgress(L.Callback):
-    """Advances a stage by one step a training batch."""
+    """Advances a stage by one step per training batch."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage

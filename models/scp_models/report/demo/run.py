@@ -1,9 +1,7 @@
 """``scp-models demo``: phantoms, training, evaluation, prediction and a report, in one command and a few minutes.
 
-The phantoms are location-decided: lesions and look-alikes have one contrast, and only where a blob lies makes it a
-lesion. On a two-level backbone, which sees some twenty pixels around, Base is compared with Base at double width, with
-SCP whose every pixel is told the same position (the control) and with SCP; and on the paper's five levels Base with
-SCP. The budget (subjects, epochs, seeds) is fixed beforehand, and what the report says is computed from its numbers.
+The budget (subjects, epochs, seeds) is fixed beforehand, in ``design.py``, and what the report says is computed from
+its numbers.
 """
 
 import json
@@ -11,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
@@ -19,17 +17,20 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from scp_models.data import SegmentationDataModule, Subject
+from scp_models.checkpoints import load_model, subject_names
+from scp_models.data.module import SegmentationDataModule
+from scp_models.data.subjects import Subject
 from scp_models.errors import UserError
 from scp_models.evaluation.scores import score
 from scp_models.files import atomic_path
 from scp_models.inference.predictor import Predictor, Segmentation, write_segmentation
 from scp_models.phantoms import generate_wmh
-from scp_models.report.demo import document as demo_report
 from scp_models.report.demo.costs import Cost, measure_costs
+from scp_models.report.demo.design import DemoModel, Settings
+from scp_models.report.demo.document import make_report, write_tables
 from scp_models.report.demo.progress import EpochProgress, LossHistory, Stages, quiet
+from scp_models.report.demo.results import Results, Training
 from scp_models.report.html import write
-from scp_models.training.checkpoints import load_module
 from scp_models.training.module import SegmentationModule
 
 SLICE_SHAPE = (80, 112)
@@ -40,61 +41,6 @@ SPLIT = (50, 6, 28)
 FEWEST_SUBJECTS = 6
 SETTINGS_FILE = "settings.json"
 FOLDERS = ("phantoms", "checkpoints", "predictions")
-
-
-@dataclass(frozen=True)
-class DemoModel:
-    """One compared network; ``seeds`` are those of its trainings."""
-
-    slug: str
-    name: str
-    variant: str
-    capacity: int
-    levels: int
-    seeds: tuple[int, ...]
-    constant_position: bool = False
-
-
-@dataclass(frozen=True)
-class Training:
-    """One finished training of a model."""
-
-    model: DemoModel
-    seed: int
-    checkpoint: Path
-    losses: pd.DataFrame
-    """Columns ``epoch``, ``training``, ``validation``."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A run's fixed budget.
-
-    Attributes:
-        subjects: phantoms in all.
-        epochs: of every training.
-        seed: of the phantoms, the split, and the first training; the next ones have the next numbers.
-        seeds, deep_seeds: trainings of each model with two and with five levels.
-    """
-
-    subjects: int
-    epochs: int
-    seed: int
-    seeds: int
-    deep_seeds: int
-
-    def models(self) -> tuple[DemoModel, ...]:
-        """The compared models; costs are relative to the first."""
-        shallow = tuple(range(self.seed, self.seed + self.seeds))
-        deep = tuple(range(self.seed, self.seed + self.deep_seeds))
-        return (
-            DemoModel("base", "Base", "base", 128, 2, shallow),
-            DemoModel("base-double-width", "Base (double width)", "base", 256, 2, shallow),
-            DemoModel("scp-constant-position", demo_report.CONTROL, "scp", 128, 2, shallow, constant_position=True),
-            DemoModel("scp", demo_report.CHIEF, "scp", 128, 2, shallow),
-            DemoModel("base-5-levels", "Base (5 levels)", "base", 64, 5, deep),
-            DemoModel("scp-5-levels", "SCP (5 levels)", "scp", 64, 5, deep),
-        )
 
 
 def run(
@@ -143,9 +89,9 @@ def run(
             costs = _costs(models, trainings, data, stage.advance)
         losses = pd.concat([t.losses.assign(model=t.model.name, seed=t.seed) for t in trainings], ignore_index=True)
         with stages.stage("Report", 1):
-            results = demo_report.Results(settings, data, scores, losses, costs, shown, stages.seconds, trainings)
-            demo_report.write_tables(folder, results)
-            path = write(demo_report.make_report(results), folder / "report.html")
+            results = Results(settings, data, scores, losses, costs, shown, stages.seconds, trainings)
+            write_tables(folder, results)
+            path = write(make_report(results), folder / "report.html")
     console.print(str(path), soft_wrap=True, highlight=False, markup=False)
     return path
 
@@ -156,8 +102,8 @@ def _prepare_folder(folder: Path, settings: Settings) -> Path:
         if getattr(settings, name) < least:
             raise UserError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
     try:
-        strangers = folder.exists() and any(folder.iterdir()) and not (folder / SETTINGS_FILE).is_file()
-        if strangers:
+        holds_other_files = folder.exists() and any(folder.iterdir()) and not (folder / SETTINGS_FILE).is_file()
+        if holds_other_files:
             raise UserError(f"{folder}: expected a new or empty folder or an earlier demo's, it holds other files")
         for name in FOLDERS:
             if (folder / name).exists():
@@ -186,9 +132,8 @@ def _data(folder: Path, seed: int, cache: str) -> SegmentationDataModule:
     )
     module.setup()
     if not split_file.is_file():
-        names = {part: [subject.name for subject in members] for part, members in module.subjects.items()}
         with atomic_path(split_file) as path:
-            path.write_text(json.dumps(names, indent=2) + "\n")
+            path.write_text(json.dumps(subject_names(module.subjects), indent=2) + "\n")
     return module
 
 
@@ -233,7 +178,7 @@ def _evaluate(
     """Segment, score and write every test subject with every training's checkpoint.
 
     Returns:
-        The scores, one row a training and subject; and the segmentations of each model's first seed, by model's and
+        The scores, one row per training and subject; and the segmentations of each model's first seed, by model's and
         subject's name.
     """
     rows = []
@@ -241,11 +186,11 @@ def _evaluate(
     with stages.stage("Evaluation and prediction", len(trainings) * len(subjects)) as stage:
         for training in trainings:
             model = training.model
-            predictor = Predictor(load_module(training.checkpoint, "wmh"))
+            predictor = Predictor(load_model(training.checkpoint, "wmh"))
             for subject in subjects:
                 segmentation = predictor.segment(subject)
                 write_segmentation(segmentation, folder / "predictions" / model.slug / f"seed-{training.seed}")
-                scores = score(segmentation, predictor.reader)
+                scores = score(subject, segmentation.mask(), segmentation.grid, predictor.reader)
                 rows.append({"model": model.name, "seed": training.seed, **scores})
                 if training.seed == model.seeds[0]:
                     shown.setdefault(model.name, {})[subject.name] = segmentation
@@ -260,7 +205,7 @@ def _costs(
     first = {t.model.name: t.checkpoint for t in reversed(trainings)}
     batch = next(iter(data.train_dataloader()))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    networks = [load_module(first[model.name]).network for model in models]
+    networks = [load_model(first[model.name]).network for model in models]
     image = batch["image"].to(device).contiguous(memory_format=torch.channels_last)
     measured = measure_costs(networks, image, batch["label"].to(device), advance=advance)
     return {model.name: cost for model, cost in zip(models, measured, strict=True)}

@@ -1,6 +1,7 @@
-// One sample: W goes from registers straight to the features, no field in between. Rows must be direct (rows.h), 2-D.
-#ifndef SCP_CPU_DIRECT_H
-#define SCP_CPU_DIRECT_H
+// One sample per position map: W goes from registers to the features, without a field. 2-D, all rows usable in place
+// (rows.h).
+#ifndef SCP_CPU_SINGLE_SAMPLE_H
+#define SCP_CPU_SINGLE_SAMPLE_H
 
 #include "leaf.h"
 #include "rows.h"
@@ -8,7 +9,7 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// Where the vectors of a 2-D block lie in a direct tensor, and how many of their lanes are inside the leaf.
+// Where the vectors of a 2-D block lie in a tensor of rows in place, and how many of their lanes are inside the leaf.
 template <class T>
 struct BlockVectors {
   int lanes[kBlockVectors<T>];
@@ -43,50 +44,51 @@ template <class T>
 SCP_INLINE NextRows<T> next_rows(const Rows<T, 2>& X, const Block<T, 2>& next, int64_t b) {
   const BlockVectors<T> at = vectors_in(X, next, b);
   NextRows<T> rows;
-  for (int v = 0; v < kBlockVectors<T>; ++v) rows.row[v] = X.in_place(at.offset[v]);
+  for (int v = 0; v < kBlockVectors<T>; ++v) rows.row[v] = X.pointer(at.offset[v]);
   rows.stride_channel = X.tensor.stride_channel;
   return rows;
 }
 
 // Y[n] = sum_c W[n, c] X[c] (+ bias[n]) on a block.
 template <class T>
-SCP_INLINE void apply_direct(const Network<T>& net, const Node<T, 2>& node, const Block<T, 2>& block,
-                             const Block<T, 2>& next, const Panel<T, 2>& panel, const Rows<T, 2>& X,
-                             const Rows<T, 2>& Y, const T* bias, int64_t b, int N, int C) {
+SCP_INLINE void single_sample_forward(const PhiParameters<T>& params, const Node<T, 2>& node, const Block<T, 2>& block,
+                                      const Block<T, 2>& next, const BasisBlock<T, 2>& basis, const Rows<T, 2>& X,
+                                      const Rows<T, 2>& Y, const T* bias, int64_t b, int N, int C) {
   const BlockVectors<T> x_at = vectors_in(X, block, b), y_at = vectors_in(Y, block, b);
   const NextRows<T> coming = next_rows(X, next, b);
-  evaluate_basis(node, block, panel);
+  evaluate_basis(node, block, basis);
   const bool whole = block.valid[0] == block_extent<T, 2>(0) && block.valid[1] == block_extent<T, 2>(1);
   for (int n = 0; n < N; ++n) {
     Vector<T> y[kBlockVectors<T>];
     for (int v = 0; v < kBlockVectors<T>; ++v) y[v] = splat(bias == nullptr ? T(0) : bias[n]);
     if (whole) {
-      evaluate_weights(net, node, panel, n * C, C, [&](int c, int v, Vector<T> w) SCP_LAMBDA_INLINE {
+      evaluate_weights(params, node, basis, n * C, C, [&](int c, int v, Vector<T> w) SCP_LAMBDA_INLINE {
         coming.fetch(c, v);
-        y[v] = fma(w, load(X.in_place(x_at.offset[v] + c * X.tensor.stride_channel)), y[v]);
+        y[v] = fma(w, load(X.pointer(x_at.offset[v] + c * X.tensor.stride_channel)), y[v]);
       });
-      for (int v = 0; v < kBlockVectors<T>; ++v) store(Y.in_place(y_at.offset[v] + n * Y.tensor.stride_channel), y[v]);
+      for (int v = 0; v < kBlockVectors<T>; ++v) store(Y.pointer(y_at.offset[v] + n * Y.tensor.stride_channel), y[v]);
     } else {
-      evaluate_weights(net, node, panel, n * C, C, [&](int c, int v, Vector<T> w) SCP_LAMBDA_INLINE {
-        y[v] = fma(w, load_first(X.in_place(x_at.offset[v] + c * X.tensor.stride_channel), x_at.lanes[v]), y[v]);
+      evaluate_weights(params, node, basis, n * C, C, [&](int c, int v, Vector<T> w) SCP_LAMBDA_INLINE {
+        y[v] = fma(w, load_first(X.pointer(x_at.offset[v] + c * X.tensor.stride_channel), x_at.lanes[v]), y[v]);
       });
       for (int v = 0; v < kBlockVectors<T>; ++v)
-        store_first(Y.in_place(y_at.offset[v] + n * Y.tensor.stride_channel), y[v], y_at.lanes[v]);
+        store_first(Y.pointer(y_at.offset[v] + n * Y.tensor.stride_channel), y[v], y_at.lanes[v]);
     }
   }
 }
 
-// gX[c] = sum_n gY[n] W[n, c] on a block where wanted; gW[n, c] = gY[n] X[c] into a panel [ncp, 64], 0 in the padding.
+// gX[c] = sum_n gY[n] W[n, c] on a block where wanted; gW[n, c] = gY[n] X[c], [ncp, 64], 0 in the padding.
 template <class T>
-SCP_INLINE void meet_direct(const Network<T>& net, const Node<T, 2>& node, const Block<T, 2>& block,
-                            const Block<T, 2>& next, const Panel<T, 2>& panel, const Rows<T, 2>& X,
-                            const Rows<T, 2>& gY, const Rows<T, 2>* gX, int64_t b, int N, int C, T* weights, T* gW) {
+SCP_INLINE void single_sample_backward(const PhiParameters<T>& params, const Node<T, 2>& node, const Block<T, 2>& block,
+                                       const Block<T, 2>& next, const BasisBlock<T, 2>& basis, const Rows<T, 2>& X,
+                                       const Rows<T, 2>& gY, const Rows<T, 2>* gX, int64_t b, int N, int C, T* weights,
+                                       T* gW) {
   constexpr int L = kLanes<T>, P = kBlockPixels;
   const BlockVectors<T> x_at = vectors_in(X, block, b), gy_at = vectors_in(gY, block, b);
   const NextRows<T> coming = next_rows(X, next, b);
-  evaluate_basis(node, block, panel);
+  evaluate_basis(node, block, basis);
   if (gX != nullptr) {
-    evaluate_weights(net, node, panel, 0, net.nc, [&](int n, int v, Vector<T> w) SCP_LAMBDA_INLINE {
+    evaluate_weights(params, node, basis, 0, params.nc, [&](int n, int v, Vector<T> w) SCP_LAMBDA_INLINE {
       if (n < C) coming.fetch(n, v);
       store(weights + n * P + v * L, w);
     });
@@ -95,17 +97,17 @@ SCP_INLINE void meet_direct(const Network<T>& net, const Node<T, 2>& node, const
   for (int v = 0; v < kBlockVectors<T>; ++v) {
     const int lanes = x_at.lanes[v];
     if (lanes == 0) {
-      for (int n = 0; n < net.nc; ++n) store(gW + n * P + v * L, zero<T>());
+      for (int n = 0; n < params.nc; ++n) store(gW + n * P + v * L, zero<T>());
       continue;
     }
     for (int n = 0; n < N; ++n) {
-      const Vector<T> g = load_first(gY.in_place(gy_at.offset[v] + n * gY.tensor.stride_channel), lanes);
+      const Vector<T> g = load_first(gY.pointer(gy_at.offset[v] + n * gY.tensor.stride_channel), lanes);
       for (int c = 0; c < C; ++c) {
         const int output = n * C + c;
-        const T* x = X.in_place(x_at.offset[v] + c * X.tensor.stride_channel);
+        const T* x = X.pointer(x_at.offset[v] + c * X.tensor.stride_channel);
         store(gW + output * P + v * L, g * load_first(x, lanes));
         if (gX == nullptr) continue;
-        T* gx = gX->in_place(gx_at.offset[v] + c * gX->tensor.stride_channel);
+        T* gx = gX->pointer(gx_at.offset[v] + c * gX->tensor.stride_channel);
         const Vector<T> w = load(weights + output * P + v * L);
         store_first(gx, n == 0 ? g * w : fma(g, w, load_first(gx, lanes)), lanes);
       }

@@ -1,6 +1,6 @@
-// What each vector level offers the entry points: one function.
-#ifndef SCP_CPU_LEVEL_H
-#define SCP_CPU_LEVEL_H
+// What each ISA target offers the entry points: one function.
+#ifndef SCP_CPU_ISA_TARGET_H
+#define SCP_CPU_ISA_TARGET_H
 
 #include "scp.h"
 

@@ -3,19 +3,20 @@
 The kernels evaluate Φ exactly by the kd-tree of specialised networks (csrc/README.md). They take any strides and any of
 the four dtypes of features, so nothing is copied here.
 
-The vector level is the best that the machine has; the environment variable ``SCP_CPU_LEVEL`` (``avx512``, ``avx2``,
+The ISA target is the best that the machine has; the environment variable ``SCP_CPU_ISA`` (``avx512``, ``avx2``,
 ``portable``) chooses another, for tests and comparisons. Environment variables are read once, at the first call.
 
-With frozen weights the field W is kept: from the third forward with the same parameters and positions on, it is read.
-Parameters are compared by content, so a kept field is never stale, and the logits are the same bit for bit. All that is
-kept takes at most 64 MiB, or what the environment variable ``SCP_CPU_KEEP_MB`` says; 0 keeps nothing.
-:func:`kept_bytes` tells how much there is, :func:`release_kept` frees it.
+With frozen weights the field W is cached: from the third forward with the same parameters and positions on, it is read.
+Parameters are compared by content, so a cached field is never stale, and the logits are the same bit for bit. The cache
+takes at most 64 MiB, or what the environment variable ``SCP_CPU_KEEP_MB`` says; 0 turns it off.
+:func:`weight_field_cache_bytes` tells how much it holds, :func:`clear_weight_field_cache` empties it.
 """
 
 import ctypes
 import functools
 import os
 import threading
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -23,24 +24,26 @@ from torch import Tensor
 
 from scp_kernels import counting
 from scp_kernels.backends import abi, library
-from scp_kernels.problem import Problem
+from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
-LEVELS = {"portable": 1, "avx2": 2, "avx512": 3}
+ISA_TARGETS = {"portable": 1, "avx2": 2, "avx512": 3}
 METHODS = {"auto": 0, "tree": 1, "dense": 2}
-LEVEL_VARIABLE = "SCP_CPU_LEVEL"
+ISA_VARIABLE = "SCP_CPU_ISA"
+FORMER_ISA_VARIABLE = "SCP_CPU_LEVEL"
+"""Deprecated name, read until 0.2."""
 METHOD_VARIABLE = "SCP_CPU_METHOD"
-KEEP_VARIABLE = "SCP_CPU_KEEP_MB"
-KEEP_MB = 64
+CACHE_VARIABLE = "SCP_CPU_KEEP_MB"
+CACHE_MB = 64
 
-_KEPT = ("no", "stored", "read")
+_FIELD_CACHE = ("unused", "stored", "read")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the last call did, counted while it was done. Multiply-adds are Φ's, for a pixel of a position map."""
+class CallReport:
+    """What the last call did, counted while it was done. Multiply-adds are Φ's, per pixel of a position map."""
 
-    level: str
-    """Vector level that ran."""
+    isa_target: str
+    """ISA target that ran."""
     dense: bool
     """No tree was built: every pixel was evaluated with the full network."""
     nodes: int
@@ -49,24 +52,24 @@ class Plan:
     """Pixels at the leaves, over all position maps (a backward that evaluates W first counts them twice)."""
     map_pixels: int
     """Pixels of one position map."""
-    mixed_units: tuple[float, float]
-    """Mean number of mixed units at a pixel's leaf, of layers 1 and 2."""
-    most_mixed_units: tuple[int, int]
+    unstable_units: tuple[float, float]
+    """Mean number of unstable units at a pixel's leaf, of layers 1 and 2."""
+    most_unstable_units: tuple[int, int]
     """The same, at the worst leaf."""
     build_macs: float
-    """Multiply-adds a pixel spent in building the tree; in a backward also in its adjoint."""
+    """Multiply-adds per pixel spent in building the tree; in a backward also in its adjoint."""
     leaf_macs: float
-    """Multiply-adds a pixel spent at the leaves, up to W; in a backward also from W's gradient back."""
+    """Multiply-adds per pixel spent at the leaves, up to W; in a backward also from W's gradient back."""
     dense_macs: float
-    """Multiply-adds a pixel of the plain evaluation of Φ, forward."""
+    """Multiply-adds per pixel of the plain evaluation of Φ, forward."""
     position_maps: int
     """Distinct position maps: samples with equal ones share one evaluation of Φ."""
-    kept: str
-    """``"no"``; ``"stored"``: W was evaluated and kept; ``"read"``: W is that of an earlier call, not evaluated."""
+    field_cache: str
+    """``"unused"``; ``"stored"``: W was evaluated and cached; ``"read"``: W is that of an earlier call."""
 
     @property
     def macs(self) -> float:
-        """Multiply-adds a pixel executed in all."""
+        """Multiply-adds per pixel executed in all."""
         return self.build_macs + self.leaf_macs
 
     @property
@@ -87,79 +90,74 @@ class _Last(threading.local):
 _last = _Last()
 
 
-def last_plan() -> Plan:
-    """The plan of this thread's last call of the CPU backend.
+def last_report() -> CallReport:
+    """What this thread's last call of the CPU backend did.
 
     Raises:
         RuntimeError: the thread has made none.
     """
     report, problem = _last.report, _last.problem
     if problem is None:
-        raise RuntimeError("last_plan: this thread has not called the CPU backend yet")
-    level, dense, nodes, leaves, pixels, mixed1, mixed2, most1, most2, build, leaf, maps, kept = report[:13]
+        raise RuntimeError("last_report: this thread has not called the CPU backend yet")
+    isa_target, dense, nodes, leaves, pixels, unstable1, unstable2, most1, most2, build, leaf, maps, cache = report[:13]
     scale = 1 / max(pixels, 1.0)
-    a_pixel = 1 / max(maps * problem.pixels, 1.0)
-    return Plan(
-        level=_level_name(int(level)),
+    per_pixel = 1 / max(maps * problem.pixels, 1.0)
+    return CallReport(
+        isa_target=_isa_target_name(int(isa_target)),
         dense=bool(dense),
         nodes=int(nodes),
         leaves=int(leaves),
         pixels=int(pixels),
         map_pixels=problem.pixels,
-        mixed_units=(mixed1 * scale, mixed2 * scale),
-        most_mixed_units=(int(most1), int(most2)),
-        build_macs=build * a_pixel,
-        leaf_macs=leaf * a_pixel,
+        unstable_units=(unstable1 * scale, unstable2 * scale),
+        most_unstable_units=(int(most1), int(most2)),
+        build_macs=build * per_pixel,
+        leaf_macs=leaf * per_pixel,
         dense_macs=problem.phi_macs / (problem.groups * problem.pixels),
         position_maps=int(maps),
-        kept=_KEPT[int(kept)],
+        field_cache=_FIELD_CACHE[int(cache)],
     )
 
 
-def _level_name(number: int) -> str:
-    return next(name for name, level in LEVELS.items() if level == number)
+def _isa_target_name(number: int) -> str:
+    return next(name for name, target in ISA_TARGETS.items() if target == number)
 
 
-def kept_bytes() -> int:
-    """Memory, in bytes, of what is kept between calls for frozen weights."""
-    return _library().scp_cpu_kept_bytes()
+def weight_field_cache_bytes() -> int:
+    """Memory, in bytes, of the weight fields that are cached for frozen weights."""
+    return _library().scp_cpu_weight_field_cache_bytes()
 
 
-def release_kept() -> None:
-    """Free what is kept between calls; calls that are under way keep what they read until they end."""
-    _library().scp_cpu_release_kept()
+def clear_weight_field_cache() -> None:
+    """Empty the cache; calls that are under way keep the field that they read until they end."""
+    _library().scp_cpu_clear_weight_field_cache()
 
 
-class NativeCPU:
+class CpuBackend:
     """The ``"cpu"`` backend: see :class:`scp_kernels.dispatch.Backend`."""
 
     name = "cpu"
     device_type = "cpu"
 
-    def unusable(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         try:
             loaded = _library()
         except library.LibraryUnavailable as error:
             return str(error)
-        level = settings().level
-        if level and not loaded.scp_cpu_levels() >> level & 1:
-            raise ValueError(f"{LEVEL_VARIABLE}={_level_name(level)}: this machine does not have these vectors")
+        target = settings().isa_target
+        if target and not loaded.scp_cpu_isa_targets() >> target & 1:
+            raise ValueError(
+                f"{ISA_VARIABLE}={_isa_target_name(target)}: this machine does not have these instructions"
+            )
         return None
 
-    def cannot_run(self, problem: Problem) -> str | None:
+    def unsupported_reason(self, problem: Problem) -> str | None:
         if problem.device.type != "cpu":
             return f"features are on {problem.device}, this backend runs on the CPU"
         return abi.cannot_describe(problem)
 
-    def forward(
-        self,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        bias: Tensor | None,
-        matrix: Tensor,
-        problem: Problem,
-    ) -> Tensor:
+    def forward(self, inputs: SCPInputs) -> Tensor:
+        features, phi, residual, bias, matrix, problem = inputs
         logits = torch.empty(
             (problem.batch, problem.num_classes, *problem.spatial_shape), dtype=features.dtype, device=features.device
         )
@@ -167,27 +165,20 @@ class NativeCPU:
         call = _call(features, logits, phi, residual, matrix, problem)
         if bias is not None:
             call.bias = bias.data_ptr()
-        call.keep_bytes = settings().keep_bytes
+        call.cache_bytes = settings().cache_bytes
         _run(_library().scp_cpu_forward, call, problem)
         return logits
 
     def backward(
-        self,
-        grad_logits: Tensor,
-        features: Tensor,
-        phi: tuple[Tensor, ...],
-        residual: Tensor,
-        matrix: Tensor,
-        problem: Problem,
-        needs_features: bool,
-        needs_parameters: bool,
+        self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+        features, phi, residual, _, matrix, problem = inputs
         matrix = matrix.contiguous()
         call = _call(features, grad_logits, phi, residual, matrix, problem)
-        grad_features = torch.empty_like(features) if needs_features else None
+        grad_features = torch.empty_like(features) if needs.features else None
         if grad_features is not None:
             call.grad_features = abi.describe(grad_features)
-        parameters = abi.gradients(call, dict(zip(abi.PHI, phi, strict=True))) if needs_parameters else None
+        parameters = abi.gradients(call, dict(zip(abi.PHI, phi, strict=True))) if needs.parameters else None
         _run(_library().scp_cpu_backward, call, problem)
         return grad_features, parameters
 
@@ -196,9 +187,9 @@ class NativeCPU:
 class Settings:
     """What the environment asks of the kernels, as ``struct scp_call`` says it."""
 
-    level: int
+    isa_target: int
     method: int
-    keep_bytes: int
+    cache_bytes: int
 
 
 @functools.cache
@@ -208,16 +199,18 @@ def settings() -> Settings:
     Raises:
         ValueError: a variable has a value that it cannot have.
     """
-    level = os.environ.get(LEVEL_VARIABLE)
-    if level and level not in LEVELS:
-        raise ValueError(f"{LEVEL_VARIABLE}: expected one of {tuple(LEVELS)}, got {level!r}")
+    target = os.environ.get(ISA_VARIABLE)
+    if not target and (target := os.environ.get(FORMER_ISA_VARIABLE)):
+        warnings.warn(f"{FORMER_ISA_VARIABLE} is now {ISA_VARIABLE}", DeprecationWarning, stacklevel=2)
+    if target and target not in ISA_TARGETS:
+        raise ValueError(f"{ISA_VARIABLE}: expected one of {tuple(ISA_TARGETS)}, got {target!r}")
     method = os.environ.get(METHOD_VARIABLE) or "auto"
     if method not in METHODS:
         raise ValueError(f"{METHOD_VARIABLE}: expected one of {tuple(METHODS)}, got {method!r}")
-    keep = os.environ.get(KEEP_VARIABLE) or str(KEEP_MB)
-    if not keep.isdecimal():
-        raise ValueError(f"{KEEP_VARIABLE}: expected a number of MiB, got {keep!r}")
-    return Settings(LEVELS[level] if level else 0, METHODS[method], int(keep) << 20)
+    megabytes = os.environ.get(CACHE_VARIABLE) or str(CACHE_MB)
+    if not megabytes.isdecimal():
+        raise ValueError(f"{CACHE_VARIABLE}: expected a number of MiB, got {megabytes!r}")
+    return Settings(ISA_TARGETS[target] if target else 0, METHODS[method], int(megabytes) << 20)
 
 
 _loaded: ctypes.CDLL | None = None
@@ -230,11 +223,11 @@ def _library() -> ctypes.CDLL:
         for function in (loaded.scp_cpu_forward, loaded.scp_cpu_backward):
             function.argtypes = (ctypes.POINTER(abi.Call), ctypes.c_char_p, ctypes.c_int64)
             function.restype = ctypes.c_int
-        loaded.scp_cpu_levels.argtypes = ()
-        loaded.scp_cpu_levels.restype = ctypes.c_int
-        loaded.scp_cpu_kept_bytes.argtypes = loaded.scp_cpu_release_kept.argtypes = ()
-        loaded.scp_cpu_kept_bytes.restype = ctypes.c_int64
-        loaded.scp_cpu_release_kept.restype = None
+        loaded.scp_cpu_isa_targets.argtypes = ()
+        loaded.scp_cpu_isa_targets.restype = ctypes.c_int
+        loaded.scp_cpu_weight_field_cache_bytes.argtypes = loaded.scp_cpu_clear_weight_field_cache.argtypes = ()
+        loaded.scp_cpu_weight_field_cache_bytes.restype = ctypes.c_int64
+        loaded.scp_cpu_clear_weight_field_cache.restype = None
         _loaded = loaded
     return _loaded
 
@@ -245,7 +238,7 @@ def _call(
     call = abi.inputs(features, logits, phi, residual, problem)
     call.positions = matrix.data_ptr()
     asked = settings()
-    call.threads, call.level, call.method = torch.get_num_threads(), asked.level, asked.method
+    call.threads, call.isa_target, call.method = torch.get_num_threads(), asked.isa_target, asked.method
     return call
 
 
@@ -255,4 +248,4 @@ def _run(function, call: abi.Call, problem: Problem) -> None:
     last.message.check(function(ctypes.byref(call), last.message.buffer, last.message.size), "CPU")
     last.problem = problem
     if (count := counting.current()) is not None:
-        count.add(last_plan().total_macs)
+        count.add(last_report().total_macs)

@@ -1,14 +1,26 @@
-// Parameters in and their gradients out: between the caller's layouts and the tree's.
-#ifndef SCP_CPU_PARAMETERS_H
-#define SCP_CPU_PARAMETERS_H
+// Phi's parameters in and their gradients out: between the caller's layouts and the tree's.
+#ifndef SCP_CPU_PHI_PARAMETERS_H
+#define SCP_CPU_PHI_PARAMETERS_H
 
 #include <cstring>
 
-#include "scp.h"
 #include "node.h"
+#include "scp.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
+
+// The parameters of Phi beyond the first layer, in the layouts the tree works on. Made once per call.
+template <class T>
+struct PhiParameters {
+  int h1, h2;
+  int nc;        // N*C, outputs of Phi: n*C + c is W[n, c]
+  int ncp;       // nc padded to whole vectors; the padding is 0 everywhere
+  int h2p;       // h2 padded
+  const T* A2;   // [basis of the root, h2p]: b2, zeros for the slopes, W2 transposed
+  const T* cf;   // [basis of the root, ncp]: b3 + w_r, zeros
+  const T* W3T;  // [h2, ncp]
+};
 
 // out[c][r] = in[r][c]: whole squares by vectors, the edges one by one.
 template <class T>
@@ -36,11 +48,11 @@ bool all_finite(const T* values, int64_t count) {
 
 // W2 [h2, h1] and W3 [nc, h2] as the tree wants them; false if some parameter is not finite.
 template <class T, int D>
-bool prepare(const scp_call& call, ScratchStack& scratch, Network<T>& net) {
-  constexpr int A = kAffineRows<D>;
-  net.h1 = int(call.hidden1), net.h2 = int(call.hidden2), net.nc = int(call.classes * call.channels);
-  net.h2p = padded<T>(net.h2), net.ncp = padded<T>(net.nc);
-  const int h1 = net.h1, h2 = net.h2, nc = net.nc, h2p = net.h2p, ncp = net.ncp;
+bool pack_parameters(const scp_call& call, ScratchStack& scratch, PhiParameters<T>& params) {
+  constexpr int A = kAffineTerms<D>;
+  params.h1 = int(call.hidden1), params.h2 = int(call.hidden2), params.nc = int(call.classes * call.channels);
+  params.h2p = padded<T>(params.h2), params.ncp = padded<T>(params.nc);
+  const int h1 = params.h1, h2 = params.h2, nc = params.nc, h2p = params.h2p, ncp = params.ncp;
   const T *w2 = static_cast<const T*>(call.w2), *b2 = static_cast<const T*>(call.b2);
   const T *w3 = static_cast<const T*>(call.w3), *b3 = static_cast<const T*>(call.b3);
   const T* residual = static_cast<const T*>(call.residual);
@@ -56,7 +68,7 @@ bool prepare(const scp_call& call, ScratchStack& scratch, Network<T>& net) {
   transpose_any(w2, h2, h1, h1, A2 + int64_t(A) * h2p, h2p);
   transpose_any(w3, nc, h2, h2, W3T, ncp);
   for (int n = 0; n < nc; ++n) cf[n] = b3[n] + residual[n];
-  net.A2 = A2, net.cf = cf, net.W3T = W3T;
+  params.A2 = A2, params.cf = cf, params.W3T = W3T;
   return all_finite(A2, int64_t(a2_size)) && all_finite(cf, ncp) && all_finite(W3T, int64_t(w3_size));
 }
 
@@ -69,11 +81,11 @@ struct SlotSums {
 };
 
 template <class T, int D>
-SlotSums<T> make_sums(const Network<T>& net, ScratchStack& scratch) {
-  constexpr int A = kAffineRows<D>;
+SlotSums<T> make_sums(const PhiParameters<T>& params, ScratchStack& scratch) {
+  constexpr int A = kAffineTerms<D>;
   SlotSums<T> sums;
-  const int64_t a2 = int64_t(A + net.h1) * net.h2p + kOverhang<T>, cf = int64_t(A + net.h1) * net.ncp;
-  sums.size = a2 + cf + int64_t(net.h2) * net.ncp;
+  const int64_t a2 = int64_t(A + params.h1) * params.h2p + kOverhang<T>, cf = int64_t(A + params.h1) * params.ncp;
+  sums.size = a2 + cf + int64_t(params.h2) * params.ncp;
   sums.all = take<T>(scratch, sums.size);
   sums.A2 = sums.all;
   sums.cf = sums.A2 + a2;
@@ -88,15 +100,15 @@ void add_sums(const SlotSums<T>& from, const SlotSums<T>& to) {
   for (; i < to.size; ++i) to.all[i] += from.all[i];
 }
 
-// The sums as the caller wants them (docs/tile_linear.md, the end of "Pull"): gW2 = g_A2 transposed, gb2 its row 0, and
+// The sums as the caller wants them (docs/tile_linear.md, the end of "Fold, backward"): gW2 = g_A2 transposed, gb2 its row 0, and
 // gb3 = gw_r = row 0 of g_cf.
 template <class T, int D>
-void write_gradients(const Network<T>& net, const SlotSums<T>& sums, const scp_call& call) {
-  std::memcpy(call.grad_b2, sums.A2, size_t(net.h2) * sizeof(T));
-  transpose_any(sums.A2 + int64_t(kAffineRows<D>) * net.h2p, net.h1, net.h2, net.h2p, static_cast<T*>(call.grad_w2),
-                net.h1);
-  std::memcpy(call.grad_b3, sums.cf, size_t(net.nc) * sizeof(T));
-  transpose_any(sums.W3T, net.h2, net.nc, net.ncp, static_cast<T*>(call.grad_w3), net.h2);
+void write_gradients(const PhiParameters<T>& params, const SlotSums<T>& sums, const scp_call& call) {
+  std::memcpy(call.grad_b2, sums.A2, size_t(params.h2) * sizeof(T));
+  transpose_any(sums.A2 + int64_t(kAffineTerms<D>) * params.h2p, params.h1, params.h2, params.h2p,
+                static_cast<T*>(call.grad_w2), params.h1);
+  std::memcpy(call.grad_b3, sums.cf, size_t(params.nc) * sizeof(T));
+  transpose_any(sums.W3T, params.h2, params.nc, params.ncp, static_cast<T*>(call.grad_w3), params.h2);
 }
 
 }  // namespace SCP_NAMESPACE

@@ -1,4 +1,4 @@
-#include "keep.h"
+#include "weight_field_cache.h"
 
 #include <cstdlib>
 #include <cstring>
@@ -15,15 +15,15 @@
 namespace scp {
 
 // Immutable once it is in the list of entries; calls that read it share it.
-struct KeptField {
-  explicit KeptField(int64_t count) : bytes(count) {
+struct CachedField {
+  explicit CachedField(int64_t count) : bytes(count) {
     const size_t whole = (size_t(count) + 63) / 64 * 64;
     values = std::aligned_alloc(64, whole);
     if (values == nullptr) throw std::bad_alloc();
   }
-  KeptField(const KeptField&) = delete;
-  KeptField& operator=(const KeptField&) = delete;
-  ~KeptField() { std::free(values); }
+  CachedField(const CachedField&) = delete;
+  CachedField& operator=(const CachedField&) = delete;
+  ~CachedField() { std::free(values); }
 
   void* values;
   int64_t bytes;
@@ -36,7 +36,7 @@ constexpr int64_t kMostEntries = 64;
 // A field makes room for another only after this many calls without use: fields used in turn do not push each other
 // out.
 constexpr int64_t kIdleCalls = 64;
-constexpr int64_t kMostPatience = 1024;
+constexpr int64_t kLargestThreshold = 1024;
 
 struct Part {
   const void* data;
@@ -50,7 +50,7 @@ struct Sizes {
 Sizes sizes_of(const scp_call& call, const FieldShape& shape) {
   return {{call.spatial_dims, call.compute_dtype, call.method, call.groups, call.channels, call.classes, call.hidden1,
            call.hidden2, call.size[0], call.size[1], call.spatial_dims == 3 ? call.size[2] : 1, shape.vector_bytes,
-           shape.direct}};
+           shape.weight_path}};
 }
 
 Part coefficients_of(const scp_call& call) {
@@ -94,29 +94,29 @@ struct Parts {
 };
 
 struct Entry {
-  uint64_t ticket;
+  uint64_t id;
   Sizes sizes;
   std::vector<char> coefficients;
   int64_t last_used;
-  int64_t sightings = 1;  // calls with these coefficients since the field was last dropped
-  int64_t patience = 1;   // sightings before W is stored
-  int64_t limit = 0;      // bytes that the last call allowed for all fields
-  std::shared_ptr<KeptField> field;
+  int64_t hits = 1;                 // calls with these coefficients since the field was last dropped
+  int64_t admission_threshold = 1;  // hits before W is stored
+  int64_t capacity = 0;             // bytes that the last call allowed for all fields
+  std::shared_ptr<CachedField> field;
 
   int64_t bytes() const {
     return int64_t(coefficients.size()) + (field ? field->bytes + int64_t(field->parameters.size()) : 0);
   }
 };
 
-class Keeper {
+class WeightFieldCache {
  public:
   // Never destroyed: calls of other threads may outlive static objects.
-  static Keeper& instance() {
-    static Keeper* keeper = new Keeper;
-    return *keeper;
+  static WeightFieldCache& instance() {
+    static WeightFieldCache* cache = new WeightFieldCache;
+    return *cache;
   }
 
-  Lease lend(const scp_call& call, const FieldShape& shape) {
+  FieldHandle find(const scp_call& call, const FieldShape& shape) {
     const Sizes sizes = sizes_of(call, shape);
     const Part coefficients = coefficients_of(call);
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -127,30 +127,30 @@ class Keeper {
           std::memcmp(entry->coefficients.data(), coefficients.data, coefficients.bytes) != 0)
         continue;
       entries_.splice(entries_.begin(), entries_, entry);
-      return lend_known(*entry, call, shape);
+      return find_known(*entry, call, shape);
     }
-    // Many position maps, one a sample: most likely random crops, which never come again.
-    if (int64_t(coefficients.bytes) > call.keep_bytes / kMostEntries) return {};
+    // Many position maps, one per sample: most likely random crops, which never come again.
+    if (int64_t(coefficients.bytes) > call.cache_bytes / kMostEntries) return {};
     if (entries_.size() == size_t(kMostEntries)) entries_.pop_back();
     const auto* from = static_cast<const char*>(coefficients.data);
     Entry entry{};
     entry.sizes = sizes;
     entry.last_used = calls_;
-    entry.limit = call.keep_bytes;
+    entry.capacity = call.cache_bytes;
     if (!make_room(entry, int64_t(coefficients.bytes))) return {};
     entry.coefficients.assign(from, from + coefficients.bytes);
-    entry.ticket = ++tickets_;
+    entry.id = ++last_id_;
     entries_.push_front(std::move(entry));
     return {};
   }
 
-  void give_back(const Lease& lease) {
+  void admit(const FieldHandle& handle) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (Entry& entry : entries_) {
-      if (entry.ticket != lease.ticket) continue;
-      const KeptField& field = *lease.field;
+      if (entry.id != handle.entry) continue;
+      const CachedField& field = *handle.field;
       const int64_t bytes = field.bytes + int64_t(field.parameters.size() + entry.coefficients.size());
-      if (make_room(entry, bytes)) entry.field = lease.field;
+      if (make_room(entry, bytes)) entry.field = handle.field;
       return;
     }
   }
@@ -162,49 +162,50 @@ class Keeper {
     return sum;
   }
 
-  void release() {
+  void clear() {
     const std::lock_guard<std::mutex> lock(mutex_);
     entries_.clear();
   }
 
  private:
   // A forked child finds the lock free and the entries whole.
-  Keeper() {
+  WeightFieldCache() {
 #if defined(__unix__) || defined(__APPLE__)
     pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
                    [] { instance().mutex_.unlock(); });
 #endif
   }
 
-  Lease lend_known(Entry& entry, const scp_call& call, const FieldShape& shape) {
+  FieldHandle find_known(Entry& entry, const scp_call& call, const FieldShape& shape) {
     entry.last_used = calls_;
-    entry.limit = call.keep_bytes;
+    entry.capacity = call.cache_bytes;
     const Parts parts(call);
     if (entry.field != nullptr) {
-      if (parts.equal(entry.field->parameters)) return {entry.field, true, entry.ticket};
+      if (parts.equal(entry.field->parameters)) return {entry.field, true, entry.id};
       entry.field = nullptr;
-      entry.sightings = 0;
-      entry.patience = entry.patience * 2 < kMostPatience ? entry.patience * 2 : kMostPatience;
+      entry.hits = 0;
+      entry.admission_threshold =
+          entry.admission_threshold * 2 < kLargestThreshold ? entry.admission_threshold * 2 : kLargestThreshold;
     }
     const int64_t bytes = shape.bytes + int64_t(parts.bytes() + entry.coefficients.size());
-    if (entry.sightings++ < entry.patience || !make_room(entry, bytes)) return {};
-    auto field = std::make_shared<KeptField>(shape.bytes);
+    if (entry.hits++ < entry.admission_threshold || !make_room(entry, bytes)) return {};
+    auto field = std::make_shared<CachedField>(shape.bytes);
     field->parameters = parts.copied();
-    return {field, false, entry.ticket};
+    return {field, false, entry.id};
   }
 
-  // Whether `bytes` more for this entry fit, once idle fields have gone.
-  bool make_room(const Entry& wanting, int64_t bytes) {
+  // Whether `bytes` for this entry fit, once idle fields have gone.
+  bool make_room(const Entry& owner, int64_t bytes) {
     int64_t sum = bytes, idle = 0;
     for (const Entry& entry : entries_) {
-      if (&entry == &wanting) continue;
+      if (&entry == &owner) continue;
       sum += entry.bytes();
       if (is_idle(entry)) idle += entry.bytes();
     }
-    if (sum - idle > wanting.limit) return false;
-    for (auto entry = entries_.end(); entry != entries_.begin() && sum > wanting.limit;) {
+    if (sum - idle > owner.capacity) return false;
+    for (auto entry = entries_.end(); entry != entries_.begin() && sum > owner.capacity;) {
       --entry;
-      if (&*entry == &wanting || !is_idle(*entry)) continue;
+      if (&*entry == &owner || !is_idle(*entry)) continue;
       sum -= entry->bytes();
       entry = entries_.erase(entry);
     }
@@ -215,29 +216,29 @@ class Keeper {
   std::mutex mutex_;
   std::list<Entry> entries_;  // the one used last comes first
   int64_t calls_ = 0;
-  uint64_t tickets_ = 0;
+  uint64_t last_id_ = 0;
 };
 
 }  // namespace
 
-void* values_of(KeptField& field) { return field.values; }
+void* values_of(CachedField& field) { return field.values; }
 
 // Out of memory here is no error: the call evaluates Phi as usual.
-Lease lend_field(const scp_call& call, const FieldShape& shape) noexcept {
-  if (call.keep_bytes <= 0) return {};
+FieldHandle find_field(const scp_call& call, const FieldShape& shape) noexcept {
+  if (call.cache_bytes <= 0) return {};
   try {
-    return Keeper::instance().lend(call, shape);
+    return WeightFieldCache::instance().find(call, shape);
   } catch (const std::bad_alloc&) {
     return {};
   }
 }
 
-void return_field(const Lease& lease) noexcept {
-  if (lease.field != nullptr && !lease.ready) Keeper::instance().give_back(lease);
+void admit_field(const FieldHandle& handle) noexcept {
+  if (handle.field != nullptr && !handle.ready) WeightFieldCache::instance().admit(handle);
 }
 
-int64_t kept_bytes() noexcept { return Keeper::instance().bytes(); }
+int64_t weight_field_cache_bytes() noexcept { return WeightFieldCache::instance().bytes(); }
 
-void release_kept() noexcept { Keeper::instance().release(); }
+void clear_weight_field_cache() noexcept { WeightFieldCache::instance().clear(); }
 
 }  // namespace scp

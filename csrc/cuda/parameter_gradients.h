@@ -1,0 +1,129 @@
+// The kernel of the gradients of Phi's parameters: which block differentiates which box, and where the result goes.
+//
+// The work items are taken in chunks, as many as there is memory for partial gradients: a block per item. An item whose
+// tile overflows (has more unstable units than there is room for) is marked and contributes nothing. After all chunks,
+// a few blocks share the marked items: each cuts their tiles into boxes that do not overflow, single pixels at last,
+// and adds them to sums of its own.
+#ifndef SCP_CUDA_PARAMETER_GRADIENTS_H
+#define SCP_CUDA_PARAMETER_GRADIENTS_H
+
+#include "gradients.h"
+
+namespace scp {
+namespace SCP_NAMESPACE {
+
+// Boxes that wait while a tile is cut: a tile can be halved seven times.
+constexpr int kMostWaitingBoxes = 8;
+
+template <class T, int D>
+struct ParameterGradients {
+  GradientInputs<T, D> inputs;
+  int64_t groups;
+  int unstable_capacity;
+  bool overflow_pass;  // the marked items; else a chunk
+  int64_t first_item;  // of the chunk, over all position maps
+  int* overflows;      // [items]: 1 for an overflow tile
+  int* any_overflow;
+  char* partials;  // one for each item of a chunk
+  int64_t partial_bytes;
+  char* sums;  // one for each block of the overflow pass
+  int64_t sums_bytes;
+  int sums_count;
+
+  template <class Block>
+  SCP_DEVICE void operator()(Block& block) const;
+
+  SCP_HD PartialGradients<T, D> partial(int64_t number) const {
+    BumpAllocator allocator(partials + number * partial_bytes);
+    return PartialGradients<T, D>(allocator, inputs.net.h1, inputs.net.h2, inputs.net.nc, unstable_capacity);
+  }
+  SCP_HD OverflowSums<T, D> sum(int64_t number) const {
+    BumpAllocator allocator(sums + number * sums_bytes);
+    return OverflowSums<T, D>(allocator, groups, inputs.net.h1, inputs.net.h2, inputs.net.nc);
+  }
+};
+
+// The present work item of a block and the boxes of its tile that are still to be visited. In shared memory, because it
+// would occupy registers all the while that a box is differentiated.
+template <int D>
+struct BoxStack {
+  int64_t item;
+  int count;
+  Box<D> boxes[kMostWaitingBoxes];
+};
+
+template <class T, int D>
+struct ParameterGradientsMemory {
+  BoxStack<D>* stack;
+  GradientMemory<T, D> gradients;
+
+  SCP_HD ParameterGradientsMemory(BumpAllocator& allocator, int h1, int h2, int most)
+      : stack(allocator.allocate<BoxStack<D>>(1)), gradients(allocator, h1, h2, most) {}
+};
+
+// Cuts a box across its longest axis.
+template <int D>
+SCP_DEVICE void halve(const Box<D>& box, Box<D>& first, Box<D>& second) {
+  int longest = 0, extent = box.extent(0);
+  for (int axis = 1; axis < D; ++axis)
+    if (box.extent(axis) > extent) longest = axis, extent = box.extent(axis);
+  first = second = box;
+  SCP_UNROLL
+  for (int axis = 0; axis < D; ++axis)
+    if (axis == longest) first.upper[axis] = second.lower[axis] = box.lower[axis] + extent / 2;
+}
+
+template <class T, int D>
+template <class Block>
+SCP_DEVICE void ParameterGradients<T, D>::operator()(Block& block) const {
+  const ParameterGradients& p = *this;
+  const DeviceNetwork<T>& net = p.inputs.net;
+  const WorkPartition& partition = p.inputs.partition;
+  const int t = block.thread();
+  if (p.overflow_pass && *p.any_overflow == 0) return;
+  BumpAllocator allocator(block.shared());
+  const ParameterGradientsMemory<T, D> memory(allocator, net.h1, net.h2, p.unstable_capacity);
+  const PartialGradients<T, D> partial = p.partial(block.index());
+  if (p.overflow_pass) clear(block, net, p.groups, p.sum(block.index()));
+
+  // The work items of this block: one of a chunk, or in the overflow pass every sums_count-th of all.
+  BoxStack<D>& stack = *memory.stack;
+  if (t == 0) stack.item = p.overflow_pass ? block.index() : p.first_item + block.index();
+  for (;;) {
+    block.sync();
+    if (stack.item >= (p.overflow_pass ? p.groups * partition.items_per_group() : p.first_item + block.index() + 1))
+      return;
+    if (t == 0) {
+      stack.count = !p.overflow_pass || p.overflows[stack.item] != 0 ? 1 : 0;
+      stack.boxes[0] = p.inputs.tiling.box(partition.tile(stack.item));
+    }
+
+    // The boxes of the item, the last one first: the tile itself, or in the overflow pass parts of it.
+    for (;;) {
+      block.sync();
+      if (stack.count == 0) break;
+      const Box<D> box = stack.boxes[stack.count - 1];
+      const Parent<T, D> parent = p.overflow_pass
+                                      ? Parent<T, D>()
+                                      : p.inputs.supertiles.parent(net, p.inputs.tiling, partition.group(stack.item),
+                                                                   partition.tile(stack.item));
+      const bool fits = differentiate(block, p.inputs, stack.item, box, parent, memory.gradients, partial);
+      block.sync();
+      if (p.overflow_pass && fits) add(block, net, partial, partition.group(stack.item), p.sum(block.index()));
+      if (t > 0) continue;
+      if (!p.overflow_pass) p.overflows[stack.item] = !fits;
+      if (!p.overflow_pass && !fits) block.raise(p.any_overflow);
+      --stack.count;
+      if (p.overflow_pass && !fits) {
+        halve(box, stack.boxes[stack.count + 1], stack.boxes[stack.count]);
+        stack.count += 2;
+      }
+    }
+    if (t == 0) stack.item += p.sums_count;
+  }
+}
+
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
+#endif

@@ -1,0 +1,155 @@
+"""Trained models on disk: what ``scp-models fit`` writes. Nothing in a checkpoint is executed.
+
+Reading needs no Lightning, which takes longer to import than a subject takes to segment.
+"""
+
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scp_models.data.subjects import Subject
+from scp_models.data.tasks import Task, get_task
+from scp_models.errors import UserError
+from scp_models.networks.segmentation import SegmentationNetwork, build_network
+
+# Hyperparameters of ``SegmentationModule`` that matter to training alone.
+_OF_TRAINING = ("learning_rate", "weight_decay")
+# Under which ``SegmentationModule`` holds its network.
+_PREFIX = "network."
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network, and what is needed to segment with it."""
+
+    network: SegmentationNetwork
+    task: Task
+    """How images are read."""
+    threshold: float
+    """Of probabilities."""
+    memory_format: torch.memory_format
+    """Of the images that the network is given."""
+    split: Mapping[str, Sequence[str]] | None = None
+    """Names of the subjects for training, validation and test; None where a checkpoint does not say."""
+
+
+def build_model(
+    *,
+    task: str = "wmh",
+    roi_size: Sequence[int] | None = None,
+    task_options: Mapping[str, Any] | None = None,
+    threshold: float = 0.5,
+    channels_last: bool = True,
+    **options: Any,
+) -> TrainedModel:
+    """A model with new weights.
+
+    Args:
+        task, roi_size, task_options: see :func:`scp_models.data.get_task`.
+        threshold: of probabilities.
+        channels_last: keep activations in channels-last memory format, faster on CPUs and tensor cores.
+        options: of :func:`scp_models.networks.build_network`; the task gives the number of input channels.
+
+    Raises:
+        UserError: options that make no network.
+    """
+    preset = get_task(task, roi_size, task_options)
+    try:
+        network = build_network(in_channels=len(preset.modalities), **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    network.to(memory_format=memory_format)  # type: ignore[call-overload]
+    return TrainedModel(network, preset, threshold, memory_format)
+
+
+def load_model(path: Path | str, task: str | None = None) -> TrainedModel:
+    """The model of a checkpoint, on the CPU, in evaluation mode.
+
+    Args:
+        path: a checkpoint of ``scp-models fit``.
+        task: refuse a checkpoint that was trained for another task.
+
+    Raises:
+        UserError: no such file, not a checkpoint, one of something else, or of another task.
+    """
+    content = read_checkpoint(path)
+    arguments = _arguments(content["hyper_parameters"])
+    if task is not None and arguments.get("task") != task:
+        raise UserError(f"{path}: expected a checkpoint trained for {task!r}, got one for {arguments.get('task')!r}")
+    try:
+        model = build_model(**{key: value for key, value in arguments.items() if key not in _OF_TRAINING})
+        model.network.load_state_dict(
+            {name.removeprefix(_PREFIX): tensor for name, tensor in content["state_dict"].items()}
+        )
+    except (UserError, TypeError, ValueError, RuntimeError) as error:
+        # load_state_dict has a headline first, then one line per tensor.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[min(1, len(lines) - 1)][:200]
+        raise UserError(f"{path}: expected weights that fit its configuration, they do not ({reason})") from error
+    model.network.eval()
+    return TrainedModel(model.network, model.task, model.threshold, model.memory_format, content.get("split"))
+
+
+def check_resumable(path: Path | str, hyperparameters: Mapping[str, Any], split: Mapping[str, Sequence[str]]) -> None:
+    """Refuse to resume a run from the checkpoint of another one: Lightning would take some options from the checkpoint
+    and some from the command line.
+
+    Args:
+        path: the checkpoint.
+        hyperparameters: this run's.
+        split: names of this run's subjects, by part.
+
+    Raises:
+        UserError: no checkpoint, or one with other hyperparameters or another division of the subjects.
+    """
+    content = read_checkpoint(path)
+    stored, current = _arguments(content["hyper_parameters"]), _arguments(hyperparameters)
+    for key in sorted(stored.keys() | current.keys()):
+        if _comparable(stored.get(key)) != _comparable(current.get(key)):
+            raise UserError(
+                f"{path}: expected a checkpoint of this run, with {key} = {current.get(key)!r}; got {stored.get(key)!r}"
+            )
+    if content.get("split") != split:
+        raise UserError(f"{path}: expected a checkpoint of this run, got one that was trained on other subjects")
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """What a checkpoint of ``scp-models fit`` holds.
+
+    Raises:
+        UserError: no such file, unreadable, or of something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: expected a checkpoint, there is none") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError) as error:
+        # Other errors come from bytes that were taken for a pickle, and say nothing to a reader.
+        readable = isinstance(error, (OSError, RuntimeError)) and str(error).strip()
+        reason = str(error).strip().splitlines()[0] if readable else "not a file of PyTorch"
+        raise UserError(
+            f"{path}: expected a checkpoint of scp-models fit, it cannot be read ({reason[:120]})"
+        ) from error
+    hyperparameters = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(hyperparameters, dict) or "state_dict" not in content or "variant" not in hyperparameters:
+        raise UserError(f"{path}: expected a checkpoint of scp-models fit, got a file of something else")
+    return content
+
+
+def subject_names(division: Mapping[str, Iterable[Subject]]) -> dict[str, list[str]]:
+    """A division of subjects by name: what checkpoints hold, and what ``--split-file`` reads."""
+    return {part: [subject.name for subject in subjects] for part, subjects in division.items()}
+
+
+def _arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the notes, with a leading underscore, of how Lightning's command line made the module."""
+    return {key: value for key, value in hyperparameters.items() if not key.startswith("_")}
+
+
+def _comparable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

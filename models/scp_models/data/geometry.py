@@ -1,0 +1,71 @@
+"""Places of voxels: how the axes of two volumes correspond, by their affines."""
+
+import itertools
+
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.orientations import inv_ornt_aff, io_orientation
+from numpy.typing import NDArray
+
+TOLERANCE = 0.1
+"""Of two places of one voxel, in voxels: headers are in single precision, and some writers go through quaternions."""
+
+Orientation = NDArray[np.float64]
+"""``[3, 2]``: per axis its target axis and its direction, 1 or −1, as :mod:`nibabel.orientations` has it."""
+
+SAME_AXES: Orientation = np.stack([np.arange(3.0), np.ones(3)], axis=1)
+
+
+def corner_distance(first: NDArray[np.float64], second: NDArray[np.float64], shape: tuple[int, int, int]) -> float:
+    """Largest distance in mm between the places that two affines give the voxels of a volume, which is at a corner."""
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in shape))))
+    return float(np.linalg.norm(apply_affine(first, corners) - apply_affine(second, corners), axis=1).max())
+
+
+def turn_between(
+    affine: NDArray[np.float64],
+    shape: tuple[int, int, int],
+    target_affine: NDArray[np.float64],
+    target_shape: tuple[int, int, int],
+) -> Orientation | None:
+    """How the axes of a volume are turned into those of a target; None if the two do not have the same voxels.
+
+    Args:
+        affine: of the volume, to mm.
+        shape: of the volume.
+        target_affine: of the target, to mm.
+        target_shape: of the target.
+    """
+    orientation = io_orientation(np.linalg.inv(target_affine) @ affine)
+    if np.isnan(orientation).any() or turned_shape(shape, orientation) != target_shape:
+        return None
+    turned = affine @ inv_ornt_aff(orientation, shape)
+    away = corner_distance(turned, target_affine, target_shape)
+    return orientation if away <= TOLERANCE * voxel_sizes(target_affine).min() else None
+
+
+def turned_shape(shape: tuple[int, int, int], orientation: Orientation) -> tuple[int, int, int]:
+    result = [0, 0, 0]
+    for n, (axis, _) in zip(shape, orientation, strict=True):
+        result[int(axis)] = n
+    return (result[0], result[1], result[2])
+
+
+def one_after_other(first: Orientation, second: Orientation) -> Orientation:
+    """The orientation that does ``first`` and then ``second``."""
+    return np.array([(second[int(axis), 0], direction * second[int(axis), 1]) for axis, direction in first])
+
+
+def inverse(orientation: Orientation) -> Orientation:
+    result = np.empty_like(orientation)
+    for k, (axis, direction) in enumerate(orientation):
+        result[int(axis)] = k, direction
+    return result
+
+
+def resized_axis(source: int, target: int) -> NDArray[np.float64]:
+    """``[scale, offset]`` from indices of an axis resized to ``target`` to those of the source: borders stay borders,
+    and voxels are squares, not points.
+    """
+    scale = source / target
+    return np.array([scale, 0.5 * scale - 0.5])

@@ -1,0 +1,131 @@
+"""NRRD, MHA, MHD and folders of DICOM slices, through SimpleITK, an optional extra."""
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from scp_models.data.volume_files import VolumeFile, checked, is_clutter
+from scp_models.errors import UserError
+
+# Gaps between DICOM slices may differ by this share of their median: positions are printed in decimals.
+_GAP_TOLERANCE = 0.02
+
+
+def open_itk(path: Path) -> VolumeFile:
+    """A file that ITK reads.
+
+    Raises:
+        UserError: SimpleITK is not installed, or the file cannot be read, or it is no volume of real numbers.
+    """
+    sitk = _simpleitk(path)
+    if not path.is_file():
+        raise UserError(f"{path}: expected a volume, there is none")
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise UserError(f"{path}: expected a whole volume, it cannot be read ({_reason(error)})") from error
+    return _volume(sitk, path, image)
+
+
+def is_dicom_folder(folder: Path) -> bool:
+    """Whether a folder itself holds DICOM files, by the mark that starts them."""
+    if not folder.is_dir():
+        return False
+    return any(_has_dicom_mark(file) for file in _files(folder))
+
+
+def open_dicom(folder: Path) -> VolumeFile:
+    """The one series of slices in a folder.
+
+    Raises:
+        UserError: SimpleITK is not installed, no series or several, slices that are missing or cannot be read.
+    """
+    if not is_dicom_folder(folder):
+        raise UserError(f"{folder}: expected a folder of DICOM slices, it has none")
+    sitk = _simpleitk(folder)
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        raise UserError(f"{folder}: expected one series of DICOM slices, got {len(series)} (one folder per series)")
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    names = [name for name in names if not is_clutter(Path(name))]
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(names)
+    try:
+        if len(names) > 1:
+            _check_gaps(folder, [_position(sitk, name) for name in names])
+        image = reader.Execute()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{folder}: expected whole DICOM slices, they cannot be read ({_reason(error)})") from error
+    return _volume(sitk, folder, image)
+
+
+def _volume(sitk: Any, path: Path, image: Any) -> VolumeFile:
+    """ITK's axes are left, back, top in the patient; its arrays have the first axis last."""
+    if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
+        raise UserError(f"{path}: expected one real number per voxel, got {image.GetPixelIDTypeAsString()}")
+    dimension = image.GetDimension()
+    data = sitk.GetArrayFromImage(image).T
+    affine = np.eye(4)
+    axes = min(dimension, 3)
+    direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:axes, :axes]
+    affine[:axes, :axes] = direction * np.array(image.GetSpacing())[:axes]
+    affine[:axes, 3] = np.array(image.GetOrigin())[:axes]
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    header = nib.Nifti1Header()
+    header.set_xyzt_units("mm")
+    shape = tuple(int(n) for n in data.shape[:3])
+    return checked(VolumeFile(path, shape, affine, data, header, affine))  # type: ignore[arg-type]
+
+
+def _simpleitk(path: Path) -> Any:
+    try:
+        import SimpleITK as sitk
+    except ImportError as error:
+        raise UserError(f'{path}: reading it needs SimpleITK: pip install "scp_kernels[itk]"') from error
+    # Its warnings go to stderr from C++; what matters of them is checked here.
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    return sitk
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.is_file() and not is_clutter(file)]
+
+
+def _has_dicom_mark(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _position(sitk: Any, name: str) -> NDArray[np.float64]:
+    """``[3, 3]``: where a slice lies, and the directions of its rows and columns."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(name)
+    reader.ReadImageInformation()
+    values = [*reader.GetMetaData("0020|0032").split("\\"), *reader.GetMetaData("0020|0037").split("\\")]
+    return np.array([float(value) for value in values]).reshape(3, 3)
+
+
+def _check_gaps(folder: Path, positions: list[NDArray[np.float64]]) -> None:
+    """A missing slice would shift all that follow, and ITK only warns of it."""
+    steps = np.diff([position[0] for position in positions], axis=0)
+    normal = np.cross(positions[0][1], positions[0][2])
+    gaps = np.abs(steps @ normal)
+    usual = float(np.median(gaps))
+    sideways = np.linalg.norm(steps - (steps @ normal)[:, None] * normal, axis=1)
+    if usual == 0 or np.abs(gaps - usual).max() > _GAP_TOLERANCE * usual:
+        raise UserError(
+            f"{folder}: expected slices at equal distances, got {gaps.min():.3g} to {gaps.max():.3g} mm: some are "
+            "missing, or there are several series"
+        )
+    if sideways.max() > _GAP_TOLERANCE * usual:
+        raise UserError(f"{folder}: expected slices above one another, got a tilted stack")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1][:200]

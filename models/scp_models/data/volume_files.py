@@ -1,0 +1,209 @@
+"""The one way in which a volume comes from disk: image, further modality, label or prediction, in any format.
+
+Whatever the format says of units and axes, a :class:`VolumeFile` has three spatial axes ``[x, y, z]`` and an affine
+from voxel indices to millimetres in the patient, x to the right, y to the front, z to the top (RAS+).
+"""
+
+import glob
+import gzip
+import struct
+import zlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+
+from scp_models.data.geometry import TOLERANCE, corner_distance
+from scp_models.errors import UserError
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
+ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
+
+_MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
+"""Per unit of NIfTI's ``xyzt_units``; an unknown unit is a millimetre."""
+_NIFTI_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError)
+
+
+@dataclass(frozen=True)
+class VolumeFile:
+    """An open file, or one channel of it; its voxels are read on demand where the format allows it."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    """``[4, 4]``: voxel indices to millimetres, RAS+."""
+    data: Any
+    """Array or nibabel's proxy of one: ``[x, y, z]``, then axes of length 1 and at most one axis of channels."""
+    header: Any
+    """NIfTI header of results on this grid."""
+    stored_affine: NDArray[np.float64]
+    """As ``header`` has it, in the header's own units."""
+    oriented: bool = True
+    """Whether the file says where its voxels lie; otherwise it has their sizes alone."""
+    scaled: bool = False
+    """Whether stored integers go through a slope: rounding leaves labels a little beside their integers."""
+    channels: int = 1
+    channel: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def spacing(self) -> NDArray[np.float64]:
+        """Voxel size in mm along the file's axes."""
+        return nib.affines.voxel_sizes(self.affine)
+
+    def read(self, index: tuple[slice, ...] = (slice(None),) * 3) -> NDArray[Any]:
+        """Voxels ``[x, y, z]`` of the chosen channel.
+
+        Raises:
+            UserError: the file is truncated or corrupt.
+        """
+        tail = tuple(0 if n == 1 else self.channel for n in self.data.shape[3:])
+        try:
+            return np.asarray(self.data[(*index, *tail)])
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise UserError(
+                f"{self.path}: expected a whole NIfTI file, it is truncated or corrupt ({error})"
+            ) from error
+
+    def per_channel(self) -> list["VolumeFile"]:
+        return [replace(self, channel=k) for k in range(self.channels)]
+
+
+def open_volume(path: Path) -> VolumeFile:
+    """Open a volume in any of the formats: NIfTI, NRRD, MHA or MHD, or a folder of DICOM slices.
+
+    Axes past the third that have length 1 are dropped; at most one other axis, of channels, is allowed.
+
+    Raises:
+        UserError: no such file, another format, corrupt, not three axes, voxels that are not numbers, or an affine
+            that places no volume; or SimpleITK is needed and is not installed.
+    """
+    if path.is_dir():
+        from scp_models.data.itk_files import open_dicom
+
+        return open_dicom(path)
+    if path.name.endswith(ITK_ENDINGS):
+        from scp_models.data.itk_files import open_itk
+
+        return open_itk(path)
+    return _open_nifti(path)
+
+
+def volume_stem(path: Path) -> str:
+    """The file's name without its ending; a folder's name as it is."""
+    if not path.is_dir():
+        for ending in ENDINGS:
+            if path.name.endswith(ending):
+                return path.name.removesuffix(ending)
+    return path.name or path.absolute().name
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files that a volume consists of: a folder's slices, a header's data beside it.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    if path.is_dir():
+        return [file for file in sorted(path.iterdir()) if not is_clutter(file)]
+    if path.suffix in (".mhd", ".nhdr"):
+        return sorted({path, *path.parent.glob(f"{glob.escape(path.stem)}.*")})
+    return [path]
+
+
+def is_clutter(path: Path) -> bool:
+    """Whether a file is none of the data: macOS's ``._`` companions, ``.DS_Store``, thumbnails."""
+    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
+
+
+def checked(file: VolumeFile) -> VolumeFile:
+    """``file``, or an error that says in one line what no reader can use.
+
+    Raises:
+        UserError: see :func:`open_volume`.
+    """
+    shape = tuple(int(n) for n in file.data.shape)
+    if len(shape) < 3 or min(shape) < 1 or sum(n > 1 for n in shape[3:]) > 1:
+        raise UserError(f"{file.path}: expected a 3-D volume, got shape {shape}")
+    if not np.isfinite(file.affine).all() or np.isnan(io_orientation(file.affine)).any():
+        raise UserError(f"{file.path}: expected an affine that maps three axes, got one without full rank")
+    return replace(file, channels=max(shape[3:], default=1))
+
+
+def _open_nifti(path: Path) -> VolumeFile:
+    """A compressed file is decompressed whole: slices would decompress it anew each time, and only at its end does
+    gzip's checksum show whether it is intact.
+    """
+    try:
+        if path.suffix == ".gz":
+            content = gzip.decompress(path.read_bytes())
+            _check_header(path, content)
+            image: Any = _image_class(content).from_bytes(content)
+        else:
+            with path.open("rb") as stream:
+                _check_header(path, stream.read(540))
+            image = nib.load(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: expected a NIfTI file, there is none") from error
+    except (*_NIFTI_ERRORS, OSError, EOFError, ValueError, KeyError, zlib.error) as error:
+        raise UserError(f"{path}: expected a NIfTI file, it cannot be read ({error})") from error
+    header = image.header
+    scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    affine = np.diag([scale, scale, scale, 1.0]) @ np.asarray(image.affine, dtype=float)
+    file = VolumeFile(
+        path,
+        tuple(int(n) for n in image.shape[:3]),  # type: ignore[arg-type]
+        affine,
+        image.dataobj,
+        header,
+        np.asarray(image.affine, dtype=float),
+        oriented=bool(int(header["sform_code"]) or int(header["qform_code"])),
+        scaled=(image.dataobj.slope, image.dataobj.inter) != (1.0, 0.0),
+    )
+    file = checked(file)
+    return replace(file, notes=_disagreement(file, scale))
+
+
+def _image_class(content: bytes) -> Any:
+    nifti2 = content[:4] in (struct.pack("<i", 540), struct.pack(">i", 540))
+    return nib.Nifti2Image if nifti2 else nib.Nifti1Image
+
+
+def _check_header(path: Path, content: bytes) -> None:
+    """Refuse what nibabel would read in a way that the file does not say: it takes a voxel size of 0 for 1."""
+    header_class = _image_class(content).header_class
+    size = header_class.template_dtype.itemsize
+    if len(content) < size:
+        raise EOFError(f"{len(content)} bytes")
+    header = header_class(content[:size], check=False)
+    if not 1 <= int(header["dim"][0]) <= 7:
+        return  # nibabel says what it is
+    shape = header.get_data_shape()
+    if min(shape) < 1:
+        raise UserError(f"{path}: expected a 3-D volume, got shape {tuple(int(n) for n in shape)}")
+    sizes = [float(size) for size in header["pixdim"][1:4]]
+    if not all(np.isfinite(sizes)) or 0.0 in sizes[: len(shape)]:
+        raise UserError(f"{path}: expected voxel sizes other than 0 in pixdim, got {sizes}")
+    dtype = header.get_data_dtype()
+    if dtype.fields is not None or dtype.kind not in "iuf":
+        kind = "".join(dtype.names) if dtype.names else dtype.name
+        raise UserError(f"{path}: expected one real number per voxel, got {kind}")
+
+
+def _disagreement(file: VolumeFile, scale: float) -> tuple[str, ...]:
+    """A note where sform and qform both count and place the voxels elsewhere."""
+    if not (int(file.header["sform_code"]) and int(file.header["qform_code"])):
+        return ()
+    try:
+        other = np.diag([scale, scale, scale, 1.0]) @ file.header.get_qform()
+    except _NIFTI_ERRORS:
+        return ()
+    distance = corner_distance(file.affine, other, file.shape)
+    if distance <= TOLERANCE * file.spacing.min():
+        return ()
+    return (f"{file.path}: sform and qform place voxels up to {distance:.3g} mm apart; the sform counts",)

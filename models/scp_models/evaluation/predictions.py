@@ -1,0 +1,99 @@
+"""Finished predictions, files that anything may have written, as masks in the grid of their images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scp_models.data.names import match_names
+from scp_models.data.preprocessing import SourceGrid, VolumeReader
+from scp_models.data.subjects import Subject
+from scp_models.data.tasks import Task
+from scp_models.data.volume_files import ENDINGS, VolumeFile, is_clutter, open_volume, volume_stem
+from scp_models.errors import UserError
+
+
+class PredictionFiles:
+    """Masks from ``<subject>.nii.gz``, or another format that is read, in a folder.
+
+    What their values mean is read off all of them together: 0 and 1 (or 0 and 255) are masks; other integers are label
+    maps as the references are, where the task's target labels count; fractions up to 1 are probabilities, of which
+    those above ``threshold`` count. Each is brought into the grid of its image as references are: see
+    :mod:`scp_models.data.alignment`.
+
+    Raises:
+        UserError: predictions are missing or unreadable, or hold something else.
+    """
+
+    def __init__(self, folder: Path, subjects: Sequence[Subject], task: Task, threshold: float = 0.5) -> None:
+        self.reader = VolumeReader(task)
+        self.threshold = threshold
+        self._paths = _paths_of(folder, subjects)
+        self._content = _values_of(list(self._paths.values()))
+
+    def mask_of(self, subject: Subject) -> tuple[NDArray[np.bool_], SourceGrid]:
+        """The mask of one of the subjects, and the grid that it is in: the image's.
+
+        Raises:
+            UserError: the prediction lies elsewhere than its image.
+        """
+        grid = self.reader.grid(subject)
+        # LiTS's volumes 28 to 47 have an identity for an affine: it says nothing, and neither does one made from it.
+        says_nothing = subject.label_affine == "image" and np.array_equal(grid.affine, np.eye(4))
+        values = self.reader.align_prediction(
+            _open(self._paths[subject]),
+            grid,
+            probabilities=self._content == "probabilities",
+            rule="image" if says_nothing else "auto",
+        ).read()
+        if self._content == "labels":
+            return np.isin(np.rint(values), self.reader.task.target), grid
+        return values > (self.threshold if self._content == "probabilities" else 0.5), grid
+
+
+def _paths_of(folder: Path, subjects: Sequence[Subject]) -> dict[Subject, Path]:
+    """The file of each subject, by its name or its unambiguous end."""
+    files: dict[str, Path] = {}
+    for ending in ENDINGS:
+        for path in sorted(folder.glob(f"*{ending}")):
+            if not is_clutter(path):
+                files.setdefault(volume_stem(path), path)
+    matches = match_names([subject.name for subject in subjects], files, str(folder))
+    if missing := [f"{subject.name}.nii.gz" for subject in subjects if subject.name not in matches]:
+        raise UserError(
+            f"{folder}: expected a prediction for each of {len(subjects)} subjects, {len(missing)} are missing: "
+            + ", ".join(missing)
+        )
+    return {subject: files[matches[subject.name]] for subject in subjects}
+
+
+def _values_of(paths: Sequence[Path]) -> str:
+    """What predictions hold: ``"mask"``, ``"labels"`` or ``"probabilities"``. One file alone may not show it: a label
+    map without a tumour looks like a mask.
+    """
+    values: set[float] = set()
+    for path in paths:
+        # A scaling slope in the header may leave labels a little beside their integers.
+        stored = np.unique(np.round(_open(path).read().astype(np.float64), 3))
+        if not np.isfinite(stored).all() or stored.min() < 0 or ((stored % 1).any() and stored.max() > 1):
+            raise UserError(f"{path}: expected labels, or probabilities from 0 to 1, got {_range(stored)}")
+        # Of probabilities there may be as many as voxels.
+        values |= {0.5} if (stored % 1).any() else {float(value) for value in stored}
+    if any(value % 1 for value in values):
+        if max(values) > 1:
+            raise UserError(f"{paths[0].parent}: expected all predictions as labels or all as probabilities, got both")
+        return "probabilities"
+    return "mask" if values <= {0.0, 1.0} or values in ({0.0, 255.0}, {0.0, 65535.0}) else "labels"
+
+
+def _open(path: Path) -> VolumeFile:
+    file = open_volume(path)
+    if file.channels != 1:
+        raise UserError(f"{path}: expected a 3-D volume, got shape {tuple(file.data.shape)}")
+    return file
+
+
+def _range(values: NDArray[Any]) -> str:
+    return f"values from {values.min():g} to {values.max():g}"

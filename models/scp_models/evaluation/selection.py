@@ -1,0 +1,120 @@
+"""Which masks of which subjects are scored."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scp_models.checkpoints import load_model
+from scp_models.data.find import find_subjects
+from scp_models.data.names import match_names
+from scp_models.data.preprocessing import VolumeReader
+from scp_models.data.splits import read_split
+from scp_models.data.subjects import Subject
+from scp_models.data.tasks import Task, with_label_affine
+from scp_models.errors import UserError
+from scp_models.evaluation.predictions import PredictionFiles
+from scp_models.evaluation.scores import MaskSource
+from scp_models.inference.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set with references, and the part of it to score."""
+
+    root: Path
+    layout: str = "auto"
+    split: str = "test"
+    """``"training"``, ``"validation"``, ``"test"`` or ``"all"``."""
+    split_file: Path | None = None
+    """Divides the subjects instead of what the checkpoint records, or the seed."""
+    label_affine: str | None = None
+    """Which affine of its references counts; None: what the checkpoint records, or ``auto``."""
+
+    def subjects(self, task: Task) -> list[Subject] | None:
+        """The subjects to score, where neither a checkpoint nor a seed has to say who they are."""
+        if self.split == "all":
+            return [subject for subject in find_subjects(self.root, task, self.layout) if subject.label is not None]
+        if self.split_file is not None:
+            return read_split(self.split_file, find_subjects(self.root, task, self.layout))[self.split]
+        return None
+
+
+def masks_of_checkpoint(
+    checkpoint: Path, data: DataSet, threshold: float | None = None
+) -> tuple[MaskSource, list[Subject]]:
+    """A trained model, and by default the subjects that it was not trained with.
+
+    Raises:
+        UserError: a checkpoint or data that cannot be read, or no subject with a reference.
+    """
+    model = load_model(checkpoint)
+    subjects = data.subjects(model.task)
+    if subjects is None:
+        everyone = find_subjects(data.root, model.task, data.layout)
+        subjects = held_out(everyone, model.split, data.split, checkpoint, data.root)
+    predictor = Predictor(model, threshold=threshold)
+    if data.label_affine is not None:
+        predictor.reader = VolumeReader(with_label_affine(model.task, data.label_affine))
+    return predictor, _some(subjects, data)
+
+
+def masks_of_files(
+    folder: Path, data: DataSet, description: Mapping[str, Any], threshold: float | None = None
+) -> tuple[MaskSource, list[Subject]]:
+    """Finished predictions, and the subjects of the split of training.
+
+    Args:
+        folder: of ``<subject>.nii.gz``.
+        data: what they were made from.
+        description: what is said of the data instead of what a checkpoint records: ``task``, ``seed``, ``target``,
+            ``ignored``, ``modalities``.
+        threshold: of probabilities; None: 0.5.
+
+    Raises:
+        UserError: data or predictions that cannot be read, a missing prediction, or no subject with a reference.
+    """
+    from scp_models.data.module import SegmentationDataModule
+
+    given = {key: value for key, value in description.items() if value not in (None, [])}
+    if "target" in given:
+        given.setdefault("ignored", [])
+    described = SegmentationDataModule(str(data.root), layout=data.layout, label_affine=data.label_affine, **given)
+    subjects = data.subjects(described.task)
+    if subjects is None:
+        subjects = described.divide()[data.split]
+    subjects = _some(subjects, data)
+    return PredictionFiles(folder, subjects, described.task, 0.5 if threshold is None else threshold), subjects
+
+
+def held_out(
+    subjects: Sequence[Subject], split: Mapping[str, Sequence[str]] | None, part: str, checkpoint: Path, where: Path
+) -> list[Subject]:
+    """The subjects of one part of the division that a checkpoint was trained with, by name or its unambiguous end.
+
+    Args:
+        subjects: all that the data set has.
+        split: names by part, as the checkpoint records them.
+        part: ``"training"``, ``"validation"`` or ``"test"``.
+        checkpoint: what to name in an error.
+        where: the data set, to name in an error.
+
+    Raises:
+        UserError: no division is recorded, or one of its subjects is not in the data set or has no reference there.
+    """
+    if split is None:
+        raise UserError(f"{checkpoint}: expected a record of the subjects it was trained with, got none")
+    by_name = {subject.name: subject for subject in subjects if subject.label is not None}
+    matches = match_names(split[part], by_name, str(checkpoint))
+    if missing := [name for name in split[part] if name not in matches]:
+        raise UserError(
+            f"{where}: expected the {part} subjects of {checkpoint} with references, {missing[0]!r} is not there "
+            "(other data are scored with --split all or --split-file)"
+        )
+    return [by_name[matches[name]] for name in split[part]]
+
+
+def _some(subjects: list[Subject], data: DataSet) -> list[Subject]:
+    if not subjects:
+        raise UserError(f"{data.root}: expected subjects with a reference, found none")
+    return subjects

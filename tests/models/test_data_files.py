@@ -1,0 +1,207 @@
+"""Opening a volume: every format, units, forms of the affine, and what is refused in one line."""
+
+import gzip
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scp_models.data import Subject, VolumeReader, get_task
+from scp_models.data.volume_files import is_clutter, open_volume, volume_stem
+from scp_models.errors import UserError
+from tests.support.tiny_data import affine_for, save, write_dicom, write_itk, write_wmh_subject
+
+SHAPE = (20, 24, 6)
+OBLIQUE = nib.affines.from_matvec(
+    nib.eulerangles.euler2mat(x=np.deg2rad(26), y=np.deg2rad(5)) @ np.diag([-0.5, 0.5, 8.0]), (31.0, -12.5, 4.0)
+)
+
+
+@pytest.fixture
+def values():
+    return np.random.default_rng(0).integers(-50, 900, SHAPE).astype(np.int16)
+
+
+def patched(path, offset, content):
+    """Overwrite bytes of a compressed file's header."""
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[offset : offset + len(content)] = content
+    path.write_bytes(gzip.compress(bytes(raw)))
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("mm", 1), ("micron", 1000), ("meter", 1e-3), ("unknown", 1)])
+def test_millimetres_whatever_the_unit(tmp_path, values, unit, scale):
+    affine = np.diag([scale, scale, scale, 1.0]) @ affine_for("LPS", (0.8, 0.9, 3.0))
+    image = nib.Nifti1Image(values, affine)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    file = open_volume(tmp_path / "a.nii.gz")
+    assert np.allclose(file.affine, affine_for("LPS", (0.8, 0.9, 3.0)), rtol=1e-6)
+    assert np.allclose(file.stored_affine, affine, rtol=1e-6)
+    assert np.allclose(file.spacing, (0.8, 0.9, 3.0), rtol=1e-6)
+
+
+def test_a_unit_that_does_not_exist_is_a_millimetre(tmp_path, values):
+    save(tmp_path / "a.nii.gz", values, affine_for("RAS"))
+    patched(tmp_path / "a.nii.gz", 123, bytes([7]))
+    assert np.array_equal(open_volume(tmp_path / "a.nii.gz").affine, affine_for("RAS"))
+
+
+@pytest.mark.parametrize("forms", ["sform", "qform", "both", "different", "neither"])
+def test_sform_before_qform(tmp_path, values, forms):
+    image = nib.Nifti1Image(values, None)
+    image.header.set_zooms((1.0, 1.0, 3.0))
+    if forms in ("sform", "both", "different"):
+        image.set_sform(OBLIQUE, 1)
+    if forms in ("qform", "both"):
+        image.set_qform(OBLIQUE, 1)
+    if forms == "different":
+        image.set_qform(affine_for("RAS"), 1)
+    nib.save(image, tmp_path / "a.nii.gz")
+    file = open_volume(tmp_path / "a.nii.gz")
+    assert file.oriented == (forms != "neither")
+    assert np.allclose(file.affine, OBLIQUE, atol=1e-4) == (forms != "neither")
+    assert [note for note in file.notes if "sform and qform place voxels" in note] == list(file.notes)
+    assert len(file.notes) == (forms == "different")
+
+
+@pytest.mark.parametrize("extra", [(1,), (1, 1), (1, 1, 1, 1)], ids=str)
+def test_singleton_axes_are_dropped_everywhere(tmp_path, extra):
+    write_wmh_subject(tmp_path / "7", seed=1)
+    images = tuple(tmp_path / "7" / "pre" / f"{name}.nii.gz" for name in ("T1", "FLAIR"))
+    subject = Subject("7", images, tmp_path / "7" / "wmh.nii.gz")
+    reader = VolumeReader(get_task("wmh", (20, 24)))
+    before = reader.read(subject)
+    for path in (*images, subject.label):
+        stored = nib.load(path)
+        save(path, np.asarray(stored.dataobj).reshape(*stored.shape, *extra), stored.affine)
+    after = reader.read(subject)
+    assert np.array_equal(before.image, after.image) and np.array_equal(before.label, after.label)
+
+
+def test_channels_after_singletons(tmp_path, values):
+    both = np.stack([values, -values], axis=-1)
+    save(tmp_path / "a.nii.gz", both[:, :, :, None], affine_for("RAS"))
+    first, second = open_volume(tmp_path / "a.nii.gz").per_channel()
+    assert np.array_equal(first.read(), values) and np.array_equal(second.read(), -values)
+    save(tmp_path / "b.nii.gz", np.zeros((4, 4, 2, 3, 2), np.float32), np.eye(4))
+    with pytest.raises(UserError, match=r"b.nii.gz: expected a 3-D volume, got shape \(4, 4, 2, 3, 2\)"):
+        open_volume(tmp_path / "b.nii.gz")
+    save(tmp_path / "c.nii.gz", np.zeros((4, 4), np.float32), np.eye(4))
+    with pytest.raises(UserError, match=r"c.nii.gz: expected a 3-D volume, got shape \(4, 4\)"):
+        open_volume(tmp_path / "c.nii.gz")
+
+
+def test_channels_where_one_volume_is_expected(tmp_path):
+    write_wmh_subject(tmp_path / "7", seed=1)
+    images = tuple(tmp_path / "7" / "pre" / f"{name}.nii.gz" for name in ("T1", "FLAIR"))
+    label = tmp_path / "7" / "wmh.nii.gz"
+    reader = VolumeReader(get_task("wmh", (20, 24)))
+    for path in (images[1], label):
+        content = path.read_bytes()
+        save(path, np.zeros((*SHAPE, 2), np.float32), affine_for("RAS"))
+        with pytest.raises(UserError, match=rf"{path.name}: expected a 3-D volume, got shape \(20, 24, 6, 2\)"):
+            reader.read(Subject("7", images, label))
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ([("R", "u1"), ("G", "u1"), ("B", "u1")], "expected one real number per voxel, got RGB"),
+        ([("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")], "expected one real number per voxel, got RGBA"),
+        (np.complex64, "expected one real number per voxel, got complex64"),
+    ],
+    ids=["rgb", "rgba", "complex"],
+)
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_voxels_that_are_no_numbers(tmp_path, dtype, message, ending):
+    save(tmp_path / f"a{ending}", np.zeros((4, 4, 2), dtype), np.eye(4))
+    with pytest.raises(UserError, match=rf"a{ending}: {message}$"):
+        open_volume(tmp_path / f"a{ending}")
+
+
+@pytest.mark.parametrize(
+    ("offset", "content", "message"),
+    [
+        (46, np.int16(-6).tobytes(), r"expected a 3-D volume, got shape \(20, 24, -6\)"),
+        (40, np.int16(-3).tobytes(), "expected a NIfTI file, it cannot be read"),
+        (88, np.float32(0).tobytes(), r"expected voxel sizes other than 0 in pixdim, got \[1.0, 1.0, 0.0\]"),
+        (80, np.float32(np.nan).tobytes(), r"expected voxel sizes other than 0 in pixdim, got \[nan, 1.0, 3.0\]"),
+        (70, np.int16(9999).tobytes(), "expected a NIfTI file, it cannot be read"),
+        (296, np.float32(np.nan).tobytes(), "expected an affine that maps three axes"),
+        (280, bytes(16), "expected an affine that maps three axes"),
+    ],
+    ids=["dim", "axes", "pixdim", "pixdim nan", "datatype", "affine nan", "affine singular"],
+)
+def test_headers_that_make_no_volume(tmp_path, values, offset, content, message):
+    save(tmp_path / "a.nii.gz", values, affine_for("RAS"))
+    patched(tmp_path / "a.nii.gz", offset, content)
+    with pytest.raises(UserError, match=f"a.nii.gz: {message}"):
+        open_volume(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd"])
+@pytest.mark.parametrize("affine", [affine_for("RAS"), affine_for("PSR"), OBLIQUE], ids=["ras", "psr", "oblique"])
+def test_what_itk_reads_lies_where_nifti_does(tmp_path, values, ending, affine):
+    save(tmp_path / "a.nii.gz", values, affine)
+    path = write_itk(tmp_path / f"a{ending}", values, affine)
+    file, same = open_volume(path), open_volume(tmp_path / "a.nii.gz")
+    assert np.allclose(file.affine, same.affine, atol=1e-4) and file.shape == same.shape
+    assert np.array_equal(file.read(), same.read())
+    assert volume_stem(path) == "a"
+
+
+def test_a_folder_of_dicom_slices(tmp_path, values):
+    affine = affine_for("LPS")
+    write_dicom(tmp_path / "scan", values, affine)
+    for name in (".DS_Store", "._1.dcm", "Thumbs.db"):
+        (tmp_path / "scan" / name).write_bytes(b"x" * 200)
+    file = open_volume(tmp_path / "scan")
+    same = nib.as_closest_canonical(nib.Nifti1Image(values, affine))
+    turned = nib.as_closest_canonical(nib.Nifti1Image(file.read(), file.affine))
+    assert np.allclose(same.affine, turned.affine, atol=1e-4)
+    assert np.array_equal(same.dataobj, turned.dataobj)
+    assert volume_stem(tmp_path / "scan") == "scan"
+
+
+def test_dicom_slices_that_make_no_volume(tmp_path, values):
+    affine = affine_for("LPS")
+    write_dicom(tmp_path / "gap", values, affine)
+    sorted((tmp_path / "gap").iterdir())[3].unlink()
+    with pytest.raises(UserError, match=r"gap: expected slices at equal distances, got 3 to 6 mm: some are missing"):
+        open_volume(tmp_path / "gap")
+    write_dicom(tmp_path / "two", values, affine)
+    write_dicom(tmp_path / "two", values, affine, series="2")
+    with pytest.raises(UserError, match=r"two: expected one series of DICOM slices, got 2"):
+        open_volume(tmp_path / "two")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"none: expected a folder of DICOM slices, it has none"):
+        open_volume(tmp_path / "none")
+
+
+def test_itk_files_that_are_no_volumes(tmp_path):
+    (tmp_path / "a.mha").write_text("no image")
+    with pytest.raises(UserError, match=r"a.mha: expected a whole volume, it cannot be read"):
+        open_volume(tmp_path / "a.mha")
+    with pytest.raises(UserError, match=r"b.nrrd: expected a volume, there is none"):
+        open_volume(tmp_path / "b.nrrd")
+    write_itk(tmp_path / "c.mha", np.zeros((4, 5, 6, 3), np.uint8), np.eye(4), vector=True)
+    with pytest.raises(UserError, match=r"c.mha: expected one real number per voxel, got vector"):
+        open_volume(tmp_path / "c.mha")
+
+
+def test_without_simpleitk_the_message_names_the_extra(tmp_path, values, monkeypatch):
+    write_itk(tmp_path / "a.mha", values, np.eye(4))
+    write_dicom(tmp_path / "scan", values, affine_for("LPS"))
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    for path in (tmp_path / "a.mha", tmp_path / "scan"):
+        with pytest.raises(UserError, match=rf'{path.name}: reading it needs SimpleITK: pip install "scp_kernels\[itk'):
+            open_volume(path)
+
+
+def test_clutter(tmp_path):
+    for name in ("._a.nii.gz", ".DS_Store", "Thumbs.db", "thumbs.db", "__MACOSX"):
+        assert is_clutter(tmp_path / name)
+    assert not is_clutter(tmp_path / ".hidden" / "a.nii.gz")

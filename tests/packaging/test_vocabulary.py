@@ -1,0 +1,98 @@
+"""The tree uses the words of the glossary in docs/design.md, and not those that they replaced."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("scp_kernels", "csrc", "models", "benchmarks", "tests", "docs")
+SUFFIXES = {".py", ".h", ".cpp", ".cu", ".md", ".sh", ".toml", ".html", ".yaml"}
+GLOSSARY = ROOT / "docs" / "design.md", "## Glossary"
+
+# Only words that have no other meaning: common ones may stand where they mean the common thing.
+REPLACED = {
+    r"\bmixed (unit|row|column|lane)s?\b": "unstable unit",
+    r"\bnewly[- ]on\b": "newly active",
+    r"\boff, on,? (or|and) mixed\b": "inactive, active or unstable",
+    r"\bcrowded\b": "overflow tile",
+    r"\bpull_(on2|rows|outputs)\b": "fold_outputs_backward",
+    r"\bvector levels?\b|\bVECTOR_LEVELS?\b": "ISA target",
+    r"\bpast the caches\b": "non-temporal",
+    r"\b(Keeper|Lease|sightings)\b": "WeightFieldCache, handle, hits",
+    r"\bpatience\b": "admission threshold",
+    r"\b(Carver|lent_bytes)\b": "BumpAllocator, scratch_alias",
+    r"\b(class|struct) Shares\b": "WorkPartition",
+    r"\b_?Unwatched\b": "eager function",
+    r"\bunusable\(": "unavailable_reason()",
+    r"\bcannot_run\b": "unsupported_reason()",
+    r"\bNativeCPU\b|\bbackends/native\b|\bbackends import native\b": "CpuBackend, backends/cpu.py",
+    r"\bmeet_(direct|gradient)\b|\bk(Listers|Lookers)\b|\bCHIEF\b|\bstrangers\b": "a name that says what it does",
+    r"\bLeftOut\b|\bleft_out\b|\b[Ll]aboratory\b": "a name that says what it does",
+    # Rates.
+    r"\bone an? (sample|pixel|thread|block|tile|case|launch|pass|step|record)\b": "one per ...",
+    r"\bonce a (pixel|sample|thread|tile|modality)\b": "once per ...",
+    r"\b(registers|stack|bytes|multiply-adds|threads|warps|[KM]iB) an? (thread|block|pixel|sample|tile)\b": "per ...",
+}
+PATTERNS = {re.compile(pattern): word for pattern, word in REPLACED.items()}
+
+
+def files() -> Iterator[Path]:
+    yield from (path for path in sorted(ROOT.glob("*")) if path.suffix in SUFFIXES)
+    for folder in FOLDERS:
+        yield from (path for path in sorted((ROOT / folder).rglob("*")) if path.suffix in SUFFIXES)
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file but for those of the glossary, where the old words are explained."""
+    in_glossary = False
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if path == GLOSSARY[0] and line.startswith("## "):
+            in_glossary = line == GLOSSARY[1]
+        if not in_glossary:
+            yield number, line
+
+
+def occurrences(path: Path) -> list[str]:
+    """``file:line: old word -> word of the glossary``, for each old word."""
+    return [
+        f"{path.relative_to(ROOT)}:{number}: {match[0]!r} -> {word}"
+        for number, line in lines(path)
+        for pattern, word in PATTERNS.items()
+        for match in pattern.finditer(line)
+    ]
+
+
+def test_no_word_stands_that_the_glossary_replaced():
+    problems = [problem for path in files() if path != Path(__file__) for problem in occurrences(path)]
+    assert not problems, f"{len(problems)} old words; docs/design.md has the new ones:\n" + "\n".join(problems)
+
+
+def test_the_glossary_has_every_old_name():
+    """It is the one place where somebody who reads an older commit can look a name up."""
+    path, heading = GLOSSARY
+    glossary = path.read_text().partition(heading)[2]
+    for name in (
+        "mixed",
+        "Keeper",
+        "Carver",
+        "NativeCPU",
+        "_Unwatched",
+        "unusable()",
+        "cannot_run()",
+        "pull_on2",
+        "site",
+    ):
+        assert name in glossary, name
+
+
+@pytest.mark.parametrize(
+    "line", ["the mixed units of a tile", "backend.unusable() is None", "one a sample", "class Keeper {"]
+)
+def test_an_old_word_would_be_found(line, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    file = tmp_path / "some.h"
+    file.write_text(f"first\n{line}\n")
+    (problem,) = occurrences(file)
+    assert problem.startswith("some.h:2: ")
