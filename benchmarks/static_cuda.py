@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from scp_kernels.backends import cuda, library
+from scp_kernels.backends import _libraries, cuda
 from scp_kernels.problem import Problem
 
 THREADS = 128
@@ -119,8 +119,8 @@ def kernels(report: str) -> Iterator[Kernel]:
 def installed() -> bool:
     """Whether there is a library of this version's, and a ``cuobjdump`` to read it with."""
     try:
-        library.load("cuda")
-    except library.LibraryUnavailable:
+        _libraries.load("cuda")
+    except _libraries.LibraryUnavailable:
         return False
     return find_cuobjdump() is not None
 
@@ -129,12 +129,12 @@ def compiled() -> list[Kernel]:
     """Every kernel of the installed library.
 
     Raises:
-        library.LibraryUnavailable: there is none, or no ``cuobjdump`` to read it with.
+        _libraries.LibraryUnavailable: there is none, or no ``cuobjdump`` to read it with.
     """
     tool = find_cuobjdump()
     if tool is None:
-        raise library.LibraryUnavailable("cuobjdump was not found (it comes with the CUDA toolkit, and with Triton)")
-    command = [tool, "-res-usage", str(library.find("cuda"))]
+        raise _libraries.LibraryUnavailable("cuobjdump was not found (it comes with the CUDA toolkit, and with Triton)")
+    command = [tool, "-res-usage", str(_libraries.find("cuda"))]
     return list(kernels(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
 
@@ -146,7 +146,7 @@ def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
     limit = MULTIPROCESSORS[kernel.capability].shared_kib_per_block * 1024
     try:
         needs = cuda.requirements(
-            cuda.declare(library.load("cuda")), cuda.sizes(problem, limit, 1), kernel.name == "ParameterGradients"
+            cuda.declare(_libraries.load("cuda")), cuda.sizes(problem, limit, 1), kernel.name == "ParameterGradients"
         )
     except RuntimeError:
         return None
@@ -160,9 +160,9 @@ def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
 def report(capabilities: list[int]) -> bool:
     """Prints one line per kernel and architecture; returns whether any has a fault."""
     try:
-        library.load("cuda")  # a library of another version has other kernels
+        _libraries.load("cuda")  # a library of another version has other kernels
         library_kernels = [kernel for kernel in compiled() if kernel.capability in capabilities]
-    except library.LibraryUnavailable as error:
+    except _libraries.LibraryUnavailable as error:
         print(f"\nCUDA library: {error}")
         return False
     print("\nCUDA library; for some heads: KiB of shared memory per block / warps per multiprocessor\n")

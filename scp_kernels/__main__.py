@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from scp_kernels import __version__, available_backends
-from scp_kernels.backends.library import build_record
+from scp_kernels.backends._libraries import build_record
 
 
 def report() -> dict[str, Any]:

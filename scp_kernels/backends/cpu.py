@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from scp_kernels import counting
-from scp_kernels.backends import abi, library
+from scp_kernels.backends import _abi, _libraries
 from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 ISA_TARGETS = {"portable": 1, "avx2": 2, "avx512": 3}
@@ -83,8 +83,8 @@ class _Last(threading.local):
 
     def __init__(self) -> None:
         self.problem: Problem | None = None
-        self.report = (ctypes.c_double * abi.REPORT_SIZE)()
-        self.message = abi.Message()
+        self.report = (ctypes.c_double * _abi.REPORT_SIZE)()
+        self.message = _abi.Message()
 
 
 _last = _Last()
@@ -142,7 +142,7 @@ class CpuBackend:
     def unavailable_reason(self) -> str | None:
         try:
             loaded = _library()
-        except library.LibraryUnavailable as error:
+        except _libraries.LibraryUnavailable as error:
             return str(error)
         target = settings().isa_target
         if target and not loaded.scp_cpu_isa_targets() >> target & 1:
@@ -154,7 +154,7 @@ class CpuBackend:
     def unsupported_reason(self, problem: Problem) -> str | None:
         if problem.device.type != "cpu":
             return f"features are on {problem.device}, this backend runs on the CPU"
-        return abi.cannot_describe(problem)
+        return _abi.cannot_describe(problem)
 
     def forward(self, inputs: SCPInputs) -> Tensor:
         features, phi, residual, bias, matrix, problem = inputs
@@ -177,8 +177,8 @@ class CpuBackend:
         call = _call(features, grad_logits, phi, residual, matrix, problem)
         grad_features = torch.empty_like(features) if needs.features else None
         if grad_features is not None:
-            call.grad_features = abi.describe(grad_features)
-        parameters = abi.gradients(call, dict(zip(abi.PHI, phi, strict=True))) if needs.parameters else None
+            call.grad_features = _abi.describe(grad_features)
+        parameters = _abi.gradients(call, dict(zip(_abi.PHI, phi, strict=True))) if needs.parameters else None
         _run(_library().scp_cpu_backward, call, problem)
         return grad_features, parameters
 
@@ -219,9 +219,9 @@ _loaded: ctypes.CDLL | None = None
 def _library() -> ctypes.CDLL:
     global _loaded
     if _loaded is None:
-        loaded = library.load("cpu")
+        loaded = _libraries.load("cpu")
         for function in (loaded.scp_cpu_forward, loaded.scp_cpu_backward):
-            function.argtypes = (ctypes.POINTER(abi.Call), ctypes.c_char_p, ctypes.c_int64)
+            function.argtypes = (ctypes.POINTER(_abi.Call), ctypes.c_char_p, ctypes.c_int64)
             function.restype = ctypes.c_int
         loaded.scp_cpu_isa_targets.argtypes = ()
         loaded.scp_cpu_isa_targets.restype = ctypes.c_int
@@ -234,15 +234,15 @@ def _library() -> ctypes.CDLL:
 
 def _call(
     features: Tensor, logits: Tensor, phi: tuple[Tensor, ...], residual: Tensor, matrix: Tensor, problem: Problem
-) -> abi.Call:
-    call = abi.inputs(features, logits, phi, residual, problem)
+) -> _abi.Call:
+    call = _abi.inputs(features, logits, phi, residual, problem)
     call.positions = matrix.data_ptr()
     asked = settings()
     call.threads, call.isa_target, call.method = torch.get_num_threads(), asked.isa_target, asked.method
     return call
 
 
-def _run(function, call: abi.Call, problem: Problem) -> None:
+def _run(function, call: _abi.Call, problem: Problem) -> None:
     last = _last
     call.report = ctypes.addressof(last.report)
     last.message.check(function(ctypes.byref(call), last.message.buffer, last.message.size), "CPU")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scp_kernels import counting
-from scp_kernels.backends import abi, library
+from scp_kernels.backends import _abi, _libraries
 from scp_kernels.positions import first_layer_coefficients, first_layer_gradients
 from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
@@ -22,7 +22,7 @@ _OLDEST_CAPABILITY = 75
 @functools.cache
 def oldest_capability() -> int:
     """The oldest compute capability (86 is 8.6) that the library was built for; newer ones run it too, by its PTX."""
-    variants = library.build_record()["cuda"].get("variants", {})
+    variants = _libraries.build_record()["cuda"].get("variants", {})
     return min((int(name.rstrip("af")) for name in variants if name != "ptx"), default=_OLDEST_CAPABILITY)
 
 
@@ -30,7 +30,7 @@ class CudaCall(ctypes.Structure):
     """``struct scp_cuda_call`` of csrc/include/scp.h, field by field."""
 
     _fields_ = (
-        ("call", abi.Call),
+        ("call", _abi.Call),
         ("device", ctypes.c_int32),
         ("stream", ctypes.c_void_p),
         ("multiprocessors", ctypes.c_int32),
@@ -60,7 +60,7 @@ def requirements(loaded: ctypes.CDLL, call: CudaCall, backward: bool) -> Require
     Raises:
         RuntimeError: the device's shared memory (``call.shared_limit``) is too small for the widths.
     """
-    result, message = Requirements(), abi.Message()
+    result, message = Requirements(), _abi.Message()
     status = loaded.scp_cuda_query_requirements(
         ctypes.byref(call), backward, ctypes.byref(result), message.buffer, message.size
     )
@@ -70,7 +70,7 @@ def requirements(loaded: ctypes.CDLL, call: CudaCall, backward: bool) -> Require
 
 def sizes(problem: Problem, shared_limit: int, multiprocessors: int) -> CudaCall:
     """A call without data that asks for every gradient."""
-    call = CudaCall(call=abi.sizes(problem), shared_limit=shared_limit, multiprocessors=multiprocessors)
+    call = CudaCall(call=_abi.sizes(problem), shared_limit=shared_limit, multiprocessors=multiprocessors)
     call.call.grad_coefficients = 1  # only its presence matters
     return call
 
@@ -94,7 +94,7 @@ class CudaBackend:
     def unavailable_reason(self) -> str | None:
         try:
             loaded = self.library()
-        except library.LibraryUnavailable as error:
+        except _libraries.LibraryUnavailable as error:
             return str(error)
         driver, built_with = ctypes.c_int32(), ctypes.c_int32()
         loaded.scp_cuda_driver(ctypes.byref(driver), ctypes.byref(built_with))
@@ -115,7 +115,7 @@ class CudaBackend:
         if 10 * major + minor < (oldest := oldest_capability()):
             built = f"the library was built from {oldest / 10} on"
             return f"{problem.device} has compute capability {major}.{minor}; {built}"
-        if (reason := abi.cannot_describe(problem)) is not None:
+        if (reason := _abi.cannot_describe(problem)) is not None:
             return reason
         try:
             # Of the backward too: a forward that cannot be differentiated would be a trap.
@@ -131,7 +131,7 @@ class CudaBackend:
         logits = torch.empty(
             (problem.batch, problem.num_classes, *problem.spatial_shape), dtype=features.dtype, device=features.device
         )
-        call = abi.inputs(features, logits, phi, residual, problem)
+        call = _abi.inputs(features, logits, phi, residual, problem)
         if bias is not None:
             call.bias = bias.data_ptr()
         coefficients = first_layer_coefficients(phi[0], phi[1], matrix).contiguous()
@@ -143,17 +143,17 @@ class CudaBackend:
         self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
         features, phi, residual, _, matrix, problem = inputs
-        call = abi.inputs(features, grad_logits, phi, residual, problem)
+        call = _abi.inputs(features, grad_logits, phi, residual, problem)
         coefficients = first_layer_coefficients(phi[0], phi[1], matrix).contiguous()
         call.coefficients = coefficients.data_ptr()
         grad_features = torch.empty_like(features) if needs.features else None
         if grad_features is not None:
-            call.grad_features = abi.describe(grad_features)
+            call.grad_features = _abi.describe(grad_features)
         if not needs.parameters:
             self._run(call, problem, backward=True)
             return grad_features, None
-        later = dict(zip(abi.PHI[2:], phi[2:], strict=True))
-        of_coefficients, *others = abi.gradients(call, {"coefficients": coefficients, **later})
+        later = dict(zip(_abi.PHI[2:], phi[2:], strict=True))
+        of_coefficients, *others = _abi.gradients(call, {"coefficients": coefficients, **later})
         self._run(call, problem, backward=True, scratch_alias=grad_features)
         return grad_features, (*first_layer_gradients(of_coefficients, matrix), *others)
 
@@ -179,7 +179,7 @@ class CudaBackend:
         """Makes the tensors' device current."""
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
-    def _run(self, described: abi.Call, problem: Problem, backward: bool, scratch_alias: Tensor | None = None) -> None:
+    def _run(self, described: _abi.Call, problem: Problem, backward: bool, scratch_alias: Tensor | None = None) -> None:
         """Run a call; ``scratch_alias`` is the features' gradient, whose memory is scratch until it is written."""
         device = problem.device
         with self.on(device):
@@ -199,11 +199,11 @@ class CudaBackend:
             workspace = torch.empty(size, dtype=torch.uint8, device=device)
             call.workspace, call.workspace_bytes = workspace.data_ptr(), size
             if (count := counting.current()) is not None:
-                report = torch.zeros(abi.REPORT_SIZE, dtype=torch.float64, device=device)
+                report = torch.zeros(_abi.REPORT_SIZE, dtype=torch.float64, device=device)
                 call.call.report = report.data_ptr()
                 count.add(report)
             function = self.library().scp_cuda_backward if backward else self.library().scp_cuda_forward
-            message = abi.Message()
+            message = _abi.Message()
             message.check(function(ctypes.byref(call), message.buffer, message.size), "CUDA")
 
 
@@ -213,4 +213,4 @@ def _version(number: int) -> str:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    return declare(library.load("cuda"))
+    return declare(_libraries.load("cuda"))

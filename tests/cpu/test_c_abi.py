@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scp_kernels.backends import abi, cuda, library
+from scp_kernels.backends import _abi, _libraries, cuda
 from tests.support.cpu_settings import needs_cpu
 from tests.support.cuda_host import SOURCES, compiler
 from tests.support.tolerances import GRADIENTS
@@ -33,14 +33,14 @@ def worst_error(*command: str, **environment: str) -> float:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     assert done.returncode == 0 and not done.stderr, done.stderr
     error, *sizes = done.stdout.split()
-    assert list(map(int, sizes)) == [ctypes.sizeof(abi.Call), ctypes.sizeof(cuda.CudaCall), abi.REPORT_SIZE]
+    assert list(map(int, sizes)) == [ctypes.sizeof(_abi.Call), ctypes.sizeof(cuda.CudaCall), _abi.REPORT_SIZE]
     return float(error)
 
 
 @pytest.mark.skipif(compiler is None, reason="needs a C++ compiler")
 @needs_cpu
 def test_the_installed_library(tmp_path):
-    installed = library.find("cpu")
+    installed = _libraries.find("cpu")
     program = tmp_path / "program"
     subprocess.run([compiler, *FLAGS, str(DRIVER), str(installed), "-o", str(program)], check=True)
     assert worst_error(str(program), LD_LIBRARY_PATH=str(installed.parent)) <= GRADIENTS[torch.float32]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from scp_kernels.backends import library
+from scp_kernels.backends import _libraries
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
@@ -30,7 +30,7 @@ SANITIZERS = [
 ]
 RUNTIMES = ("libasan.so", "libubsan.so", "libstdc++.so")
 
-RECORD = library.build_record()["cpu"]
+RECORD = _libraries.build_record()["cpu"]
 pytestmark = [
     pytest.mark.skipif(not RECORD["built"], reason=f"the CPU backend was not built: {RECORD.get('reason')}"),
     pytest.mark.xdist_group("cpu_sanitizers"),  # one library for them all
@@ -90,17 +90,17 @@ def environment(request) -> dict[str, str]:
         key.update(path.read_bytes())
     cache = request.config.cache.mkdir("scp-sanitized")
     place = cache / key.hexdigest()[:16]
-    folder = place / library.PACKAGE
+    folder = place / _libraries.PACKAGE
     if not (folder / "libscp_cpu.so").exists():
         # Made aside and then put into its place whole: another process may be at it too.
         for old in cache.iterdir():
             if old != place and not old.name.startswith(UNFINISHED):
                 shutil.rmtree(old, ignore_errors=True)
         unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=cache))
-        made = unfinished / library.PACKAGE
+        made = unfinished / _libraries.PACKAGE
         made.mkdir()
         (made / "__init__.py").touch()
-        (made / "build.json").write_text(json.dumps(library.build_record()))
+        (made / "build.json").write_text(json.dumps(_libraries.build_record()))
         compile_everything(made, command, flags)
         try:
             unfinished.rename(place)

@@ -7,12 +7,12 @@ import torch
 
 from benchmarks import static_cuda
 from scp_kernels import BackendUnavailable, available_backends, scp
-from scp_kernels.backends import abi, cuda, library
+from scp_kernels.backends import _abi, _libraries, cuda
 from scp_kernels.problem import Problem
 
 try:
-    BUILT = cuda.declare(library.load("cuda"))
-except library.LibraryUnavailable as error:
+    BUILT = cuda.declare(_libraries.load("cuda"))
+except _libraries.LibraryUnavailable as error:
     pytest.skip(f"the CUDA library: {error}", allow_module_level=True)
 
 
@@ -55,7 +55,7 @@ def test_calls_that_make_no_sense(change, message):
 
 
 def test_data_that_is_missing():
-    message = abi.Message()
+    message = _abi.Message()
     for function in (BUILT.scp_cuda_forward, BUILT.scp_cuda_backward):
         status = function(ctypes.byref(call()), message.buffer, len(message.buffer))
         with pytest.raises(ValueError, match="coefficients: expected data"):

@@ -250,7 +250,7 @@ def test_flops_are_the_nominal_ones(spy):
 OLD_NAME = """
 import warnings
 import scp_kernels
-from scp_kernels.backends import library  # the package stays a package
+from scp_kernels.backends import _libraries  # the package stays a package
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     status = scp_kernels.backends()

@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from scp_kernels import __version__
-from scp_kernels.backends import library
+from scp_kernels.backends import _libraries
 
 ROOT = Path(__file__).parents[2]
 NATIVE = "scp_kernels_native"
@@ -33,7 +33,7 @@ COPIED = ("scp_kernels", "models", "pyproject.toml", "setup.py", "MANIFEST.in", 
 
 HEADER = f"""
 #define SCP_EXPORT extern "C" __attribute__((visibility("default")))
-#define SCP_ABI_VERSION {library.ABI_VERSION}
+#define SCP_ABI_VERSION {_libraries.ABI_VERSION}
 """
 ENTRY = """
 #include <omp.h>
@@ -229,7 +229,7 @@ class TestInstalled:
 
     def test_checkout_at_the_working_directory_finds_the_library(self, installed: Path, tree: Path) -> None:
         code = (
-            "import scp_kernels; from scp_kernels.backends import library as l; "
+            "import scp_kernels; from scp_kernels.backends import _libraries as l; "
             "print(scp_kernels.__file__, l.load('cpu')._name, sep='\\n')"
         )
         result = run("-c", code, cwd=tree, PYTHONPATH=str(installed))
@@ -318,7 +318,7 @@ def test_cuda_library_is_built_and_loads_without_a_driver(tree: Path) -> None:
     wheel = build_wheel(tree, SCP_BUILD_CPU="0", SCP_CUDA_ARCHITECTURES="80")
     assert list(record_in(wheel)["cuda"]["variants"]) == ["80", "ptx"]
     zipfile.ZipFile(wheel).extract(f"{NATIVE}/libscp_cuda.so", tree)
-    assert ctypes.CDLL(str(tree / NATIVE / "libscp_cuda.so")).scp_abi_version() == library.ABI_VERSION
+    assert ctypes.CDLL(str(tree / NATIVE / "libscp_cuda.so")).scp_abi_version() == _libraries.ABI_VERSION
 
 
 @needs_compiler
@@ -358,8 +358,8 @@ site.addsitedir({str(site_packages)!r})
 sys.path[:] = [p for p in sys.path if p not in before] + before
 sys.meta_path.sort(key=lambda finder: 'Editable' not in getattr(finder, '__name__', ''))
 import scp_kernels, scp_models
-from scp_kernels.backends import library
-print(scp_kernels.__file__, scp_models.__file__, library.load('cpu')._name, sep='\\n')
+from scp_kernels.backends import _libraries
+print(scp_kernels.__file__, scp_models.__file__, _libraries.load('cpu')._name, sep='\\n')
 """
     result = run("-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stdout
@@ -378,7 +378,7 @@ class TestLoader:
         folder.mkdir()
         (folder / "__init__.py").touch()
         (folder / "build.json").write_text('{"cpu": {"built": true}, "cuda": {"built": false, "reason": "no nvcc"}}')
-        monkeypatch.setattr(library, "PACKAGE", package)
+        monkeypatch.setattr(_libraries, "PACKAGE", package)
         monkeypatch.syspath_prepend(tmp_path)
         self.forget()
         yield folder
@@ -386,8 +386,8 @@ class TestLoader:
 
     @staticmethod
     def forget() -> None:
-        library.build_record.cache_clear()
-        library.load.cache_clear()
+        _libraries.build_record.cache_clear()
+        _libraries.load.cache_clear()
 
     @needs_compiler
     def test_library_of_another_abi_is_refused(self, folder: Path) -> None:
@@ -395,25 +395,27 @@ class TestLoader:
         source.write_text('extern "C" int scp_abi_version() { return 999; }\n')
         compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
         subprocess.run([compiler, "-shared", "-fPIC", source, "-o", folder / "libscp_cpu.so"], check=True)
-        with pytest.raises(library.LibraryUnavailable, match=r"ABI version 999, this scp_kernels needs \d+: reinstall"):
-            library.load("cpu")
+        with pytest.raises(
+            _libraries.LibraryUnavailable, match=r"ABI version 999, this scp_kernels needs \d+: reinstall"
+        ):
+            _libraries.load("cpu")
 
     def test_missing_and_damaged_libraries_are_told_apart(self, folder: Path) -> None:
-        with pytest.raises(library.LibraryUnavailable, match="gone from the installation"):
-            library.load("cpu")
+        with pytest.raises(_libraries.LibraryUnavailable, match="gone from the installation"):
+            _libraries.load("cpu")
         (folder / "libscp_cpu.so").write_bytes(b"not a library")
-        with pytest.raises(library.LibraryUnavailable, match="does not load"):
-            library.load("cpu")
+        with pytest.raises(_libraries.LibraryUnavailable, match="does not load"):
+            _libraries.load("cpu")
 
     def test_library_that_was_not_built_gives_the_reason_of_the_record(self, folder: Path) -> None:
-        with pytest.raises(library.LibraryUnavailable, match="no nvcc"):
-            library.load("cuda")
+        with pytest.raises(_libraries.LibraryUnavailable, match="no nvcc"):
+            _libraries.load("cuda")
 
     def test_sources_alone_say_that_nothing_is_installed(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(library, "PACKAGE", "scp_kernels_native_nowhere")
-        assert not any(state["built"] for state in library.build_record().values())
-        with pytest.raises(library.LibraryUnavailable, match="pip install"):
-            library.load("cpu")
+        monkeypatch.setattr(_libraries, "PACKAGE", "scp_kernels_native_nowhere")
+        assert not any(state["built"] for state in _libraries.build_record().values())
+        with pytest.raises(_libraries.LibraryUnavailable, match="pip install"):
+            _libraries.load("cpu")
 
 
 @functools.cache
