@@ -186,7 +186,7 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
                                           : -1;
       count(block, a.net, SCP_REPORT_LEAF_MACS, [&] { return kThreads * pixel_macs<D>(folded, width); });
       T weight[kWeights];
-      fold_outputs(block, a.net, folded, parent, memory.fold);
+      fold_outputs(block, a.net, folded, memory.fold);
       evaluate_weights<T, D>(block, a.net, folded, memory.fold, width, position, weight);
       if (!inside) continue;
       const int64_t end = b + step < b_end ? b + step : b_end;

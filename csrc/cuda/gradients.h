@@ -376,7 +376,7 @@ SCP_DEVICE bool differentiate(Block& block, const GradientInputs<T, D>& of, int6
     SCP_NO_UNROLL
     for (int j = t; j < kGradients; j += kThreads) fold_memory.offset[j] = j < width ? first + j : -1;
     count(block, net, SCP_REPORT_LEAF_MACS, [&] { return part_macs<D>(folded, width); });
-    fold_outputs(block, net, folded, parent, fold_memory);
+    fold_outputs(block, net, folded, fold_memory);
     differentiate_outputs(block, folded, width, memory);
     SCP_NO_UNROLL
     for (int j = t; j < width; j += kThreads) partial.b3[first + j] = memory.outputs[j];
