@@ -53,7 +53,7 @@ def affine_of_coordinates(coordinates: Tensor, extent: ArrayLike, *, coordinates
     axes = extent.shape[-1] if extent.ndim else 0
     p, valid, extent = check_coordinates(coordinates, coordinates, coordinates_as, None, None, extent, axes)
     affine = told_affine(p, valid, extent, tuple(coordinates.shape[2:]), coordinates_as)
-    return affine if len(affine) > 1 else affine[0]
+    return affine if affine.shape[0] > 1 else affine[0]
 
 
 def told_affine(p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tuple[int, ...], way: str) -> Tensor:
@@ -214,12 +214,20 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     """``matrix⁻¹ · right`` of positive semidefinite matrices ``[G, d, d]``; about 0 along what they map to 0.
 
     Elimination written out: solvers of linear systems wait for the device to say that there is a solution. What is
-    added to the diagonal (1 where all is 0) is far below what float32 coordinates can tell.
+    added to the diagonal (1 where all is 0) would bias the solution; a second pass on what the first leaves takes that
+    away.
     """
     trace = matrix.diagonal(dim1=1, dim2=2).sum(1)
     ridge = torch.where(trace > 0, trace * (1e-12 if matrix.dtype == torch.float64 else 1e-6), 1.0)
     identity = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
-    rows = list(torch.cat([matrix + ridge[:, None, None] * identity, right], 2).unbind(1))
+    invertible = matrix + ridge[:, None, None] * identity
+    first = _eliminate(invertible, right)
+    return first + _eliminate(invertible, right - matrix @ first)
+
+
+def _eliminate(matrix: Tensor, right: Tensor) -> Tensor:
+    """``matrix⁻¹ · right`` without pivoting, which positive definite matrices do not need."""
+    rows = list(torch.cat([matrix, right], 2).unbind(1))
     for k in range(len(rows)):
         rows[k] = rows[k] / rows[k][:, k : k + 1]
         rows = [row if r == k else row - row[:, k : k + 1] * rows[k] for r, row in enumerate(rows)]

@@ -57,7 +57,7 @@ def scp(
             (elastic deformation), it is a ValueError on the CPU; on a GPU, compiled or traced, where nobody can be told
             without waiting, the sample's logits are NaN. ``"least_squares"``: the affine map that comes closest.
             ``"pixelwise"``: Φ is evaluated at each pixel's own position by the reference, in plain PyTorch, which keeps
-            some ``B·H·W·(2·h₁ + 2·h₂ + 2·N·C)`` numbers for the backward pass; ``backend`` must be ``"auto"`` or
+            some ``B·H·W·(h₁ + h₂ + N·C)`` numbers for the backward pass; ``backend`` must be ``"auto"`` or
             ``"reference"``, and pixels that are not valid are put at the centre of the extent.
         position: ``"pixels"`` (eq. 5 as printed) or ``"centered"`` (``2·S/extent − 1``, better conditioned to train).
         backend: ``"auto"`` (the fastest that can run; the reference for forward-mode derivatives and for ONNX), or
