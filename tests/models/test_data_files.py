@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from scp_models.data import Subject, VolumeReader, find_subjects, get_task
-from scp_models.data.volume_files import is_clutter, open_volume, volume_stem
+from scp_models.data.volume import is_clutter
+from scp_models.data.volume_files import open_volume, volume_stem
 from scp_models.errors import UserError
 from scp_models.evaluation.scores import evaluate
 from scp_models.inference.predictor import predict

@@ -7,7 +7,8 @@ from typing import Any
 
 from scp_models.data.itk_files import is_dicom_folder
 from scp_models.data.subjects import Subject
-from scp_models.data.volume_files import is_clutter, volume_stem
+from scp_models.data.volume import is_clutter
+from scp_models.data.volume_files import volume_stem
 from scp_models.errors import UserError
 
 _PARTITIONS = {"training": "training", "validation": "validation", "test": "test", "testing": "test"}

@@ -8,16 +8,16 @@ import glob
 import gzip
 import struct
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import io_orientation
-from numpy.typing import NDArray
 
 from scp_models.data.geometry import TOLERANCE, corner_distance
+from scp_models.data.itk_files import open_dicom, open_itk
+from scp_models.data.volume import VolumeFile, checked, is_clutter
 from scp_models.errors import UserError
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -27,51 +27,6 @@ ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
 _MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
 """Per unit of NIfTI's ``xyzt_units``; an unknown unit is a millimetre."""
 _NIFTI_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError)
-
-
-@dataclass(frozen=True)
-class VolumeFile:
-    """An open file, or one channel of it; its voxels are read on demand where the format allows it."""
-
-    path: Path
-    shape: tuple[int, int, int]
-    affine: NDArray[np.float64]
-    """``[4, 4]``: voxel indices to millimetres, RAS+."""
-    data: Any
-    """Array or nibabel's proxy of one: ``[x, y, z]``, then axes of length 1 and at most one axis of channels."""
-    header: Any
-    """NIfTI header of results on this grid."""
-    stored_affine: NDArray[np.float64]
-    """As ``header`` has it, in the header's own units."""
-    oriented: bool = True
-    """Whether the file says where its voxels lie; otherwise it has their sizes alone."""
-    scaled: bool = False
-    """Whether stored integers go through a slope: rounding leaves labels a little beside their integers."""
-    channels: int = 1
-    channel: int = 0
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def spacing(self) -> NDArray[np.float64]:
-        """Voxel size in mm along the file's axes."""
-        return nib.affines.voxel_sizes(self.affine)
-
-    def read(self, index: tuple[slice, ...] = (slice(None),) * 3) -> NDArray[Any]:
-        """Voxels ``[x, y, z]`` of the chosen channel.
-
-        Raises:
-            UserError: the file is truncated or corrupt.
-        """
-        tail = tuple(0 if n == 1 else self.channel for n in self.data.shape[3:])
-        try:
-            return np.asarray(self.data[(*index, *tail)])
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise UserError(
-                f"{self.path}: expected a whole NIfTI file, it is truncated or corrupt ({error})"
-            ) from error
-
-    def per_channel(self) -> list["VolumeFile"]:
-        return [replace(self, channel=k) for k in range(self.channels)]
 
 
 def open_volume(path: Path) -> VolumeFile:
@@ -84,12 +39,8 @@ def open_volume(path: Path) -> VolumeFile:
             that places no volume; or SimpleITK is needed and is not installed.
     """
     if path.is_dir():
-        from scp_models.data.itk_files import open_dicom
-
         return open_dicom(path)
     if path.name.endswith(ITK_ENDINGS):
-        from scp_models.data.itk_files import open_itk
-
         return open_itk(path)
     return _open_nifti(path)
 
@@ -114,25 +65,6 @@ def files_of(path: Path) -> list[Path]:
     if path.suffix in (".mhd", ".nhdr"):
         return sorted({path, *path.parent.glob(f"{glob.escape(path.stem)}.*")})
     return [path]
-
-
-def is_clutter(path: Path) -> bool:
-    """Whether a file is none of the data: macOS's ``._`` companions, ``.DS_Store``, thumbnails."""
-    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
-
-
-def checked(file: VolumeFile) -> VolumeFile:
-    """``file``, or an error that says in one line what no reader can use.
-
-    Raises:
-        UserError: see :func:`open_volume`.
-    """
-    shape = tuple(int(n) for n in file.data.shape)
-    if len(shape) < 3 or min(shape) < 1 or sum(n > 1 for n in shape[3:]) > 1:
-        raise UserError(f"{file.path}: expected a 3-D volume, got shape {shape}")
-    if not np.isfinite(file.affine).all() or np.isnan(io_orientation(file.affine)).any():
-        raise UserError(f"{file.path}: expected an affine that maps three axes, got one without full rank")
-    return replace(file, channels=max(shape[3:], default=1))
 
 
 def _open_nifti(path: Path) -> VolumeFile:
