@@ -1,5 +1,6 @@
 """The command ``scp-models``. Bad input ends in one line on stderr and exit code 2."""
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -317,6 +318,8 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             # Not every terminal's encoding has every character of a name or a table: better a "?" than a crash.
             stream.reconfigure(errors="replace")
+    # What nibabel sets right in a header it says in lines that do not name the file.
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     try:
         app()
     except UserError as error:

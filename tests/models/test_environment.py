@@ -1,7 +1,9 @@
 """Where the command runs: without a home folder, on terminals of other encodings; and what it imports."""
 
+import gzip
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -53,6 +55,16 @@ print(json.dumps(sorted(set(sys.modules) - before)))
     assert (tmp_path / "out" / "7.nii.gz").is_file()
     assert not HEAVY & {module.split(".")[0] for module in modules}
     assert len(modules) < MOST_MODULES, len(modules)
+
+
+def test_stderr_has_no_line_that_names_no_file(checkpoint, tmp_path):
+    write_wmh_subject(tmp_path / "7", seed=0)
+    path = tmp_path / "7" / "pre" / "T1.nii.gz"
+    header = bytearray(gzip.decompress(path.read_bytes()))
+    header[80:84] = struct.pack("<f", -1)  # pixdim[1], which nibabel takes for 1
+    path.write_bytes(gzip.compress(bytes(header)))
+    done = run("predict", checkpoint, tmp_path / "7", "--out", tmp_path / "out")
+    assert done.returncode == 0 and b"pixdim" not in done.stderr, done.stderr
 
 
 def test_the_cache_is_below_home_if_that_can_be_written(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ from voxel indices to millimetres in the patient, x to the right, y to the front
 
 import glob
 import gzip
+import math
 import struct
 import zlib
 from dataclasses import replace
@@ -74,15 +75,15 @@ def _open_nifti(path: Path) -> VolumeFile:
     try:
         if path.suffix == ".gz":
             content = gzip.decompress(path.read_bytes())
-            _check_header(path, content)
+            _check_header(path, content, len(content))
             image: Any = _image_class(content).from_bytes(content)
         else:
             with path.open("rb") as stream:
-                _check_header(path, stream.read(540))
+                _check_header(path, stream.read(540), path.stat().st_size)
             image = nib.load(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: expected a NIfTI file, there is none") from error
-    except (*_NIFTI_ERRORS, OSError, EOFError, ValueError, KeyError, zlib.error) as error:
+    except (*_NIFTI_ERRORS, OSError, EOFError, ValueError, OverflowError, KeyError, zlib.error) as error:
         raise UserError(f"{path}: expected a NIfTI file, it cannot be read ({error})") from error
     header = image.header
     scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
@@ -106,18 +107,25 @@ def _image_class(content: bytes) -> Any:
     return nib.Nifti2Image if nifti2 else nib.Nifti1Image
 
 
-def _check_header(path: Path, content: bytes) -> None:
-    """Refuse what nibabel would read in a way that the file does not say: it takes a voxel size of 0 for 1."""
+def _check_header(path: Path, content: bytes, file_size: int) -> None:
+    """Refuse what nibabel would read in a way that the file does not say: it takes a voxel size of 0 for 1, and the
+    header for voxels where they begin at 0; and what is larger than its file, before memory is asked for it.
+    """
     header_class = _image_class(content).header_class
     size = header_class.template_dtype.itemsize
     if len(content) < size:
         raise EOFError(f"{len(content)} bytes")
-    header = header_class(content[:size], check=False)
-    if not 1 <= int(header["dim"][0]) <= 7:
-        return  # nibabel says what it is
-    shape = header.get_data_shape()
+    # nibabel guesses the byte order from the number of axes, and takes another one where that is negative.
+    order = {struct.pack(f"{sign}i", size): sign for sign in "<>"}.get(content[:4])
+    header = header_class(content[:size], endianness=order, check=False)
+    axes = int(header["dim"][0])
+    if not 1 <= axes <= 7:
+        if order is None:
+            return  # nibabel says what it is
+        raise UserError(f"{path}: expected a 3-D volume, got {axes} axes")
+    shape = tuple(int(n) for n in header.get_data_shape())
     if min(shape) < 1:
-        raise UserError(f"{path}: expected a 3-D volume, got shape {tuple(int(n) for n in shape)}")
+        raise UserError(f"{path}: expected a 3-D volume, got shape {shape}")
     sizes = [float(size) for size in header["pixdim"][1:4]]
     if not all(np.isfinite(sizes)) or 0.0 in sizes[: len(shape)]:
         raise UserError(f"{path}: expected voxel sizes other than 0 in pixdim, got {sizes}")
@@ -125,6 +133,14 @@ def _check_header(path: Path, content: bytes) -> None:
     if dtype.fields is not None or dtype.kind not in "iuf":
         kind = "".join(dtype.names) if dtype.names else dtype.name
         raise UserError(f"{path}: expected one real number per voxel, got {kind}")
+    offset, length = int(header["vox_offset"]), math.prod(shape) * dtype.itemsize
+    if offset < size:
+        raise UserError(f"{path}: expected voxels after the header's {size} bytes, got vox_offset {offset}")
+    if file_size < offset + length:
+        raise UserError(
+            f"{path}: expected a whole NIfTI file, it is truncated or corrupt (expected {offset + length} bytes, got "
+            f"{file_size})"
+        )
 
 
 def _disagreement(file: VolumeFile, scale: float) -> tuple[str, ...]:
