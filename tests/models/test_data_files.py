@@ -141,7 +141,18 @@ def test_voxels_that_are_no_numbers(tmp_path, dtype, message, ending):
         (296, np.float32(np.nan).tobytes(), "expected an affine that maps three axes"),
         (280, bytes(16), "expected an affine that maps three axes"),
     ],
-    ids=["dim", "axes", "size", "offset", "offset inf", "pixdim", "pixdim nan", "datatype", "affine nan", "affine singular"],
+    ids=[
+        "dim",
+        "axes",
+        "size",
+        "offset",
+        "offset inf",
+        "pixdim",
+        "pixdim nan",
+        "datatype",
+        "affine nan",
+        "affine singular",
+    ],
 )
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 def test_headers_that_make_no_volume(tmp_path, values, ending, offset, content, message):
