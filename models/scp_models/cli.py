@@ -235,14 +235,15 @@ def predict(options: PredictOptions) -> None:
     from scp_models.inference.predictor import predict as write_predictions
 
     model = load_model(options.checkpoint)
-    subjects = subjects_of(options.inputs or [], options.image or [], model.task, options.layout)
+    failures = Failures(_report, fail_fast=options.fail_fast)
+    subjects = subjects_of(options.inputs or [], options.image or [], model.task, options.layout, failures)
+    total = len(subjects) + len(failures.messages)
     ensure_writable(options.out)
     predictor = Predictor(model, threshold=options.threshold)
     shown = track(subjects, "Predicting", transient=True)
-    failures = Failures(_report, fail_fast=options.fail_fast)
     for path in list(write_predictions(predictor, shown, options.out, options.probabilities, failures)):
         typer.echo(path)
-    _finish(failures, len(subjects))
+    _finish(failures, total)
 
 
 @app.command()
