@@ -1,5 +1,6 @@
 """The command ``scp-models``. Bad input ends in one line on stderr and exit code 2."""
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -234,14 +235,15 @@ def predict(options: PredictOptions) -> None:
     from scp_models.inference.predictor import predict as write_predictions
 
     model = load_model(options.checkpoint)
-    subjects = subjects_of(options.inputs or [], options.image or [], model.task, options.layout)
+    failures = Failures(_report, fail_fast=options.fail_fast)
+    subjects = subjects_of(options.inputs or [], options.image or [], model.task, options.layout, failures)
+    total = len(subjects) + len(failures.messages)
     ensure_writable(options.out)
     predictor = Predictor(model, threshold=options.threshold)
     shown = track(subjects, "Predicting", transient=True)
-    failures = Failures(_report, fail_fast=options.fail_fast)
     for path in list(write_predictions(predictor, shown, options.out, options.probabilities, failures)):
         typer.echo(path)
-    _finish(failures, len(subjects))
+    _finish(failures, total)
 
 
 @app.command()
@@ -317,6 +319,8 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             # Not every terminal's encoding has every character of a name or a table: better a "?" than a crash.
             stream.reconfigure(errors="replace")
+    # What nibabel sets right in a header it says in lines that do not name the file.
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     try:
         app()
     except UserError as error:

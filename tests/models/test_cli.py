@@ -210,7 +210,8 @@ def test_label_affine_decides_for_evaluate(run, root, checkpoint, tmp_path):
 
 def test_missing_modality(run, root, checkpoint, tmp_path):
     (root / "training" / "Singapore" / "1" / "pre" / "FLAIR.nii.gz").unlink()
-    refused(run("predict", checkpoint, root, "--out", tmp_path / "out"), "FLAIR.nii.gz", "expected the modalities")
+    arguments = ("predict", checkpoint, root / "training" / "Singapore" / "1", "--out", tmp_path / "out")
+    refused(run(*arguments), "FLAIR.nii.gz", "expected the modalities")
     assert nothing_left(tmp_path / "out")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from scp_models.data import Subject, VolumeReader, find_subjects, get_task
-from scp_models.data.volume_files import is_clutter, open_volume, volume_stem
+from scp_models.data.volume import is_clutter
+from scp_models.data.volume_files import open_volume, volume_stem
 from scp_models.errors import UserError
 from scp_models.evaluation.scores import evaluate
 from scp_models.inference.predictor import predict
@@ -27,10 +28,11 @@ def values():
 
 
 def patched(path, offset, content):
-    """Overwrite bytes of a compressed file's header."""
-    raw = bytearray(gzip.decompress(path.read_bytes()))
+    """Overwrite bytes of a file's header."""
+    compressed = path.suffix == ".gz"
+    raw = bytearray(gzip.decompress(path.read_bytes()) if compressed else path.read_bytes())
     raw[offset : offset + len(content)] = content
-    path.write_bytes(gzip.compress(bytes(raw)))
+    path.write_bytes(gzip.compress(bytes(raw)) if compressed else bytes(raw))
 
 
 @pytest.mark.parametrize(("unit", "scale"), [("mm", 1), ("micron", 1000), ("meter", 1e-3), ("unknown", 1)])
@@ -129,20 +131,35 @@ def test_voxels_that_are_no_numbers(tmp_path, dtype, message, ending):
     ("offset", "content", "message"),
     [
         (46, np.int16(-6).tobytes(), r"expected a 3-D volume, got shape \(20, 24, -6\)"),
-        (40, np.int16(-3).tobytes(), "expected a NIfTI file, it cannot be read"),
+        (40, np.int16(-3).tobytes(), "expected a 3-D volume, got -3 axes"),
+        (40, np.int16([3, 30000, 30000, 30000]).tobytes(), r"expected a whole NIfTI file, .* \(expected \d{14,} bytes"),
+        (108, np.float32(0).tobytes(), "expected voxels after the header's 348 bytes, got vox_offset 0"),
+        (108, np.float32(np.inf).tobytes(), "expected a NIfTI file, it cannot be read"),
         (88, np.float32(0).tobytes(), r"expected voxel sizes other than 0 in pixdim, got \[1.0, 1.0, 0.0\]"),
         (80, np.float32(np.nan).tobytes(), r"expected voxel sizes other than 0 in pixdim, got \[nan, 1.0, 3.0\]"),
         (70, np.int16(9999).tobytes(), "expected a NIfTI file, it cannot be read"),
         (296, np.float32(np.nan).tobytes(), "expected an affine that maps three axes"),
         (280, bytes(16), "expected an affine that maps three axes"),
     ],
-    ids=["dim", "axes", "pixdim", "pixdim nan", "datatype", "affine nan", "affine singular"],
+    ids=[
+        "dim",
+        "axes",
+        "size",
+        "offset",
+        "offset inf",
+        "pixdim",
+        "pixdim nan",
+        "datatype",
+        "affine nan",
+        "affine singular",
+    ],
 )
-def test_headers_that_make_no_volume(tmp_path, values, offset, content, message):
-    save(tmp_path / "a.nii.gz", values, affine_for("RAS"))
-    patched(tmp_path / "a.nii.gz", offset, content)
-    with pytest.raises(UserError, match=f"a.nii.gz: {message}"):
-        open_volume(tmp_path / "a.nii.gz")
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_headers_that_make_no_volume(tmp_path, values, ending, offset, content, message):
+    save(tmp_path / f"a{ending}", values, affine_for("RAS"))
+    patched(tmp_path / f"a{ending}", offset, content)
+    with pytest.raises(UserError, match=f"a{ending}: {message}"):
+        open_volume(tmp_path / f"a{ending}")
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scp_models.data import SegmentationDataModule, SourceGrid, Subject, VolumeReader, find_subjects, get_task
-from scp_models.data.volume_files import VolumeFile
+from scp_models.data.volume import VolumeFile
 from scp_models.errors import UserError
 from tests.support.tiny_data import AXIS_CODES, affine_for, save, write_lits, write_wmh_subject
 

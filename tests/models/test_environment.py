@@ -1,7 +1,9 @@
 """Where the command runs: without a home folder, on terminals of other encodings; and what it imports."""
 
+import gzip
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -53,6 +55,36 @@ print(json.dumps(sorted(set(sys.modules) - before)))
     assert (tmp_path / "out" / "7.nii.gz").is_file()
     assert not HEAVY & {module.split(".")[0] for module in modules}
     assert len(modules) < MOST_MODULES, len(modules)
+
+
+@pytest.mark.parametrize("split", ["all", "test"])
+def test_scoring_files_imports_no_training_library(tmp_path, split):
+    write_wmh(tmp_path / "wmh", 4)
+    (tmp_path / "masks").mkdir()
+    for label in (tmp_path / "wmh").rglob("wmh.nii.gz"):
+        name = "_".join(label.parent.relative_to(tmp_path / "wmh").parts)
+        (tmp_path / "masks" / f"{name}.nii.gz").write_bytes(label.read_bytes())
+    code = f"""
+import sys
+sys.argv = ["scp-models", "evaluate", "--predictions", {str(tmp_path / "masks")!r}, "--data", {str(tmp_path / "wmh")!r},
+            "--split", {split!r}, "--out", {str(tmp_path / "out")!r}]
+from scp_models.cli import main
+try: main()
+except SystemExit as stop: assert not stop.code
+print(set({sorted(HEAVY)}) & {{module.split(".")[0] for module in sys.modules}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "set()", done.stdout + done.stderr
+
+
+def test_stderr_has_no_line_that_names_no_file(checkpoint, tmp_path):
+    write_wmh_subject(tmp_path / "7", seed=0)
+    path = tmp_path / "7" / "pre" / "T1.nii.gz"
+    header = bytearray(gzip.decompress(path.read_bytes()))
+    header[80:84] = struct.pack("<f", -1)  # pixdim[1], which nibabel takes for 1
+    path.write_bytes(gzip.compress(bytes(header)))
+    done = run("predict", checkpoint, tmp_path / "7", "--out", tmp_path / "out")
+    assert done.returncode == 0 and b"pixdim" not in done.stderr, done.stderr
 
 
 def test_the_cache_is_below_home_if_that_can_be_written(monkeypatch, tmp_path):

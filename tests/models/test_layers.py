@@ -32,13 +32,9 @@ def allowed(part: str) -> set[str]:
     return {part}.union(*(allowed(below) for below in DIRECT[part]))
 
 
-def imports(path: Path, *, within_functions: bool = True):
+def imports(path: Path):
     """Modules that a file imports, and names it takes from them."""
-    tree = ast.parse(path.read_text())
-    nodes = ast.walk(tree)
-    if not within_functions:
-        nodes = (n for top in tree.body if not isinstance(top, ast.FunctionDef | ast.ClassDef) for n in ast.walk(top))
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0
             yield node.module, {alias.name for alias in node.names}
@@ -86,7 +82,7 @@ def test_no_modules_import_each_other_in_a_circle():
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
         graph[name] = set()
-        for module, names in imports(path, within_functions=False):
+        for module, names in imports(path):
             below = {f"{module}.{imported}" for imported in names} & modules.keys()
             graph[name] |= below or ({module} & modules.keys())
     list(TopologicalSorter(graph).static_order())  # raises where there is a circle

@@ -1,6 +1,7 @@
 """One bad subject among many: it is reported and passed over, and the exit code says so."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -56,6 +57,43 @@ def test_predict_passes_over_a_corrupt_image(run, root, checkpoint, tmp_path):
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert len(written) == 3 and f"{BAD}.nii.gz" not in written
     assert sorted(line for line in out if line) == [str(tmp_path / "out" / name) for name in written]
+
+
+def nnunet(folder, root):
+    """The same subjects in nnU-Net's layout."""
+    for k, subject in enumerate(find_subjects(root, get_task("wmh"))):
+        for channel, image in enumerate(subject.images):
+            save(folder / "imagesTs" / f"{k}_000{channel}.nii.gz", np.asarray(nib.load(image).dataobj), np.eye(4))
+    (folder / "dataset.json").write_text('{"channel_names": {"0": "T1", "1": "FLAIR"}}')
+    return folder / "imagesTs" / "2_0001.nii.gz", folder, "2"
+
+
+def datalist(folder, root):
+    """The same subjects in a datalist."""
+    lists = [[str(path) for path in subject.images] for subject in find_subjects(root, get_task("wmh"))]
+    entries = [[images[0].replace("T1.nii", f"T1_{k}.nii"), images[1]] for k, images in enumerate(lists)]
+    for (old, _), (new, _) in zip(lists, entries, strict=True):
+        Path(new).write_bytes(Path(old).read_bytes())
+    (folder / "list.json").write_text(json.dumps({"test": [{"image": images} for images in entries]}))
+    return Path(entries[2][1]), folder / "list.json", "T1_2"
+
+
+@pytest.mark.parametrize("layout", ["wmh", "nnunet", "datalist"])
+def test_predict_passes_over_a_missing_modality(run, root, checkpoint, tmp_path, layout):
+    if layout == "wmh":
+        missing, data, name = root / "training" / "Utrecht" / "0" / "pre" / "FLAIR.nii.gz", root, BAD
+    else:
+        missing, data, name = {"nnunet": nnunet, "datalist": datalist}[layout](tmp_path, root)
+    missing.unlink()
+    arguments = ("predict", checkpoint, data, "--out", tmp_path / "out")
+    code, _, err = run(*arguments, "--fail-fast")
+    assert code == 2 and not (tmp_path / "out").exists()
+    code, _, err = run(*arguments)
+    errors = [line for line in err if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1 and str(missing) in errors[0]
+    assert err[-1] == f"skipped 1 of 4 subjects: {name}"
+    written = [path.name for path in (tmp_path / "out").iterdir()]
+    assert len(written) == 3 and f"{name}.nii.gz" not in written
 
 
 def test_fail_fast_stops_at_the_first(run, root, checkpoint, tmp_path):

@@ -24,7 +24,7 @@ from scp_models.data.geometry import (
     turn_between,
 )
 from scp_models.data.tasks import LabelAffine
-from scp_models.data.volume_files import VolumeFile
+from scp_models.data.volume import VolumeFile
 from scp_models.errors import UserError
 
 # Slices read and processed at a time: a volume of 987 slices of 512² never is in memory at full size.

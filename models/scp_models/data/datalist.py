@@ -7,8 +7,9 @@ from typing import Any
 
 from scp_models.data.itk_files import is_dicom_folder
 from scp_models.data.subjects import Subject
-from scp_models.data.volume_files import is_clutter, volume_stem
-from scp_models.errors import UserError
+from scp_models.data.volume import is_clutter
+from scp_models.data.volume_files import volume_stem
+from scp_models.errors import Failures, UserError
 
 _PARTITIONS = {"training": "training", "validation": "validation", "test": "test", "testing": "test"}
 
@@ -30,11 +31,12 @@ def datalist_file(root: Path) -> Path:
     return files[0]
 
 
-def find_subjects(path: Path, modalities: int = 1) -> list[Subject]:
+def find_subjects(path: Path, modalities: int = 1, failures: Failures | None = None) -> list[Subject]:
     """Subjects of a datalist JSON: lists ``training``, ``validation`` and ``test`` of ``{"image": …, "label": …}``.
 
     Paths are relative to the JSON. An image is one file (with the modalities along its fourth axis if there are
-    several) or a list of one file per modality; an entry that is a bare path has no label.
+    several) or a list of one file per modality; an entry that is a bare path has no label. ``failures`` takes entries
+    whose files are missing; where it is None, the first one is an error.
 
     Raises:
         UserError: not JSON, no such list, an entry without an image, a file that is missing.
@@ -46,6 +48,7 @@ def find_subjects(path: Path, modalities: int = 1) -> list[Subject]:
             f"{path}: expected a datalist with a list 'training', 'validation' or 'test' "
             "(or nnU-Net's images, whose names end in _0000, in imagesTr/ beside it)"
         )
+    failures = failures or Failures(fail_fast=True)
     subjects = []
     for name, entries in lists.items():
         for k, entry in enumerate(entries):
@@ -56,8 +59,10 @@ def find_subjects(path: Path, modalities: int = 1) -> list[Subject]:
                 raise UserError(
                     f"{path}: {name}[{k}] expected {modalities} images (one per modality), got {len(images)}"
                 )
-            must_exist(path, images if label is None else (*images, label))
-            subjects.append(Subject(volume_stem(images[0]), images, label, partition=_PARTITIONS[name]))
+            subject = Subject(volume_stem(images[0]), images, label, partition=_PARTITIONS[name])
+            with failures.skip(subject.name):
+                must_exist(path, images if label is None else (*images, label))
+                subjects.append(subject)
     return with_distinct_names(subjects)
 
 

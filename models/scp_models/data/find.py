@@ -9,19 +9,22 @@ from scp_models.data import datalist, lits, nnunet, wmh
 from scp_models.data.itk_files import is_dicom_folder
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
 from scp_models.notes import note
 
 LAYOUTS = ("auto", "wmh", "lits", "datalist", "nnunet")
 
 
-def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Subject]:
+def find_subjects(
+    root: Path | str, task: Task, layout: str = "auto", failures: Failures | None = None
+) -> list[Subject]:
     """All subjects at ``root``: a data set, one subject's folder, one volume (or folder of DICOM slices), a datalist.
 
     Args:
         root: where to look.
         task: gives the modalities.
         layout: one of :data:`LAYOUTS`; ``"auto"`` tells it from what is there.
+        failures: takes subjects whose files are missing, and leaves them out; None: the first one is an error.
 
     Raises:
         UserError: nothing there, no subject found, or one that is there twice.
@@ -34,15 +37,15 @@ def find_subjects(root: Path | str, task: Task, layout: str = "auto") -> list[Su
     if layout == "auto":
         layout = guess_layout(root, task)
     readers = {
-        "wmh": lambda: wmh.find_subjects(root, task.modalities),
+        "wmh": lambda: wmh.find_subjects(root, task.modalities, failures=failures),
         "lits": lambda: lits.find_subjects(root),
-        "datalist": lambda: datalist.find_subjects(datalist.datalist_file(root), len(task.modalities)),
-        "nnunet": lambda: nnunet.find_subjects(root),
+        "datalist": lambda: datalist.find_subjects(datalist.datalist_file(root), len(task.modalities), failures),
+        "nnunet": lambda: nnunet.find_subjects(root, failures),
     }
     if layout not in readers:
         raise UserError(f"layout: expected one of {LAYOUTS}, got {layout!r}")
     subjects = readers[layout]()
-    if not subjects:
+    if not subjects and not (failures and failures.messages):
         raise UserError(
             f"{root}: expected subjects in the layout {layout!r}, found none (looked for WMH's <id>/pre/, LiTS's "
             "volume-N.nii, a datalist.json or dataset.json with lists, nnU-Net's dataset.json and imagesTr/*_0000)"
@@ -91,6 +94,6 @@ def guess_layout(root: Path, task: Task) -> str:
     described = root / "dataset.json"
     if described.is_file():
         listed = isinstance(datalist.read_json(described).get("dataset"), dict)
-        if listed or any((root / "imagesTr").glob("*_0000*")):
+        if listed or any(root.glob("imagesT[rs]/*_0000*")):
             return "nnunet"
     return "datalist" if any((root / name).is_file() for name in datalist.FILES) else task.name

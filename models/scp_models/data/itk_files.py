@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from scp_models.data.volume_files import VolumeFile, checked, is_clutter
+from scp_models.data.volume import VolumeFile, checked, is_clutter
 from scp_models.errors import UserError
 
 # Gaps between DICOM slices may differ by this share of their median: positions are printed in decimals.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from scp_models.data.subjects import Subject, folders
 from scp_models.data.tasks import LabelAffine
-from scp_models.data.volume_files import ENDINGS, is_clutter, volume_stem
+from scp_models.data.volume import is_clutter
+from scp_models.data.volume_files import ENDINGS, volume_stem
 from scp_models.errors import UserError
 
 _VOLUME = re.compile(r"(test-)?volume-(\d+)\.nii(\.gz)?$")

@@ -14,7 +14,7 @@ from scp_models.data.sampling import SAMPLINGS, SliceSampler, SubjectSampler
 from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir, temporary_cache_dir
 from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import get_task, read_description
+from scp_models.data.tasks import task_of_data_set
 from scp_models.data.timing import TimedDataLoader
 from scp_models.errors import UserError
 from scp_models.files import ensure_writable
@@ -91,19 +91,18 @@ class SegmentationDataModule(L.LightningDataModule):
             raise UserError(f"sampling: expected one of {SAMPLINGS}, got {sampling!r}")
         self.sampling = sampling
         self.root = Path(root)
-        given = dict(
+        self.task, self.task_options = task_of_data_set(
+            root,
+            task,
+            roi_size,
             modalities=modalities,
-            target=[target] if isinstance(target, int) else target,
-            ignored=[ignored] if isinstance(ignored, int) else ignored,
+            target=target,
+            ignored=ignored,
             window=window,
             resize=resize,
-            spacing=[spacing] if isinstance(spacing, (int, float)) else spacing,
+            spacing=spacing,
             label_affine=label_affine,
         )
-        description = read_description(self.root)
-        options = description.options(task, given) if description else given
-        self.task_options = {key: value for key, value in options.items() if value is not None} or None
-        self.task = get_task(task, roi_size, self.task_options)
         self.layout = layout
         self.batch_size = batch_size
         self.split = tuple(split) if split is not None else self.task.split

@@ -8,15 +8,16 @@ from scp_models.data.datalist import must_exist, read_json, with_distinct_names
 from scp_models.data.itk_files import is_dicom_folder
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import channel_names
-from scp_models.data.volume_files import is_clutter
-from scp_models.errors import UserError
+from scp_models.data.volume import is_clutter
+from scp_models.errors import Failures, UserError
 
 
-def find_subjects(root: Path) -> list[Subject]:
+def find_subjects(root: Path, failures: Failures | None = None) -> list[Subject]:
     """Subjects of nnU-Net's raw layout.
 
     A channel may be a folder of DICOM slices, called as the file would be without its ending. The key ``dataset`` of
-    version 2 lists the training cases by name instead, wherever their files are.
+    version 2 lists the training cases by name instead, wherever their files are. ``failures`` takes cases whose files
+    are missing; where it is None, the first one is an error.
 
     Raises:
         UserError: ``dataset.json`` is missing or says no channels, or a channel's file is missing.
@@ -29,16 +30,19 @@ def find_subjects(root: Path) -> list[Subject]:
     ending = content.get("file_ending", ".nii.gz")
     if not isinstance(ending, str):
         raise UserError(f"{description}: expected 'file_ending' such as .nii.gz, got {ending!r}")
+    failures = failures or Failures(fail_fast=True)
     subjects = []
     if isinstance(content.get("dataset"), dict):
-        subjects += [_listed(description, case, entry, len(channels)) for case, entry in content["dataset"].items()]
+        for case, entry in content["dataset"].items():
+            with failures.skip(case):
+                subjects.append(_listed(description, case, entry, len(channels)))
     else:
-        subjects += _in_folder(description, "imagesTr", len(channels), ending)
-    subjects += _in_folder(description, "imagesTs", len(channels), ending)
+        subjects += _in_folder(description, "imagesTr", len(channels), ending, failures)
+    subjects += _in_folder(description, "imagesTs", len(channels), ending, failures)
     return with_distinct_names(subjects)
 
 
-def _in_folder(description: Path, folder: str, channels: int, ending: str) -> list[Subject]:
+def _in_folder(description: Path, folder: str, channels: int, ending: str, failures: Failures) -> list[Subject]:
     images = description.parent / folder
     partition = "training" if folder == "imagesTr" else "test"
     subjects = []
@@ -48,11 +52,12 @@ def _in_folder(description: Path, folder: str, channels: int, ending: str) -> li
             continue
         case = first.name.removesuffix(f"_0000{end}")
         files = tuple(first.with_name(f"{case}_{k:04d}{end}") for k in range(channels))
-        must_exist(description, files)
         labels = description.parent / folder.replace("images", "labels")
         # Some converters give a label the number of a channel.
         names = (labels / f"{case}{ending}", labels / f"{case}_0000{ending}")
-        subjects.append(Subject(case, files, next((f for f in names if f.is_file()), None), partition=partition))
+        with failures.skip(case):
+            must_exist(description, files)
+            subjects.append(Subject(case, files, next((f for f in names if f.is_file()), None), partition=partition))
     return subjects
 
 

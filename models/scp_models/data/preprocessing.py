@@ -20,7 +20,8 @@ from scp_models.data.foreground import CropLoss, Foreground, coarse_steps, find_
 from scp_models.data.geometry import SAME_AXES, Orientation, inverse, resized_axis, turned_shape
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import LabelAffine, Task
-from scp_models.data.volume_files import VolumeFile, open_volume
+from scp_models.data.volume import VolumeFile
+from scp_models.data.volume_files import open_volume
 from scp_models.errors import UserError
 from scp_models.notes import note
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scp_models.data.tasks import LabelAffine
-from scp_models.data.volume_files import is_clutter
+from scp_models.data.volume import is_clutter
 
 
 @dataclass(frozen=True)

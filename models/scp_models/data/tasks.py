@@ -234,6 +234,29 @@ def read_description(root: Path | str) -> Description | None:
     return Description(path, channels or (), labels or {}) if channels or labels else None
 
 
+def task_of_data_set(
+    root: Path | str, name: str, roi_size: Sequence[int] | None = None, **given: Any
+) -> tuple[Task, dict[str, Any] | None]:
+    """The task of a data set, and the options that make it of its preset (None: it is the preset).
+
+    Args:
+        root: the data set; its ``dataset.json`` completes what is given.
+        name: of the preset.
+        roi_size: see :func:`get_task`.
+        given: any of :data:`OPTIONS`; None: not given. ``target``, ``ignored`` and ``spacing`` may be one number.
+
+    Raises:
+        UserError: options that make no task, or labels among which the target has to be chosen.
+    """
+    options = {key: [value] if isinstance(value, (int, float)) else value for key, value in given.items()}
+    if "resize" in given:
+        options["resize"] = given["resize"]
+    if description := read_description(root):
+        options = description.options(name, options)
+    options = {key: value for key, value in options.items() if value is not None}
+    return get_task(name, roi_size, options), options or None
+
+
 def channel_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The channels of a ``dataset.json``, in order: by number, or a list; None where they cannot be read."""
     channels = content.get("channel_names") or content.get("modality") or {}

@@ -6,18 +6,19 @@ from voxel indices to millimetres in the patient, x to the right, y to the front
 
 import glob
 import gzip
+import math
 import struct
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import io_orientation
-from numpy.typing import NDArray
 
 from scp_models.data.geometry import TOLERANCE, corner_distance
+from scp_models.data.itk_files import open_dicom, open_itk
+from scp_models.data.volume import VolumeFile, checked, is_clutter
 from scp_models.errors import UserError
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -27,51 +28,6 @@ ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
 _MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
 """Per unit of NIfTI's ``xyzt_units``; an unknown unit is a millimetre."""
 _NIFTI_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError)
-
-
-@dataclass(frozen=True)
-class VolumeFile:
-    """An open file, or one channel of it; its voxels are read on demand where the format allows it."""
-
-    path: Path
-    shape: tuple[int, int, int]
-    affine: NDArray[np.float64]
-    """``[4, 4]``: voxel indices to millimetres, RAS+."""
-    data: Any
-    """Array or nibabel's proxy of one: ``[x, y, z]``, then axes of length 1 and at most one axis of channels."""
-    header: Any
-    """NIfTI header of results on this grid."""
-    stored_affine: NDArray[np.float64]
-    """As ``header`` has it, in the header's own units."""
-    oriented: bool = True
-    """Whether the file says where its voxels lie; otherwise it has their sizes alone."""
-    scaled: bool = False
-    """Whether stored integers go through a slope: rounding leaves labels a little beside their integers."""
-    channels: int = 1
-    channel: int = 0
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def spacing(self) -> NDArray[np.float64]:
-        """Voxel size in mm along the file's axes."""
-        return nib.affines.voxel_sizes(self.affine)
-
-    def read(self, index: tuple[slice, ...] = (slice(None),) * 3) -> NDArray[Any]:
-        """Voxels ``[x, y, z]`` of the chosen channel.
-
-        Raises:
-            UserError: the file is truncated or corrupt.
-        """
-        tail = tuple(0 if n == 1 else self.channel for n in self.data.shape[3:])
-        try:
-            return np.asarray(self.data[(*index, *tail)])
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise UserError(
-                f"{self.path}: expected a whole NIfTI file, it is truncated or corrupt ({error})"
-            ) from error
-
-    def per_channel(self) -> list["VolumeFile"]:
-        return [replace(self, channel=k) for k in range(self.channels)]
 
 
 def open_volume(path: Path) -> VolumeFile:
@@ -84,12 +40,8 @@ def open_volume(path: Path) -> VolumeFile:
             that places no volume; or SimpleITK is needed and is not installed.
     """
     if path.is_dir():
-        from scp_models.data.itk_files import open_dicom
-
         return open_dicom(path)
     if path.name.endswith(ITK_ENDINGS):
-        from scp_models.data.itk_files import open_itk
-
         return open_itk(path)
     return _open_nifti(path)
 
@@ -116,25 +68,6 @@ def files_of(path: Path) -> list[Path]:
     return [path]
 
 
-def is_clutter(path: Path) -> bool:
-    """Whether a file is none of the data: macOS's ``._`` companions, ``.DS_Store``, thumbnails."""
-    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
-
-
-def checked(file: VolumeFile) -> VolumeFile:
-    """``file``, or an error that says in one line what no reader can use.
-
-    Raises:
-        UserError: see :func:`open_volume`.
-    """
-    shape = tuple(int(n) for n in file.data.shape)
-    if len(shape) < 3 or min(shape) < 1 or sum(n > 1 for n in shape[3:]) > 1:
-        raise UserError(f"{file.path}: expected a 3-D volume, got shape {shape}")
-    if not np.isfinite(file.affine).all() or np.isnan(io_orientation(file.affine)).any():
-        raise UserError(f"{file.path}: expected an affine that maps three axes, got one without full rank")
-    return replace(file, channels=max(shape[3:], default=1))
-
-
 def _open_nifti(path: Path) -> VolumeFile:
     """A compressed file is decompressed whole: slices would decompress it anew each time, and only at its end does
     gzip's checksum show whether it is intact.
@@ -142,15 +75,15 @@ def _open_nifti(path: Path) -> VolumeFile:
     try:
         if path.suffix == ".gz":
             content = gzip.decompress(path.read_bytes())
-            _check_header(path, content)
+            _check_header(path, content, len(content))
             image: Any = _image_class(content).from_bytes(content)
         else:
             with path.open("rb") as stream:
-                _check_header(path, stream.read(540))
+                _check_header(path, stream.read(540), path.stat().st_size)
             image = nib.load(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: expected a NIfTI file, there is none") from error
-    except (*_NIFTI_ERRORS, OSError, EOFError, ValueError, KeyError, zlib.error) as error:
+    except (*_NIFTI_ERRORS, OSError, EOFError, ValueError, OverflowError, KeyError, zlib.error) as error:
         raise UserError(f"{path}: expected a NIfTI file, it cannot be read ({error})") from error
     header = image.header
     scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
@@ -174,18 +107,25 @@ def _image_class(content: bytes) -> Any:
     return nib.Nifti2Image if nifti2 else nib.Nifti1Image
 
 
-def _check_header(path: Path, content: bytes) -> None:
-    """Refuse what nibabel would read in a way that the file does not say: it takes a voxel size of 0 for 1."""
+def _check_header(path: Path, content: bytes, file_size: int) -> None:
+    """Refuse what nibabel would read in a way that the file does not say: it takes a voxel size of 0 for 1, and the
+    header for voxels where they begin at 0; and what is larger than its file, before memory is asked for it.
+    """
     header_class = _image_class(content).header_class
     size = header_class.template_dtype.itemsize
     if len(content) < size:
         raise EOFError(f"{len(content)} bytes")
-    header = header_class(content[:size], check=False)
-    if not 1 <= int(header["dim"][0]) <= 7:
-        return  # nibabel says what it is
-    shape = header.get_data_shape()
+    # nibabel guesses the byte order from the number of axes, and takes another one where that is negative.
+    order = {struct.pack(f"{sign}i", size): sign for sign in "<>"}.get(content[:4])
+    header = header_class(content[:size], endianness=order, check=False)
+    axes = int(header["dim"][0])
+    if not 1 <= axes <= 7:
+        if order is None:
+            return  # nibabel says what it is
+        raise UserError(f"{path}: expected a 3-D volume, got {axes} axes")
+    shape = tuple(int(n) for n in header.get_data_shape())
     if min(shape) < 1:
-        raise UserError(f"{path}: expected a 3-D volume, got shape {tuple(int(n) for n in shape)}")
+        raise UserError(f"{path}: expected a 3-D volume, got shape {shape}")
     sizes = [float(size) for size in header["pixdim"][1:4]]
     if not all(np.isfinite(sizes)) or 0.0 in sizes[: len(shape)]:
         raise UserError(f"{path}: expected voxel sizes other than 0 in pixdim, got {sizes}")
@@ -193,6 +133,14 @@ def _check_header(path: Path, content: bytes) -> None:
     if dtype.fields is not None or dtype.kind not in "iuf":
         kind = "".join(dtype.names) if dtype.names else dtype.name
         raise UserError(f"{path}: expected one real number per voxel, got {kind}")
+    offset, length = int(header["vox_offset"]), math.prod(shape) * dtype.itemsize
+    if offset < size:
+        raise UserError(f"{path}: expected voxels after the header's {size} bytes, got vox_offset {offset}")
+    if file_size < offset + length:
+        raise UserError(
+            f"{path}: expected a whole NIfTI file, it is truncated or corrupt (expected {offset + length} bytes, got "
+            f"{file_size})"
+        )
 
 
 def _disagreement(file: VolumeFile, scale: float) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 from scp_models.data.subjects import Subject, folders
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
 
 LABEL_FILE = "wmh.nii.gz"
 _PARTITIONS = ("training", "validation", "test")
@@ -25,20 +25,31 @@ def is_subject(folder: Path) -> bool:
     return (folder / "pre").is_dir() or (folder / "orig").is_dir()
 
 
-def find_subjects(root: Path, modalities: tuple[str, ...] = ("T1", "FLAIR"), source: str = "pre") -> list[Subject]:
+def find_subjects(
+    root: Path,
+    modalities: tuple[str, ...] = ("T1", "FLAIR"),
+    source: str = "pre",
+    failures: Failures | None = None,
+) -> list[Subject]:
     """All subjects below ``root`` (or ``root`` itself, if it is one), sorted by name.
 
     Args:
         root: the data set, a part of it, or one subject's folder.
         modalities: file names without ``.nii.gz``, in the order of the network's input channels.
         source: ``"pre"`` (bias-corrected) or ``"orig"``.
+        failures: takes subjects that lack one of the modalities; None: the first one is an error.
 
     Raises:
         UserError: a subject lacks one of the modalities.
     """
     subject_folders = [root] if is_subject(root) else sorted(filter(is_subject, folders(root)))
     subject_folders = [folder for folder in subject_folders if "additional_annotations" not in folder.parts]
-    return [_subject(root, folder, modalities, source) for folder in subject_folders]
+    failures = failures or Failures(fail_fast=True)
+    subjects = []
+    for folder in subject_folders:
+        with failures.skip(_name(root, folder)):
+            subjects.append(_subject(root, folder, modalities, source))
+    return subjects
 
 
 def _subject(root: Path, folder: Path, modalities: tuple[str, ...], source: str) -> Subject:
@@ -53,12 +64,16 @@ def _subject(root: Path, folder: Path, modalities: tuple[str, ...], source: str)
     place = parts[1:] if partition else parts
     label = folder / LABEL_FILE
     return Subject(
-        name="_".join(parts).replace(" ", "_").replace(".", ""),
+        name=_name(root, folder),
         images=images,
         label=label if label.is_file() else None,
         site="/".join(place[:-1]) or None,
         partition=partition,
     )
+
+
+def _name(root: Path, folder: Path) -> str:
+    return "_".join(_place(root, folder)).replace(" ", "_").replace(".", "")
 
 
 def _place(root: Path, folder: Path) -> tuple[str, ...]:

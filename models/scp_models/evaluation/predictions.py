@@ -11,7 +11,8 @@ from scp_models.data.names import match_names
 from scp_models.data.preprocessing import SourceGrid, VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task
-from scp_models.data.volume_files import ENDINGS, VolumeFile, is_clutter, open_volume, volume_stem
+from scp_models.data.volume import VolumeFile, is_clutter
+from scp_models.data.volume_files import ENDINGS, open_volume, volume_stem
 from scp_models.errors import UserError
 
 

@@ -9,9 +9,9 @@ from scp_models.checkpoints import load_model
 from scp_models.data.find import find_subjects
 from scp_models.data.names import match_names
 from scp_models.data.preprocessing import VolumeReader
-from scp_models.data.splits import read_split
+from scp_models.data.splits import read_split, split_subjects
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import Task, with_label_affine
+from scp_models.data.tasks import Task, task_of_data_set, with_label_affine
 from scp_models.errors import UserError
 from scp_models.evaluation.predictions import PredictionFiles
 from scp_models.evaluation.scores import MaskSource
@@ -74,17 +74,17 @@ def masks_of_files(
     Raises:
         UserError: data or predictions that cannot be read, a missing prediction, or no subject with a reference.
     """
-    from scp_models.data.module import SegmentationDataModule
-
     given = {key: value for key, value in description.items() if value not in (None, [])}
     if "target" in given:
         given.setdefault("ignored", [])
-    described = SegmentationDataModule(str(data.root), layout=data.layout, label_affine=data.label_affine, **given)
-    subjects = data.subjects(described.task)
+    name, seed = given.pop("task", "wmh"), given.pop("seed", 0)
+    task, _ = task_of_data_set(data.root, name, label_affine=data.label_affine, **given)
+    subjects = data.subjects(task)
     if subjects is None:
-        subjects = described.divide()[data.split]
+        everyone = find_subjects(data.root, task, data.layout)
+        subjects = split_subjects(everyone, task.split, seed, str(data.root))[data.split]
     subjects = _some(subjects, data)
-    return PredictionFiles(folder, subjects, described.task, 0.5 if threshold is None else threshold), subjects
+    return PredictionFiles(folder, subjects, task, 0.5 if threshold is None else threshold), subjects
 
 
 def held_out(

@@ -155,7 +155,13 @@ def predict(
         note(line)
 
 
-def subjects_of(inputs: Sequence[Path], images: Sequence[Path], task: Task, layout: str = "auto") -> list[Subject]:
+def subjects_of(
+    inputs: Sequence[Path],
+    images: Sequence[Path],
+    task: Task,
+    layout: str = "auto",
+    failures: Failures | None = None,
+) -> list[Subject]:
     """The subjects to segment.
 
     Args:
@@ -163,13 +169,14 @@ def subjects_of(inputs: Sequence[Path], images: Sequence[Path], task: Task, layo
         images: the modalities of one more subject.
         task: gives the modalities.
         layout: of the inputs.
+        failures: takes subjects of which a file is missing; None: the first one is an error.
 
     Raises:
         UserError: nothing to segment, nothing found, or a subject that is there twice.
     """
     if not inputs and not images:
         raise UserError("predict: expected what to segment, a folder, a volume or --image, none was given")
-    subjects = [subject for path in inputs for subject in find_subjects(path, task, layout)]
+    subjects = [subject for path in inputs for subject in find_subjects(path, task, layout, failures)]
     if images:
         subjects.append(subject_of_images(images, task))
     names = [subject.name for subject in subjects]
