@@ -31,7 +31,7 @@ Written by `python -m benchmarks.report` from the records in `benchmarks/results
 
     pytest benchmarks/ --benchmark-only --slow --record benchmarks/results    # with a GPU: bash benchmarks/gpu.sh
 
-Without `--slow` it takes five minutes on two cores and ends in a verdict like the one above.
+Without `--slow` it is meant to end within five minutes on two quiet cores, in a verdict like the one above.
 
 One race per case: all subjects are timed in turn in one process, in another order each round;
 each call is synchronised and, if it is short, preceded by untimed calls of the same subject. A ratio is the median over

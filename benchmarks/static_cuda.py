@@ -117,9 +117,9 @@ def kernels(report: str) -> Iterator[Kernel]:
 
 
 def installed() -> bool:
-    """Whether there is a library, and a ``cuobjdump`` to read it with."""
+    """Whether there is a library of this version's, and a ``cuobjdump`` to read it with."""
     try:
-        library.find("cuda")
+        library.load("cuda")
     except library.LibraryUnavailable:
         return False
     return find_cuobjdump() is not None
@@ -160,6 +160,7 @@ def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
 def report(capabilities: list[int]) -> bool:
     """Prints one line per kernel and architecture; returns whether any has a fault."""
     try:
+        library.load("cuda")  # a library of another version has other kernels
         library_kernels = [kernel for kernel in compiled() if kernel.capability in capabilities]
     except library.LibraryUnavailable as error:
         print(f"\nCUDA library: {error}")

@@ -6,6 +6,7 @@
 
 from scp_kernels import backends
 from scp_kernels.context import positioned
+from scp_kernels.coordinates import affine_of_coordinates
 from scp_kernels.counting import count_macs
 from scp_kernels.dispatch import BackendStatus, BackendUnavailable, available_backends
 from scp_kernels.functional import pixel_positions, scp
@@ -21,6 +22,7 @@ __all__ = [
     "FusedSCP",
     "Placement",
     "__version__",
+    "affine_of_coordinates",
     "available_backends",
     "backends",
     "count_macs",

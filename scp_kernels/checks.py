@@ -154,7 +154,7 @@ def check_position(
     elif affine is not None:
         affine = _position("affine", affine, features, (position_dims, dims + 1))
     if extent is not None:
-        extent = _position("extent", extent, features, (position_dims,))
+        extent = check_extent(extent, features, position_dims)
     return affine, extent
 
 
@@ -173,6 +173,11 @@ def _check_no_default(origin: Any, affine: Any, extent: Any, position_dims: int,
         )
 
 
+def check_extent(extent: Any, features: Tensor, position_dims: int) -> Tensor:
+    """``extent`` as a tensor ``[K]`` or ``[B, K]`` on the features' device."""
+    return _position("extent", extent, features, (position_dims,))
+
+
 def check_alone(origin: Any, affine: Any) -> None:
     """Check that at most one of the two is given."""
     if origin is not None and affine is not None:
@@ -182,7 +187,9 @@ def check_alone(origin: Any, affine: Any) -> None:
 def _position(name: str, value: Any, features: Tensor, shape: tuple[int, ...]) -> Tensor:
     """``value`` as a tensor of ``shape``, or of ``[B, *shape]``: one per sample."""
     tensor = position_tensor(name, value, features.device, shape)
-    if tuple(tensor.shape) not in (shape, (features.shape[0], *shape)):
+    # By the number of axes first: comparing a batch size with something else would fix it in an exported graph.
+    expected = shape if tensor.ndim == len(shape) else (features.shape[0], *shape)
+    if tensor.ndim != len(expected) or tuple(tensor.shape) != expected:
         raise ValueError(
             f"{name}: expected shape {list(shape)}, or {[features.shape[0], *shape]} for one per sample, "
             f"got {_shape(tensor)}"

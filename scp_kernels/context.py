@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from scp_kernels._torch_compat import in_backward
 from scp_kernels.checks import ArrayLike, check_alone
-from scp_kernels.placement import Placement
+from scp_kernels.placement import Placement, affine_of_input
 
 
 class HeadState(threading.local):
@@ -94,7 +94,7 @@ def _entries_of_backward(state: HeadState) -> tuple[_Entry, ...]:
 
 
 class _Positioned(ContextDecorator):
-    def __init__(self, network: nn.Module, arguments: dict[str, ArrayLike | None]) -> None:
+    def __init__(self, network: nn.Module, arguments: dict[str, Any]) -> None:
         self.network = getattr(network, "_orig_mod", network)  # hooks of a compiled network run outside of its graph
         self.arguments = arguments
         self.entry: _Entry | None = None
@@ -141,6 +141,8 @@ def positioned(
     origin: ArrayLike | None = None,
     affine: ArrayLike | None = None,
     extent: ArrayLike | None = None,
+    coordinates: Tensor | None = None,
+    coordinates_as: str = "affine",
 ) -> _Positioned:
     """Say where a network's input lies in the full image, for a network whose ``forward`` takes the image alone.
 
@@ -151,6 +153,9 @@ def positioned(
             logits = network(patch)
 
     ``origin`` without ``extent`` places the input in a full image of the input's own size: for a crop, give both.
+    ``coordinates`` (with ``extent``) are the position of every pixel of the input as channels, ``[B, K, *spatial]`` or
+    with one of validity behind them, in the place of ``affine``, which is read off here, once for all heads
+    (:func:`scp_kernels.affine_of_coordinates`).
 
     A head whose feature map has another size than the input (deep supervision) takes them scaled to its own grid (see
     :class:`scp_kernels.Placement`). An inner context stands before an outer one, and what a call gives itself before
@@ -167,6 +172,8 @@ def positioned(
         ValueError, TypeError: values that cannot be positions; wrong shapes are told when the network is called.
     """
     check_alone(origin, affine)
+    if coordinates is not None:
+        affine = affine_of_input(origin, affine, extent, coordinates, coordinates_as)
     return _Positioned(network, {"origin": origin, "affine": affine, "extent": extent})
 
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from scp_kernels import coordinates as coordinate_channels
 from scp_kernels import dispatch, ops, reference
 from scp_kernels._torch_compat import needs_dispatcher
 from scp_kernels.checks import ArrayLike, as_position_dims, check_features, check_position, check_tensors
-from scp_kernels.positions import identity_affine, position_matrix, whole_image_matrix, whole_image_matrix_on
+from scp_kernels.positions import POSITIONS, identity_affine, position_matrix, whole_image_matrix, whole_image_matrix_on
 from scp_kernels.problem import Problem, problem_of
 from scp_kernels.reference import scp_reference
 
@@ -22,6 +23,8 @@ def scp(
     origin: ArrayLike | None = None,
     affine: ArrayLike | None = None,
     extent: ArrayLike | None = None,
+    coordinates: Tensor | None = None,
+    coordinates_as: str = "affine",
     position: str = "pixels",
     backend: str = "auto",
 ) -> Tensor:
@@ -45,6 +48,17 @@ def scp(
             ``origin`` is given: for a crop, give both. On a GPU, positions given as numbers or as tensors of the host
             are copied, which waits for the device and cannot be captured in a graph; give tensors that lie there.
             With K > d nothing has a default: ``extent`` is given, and ``affine`` or ``origin``.
+        coordinates: ``[B or 1, K, *spatial]`` in float32 or float64: the position of every pixel as a picture, in the
+            place of ``affine``, with ``extent`` beside it. It comes out of any augmentation that moved K coordinate
+            channels along with the image. One channel more says where to believe the others: 1 inside, anything else
+            where padding filled. Not differentiable.
+        coordinates_as: what ``coordinates`` are taken for. ``"affine"``: samples of an affine map, which is read off
+            on the device, without waiting for it. Where fewer than half of a sample's valid pixels lie on one map
+            (elastic deformation), it is a ValueError on the CPU; on a GPU, compiled or traced, where nobody can be told
+            without waiting, the sample's logits are NaN. ``"least_squares"``: the affine map that comes closest.
+            ``"pixelwise"``: Φ is evaluated at each pixel's own position by the reference, in plain PyTorch, which keeps
+            some ``B·H·W·(2·h₁ + 2·h₂ + 2·N·C)`` numbers for the backward pass; ``backend`` must be ``"auto"`` or
+            ``"reference"``, and pixels that are not valid are put at the centre of the extent.
         position: ``"pixels"`` (eq. 5 as printed) or ``"centered"`` (``2·S/extent − 1``, better conditioned to train).
         backend: ``"auto"`` (the fastest that can run; the reference for forward-mode derivatives and for ONNX), or
             ``"triton"``, ``"cuda"``, ``"cpu"``, ``"reference"``.
@@ -59,8 +73,16 @@ def scp(
         NotImplementedError: a forward-mode derivative of a compiled backend that was asked for by name.
     """
     phi, residual = check_tensors(features, phi, residual, bias)
-    sizes = extent
-    affine, extent = check_position(features, origin, affine, extent, position, phi[0].shape[1] // 2)
+    sizes, position_dims = extent, phi[0].shape[1] // 2
+    if coordinates is not None:
+        p, valid, extent = coordinate_channels.check_coordinates(
+            features, coordinates, coordinates_as, origin, affine, extent, position_dims
+        )
+        if coordinates_as == "pixelwise":
+            return _pixelwise(features, phi, residual, bias, p, valid, extent, position, backend)
+        affine = coordinate_channels.told_affine(p, valid, extent, tuple(features.shape[2:]), coordinates_as)
+        affine = affine if affine.shape[0] == features.shape[0] else affine[0]
+    affine, extent = check_position(features, origin, affine, extent, position, position_dims)
     tensors = [t for t in (features, *phi, residual, bias, affine, extent) if t is not None]
     through_dispatcher = needs_dispatcher(tensors)
     if extent is not None and not (through_dispatcher and needs_dispatcher((extent,))):
@@ -77,6 +99,30 @@ def scp(
     matrix = _position_matrix(affine, extent, problem, position, through_dispatcher)
     arguments = (features, *phi, residual, bias, matrix, chosen)
     return ops.forward(problem, *arguments, through_dispatcher=through_dispatcher)
+
+
+def _pixelwise(
+    features: Tensor,
+    phi: Sequence[Tensor],
+    residual: Tensor,
+    bias: Tensor | None,
+    p: Tensor,
+    valid: Tensor,
+    extent: Tensor,
+    position: str,
+    backend: str,
+) -> Tensor:
+    """Logits at positions that are no affine map of the index: Φ at each pixel, in plain PyTorch."""
+    if backend not in ("auto", "reference"):
+        raise dispatch.BackendUnavailable(
+            f"backend={backend!r}: coordinates_as='pixelwise' is evaluated by the reference alone; use 'auto'"
+        )
+    if position not in POSITIONS:
+        raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
+    with reference.without_autocast(features.device):
+        size = extent[..., None] if extent.ndim == 2 else extent[None, :, None]
+        s = reference.distances(torch.where(valid[:, None], p, size / 2), size, position)
+    return reference.classify(features, s, phi, residual, bias)
 
 
 def pixel_positions(

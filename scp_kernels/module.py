@@ -232,6 +232,8 @@ class FusedSCP(nn.Module):
         origin: ArrayLike | None = None,
         affine: ArrayLike | None = None,
         extent: ArrayLike | None = None,
+        coordinates: Tensor | None = None,
+        coordinates_as: str = "affine",
     ) -> Tensor:
         """Logits ``[B, N, *spatial]`` of features ``[B, C, *spatial]``; arguments and errors as in :func:`scp`.
 
@@ -248,7 +250,7 @@ class FusedSCP(nn.Module):
         if features.shape[1] != self.in_channels:
             raise ValueError(f"features: expected {self.in_channels} channels, got shape {list(features.shape)}")
         placement = current_placement(self.position_state, self.placement)
-        if placement is not None:
+        if placement is not None and coordinates is None:
             origin, affine, extent = placement.resolve(features, origin, affine, extent)
         return scp(
             features,
@@ -258,6 +260,8 @@ class FusedSCP(nn.Module):
             origin=origin,
             affine=affine,
             extent=extent,
+            coordinates=coordinates,
+            coordinates_as=coordinates_as,
             position=self.position,
             backend=self.backend,
         )

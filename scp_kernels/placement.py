@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from scp_kernels.checks import ArrayLike, check_alone, position_tensor
-from scp_kernels.positions import position_dtype
+from scp_kernels.coordinates import affine_of_coordinates
+from scp_kernels.positions import origin_affine, position_dtype
 
 
 class Placement:
@@ -17,10 +18,13 @@ class Placement:
     ``head.placement = Placement(origin=(32, 64), extent=(160, 224))``. Where the head's feature map has another size
     than the input (deep supervision), both are scaled to its grid: with F = feature size / input size along each axis,
     the extent becomes F·extent and the map F·affine·F⁻¹, so that the whole image placed at the origin gives what no
-    placement gives.
+    placement gives. Index 0 of the map is index 0 of the input, and index i is i / F. Positions with more axes than the
+    map are measured in a space of their own, and keep its unit: the map becomes affine·F⁻¹, the extent stays.
 
     Args:
         origin, affine, extent: as in :func:`scp_kernels.scp`, in pixels of the input. Numbers are copied to ``device``.
+        coordinates, coordinates_as: coordinate channels of the input in the place of ``affine``, which is read off at
+            once; see :func:`scp_kernels.affine_of_coordinates`.
         outer: what to ask for those that are not given here.
         device: where the head's features are expected.
 
@@ -37,11 +41,15 @@ class Placement:
         origin: ArrayLike | None = None,
         affine: ArrayLike | None = None,
         extent: ArrayLike | None = None,
+        coordinates: Tensor | None = None,
+        coordinates_as: str = "affine",
         outer: Placement | None = None,
         device: torch.device | None = None,
     ) -> None:
         check_alone(origin, affine)
         device = torch.device("cpu") if device is None else device
+        if coordinates is not None:
+            affine = affine_of_input(origin, affine, extent, coordinates, coordinates_as)
         self.origin = None if origin is None else position_tensor("origin", origin, device)
         self.affine = None if affine is None else position_tensor("affine", affine, device)
         self.extent = None if extent is None else position_tensor("extent", extent, device)
@@ -73,12 +81,32 @@ class Placement:
         shape = features.shape[2:]
         if self.input_shape is not None and self.input_shape != tuple(shape):
             scale = _scale(shape, self.input_shape, features.device)
-            origin = None if origin is None else origin.to(scale) * scale
-            extent = None if extent is None else extent.to(scale) * scale
+            columns = torch.cat([1 / scale, scale.new_ones(1)])
+            if origin is not None:
+                in_space = origin.to(scale)
+                origin = None if in_space.shape[-1:] > scale.shape else in_space * scale
+                affine = origin_affine(in_space, len(shape)) if origin is None else None
+            if extent is not None and not extent.shape[-1:] > scale.shape:
+                extent = extent.to(scale) * scale
             if affine is not None:
-                columns = torch.cat([1 / scale, scale.new_ones(1)])
-                affine = scale[:, None] * affine.to(scale) * columns
+                rows = 1 if affine.shape[-2:-1] > scale.shape else scale[:, None]
+                affine = rows * affine.to(scale) * columns
         return origin, affine, extent
+
+
+def affine_of_input(
+    origin: ArrayLike | None,
+    affine: ArrayLike | None,
+    extent: ArrayLike | None,
+    coordinates: Tensor,
+    coordinates_as: str,
+) -> Tensor:
+    """The map of coordinate channels that are given in the place of ``origin`` and ``affine``."""
+    if origin is not None or affine is not None:
+        raise ValueError("coordinates: expected neither origin nor affine beside them, which say the same")
+    if extent is None:
+        raise ValueError("extent: expected the sizes of the space that the coordinates are measured in, got none")
+    return affine_of_coordinates(coordinates, extent, coordinates_as=coordinates_as)
 
 
 def _scale(shape: Sequence[int], input_shape: Sequence[int], device: torch.device) -> Tensor:

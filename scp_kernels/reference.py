@@ -40,6 +40,11 @@ def positions(
     else:
         size = extent.to(device=device, dtype=dtype)[..., None]  # [K, 1] or [G, K, 1]
         size = size if size.ndim == 3 else size[None]
+    return distances(p, size, position)
+
+
+def distances(p: Tensor, size: Tensor, position: str) -> Tensor:
+    """S ``[G, 2K, P]`` of the positions p ``[G, K, P]`` in a space of the given size ``[G, K, 1]`` (eq. 5)."""
     trailing = size - p
     leading = p.expand_as(trailing)
     s = torch.cat([leading, trailing], dim=1)

@@ -4,7 +4,8 @@
 // A block offers: thread(), 0 .. kThreads - 1; index(), the block's number in its grid; sync(), a barrier of its
 // threads; shared(), its memory; add(at, value), to a sum in global memory to which other blocks add too; raise(flag),
 // which sets a flag to 1 that others may be setting too; ballot(value), by all threads of a warp: bit l is the value of
-// its lane l.
+// its lane l; sum_of_lanes<N>(value), by all threads of a warp: the sum over N neighbouring lanes in a fixed order, the
+// same bits in each of them.
 #ifndef SCP_CUDA_BLOCK_H
 #define SCP_CUDA_BLOCK_H
 
@@ -47,6 +48,12 @@ class DeviceBlock {
   __device__ __forceinline__ void add(double* at, double value) const { atomicAdd(at, value); }
   __device__ __forceinline__ void raise(int* flag) const { *flag = 1; }
   __device__ __forceinline__ uint32_t ballot(bool value) const { return __ballot_sync(0xffffffff, value); }
+  template <int N, class V>
+  __device__ __forceinline__ V sum_of_lanes(V value) const {
+    SCP_UNROLL
+    for (int distance = 1; distance < N; distance *= 2) value += __shfl_xor_sync(0xffffffff, value, distance);
+    return value;
+  }
 };
 #endif
 

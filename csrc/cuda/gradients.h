@@ -19,26 +19,27 @@ namespace SCP_NAMESPACE {
 constexpr int kGradients = 16;
 constexpr int kGradientStride = kGradients + 4;
 constexpr int kPairs = kGradients / 2;
-// Distance of the columns of layer 2 in shared memory, a number of pixels each.
-constexpr int kColumnStride = kThreads + 1;
+// Lanes that share a sum over pixels: sums are fewer than threads.
+constexpr int kSumLanes = 8, kSumsAtATime = kThreads / kSumLanes, kPixelsPerLane = kThreads / kSumLanes;
+// Distance of the columns of layer 2 in shared memory, a number of pixels each: 8 more, so that kSumLanes pixels of
+// neighbouring columns lie in different banks.
+constexpr int kColumnStride = kThreads + 8;
 static_assert(kPairs == kColumns, "partial moments have one place for each pair of outputs, or column");
 
 template <class T, int D>
 struct GradientMemory {
-  T* pixels;       // [kThreads, kGradientStride]: a pixel's gW, then its index - centre on each axis
-  T* hidden;       // [kColumns, kColumnStride]: relu(z) of some unstable columns ...
-  T* grad_hidden;  // ... and gz
+  T* pixels;  // [kThreads, kGradientStride]: a pixel's gW, then its index - centre on each axis
+  T* hidden;  // [kColumns, kColumnStride]: relu(z) of some unstable columns, then their gz
   FoldMemory<T, D, kGradients> fold;
-  T* outputs;       // [A + unstable_capacity, kGradients]: g_cf
+  T* outputs;       // [A + unstable_capacity, kGradients]: g_cf, which takes cf's place
   T* moment_parts;  // [unstable_capacity, kColumns, A]: parts of the moments of unstable units
 
   // Arrays of fixed size come first: their addresses are constants, and take no register.
   SCP_HD GradientMemory(BumpAllocator& allocator, int h1, int h2, int most)
       : pixels(allocator.allocate<T>(kThreads * kGradientStride)),
         hidden(allocator.allocate<T>(kColumns * kColumnStride)),
-        grad_hidden(allocator.allocate<T>(kColumns * kColumnStride)),
         fold(allocator, h1, h2, most),
-        outputs(allocator.allocate<T>(int64_t(kAffineTerms<D> + most) * kGradients)),
+        outputs(fold.cf),
         moment_parts(allocator.allocate<T>(int64_t(most) * kColumns * kAffineTerms<D>)) {}
 };
 
@@ -80,12 +81,15 @@ SCP_DEVICE void gather(const GradientInputs<T, D>& of, const int (&index)[D], in
   }
 }
 
-// Sums of values[pixel * stride + 0 .. N - 1] against 1 and the coordinates, over the pixels where `line` is positive.
-template <class T, int D, int N>
-SCP_DEVICE void sum_against_position(const T (&line)[4], const T* pixels, const T* values, int stride,
+// Sums of values[pixel * stride + 0 .. N - 1] against 1 and the coordinates, over the pixels where `line` is positive;
+// by kSumLanes lanes, each of which gets the sums.
+template <class T, int D, int N, class Block>
+SCP_DEVICE void sum_against_position(Block& block, const T (&line)[4], const T* pixels, const T* values, int stride,
                                      T (&sum)[kAffineTerms<D>][N]) {
+  const int lane = block.thread() % kSumLanes;
   SCP_UNROLL_BY_4
-  for (int p = 0; p < kThreads; ++p) {
+  for (int i = 0; i < kPixelsPerLane; ++i) {
+    const int p = i * kSumLanes + lane;
     const Quad<T> packed = quad(pixels + p * kGradientStride + kGradients);
     T position[D];
     for (int axis = 0; axis < D; ++axis) position[axis] = packed.v[axis];
@@ -95,6 +99,20 @@ SCP_DEVICE void sum_against_position(const T (&line)[4], const T* pixels, const 
       sum[0][j] += value;
       for (int axis = 0; axis < D; ++axis) sum[1 + axis][j] = multiply_add(value, position[axis], sum[1 + axis][j]);
     }
+  }
+  for (int a = 0; a < kAffineTerms<D>; ++a)
+    for (int j = 0; j < N; ++j) sum[a][j] = block.template sum_of_lanes<kSumLanes>(sum[a][j]);
+}
+
+// Calls body(number, first) for each of `count` sums, by kSumLanes lanes; `first` is true in one of them. Lanes that
+// have no sum repeat the last one, because all lanes of a warp exchange values.
+template <class Block, class Body>
+SCP_DEVICE void for_each_sum(Block& block, int count, const Body& body) {
+  const int t = block.thread();
+  SCP_NO_UNROLL
+  for (int start = 0; start < count; start += kSumsAtATime) {
+    const int number = start + t / kSumLanes;
+    body(number < count ? number : count - 1, number < count && t % kSumLanes == 0);
   }
 }
 
@@ -106,31 +124,33 @@ SCP_DEVICE Quad<T> line_of_part(const Folded& folded, const FoldMemory<T, D, K>&
   return part == 0 ? whole : quad(memory.line + (folded.active1 + part - 1) * 4);
 }
 
-// g_cf of the outputs at hand, and what these add to the moments of unstable units of layer 1.
+// g_cf of `width` outputs, and what these add to the moments of unstable units of layer 1.
 template <class T, int D, class Block>
-SCP_DEVICE void differentiate_outputs(Block& block, const Folded& folded, const GradientMemory<T, D>& memory) {
+SCP_DEVICE void differentiate_outputs(Block& block, const Folded& folded, int width,
+                                      const GradientMemory<T, D>& memory) {
   constexpr int A = kAffineTerms<D>;
-  SCP_NO_UNROLL
-  for (int task = block.thread(); task < (1 + folded.unstable1) * kPairs; task += kThreads) {
-    const int part = task / kPairs, pair = task % kPairs, j = pair * 2;
+  const int pairs = (width + 1) / 2;
+  for_each_sum(block, (1 + folded.unstable1) * pairs, [&](int number, bool first) {
+    const int part = number / pairs, pair = number % pairs, j = pair * 2;
     const Quad<T> line = line_of_part(folded, memory.fold, part);
     T sum[A][2] = {};
-    sum_against_position<T, D, 2>(line.v, memory.pixels, memory.pixels + j, kGradientStride, sum);
+    sum_against_position<T, D, 2>(block, line.v, memory.pixels, memory.pixels + j, kGradientStride, sum);
+    if (!first) return;
     if (part == 0) {
       for (int a = 0; a < A; ++a)
         for (int i = 0; i < 2; ++i) memory.outputs[a * kGradients + j + i] = sum[a][i];
-    } else {
-      const int row = A + part - 1;
-      for (int i = 0; i < 2; ++i) {
-        T total = 0;
-        for (int a = 0; a < A; ++a) total = multiply_add(line.v[a], sum[a][i], total);
-        memory.outputs[row * kGradients + j + i] = total;
-      }
-      const T* cf = memory.fold.cf + row * kGradients + j;
-      T* const to = memory.moment_parts + ((part - 1) * kColumns + pair) * A;
-      for (int a = 0; a < A; ++a) to[a] += cf[0] * sum[a][0] + cf[1] * sum[a][1];
+      return;
     }
-  }
+    const int row = A + part - 1;
+    const T* cf = memory.fold.cf + row * kGradients + j;
+    T* const to = memory.moment_parts + ((part - 1) * kColumns + pair) * A;
+    for (int a = 0; a < A; ++a) to[a] += cf[0] * sum[a][0] + cf[1] * sum[a][1];
+    for (int i = 0; i < 2; ++i) {
+      T total = 0;
+      for (int a = 0; a < A; ++a) total = multiply_add(line.v[a], sum[a][i], total);
+      memory.outputs[row * kGradients + j + i] = total;
+    }
+  });
   block.sync();
 }
 
@@ -188,7 +208,7 @@ SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net
     load_panel<T, D, kGradients>(block, net, folded, fold_memory, folded.active2 + start, count, 0, m1);
     for (int q = 0; q < count; q += kColumns) {
       const uint16_t* const units = fold_memory.unit2 + folded.active2 + start + q;
-      T z[kColumns];
+      T z[kColumns], grad_z[kColumns];
       start_columns(fold_memory, q, position, z);
       add_to_columns(folded, fold_memory, q, 0, m1, position, z);
       SCP_UNROLL
@@ -199,41 +219,51 @@ SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net
           for (int l = 0; l < 4; ++l) g = multiply_add(weight.v[l], grad[j + l], g);
         }
         memory.hidden[i * kColumnStride + t] = relu(z[i]);
-        memory.grad_hidden[i * kColumnStride + t] = z[i] > 0 ? g : T(0);
+        grad_z[i] = z[i] > 0 ? g : T(0);
       }
       block.sync();
-      SCP_NO_UNROLL
-      for (int task = t; task < kColumns * kGradients; task += kThreads) {
-        const int i = task / kGradients, j = task % kGradients;
-        if (q + i >= count || j >= width) continue;
-        T sum = 0;
-        SCP_UNROLL_BY_8
-        for (int pixel = 0; pixel < kThreads; ++pixel)
-          sum = multiply_add(memory.hidden[i * kColumnStride + pixel], memory.pixels[pixel * kGradientStride + j], sum);
-        partial.w3[int64_t(units[i]) * net.nc + first + j] = sum;
-      }
-      SCP_NO_UNROLL
-      for (int task = t; task < (1 + m1) * kColumns; task += kThreads) {
-        const int part = task / kColumns, i = task % kColumns;
-        if (q + i >= count) continue;
-        const int k = units[i];
+      // gW3 of these columns, four outputs at a time.
+      const int columns = count - q < kColumns ? count - q : kColumns, quads = (width + 3) / 4;
+      for_each_sum(block, columns * quads, [&](int number, bool first_lane) {
+        const int i = number / quads, j = number % quads * 4;
+        T sum[4] = {};
+        SCP_UNROLL_BY_4
+        for (int p = t % kSumLanes; p < kThreads; p += kSumLanes) {
+          const T value = memory.hidden[i * kColumnStride + p];
+          const Quad<T> gradient = quad(memory.pixels + p * kGradientStride + j);
+          for (int l = 0; l < 4; ++l) sum[l] = multiply_add(value, gradient.v[l], sum[l]);
+        }
+        T* const to = partial.w3 + int64_t(units[i]) * net.nc + first + j;
+        for (int l = 0; l < 4; ++l) {
+          const T total = block.template sum_of_lanes<kSumLanes>(sum[l]);
+          if (first_lane && j + l < width) to[l] = total;
+        }
+      });
+      block.sync();
+      SCP_UNROLL
+      for (int i = 0; i < kColumns; ++i) memory.hidden[i * kColumnStride + t] = grad_z[i];
+      block.sync();
+      // gA2 of these columns, and what they add to the moments of unstable units of layer 1.
+      for_each_sum(block, (1 + m1) * columns, [&](int number, bool first_lane) {
+        const int part = number / columns, i = number % columns, k = units[i];
         const Quad<T> line = line_of_part(folded, fold_memory, part);
         T sum[A][1] = {};
-        sum_against_position<T, D, 1>(line.v, memory.pixels, memory.grad_hidden + i * kColumnStride, 1, sum);
+        sum_against_position<T, D, 1>(block, line.v, memory.pixels, memory.hidden + i * kColumnStride, 1, sum);
+        if (!first_lane) return;
         if (part == 0) {
           for (int a = 0; a < A; ++a) partial.z[int64_t(a) * net.h2 + k] += sum[a][0];
-        } else {
-          const int row = A + part - 1;
-          const T weight = fold_memory.rows[row * kPanelStride + q + i];
-          T* const to = memory.moment_parts + ((part - 1) * kColumns + i) * A;
-          T total = 0;
-          for (int a = 0; a < A; ++a) {
-            total = multiply_add(line.v[a], sum[a][0], total);
-            to[a] = multiply_add(weight, sum[a][0], to[a]);
-          }
-          partial.z[int64_t(row) * net.h2 + k] += total;
+          return;
         }
-      }
+        const int row = A + part - 1;
+        const T weight = fold_memory.rows[row * kPanelStride + q + i];
+        T* const to = memory.moment_parts + ((part - 1) * kColumns + i) * A;
+        T total = 0;
+        for (int a = 0; a < A; ++a) {
+          total = multiply_add(line.v[a], sum[a][0], total);
+          to[a] = multiply_add(weight, sum[a][0], to[a]);
+        }
+        partial.z[int64_t(row) * net.h2 + k] += total;
+      });
       block.sync();
     }
   }
@@ -282,10 +312,10 @@ SCP_DEVICE double part_macs(const Folded& folded, int width) {
   constexpr double A = kAffineTerms<D>, kPixels = kThreads;
   const double m1 = folded.unstable1, m2 = folded.unstable2, parts = 1 + m1,
                column_groups = (folded.unstable2 + kColumns - 1) / kColumns;
-  const double of_outputs = parts * kPairs * kPixels * (D + 2 * D) + m1 * kPairs * 4 * A;
+  const double pairs = (width + 1) / 2, of_outputs = parts * pairs * kPixels * (D + 2 * D) + m1 * pairs * 4 * A;
   const double of_active = 2 * folded.active2 * (A + m1) * kGradients;
   const double z_and_gz = kPixels * column_groups * (kColumns * (A + m1) + D * m1 + kColumns * kGradients);
-  const double of_unstable = m2 * kPixels * width + m2 * parts * kPixels * 2 * D + m1 * m2 * 2 * A;
+  const double of_unstable = m2 * kPixels * ((width + 3) / 4 * 4) + m2 * parts * kPixels * 2 * D + m1 * m2 * 2 * A;
   return of_outputs + of_active + z_and_gz + of_unstable;
 }
 
@@ -347,7 +377,7 @@ SCP_DEVICE bool differentiate(Block& block, const GradientInputs<T, D>& of, int6
     for (int j = t; j < kGradients; j += kThreads) fold_memory.offset[j] = j < width ? first + j : -1;
     count(block, net, SCP_REPORT_LEAF_MACS, [&] { return part_macs<D>(folded, width); });
     fold_outputs(block, net, folded, parent, fold_memory);
-    differentiate_outputs(block, folded, memory);
+    differentiate_outputs(block, folded, width, memory);
     SCP_NO_UNROLL
     for (int j = t; j < width; j += kThreads) partial.b3[first + j] = memory.outputs[j];
     differentiate_active(block, net, folded, first, width, memory, partial);

@@ -337,7 +337,7 @@ def test_executed_multiply_adds_by_hand():
     pixels, outputs = 128, 24  # outputs in eights; 32 and 16 of them are folded at a time
     fold = 4 * 2 * h1 + 3 * h1 * h2
     apply = fold + 3 * h2 * 32 + pixels * outputs * 2
-    parts = 2 * (3 * h2 * 16 + 8 * pixels * 6 + 2 * h2 * 3 * 16)
+    parts = 2 * (3 * h2 * 16 + 2 * h2 * 3 * 16) + (8 + 2) * pixels * 6  # 16 and 4 outputs, in pairs
     parameters = fold + parts + 3 * h1 * h2
     collect = 3 * h1 * h2
     assert executed(all_active((8, 16), channels, (h1, h2))) == (apply, 2 * apply + parameters + collect)
@@ -348,7 +348,7 @@ def test_executed_multiply_adds_of_supertiles_by_hand():
     h1, h2, channels, tiles = 24, 40, 20, 16
     supertiles = 2 * (4 * 2 * h1 + 3 * h1 * h2 + 3 * h2 * 32)
     apply = tiles * (2 * 32 + 128 * 24 * 2)
-    parts = 2 * (2 * 16 + 8 * 128 * 6 + 2 * h2 * 3 * 16)
+    parts = 2 * (2 * 16 + 2 * h2 * 3 * 16) + (8 + 2) * 128 * 6
     parameters = tiles * (2 * 2 * h1 + 2 * h2 + parts + 3 * h1 * h2)
     collect = tiles * 3 * h1 * h2
     expected = (supertiles + apply, 2 * (supertiles + apply) + parameters + collect)

@@ -187,9 +187,45 @@ def test_phantom(run, tmp_path):
     assert nothing_left(tmp_path / "q")
 
 
+def test_label_affine_decides_for_evaluate(run, root, checkpoint, tmp_path):
+    """A reference two voxels aside of its image is taken where it lies, unless the option says otherwise."""
+    subject = next(s for s in find_subjects(root, get_task("wmh")) if s.name == "training_Utrecht_0")
+    label = nib.load(subject.label)
+    stored = np.asarray(label.dataobj)
+    save(tmp_path / "out" / "training_Utrecht_0.nii.gz", stored, label.affine)
+    save(subject.label, stored, label.affine @ (np.eye(4) + 2 * np.eye(4, k=3)))
+    split = {"training": ["training_Utrecht_3"], "validation": ["training_Singapore_1"], "test": [subject.name]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    data = ("--data", root, "--split-file", tmp_path / "split.json", "--out", tmp_path / "s")
+    for how in ((checkpoint,), ("--predictions", tmp_path / "out")):
+        rows = []
+        for rule in ("header", "image"):
+            code, _, err = run("evaluate", *how, *data, "--label-affine", rule, "--threshold", 0)
+            assert code == 0, err
+            (scores,) = read_scores(tmp_path / "s" / "scores.csv").values()
+            rows.append(scores)
+        assert rows[0] != rows[1] and (how[0] == checkpoint or rows[1]["dice"] == 1.0)
+        refused(run("evaluate", *how, *data, "--label-affine", "sform"), "label_affine: expected one of auto, header")
+
+
 def test_missing_modality(run, root, checkpoint, tmp_path):
     (root / "training" / "Singapore" / "1" / "pre" / "FLAIR.nii.gz").unlink()
     refused(run("predict", checkpoint, root, "--out", tmp_path / "out"), "FLAIR.nii.gz", "expected the modalities")
+    assert nothing_left(tmp_path / "out")
+
+
+@pytest.mark.parametrize("fault", ["rgb", "complex", "dimension", "pixel size"])
+def test_headers_that_make_no_volume(run, checkpoint, tmp_path, fault):
+    kind = {"rgb": [("R", "u1"), ("G", "u1"), ("B", "u1")], "complex": np.complex64}.get(fault, np.float32)
+    save(tmp_path / "a.nii", np.zeros((20, 24, 6), kind), np.diag([1.0, 1, 3, 1]))
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    if fault == "dimension":
+        content[46:48] = np.int16(-6).tobytes()
+    if fault == "pixel size":
+        content[88:92] = bytes(4)
+    (tmp_path / "a.nii").write_bytes(content)
+    image = ("--image", tmp_path / "a.nii")
+    refused(run("predict", checkpoint, *image, *image, "--out", tmp_path / "out"), "a.nii: expected")
     assert nothing_left(tmp_path / "out")
 
 

@@ -7,9 +7,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scp_models.data import Subject, VolumeReader, get_task
+from scp_models.data import Subject, VolumeReader, find_subjects, get_task
 from scp_models.data.volume_files import is_clutter, open_volume, volume_stem
 from scp_models.errors import UserError
+from scp_models.evaluation.scores import evaluate
+from scp_models.inference.predictor import predict
+from tests.support.brightness import predictor
 from tests.support.tiny_data import affine_for, save, write_dicom, write_itk, write_wmh_subject
 
 SHAPE = (20, 24, 6)
@@ -199,6 +202,52 @@ def test_without_simpleitk_the_message_names_the_extra(tmp_path, values, monkeyp
     for path in (tmp_path / "a.mha", tmp_path / "scan"):
         with pytest.raises(UserError, match=rf'{path.name}: reading it needs SimpleITK: pip install "scp_kernels\[itk'):
             open_volume(path)
+
+
+def test_predictions_of_any_format_lie_at_the_same_places(tmp_path):
+    """The same volume as NIfTI, NRRD, MetaImage and DICOM slices: the same mask, written as NIfTI in its grid."""
+    affine = affine_for("LPS", (1.0, 1.2, 3.0))
+    image = np.random.default_rng(0).integers(50, 90, SHAPE).astype(np.int16)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[3:6, 5:9, 2:4] = 1
+    image[mask == 1] += 300
+    save(tmp_path / "nifti.nii.gz", image, affine)
+    save(tmp_path / "label.nii.gz", mask, affine)
+    write_itk(tmp_path / "nrrd.nrrd", image, affine)
+    write_itk(tmp_path / "meta.mhd", image, affine)
+    write_dicom(tmp_path / "dicom", image, affine)
+    options = {"modalities": ["MR"]}
+    task = get_task("wmh", (20, 24), options)
+    first = Subject("first", (tmp_path / "nifti.nii.gz",), tmp_path / "label.nii.gz")
+    found = predictor(first, task_options=options)
+    for name in ("nifti.nii.gz", "nrrd.nrrd", "meta.mhd", "dicom"):
+        (subject,) = find_subjects(tmp_path / name, task)
+        (path,) = predict(found, [subject], tmp_path / "out")
+        assert path.name == f"{name.partition('.')[0]}.nii.gz"
+        written = nib.load(path)
+        assert np.allclose(written.affine, open_volume(tmp_path / name).affine, atol=1e-4)
+        assert written.header.get_xyzt_units()[0] == ("mm" if name != "nifti.nii.gz" else "unknown")
+        same = nib.as_closest_canonical(written)
+        assert np.array_equal(same.dataobj, nib.as_closest_canonical(nib.load(first.label)).dataobj)
+
+
+def test_predictions_keep_the_unit_of_the_file(tmp_path):
+    affine = affine_for("LPS", (1.0, 1.2, 3.0))
+    micrometres = np.diag([1000.0, 1000, 1000, 1]) @ affine
+    write_wmh_subject(tmp_path / "7", seed=1)
+    (subject,) = find_subjects(tmp_path / "7", get_task("wmh"))
+    rows = []
+    for unit, place in (("mm", affine), ("micron", micrometres)):
+        for path in (*subject.images, subject.label):
+            image = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), place)
+            image.header.set_xyzt_units(unit)
+            nib.save(image, path)
+        found = predictor(subject, roi_size=(8, 8))
+        rows += evaluate(found, [subject])
+        (path,) = predict(found, [subject], tmp_path / unit)
+        assert np.array_equal(nib.load(path).affine, nib.load(subject.images[0]).affine)
+        assert nib.load(path).header.get_xyzt_units()[0] == unit
+    assert rows[0] == pytest.approx(rows[1], nan_ok=True) and rows[0]["reference_ml"] > 0
 
 
 def test_clutter(tmp_path):

@@ -7,10 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scp_models.data import VolumeReader, find_subjects, get_task, subject_of_images
+from scp_models.data import SegmentationDataModule, VolumeReader, find_subjects, get_task, subject_of_images
 from scp_models.data.tasks import read_description
 from scp_models.errors import UserError
-from tests.support.tiny_data import affine_for, save, write_dicom, write_lits, write_wmh, write_wmh_subject
+from tests.support.tiny_data import affine_for, save, write_dicom, write_itk, write_lits, write_wmh, write_wmh_subject
 
 WMH, LITS = get_task("wmh"), get_task("lits")
 
@@ -349,6 +349,21 @@ def test_dicom_folders(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps({"test": ["nn/imagesTr/c2_0000"]}))
     (only,) = find_subjects(tmp_path / "list.json", ONE)
     assert only.name == "c2_0000" and VolumeReader(ONE).read(only, with_label=False).image.shape == (1, 160, 224, 4)
+
+
+def test_nnunet_of_another_format_trains(tmp_path):
+    nnunet(tmp_path, (), ending=".mha", labels={"background": 0, "lesion": 1})
+    mask = np.zeros((12, 10, 4), np.uint8)
+    mask[4:6, 4:6, 1:3] = 1
+    for k in range(3):
+        image = (100 * np.random.default_rng(k).random(mask.shape) + 200 * mask).astype(np.float32)
+        write_itk(tmp_path / "imagesTr" / f"c{k}_0000.mha", image, affine_for("LPS"))
+        write_itk(tmp_path / "labelsTr" / f"c{k}.mha", mask, affine_for("LPS"))
+    data = SegmentationDataModule(str(tmp_path), roi_size=(12, 10), cache_dir=str(tmp_path / "cache"))
+    data.prepare_data()
+    data.setup("fit")
+    _, label = data.cache.open(data.train_subjects[0])
+    assert np.array_equal(label[:].transpose(1, 2, 0), mask[::-1, ::-1])
 
 
 def test_lits_knows_its_wrong_affines(tmp_path):

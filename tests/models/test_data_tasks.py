@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from scp_models.checkpoints import load_model
 from scp_models.data import SegmentationDataModule, Subject, VolumeReader, get_task
 from scp_models.errors import UserError
-from scp_models.training.checkpoints import load_module
 from tests.support.commands import fit_arguments, scp_models
 from tests.support.tiny_data import affine_for, save, write_decathlon
 
@@ -107,7 +107,7 @@ def test_a_binary_data_set_of_one_channel_from_fit_to_prediction(tmp_path):
     assert "task wmh: MRI; target label [1]; z-score" in done.stderr + done.stdout
     assert "training 4 (drawn with seed 0), validation 1 (drawn with seed 0), test 1" in done.stderr + done.stdout
     path = out / "checkpoints" / "last.ckpt"
-    task = load_module(path).task
+    task = load_model(path).task
     assert task.modalities == ("MRI",) and task.target == (1,) and task.ignored == () and task.roi_size == (16, 24)
     assert torch.load(path, weights_only=True)["hyper_parameters"]["task_options"]["modalities"] == ["MRI"]
     scp_models(*fit_arguments(root, out, 2, "--data.window", "[]", "--ckpt_path", "last"), cache=tmp_path)

@@ -36,6 +36,8 @@ class HostBlock {
   SCP_NOT_INSTRUMENTED void add(double* at, double value) const { *at += value; }
   SCP_NOT_INSTRUMENTED void raise(int* flag) const { *flag = 1; }
   uint32_t ballot(bool value) const;
+  template <int N, class V>
+  V sum_of_lanes(V value) const;
 
  private:
   HostGrid& grid_;
@@ -122,6 +124,18 @@ class HostGrid {
     states_[thread] = state;
     swapcontext(&fibres_[thread], &scheduler_);
   }
+  // In the order of a butterfly of shuffles.
+  template <int N, class V>
+  SCP_NOT_INSTRUMENTED V sum_of_lanes(int thread, V value) {
+    std::memcpy(&brought_[thread], &value, sizeof value);
+    wait(thread, State::kAtExchange);
+    V sums[N];
+    for (int lane = 0; lane < N; ++lane) std::memcpy(&sums[lane], &exchanged_[thread / N * N + lane], sizeof value);
+    for (int count = N / 2; count > 0; count /= 2)
+      for (int i = 0; i < count; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+    return sums[0];
+  }
+
   SCP_NOT_INSTRUMENTED uint32_t ballot(int thread, bool value) {
     brought_[thread] = value;
     wait(thread, State::kAtExchange);
@@ -165,6 +179,10 @@ inline void HostBlock::sync() const {
   if (++barriers_ != grid_.without_barrier_) grid_.wait(thread_, HostGrid::State::kAtBarrier);
 }
 inline uint32_t HostBlock::ballot(bool value) const { return grid_.ballot(thread_, value); }
+template <int N, class V>
+V HostBlock::sum_of_lanes(V value) const {
+  return grid_.sum_of_lanes<N>(thread_, value);
+}
 inline char* HostBlock::shared() const {
   const auto at = reinterpret_cast<uintptr_t>(grid_.memory_.data());
   return reinterpret_cast<char*>((at + 15) / 16 * 16);

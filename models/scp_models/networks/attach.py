@@ -15,6 +15,7 @@ def attach(
     layer: str,
     *,
     hidden_channels: int | tuple[int, int] | None = None,
+    position_dims: int | None = None,
     position: str = "centered",
     zero_init: bool = True,
     logit_bias: float | None = None,
@@ -34,7 +35,7 @@ def attach(
         network: any module, 2-D or 3-D. Its ``forward`` need not know of positions: see :func:`positioned` for crops.
         layer: path of the layer, as in ``network.get_submodule``: ``"final_conv"`` for MONAI's BasicUNet.
         logit_bias: initial value of β, the class's log-odds; None: the convolution's bias, and no β where it has none.
-        hidden_channels, position, zero_init, backend: see :class:`scp_kernels.FusedSCP`.
+        hidden_channels, position_dims, position, zero_init, backend: see :class:`scp_kernels.FusedSCP`.
 
     A layer that the network holds under several names is replaced under all of them.
 
@@ -49,6 +50,7 @@ def attach(
         convolution.out_channels,
         hidden_channels,
         spatial_dims=weight.ndim - 2,
+        position_dims=position_dims,
         position=position,
         zero_init=zero_init,
         bias=convolution.bias is not None or logit_bias is not None,

@@ -6,11 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scp_kernels import positioned
+from scp_kernels import affine_of_coordinates, positioned
+from scp_models.networks.positions import PositionLike
 
 
 def sliding_window(
-    network: nn.Module, image: Tensor, roi_size: Sequence[int] | int, sw_batch_size: int = 4, **options: Any
+    network: nn.Module,
+    image: Tensor,
+    roi_size: Sequence[int] | int,
+    sw_batch_size: int = 4,
+    *,
+    affine: PositionLike | None = None,
+    extent: PositionLike | None = None,
+    coordinates: Tensor | None = None,
+    coordinates_as: str = "affine",
+    **options: Any,
 ) -> Any:
     """MONAI's ``sliding_window_inference``, with every window at its own place in ``image``.
 
@@ -21,12 +31,18 @@ def sliding_window(
         network: holds a :class:`scp_kernels.FusedSCP` (see :func:`attach`).
         image: the full image, ``[B, C, H, W]`` or ``[B, C, D, H, W]``; it stands before any :func:`positioned` around.
         roi_size, sw_batch_size, options: as in MONAI's function.
+        affine: ``[K, d + 1]`` or ``[B, K, d + 1]``, from an index of the image to its position, where that is not the
+            index itself: a slice of a volume, a frame of the patient. ``extent`` goes with it.
+        extent: ``[K]`` or ``[B, K]``; None: the image's size.
+        coordinates: ``[B, K, *spatial]``, or with a channel of validity: the position of every pixel of the image, in
+            the place of ``affine``; read once for all windows. ``coordinates_as``: see
+            :func:`scp_kernels.affine_of_coordinates`.
 
     Returns:
         What MONAI's function returns: logits of the image's size, or a tuple or dict of them.
 
     Raises:
-        ValueError: the network has no such head.
+        ValueError: the network has no such head; ``affine`` and ``coordinates``, or one of them without ``extent``.
     """
     # Importing MONAI takes two seconds, which a network alone need not wait for.
     from monai.inferers.utils import sliding_window_inference
@@ -35,10 +51,44 @@ def sliding_window(
     size = tuple(image.shape[2:])
     window = fall_back_tuple(roi_size, size)
     padding = [max(w - s, 0) // 2 for w, s in zip(window, size, strict=True)]
+    maps, extents = _of_samples(image, affine, extent, coordinates, coordinates_as)
 
-    def predict(windows: Tensor, coordinates: Sequence[Sequence[slice]], *args: Any, **kwargs: Any) -> Any:
-        starts = [[axis.start - p for axis, p in zip(c[2:], padding, strict=True)] for c in coordinates]
-        with positioned(network, origin=torch.tensor(starts, dtype=torch.float64), extent=size):
+    def predict(windows: Tensor, places: Sequence[Sequence[slice]], *args: Any, **kwargs: Any) -> Any:
+        starts = [[axis.start - p for axis, p in zip(c[2:], padding, strict=True)] for c in places]
+        samples = torch.tensor([c[0].start for c in places], device=maps.device)
+        linear, offset = maps[samples, :, :-1], maps[samples, :, -1:]
+        offset = offset + linear @ torch.tensor(starts, dtype=maps.dtype, device=maps.device)[:, :, None]
+        with positioned(network, affine=torch.cat([linear, offset], 2), extent=extents[samples]):
             return network(windows, *args, **kwargs)
 
     return sliding_window_inference(image, roi_size, sw_batch_size, predict, with_coord=True, **options)
+
+
+def _of_samples(
+    image: Tensor,
+    affine: PositionLike | None,
+    extent: PositionLike | None,
+    coordinates: Tensor | None,
+    coordinates_as: str,
+) -> tuple[Tensor, Tensor]:
+    """Affine maps ``[B, K, d + 1]`` and extents ``[B, K]`` of the samples of an image, in float64."""
+    batch, dims = len(image), image.ndim - 2
+    if affine is not None and coordinates is not None:
+        raise ValueError("affine, coordinates: expected at most one of the two, which say the same")
+    if extent is None:
+        if affine is not None or coordinates is not None:
+            raise ValueError("extent: expected the sizes of the space that positions are measured in, got none")
+        extent = list(image.shape[2:])
+    sizes = torch.as_tensor(extent, dtype=torch.float64)
+    if coordinates is not None:
+        maps = affine_of_coordinates(coordinates, sizes, coordinates_as=coordinates_as).double()
+    elif affine is not None:
+        maps = torch.as_tensor(affine, dtype=torch.float64)
+    else:
+        maps = torch.eye(dims, dims + 1, dtype=torch.float64)
+    axes = sizes.shape[-1]
+    for name, value, shape in (("affine", maps, (axes, dims + 1)), ("extent", sizes, (axes,))):
+        if tuple(value.shape) not in (shape, (batch, *shape)):
+            expected = f"{list(shape)}, or {[batch, *shape]} for one per sample"
+            raise ValueError(f"{name}: expected shape {expected}, got {list(value.shape)}")
+    return maps.expand(batch, axes, dims + 1), sizes.to(maps.device).expand(batch, axes)

@@ -1,0 +1,237 @@
+"""Positions that come as a picture: coordinate channels, read back into the affine map that they are samples of.
+
+An augmentation library that moves K coordinate channels along with an image knows nothing of affine maps. Every crop,
+flip, rotation and scaling of coordinates that are affine in the pixel index is affine in it again, so the map can be
+read off, and the operator runs as if it had been told.
+
+Nothing here waits for a GPU or branches on data: it can be captured, compiled and exported.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scp_kernels._torch_compat import needs_dispatcher
+from scp_kernels.checks import ArrayLike, check_extent, position_tensor
+from scp_kernels.positions import position_dtype
+from scp_kernels.reference import pixel_indices, without_autocast
+
+WAYS = ("affine", "least_squares", "pixelwise")
+
+# Interpolation of a channel of ones gives 1 to float32 rounding (some 1e-6 after a long chain) where all that it read
+# is valid; anything else mixes the fill value into the coordinates.
+_VALIDITY_TOLERANCE = 1e-5
+# Of the extent. A chain of float32 interpolations stays far below it; an elastic deformation far above.
+_AFFINE_TOLERANCE = 1e-4
+# Pixels along each axis from which a first map is guessed.
+_GUESS_POINTS = {2: 16, 3: 8}
+
+
+def affine_of_coordinates(coordinates: Tensor, extent: ArrayLike, *, coordinates_as: str = "affine") -> Tensor:
+    """The affine map that coordinate channels are samples of, ``[B, K, d + 1]``; of a batch of one ``[K, d + 1]``.
+
+    ``head(features, coordinates=c, extent=e)`` is ``head(features, affine=affine_of_coordinates(c, e), extent=e)``. To
+    be read once where several heads need it, or where windows of a picture are taken from it.
+
+    Args:
+        coordinates: ``[B, K, *spatial]``, or ``[B, K + 1, *spatial]`` with a channel of validity.
+        extent: ``[K]`` or ``[B, K]``; says how many axes there are, and what deviation is rounding.
+        coordinates_as: ``"affine"`` or ``"least_squares"``, see :func:`scp_kernels.scp`.
+
+    Raises:
+        ValueError, TypeError: as :func:`scp_kernels.scp`; positions that are not affine too, where it can be told.
+    """
+    if not isinstance(coordinates, Tensor) or coordinates.ndim not in (4, 5):
+        got = list(coordinates.shape) if isinstance(coordinates, Tensor) else type(coordinates).__name__
+        raise ValueError(f"coordinates: expected [B, K, H, W] or [B, K, D, H, W], got {got}")
+    if coordinates_as == "pixelwise":
+        raise ValueError(
+            "coordinates_as: expected 'affine' or 'least_squares'; 'pixelwise' has no map: give it to the head's call"
+        )
+    extent = position_tensor("extent", extent, coordinates.device)
+    axes = extent.shape[-1] if extent.ndim else 0
+    p, valid, extent = check_coordinates(coordinates, coordinates, coordinates_as, None, None, extent, axes)
+    affine = told_affine(p, valid, extent, tuple(coordinates.shape[2:]), coordinates_as)
+    return affine if len(affine) > 1 else affine[0]
+
+
+def told_affine(p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tuple[int, ...], way: str) -> Tensor:
+    """:func:`read_affine`, and what is not affine told: an error where that waits for nobody, else NaN."""
+    with without_autocast(p.device):
+        affine, is_affine = read_affine(p, valid, extent, spatial_shape, way)
+        if way != "affine":
+            return affine
+        if affine.device.type == "cpu" and not needs_dispatcher((affine,)) and not is_affine.all():
+            raise _not_affine(is_affine)
+        return torch.where(is_affine[:, None, None], affine, torch.nan)
+
+
+def check_coordinates(
+    features: Tensor, coordinates: Any, way: str, origin: Any, affine: Any, extent: Any, position_dims: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Check the arguments; return positions ``[G, K, P]`` (G is 1 or B), validity ``[G, P]`` (bool) and ``extent``."""
+    if way not in WAYS:
+        raise ValueError(f"coordinates_as: expected one of {WAYS}, got {way!r}")
+    if origin is not None or affine is not None:
+        raise ValueError("coordinates: expected neither origin nor affine beside them, which say the same")
+    if not isinstance(coordinates, Tensor):
+        raise TypeError(f"coordinates: expected a tensor, got {type(coordinates).__name__}")
+    if coordinates.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"coordinates: expected float32 or float64 (fewer bits do not hold a pixel's position), "
+            f"got {coordinates.dtype}"
+        )
+    if coordinates.requires_grad:
+        raise ValueError("coordinates: positions are not differentiable, got a tensor that requires grad")
+    if hasattr(coordinates, "as_tensor"):  # MONAI's MetaTensor, whose own bookkeeping would follow every operation
+        coordinates = coordinates.as_tensor()
+    batch, _, *shape = features.shape
+    expected = [[b, k, *shape] for b in (batch, 1) for k in (position_dims, position_dims + 1)]
+    if list(coordinates.shape) not in expected:
+        raise ValueError(
+            f"coordinates: expected shape {expected[0]}, or {expected[1]} with a channel of validity behind them "
+            f"(a first size of 1 serves all samples), got {list(coordinates.shape)}"
+        )
+    if extent is None:
+        raise ValueError(
+            f"extent: expected {[position_dims]} sizes of the space that the coordinates are measured in, got none"
+        )
+    extent = check_extent(extent, features, position_dims)
+    dtype = position_dtype(features.device)
+    channels = coordinates.to(device=features.device, dtype=dtype).flatten(2)
+    p, validity = channels[:, :position_dims], channels[:, position_dims:]
+    valid = p.sum(1) * 0 == 0  # no NaN, no infinity
+    if coordinates.shape[1] > position_dims:
+        valid = valid & ((validity[:, 0] - 1).abs() <= _VALIDITY_TOLERANCE)
+    return p, valid, extent
+
+
+def read_affine(
+    p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tuple[int, ...], way: str
+) -> tuple[Tensor, Tensor]:
+    """The affine map of positions given as a picture.
+
+    A first map is guessed from medians of differences; the pixels that lie on it within a tolerance decide the map by
+    least squares. So it is exact where up to half of the valid pixels do not lie on it, as happens where interpolation
+    has repeated or reflected coordinates at a border. With ``way="least_squares"`` all valid pixels decide.
+
+    Args:
+        p: ``[G, K, P]``, positions of the pixels in row-major order.
+        valid: ``[G, P]``, where to believe them.
+        extent: ``[K]`` or ``[G, K]``; the tolerance is a fraction of it.
+
+    Returns:
+        ``[G, K, d + 1]``, and ``[G]``: whether at least half of a sample's valid pixels lie on the map. Without valid
+        pixels that is true, and the map puts every pixel at the centre of the extent. Along an axis in which valid
+        pixels do not differ the slope is 0.
+    """
+    extent = extent if extent.ndim == 2 else extent[None]
+    tolerance = _AFFINE_TOLERANCE * extent[:, :, None]
+    # Indices about the middle of the map, in halves of it: [d + 1, P] with the row of ones.
+    index = pixel_indices(spatial_shape, p.dtype, p.device)
+    half = torch.stack([torch.full((), 0.5 * (n - 1), dtype=p.dtype, device=p.device) for n in spatial_shape])
+    unit = half.clamp(min=0.5)
+    basis = (index - half[:, None]) / unit[:, None]
+    basis = torch.cat([basis, torch.ones_like(basis[:1])])
+
+    slopes, offset, guessed = _guess(p, valid, spatial_shape)
+    guess = torch.cat([slopes * unit, (offset + slopes @ half)[:, :, None]], 2)  # [G, K, d + 1]
+    residual = torch.baddbmm(p, guess, basis.expand(p.shape[0], -1, -1), alpha=-1)
+    chosen = valid
+    if way == "affine":
+        chosen = valid & ((residual.abs() <= tolerance).all(1) | ~guessed[:, None])
+    # Least squares on what the guess leaves: small numbers, so that nothing cancels.
+    weight = chosen.to(p.dtype)
+    pairs = (basis[:, None] * basis).flatten(0, 1)
+    moments = (weight @ pairs.T).unflatten(1, (len(basis), len(basis)))
+    moments = moments / moments[:, -1:, -1:].clamp(min=1)
+    right = torch.where(chosen[:, None], residual, 0.0) @ basis.T / weight.sum(1).clamp(min=1)[:, None, None]
+    mean, mean_residual = moments[:, :-1, -1], right[:, :, -1]
+    covariance = moments[:, :-1, :-1] - mean[:, :, None] * mean[:, None]
+    right = right[:, :, :-1] - mean_residual[:, :, None] * mean[:, None]
+    fitted = _solve(covariance, right.transpose(1, 2)).transpose(1, 2)  # [G, K, d]
+    fit = torch.cat([fitted, (mean_residual - (fitted @ mean[:, :, None])[:, :, 0])[:, :, None]], 2)
+    residual = torch.baddbmm(residual, fit, basis.expand(p.shape[0], -1, -1), alpha=-1)
+    on_map = valid & (residual.abs() <= tolerance).all(1)
+
+    result = guess + fit
+    slopes = result[:, :, :-1] / unit
+    offset = torch.where(valid.any(1)[:, None], result[:, :, -1] - slopes @ half, extent / 2)
+    return torch.cat([slopes, offset[:, :, None]], 2), 2 * on_map.sum(1) >= valid.sum(1)
+
+
+def _guess(p: Tensor, valid: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Slopes ``[G, K, d]`` and offset ``[G, K]`` by medians over a few pixels, and where there were enough ``[G]``.
+
+    A slope is the median of differences over an eighth of the map, long enough for float32 coordinates to differ by
+    much more than their rounding.
+    """
+    dims = len(shape)
+    sizes = [torch.full((), size, dtype=torch.int64, device=p.device) for size in shape]
+    steps = [(size // 8).clamp(min=1) for size in sizes]
+    count = torch.arange(_GUESS_POINTS[dims], device=p.device)
+    first = [
+        count * (size - 1 - step).clamp(min=0) // (len(count) - 1) for size, step in zip(sizes, steps, strict=True)
+    ]
+
+    def at(places: list[Tensor]) -> tuple[Tensor, Tensor]:
+        flat = torch.zeros((), dtype=torch.int64, device=p.device)
+        for axis, place in enumerate(places):
+            flat = flat * sizes[axis] + place.reshape([-1 if a == axis else 1 for a in range(dims)])
+        flat = flat.flatten()
+        return p[:, :, flat], valid[:, flat]
+
+    here, here_valid = at(first)
+    slopes, enough = [], []
+    for axis, (size, step) in enumerate(zip(sizes, steps, strict=True)):
+        second = (first[axis] + step).minimum(size - 1)
+        there, there_valid = at([second if a == axis else places for a, places in enumerate(first)])
+        distance = (second - first[axis]).reshape([-1 if a == axis else 1 for a in range(dims)])
+        distance = distance.expand([len(count)] * dims).flatten()
+        usable = here_valid & there_valid & (distance > 0)
+        slope, has_any = _median((there - here) / distance.clamp(min=1), usable)
+        slopes.append(slope)
+        enough.append(has_any | (size == 1))
+    gathered = torch.stack(slopes, 2)  # [G, K, d]
+    places = torch.stack(torch.meshgrid(*first, indexing="ij")).flatten(1).to(p.dtype)
+    offset, _ = _median(here - gathered @ places, here_valid)
+    return gathered, offset, torch.stack(enough).all(0)
+
+
+def _median(values: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
+    """The lower median of ``values`` ``[G, K, N]`` where ``usable`` ``[G, N]`` (0 if nowhere), and whether it is.
+
+    (``nanmedian`` has no place in ONNX.)
+    """
+    ordered = torch.where(usable[:, None], values, torch.inf).sort(2).values
+    count = usable.sum(1)  # [G]
+    middle = ((count - 1).clamp(min=0) // 2)[:, None, None].expand(-1, values.shape[1], 1)
+    return torch.where((count > 0)[:, None], ordered.gather(2, middle)[:, :, 0], 0.0), count > 0
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """``matrix⁻¹ · right`` of positive semidefinite matrices ``[G, d, d]``; about 0 along what they map to 0.
+
+    Elimination written out: solvers of linear systems wait for the device to say that there is a solution. What is
+    added to the diagonal (1 where all is 0) is far below what float32 coordinates can tell.
+    """
+    trace = matrix.diagonal(dim1=1, dim2=2).sum(1)
+    ridge = torch.where(trace > 0, trace * (1e-12 if matrix.dtype == torch.float64 else 1e-6), 1.0)
+    identity = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+    rows = list(torch.cat([matrix + ridge[:, None, None] * identity, right], 2).unbind(1))
+    for k in range(len(rows)):
+        rows[k] = rows[k] / rows[k][:, k : k + 1]
+        rows = [row if r == k else row - row[:, k : k + 1] * rows[k] for r, row in enumerate(rows)]
+    return torch.stack(rows, 1)[:, :, len(rows) :]
+
+
+def _not_affine(is_affine: Tensor) -> ValueError:
+    """What to say where it can be said."""
+    samples = (~is_affine).nonzero().flatten().tolist()
+    return ValueError(
+        f"coordinates: expected positions that are affine in the pixel index, got others in samples {samples} (elastic "
+        "deformation, nearest-neighbour interpolation, or more padding than image without a channel of validity); "
+        "coordinates_as='pixelwise' evaluates Φ at each pixel in plain PyTorch, "
+        "coordinates_as='least_squares' takes the closest affine map"
+    )
