@@ -5,14 +5,14 @@ Reading needs no Lightning, which takes longer to import than a subject takes to
 
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import Task, get_task
+from scp_models.data.tasks import Task, get_task, with_frame
 from scp_models.errors import UserError
 from scp_models.networks.segmentation import SegmentationNetwork, build_network
 
@@ -36,6 +36,23 @@ class TrainedModel:
     split: Mapping[str, Sequence[str]] | None = None
     """Names of the subjects for training, validation and test; None where a checkpoint does not say."""
 
+    def with_transforms(self, pattern: str) -> "TrainedModel":
+        """The model for subjects whose transforms lie elsewhere than those that it was trained with.
+
+        Args:
+            pattern: path of each subject's transform, as in training.
+
+        Raises:
+            UserError: not such a path, or a model whose frame is none of transforms.
+        """
+        task = with_frame(self.task, pattern)
+        if not (self.task.has_transforms and task.has_transforms):
+            raise UserError(
+                f"--frame: expected a transform's path, for a checkpoint that was trained with transforms, got "
+                f"{pattern!r} for the frame {self.task.frame!r}"
+            )
+        return replace(self, task=task)
+
 
 def build_model(
     *,
@@ -52,14 +69,15 @@ def build_model(
         task, roi_size, task_options: see :func:`scp_models.data.get_task`.
         threshold: of probabilities.
         channels_last: keep activations in channels-last memory format, faster on CPUs and tensor cores.
-        options: of :func:`scp_models.networks.build_network`; the task gives the number of input channels.
+        options: of :func:`scp_models.networks.build_network`; the task gives the number of input channels and of
+            position axes.
 
     Raises:
         UserError: options that make no network.
     """
     preset = get_task(task, roi_size, task_options)
     try:
-        network = build_network(in_channels=len(preset.modalities), **options)
+        network = build_network(in_channels=len(preset.modalities), position_dims=preset.position_dims, **options)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     memory_format = torch.channels_last if channels_last else torch.contiguous_format

@@ -29,6 +29,11 @@ Threshold = Annotated[
     float | None, typer.Option(help="Of probabilities; by default the checkpoint's, or 0.5.", min=0, max=1)
 ]
 
+Frame = Annotated[
+    str | None,
+    typer.Option(help="Path of each subject's transform ({subject}, {folder}), for a checkpoint trained with such."),
+]
+
 
 def command(function: Callable[[Any], None]) -> Callable[..., None]:
     """Make a command of a function of one dataclass, whose fields are the command's arguments and options."""
@@ -119,7 +124,7 @@ class EvaluateOptions:
         str | None,
         typer.Option(help="Of references that lie elsewhere than their images: header or image counts; auto measures."),
     ] = None
-
+    frame: Frame = None
     fail_fast: FailFast = False
 
     def check(self) -> None:
@@ -132,6 +137,8 @@ class EvaluateOptions:
             for name in ("seed", "task", "target", "ignored", "modality"):
                 if getattr(self, name) not in (None, []):
                     raise UserError(f"--{name}: expected with --predictions only, {self.checkpoint} says it already")
+        elif self.frame is not None:
+            raise UserError("--frame: expected with a checkpoint only")
         if self.connectivity not in (6, 18, 26):
             raise UserError(f"--connectivity: expected 6, 18 or 26, got {self.connectivity}")
 
@@ -150,7 +157,7 @@ def evaluate(options: EvaluateOptions) -> None:
 
     data = DataSet(options.data, options.layout, options.split, options.split_file, options.label_affine)
     if options.checkpoint is not None:
-        masks, subjects = masks_of_checkpoint(options.checkpoint, data, options.threshold)
+        masks, subjects = masks_of_checkpoint(options.checkpoint, data, options.threshold, options.frame)
     else:
         assert options.predictions is not None
         description = {
@@ -221,6 +228,7 @@ class PredictOptions:
     probabilities: Annotated[bool, typer.Option(help="Write probabilities too.")] = False
     threshold: Threshold = None
     layout: Layout = "auto"
+    frame: Frame = None
     fail_fast: FailFast = False
 
 
@@ -235,6 +243,8 @@ def predict(options: PredictOptions) -> None:
     from scp_models.inference.predictor import predict as write_predictions
 
     model = load_model(options.checkpoint)
+    if options.frame is not None:
+        model = model.with_transforms(options.frame)
     failures = Failures(_report, fail_fast=options.fail_fast)
     subjects = subjects_of(options.inputs or [], options.image or [], model.task, options.layout, failures)
     total = len(subjects) + len(failures.messages)
@@ -244,6 +254,44 @@ def predict(options: PredictOptions) -> None:
     for path in list(write_predictions(predictor, shown, options.out, options.probabilities, failures)):
         typer.echo(path)
     _finish(failures, total)
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """What ``show`` takes."""
+
+    inputs: Annotated[list[Path], typer.Argument(help="Subjects' folders, NIfTI volumes, data sets, datalist JSONs.")]
+    out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("frames.png")
+    frame: Annotated[
+        str | None, typer.Option(help="foreground (if not given), image, or the path of each subject's transform.")
+    ] = None
+    checkpoint: Annotated[Path | None, typer.Option(help="Read images as it does, in its frame.")] = None
+    task: Annotated[str | None, typer.Option(help="wmh (if not given) or lits.")] = None
+    modality: Annotated[list[str] | None, typer.Option(help="Channel of the images, again for more.")] = None
+    layout: Layout = "auto"
+
+
+@command
+def show(options: ShowOptions) -> None:
+    """Draw subjects' frames on their slices: is the foreground the patient, and which way is right, front and top?"""
+    from scp_models.data.tasks import get_task, read_description, with_frame
+    from scp_models.inference.predictor import subjects_of
+
+    if options.checkpoint is not None:
+        from scp_models.checkpoints import load_model
+
+        if options.task is not None or options.modality:
+            raise UserError(f"--task, --modality: expected without --checkpoint, {options.checkpoint} says it already")
+        task = load_model(options.checkpoint).task
+        task = task if options.frame is None else with_frame(task, options.frame)
+    else:
+        given = {"modalities": options.modality or None, "frame": options.frame or "foreground"}
+        description = read_description(options.inputs[0])
+        name = options.task or "wmh"
+        task = get_task(name, None, description.options(name, {**given, "target": [1]}) if description else given)
+    from scp_models.report.frames import draw_frames
+
+    typer.echo(draw_frames(subjects_of(options.inputs, [], task, options.layout), task, options.out))
 
 
 @app.command()

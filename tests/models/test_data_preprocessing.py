@@ -122,7 +122,8 @@ def test_long_volumes_are_read_in_chunks(tmp_path, monkeypatch, codes):
     monkeypatch.setattr(alignment, "apply_orientation", lambda a, o: seen.append(a.shape) or plain(a, o))
     chunked = reader.read(subject)
     assert np.array_equal(whole.image, chunked.image) and np.array_equal(whole.label, chunked.label)
-    assert max(shape[2] for shape in seen) == 4 and len(seen) == 12
+    # Six chunks of the image, of its foreground and of the label.
+    assert max(shape[2] for shape in seen) == 4 and len(seen) == 18
 
 
 def test_one_file_with_all_modalities(tmp_path):

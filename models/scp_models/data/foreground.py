@@ -1,4 +1,6 @@
-"""Where a volume holds a patient and not air, coarsely: to see whether a label lies on it, and what a crop cuts off."""
+"""Where a volume holds a patient and not air, coarsely: to see whether a label lies on it, what a crop cuts off, and
+where the patient's own borders are.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +13,11 @@ from scipy import ndimage
 _RESOLUTION = 128
 # Of the way from the darkest to the brightest percentile: above the noise of air, below the darkest tissue.
 _THRESHOLD = 0.1
+# Of the foreground that lies past either border of its box: ears, a nose, noise that hangs on to it. On real heads
+# the box's sizes then change by up to 9 mm with the threshold (0.1 to 0.4); those of all voxels' box by up to 43.
+_OUTSIDE = 0.002
+# Voxels count in parts of at most this many mm: the border of a thick slice is not its centre.
+_PART = 2.0
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,12 @@ def find_foreground(coarse: NDArray[np.floating], steps: tuple[int, int, int]) -
         coarse: intensities of every so many voxels, ``[x, y, z]``, slices along the last axis.
         steps: how many.
     """
-    dark, bright = np.percentile(coarse, [1, 99])
-    mask = coarse > dark + _THRESHOLD * (bright - dark)
+    # A slice of one value is filling, be it black or saturated.
+    filled = coarse.min(axis=(0, 1)) == coarse.max(axis=(0, 1))
+    if filled.all():
+        return Foreground(np.zeros(coarse.shape, bool), steps)
+    dark, bright = np.percentile(coarse[..., ~filled], [1, 99])
+    mask = (coarse > dark + _THRESHOLD * (bright - dark)) & ~filled
     parts, count = ndimage.label(mask)
     if count > 1:
         sizes = np.bincount(parts.ravel())
@@ -51,6 +62,30 @@ def find_foreground(coarse: NDArray[np.floating], steps: tuple[int, int, int]) -
         mask = parts == sizes.argmax()
     mask = np.stack([ndimage.binary_fill_holes(mask[..., k]) for k in range(mask.shape[2])], axis=2)
     return Foreground(mask, steps)
+
+
+def bounding_box(
+    area: Foreground, affine: NDArray[np.float64], max_height: float | None = None
+) -> NDArray[np.float64] | None:
+    """``[2, 3]``: lower and upper corner in mm of all but thin protrusions; None where there is nothing.
+
+    Args:
+        area: the foreground.
+        affine: ``[4, 4]``, voxel indices of its volume to mm, RAS+.
+        max_height: of the box in mm, measured from its top.
+    """
+    index = np.argwhere(area.mask)
+    if not len(index):
+        return None
+    sizes = np.linalg.norm(affine[:3, :3], axis=0) * area.steps
+    parts = [np.arange(0.5, count) / count for count in np.ceil(sizes / _PART).clip(1, 16)]
+    within = np.stack(np.meshgrid(*parts, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    points = (index + within) * area.steps - 0.5
+    places = points.reshape(-1, 3) @ affine[:3, :3].T + affine[:3, 3]
+    low, high = np.quantile(places, [_OUTSIDE, 1 - _OUTSIDE], axis=0)
+    if max_height is not None:
+        low[2] = max(low[2], high[2] - max_height)
+    return np.stack([low, high]) if (high > low).all() else None
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from scp_models.data.sampling import SAMPLINGS, SliceSampler, SubjectSampler
 from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir, temporary_cache_dir
 from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import task_of_data_set
+from scp_models.data.tasks import SLICE_FRAME, task_of_data_set
 from scp_models.data.timing import TimedDataLoader
+from scp_models.data.transforms import read_transform, transform_path
 from scp_models.errors import UserError
 from scp_models.files import ensure_writable
 from scp_models.notes import note
@@ -25,9 +26,10 @@ class SegmentationDataModule(L.LightningDataModule):
     """Slices of a segmentation data set, divided by subjects.
 
     Batches are dicts of ``image`` ``[B, C, H, W]`` float32, ``label`` ``[B, 1, H, W]`` uint8 (0 background, 1 target,
-    2 ignored) and ``subject`` ``[B]`` int64. The order of training slices depends on ``seed`` and the epoch alone, so
-    that a resumed run sees what the uninterrupted one would have. There is no augmentation: flips would move left to
-    right.
+    2 ignored) and ``subject`` ``[B]`` int64; and, unless the frame is ``slice``, where each slice lies in it:
+    ``affine`` ``[B, 3, 3]`` and ``extent`` ``[B, 3]``, float32. The order of training slices depends on ``seed`` and
+    the epoch alone, so that a resumed run sees what the uninterrupted one would have. There is no augmentation: flips
+    would move left to right.
 
     Args:
         root: a data set in one of the known layouts: see ``layout``.
@@ -43,6 +45,13 @@ class SegmentationDataModule(L.LightningDataModule):
         resize: slices are resized to ``roi_size``, or cropped and padded around their centre; None: the preset's.
         spacing: pixel size in mm to which slices are resampled before the crop, one number or two (left-right,
             back-front); None: that of the files.
+        frame: what positions are measured in: ``"slice"``, the paper's, from the borders of the slice as the network
+            sees it; ``"image"``, in the volume's grid; ``"foreground"``, in the box of the body or head; or the path of
+            each subject's transform, with ``{subject}`` and ``{folder}`` for its name and folder: see docs/frames.md.
+            None: ``"slice"`` in Python; on the command line ``"foreground"``, and ``"slice"`` with ``--model.preset
+            paper``.
+        frame_box: with a transform: lower and upper corner, in mm, of the box in its template that positions are
+            measured in; None: MNI152's.
         label_affine: whether a label lies where its own ``header`` says or on its ``image``'s voxels; None or ``auto``:
             measured where the two disagree.
         layout: ``"auto"``, ``"wmh"``, ``"lits"``, ``"datalist"`` or ``"nnunet"``.
@@ -83,6 +92,8 @@ class SegmentationDataModule(L.LightningDataModule):
         sampling: str = "subjects",
         spacing: float | list[float] | None = None,
         label_affine: str | None = None,
+        frame: str | None = None,
+        frame_box: list[float] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -102,6 +113,9 @@ class SegmentationDataModule(L.LightningDataModule):
             resize=resize,
             spacing=spacing,
             label_affine=label_affine,
+            # Named only where it is not the default, so that checkpoints of one kind of training are alike.
+            frame=None if frame == SLICE_FRAME else frame,
+            frame_box=frame_box,
         )
         self.layout = layout
         self.batch_size = batch_size
@@ -142,6 +156,9 @@ class SegmentationDataModule(L.LightningDataModule):
 
         subjects = self.divide()
         wanted = [s for part in ("training", "validation") for s in subjects[part]]
+        if self.task.has_transforms:
+            for subject in wanted:
+                read_transform(transform_path(self.task.frame, subject))
         missing = [s for s in wanted if not all(path.is_file() for path in self.cache.paths(s))]
         if missing:
             ensure_writable(self.cache.folder)

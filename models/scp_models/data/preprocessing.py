@@ -4,6 +4,7 @@ The canonical grid is nibabel's closest to RAS+, so its first axis is left-right
 ``[X, Y]`` of it are the network's ``[H, W]``.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from scp_models.data.alignment import CHUNK, AlignedVolume, align_image, align_label
-from scp_models.data.foreground import CropLoss, Foreground, coarse_steps, find_foreground
+from scp_models.data.foreground import CropLoss, Foreground, bounding_box, coarse_steps, find_foreground
+from scp_models.data.frames import VolumeGeometry
 from scp_models.data.geometry import SAME_AXES, Orientation, inverse, resized_axis, turned_shape
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import LabelAffine, Task
@@ -68,6 +71,12 @@ class SourceGrid:
         """Voxel size in mm along the file's axes."""
         x, y, z = self.file.spacing
         return (float(x), float(y), float(z))
+
+    @property
+    def field_of_view(self) -> NDArray[np.float64]:
+        """``[2, 3]``: lower and upper corner in mm of the box, along the patient's axes, around all voxels."""
+        corners = apply_affine(self.affine, list(itertools.product(*((-0.5, n - 0.5) for n in self.shape))))
+        return np.stack([corners.min(axis=0), corners.max(axis=0)])
 
     @cached_property
     def plane(self) -> tuple[int, int]:
@@ -154,6 +163,8 @@ class Volume:
     label: NDArray[np.uint8] | None
     """``[H, W, Z]``: 0 background, 1 target, 2 ignored; None if not read."""
     grid: SourceGrid
+    geometry: VolumeGeometry
+    """Where the slices lie, and what frames are made of."""
     crop_loss: CropLoss = field(default_factory=CropLoss)
     """What of the subject lies outside of the slices; all zero where they are resized."""
     notes: tuple[str, ...] = ()
@@ -162,7 +173,7 @@ class Volume:
     @property
     def affine(self) -> NDArray[np.float64]:
         """``[4, 4]``: indices ``(h, w, z)`` to mm in the patient, RAS+."""
-        return self.grid.network_affine
+        return self.geometry.affine
 
     def restore(self, values: NDArray[Any]) -> NDArray[Any]:
         """Values ``[H, W, Z]`` in the grid of the source file."""
@@ -192,8 +203,11 @@ class VolumeReader:
             notes += [line] if line else []
         image = np.stack([self._normalise(self._read_channel(volume, grid)) for volume in aligned])
         label, loss = None, CropLoss()
-        if not self.task.resize:
-            loss = self._foreground_loss(grid)
+        # A cache serves every frame.
+        measured = with_label or self.task.frame == "foreground" or not self.task.resize
+        area = self._foreground(grid) if measured else None
+        if area is not None and not self.task.resize:
+            loss = _foreground_loss(area, grid)
         if with_label:
             volume, lines = self._open_label(subject, grid)
             notes += lines
@@ -204,8 +218,13 @@ class VolumeReader:
                     loss += _target_loss(mapped == 1, grid)
                 fitted.append(grid.fit(mapped))
             label = np.concatenate(fitted, axis=2)
+        box = None if area is None else bounding_box(area, grid.affine, self.task.max_height)
+        if area is not None and box is None:
+            notes.append(f"{files[0].path}: has no foreground; the frame foreground is its whole field of view")
+            box = grid.field_of_view
+        geometry = VolumeGeometry(grid.network_affine, grid.canonical_affine, grid.canonical_shape, box)
         _say(notes)
-        return Volume(image, label, grid, loss, tuple(dict.fromkeys(notes)))
+        return Volume(image, label, grid, geometry, loss, tuple(dict.fromkeys(notes)))
 
     def grid(self, subject: Subject) -> SourceGrid:
         """The grid of a subject's first image, without its voxels."""
@@ -303,17 +322,6 @@ class VolumeReader:
         coarse = np.concatenate([chunk[x // 2 :: x, y // 2 :: y] for chunk in chunks], axis=2)[..., z // 2 :: z]
         return find_foreground(self._windowed(coarse.astype(np.float32)), steps)
 
-    def _foreground_loss(self, grid: SourceGrid) -> CropLoss:
-        """What of the foreground is outside of the crop."""
-        area = self._foreground(grid)
-        centres = [np.empty(0, int)] * 3
-        for n, step, (axis, direction) in zip(grid.shape, area.steps, grid.to_canonical, strict=True):
-            index = np.arange(step // 2, n, step)
-            centres[int(axis)] = index if direction > 0 else n - 1 - index[::-1]
-        mask = apply_orientation(area.mask, grid.to_canonical)
-        outside = ~grid.inside()[np.ix_(*centres[:2])]
-        return CropLoss(foreground=int(mask.sum()), foreground_outside=int(mask[outside].sum()))
-
     def _label_chunks(self, volume: AlignedVolume, axes: Orientation = SAME_AXES) -> Iterator[NDArray[Any]]:
         """Stored label values, which are integers and, for some tasks, known ones."""
         path = volume.file.path
@@ -347,6 +355,17 @@ def _hint(values: NDArray[Any], allowed: tuple[int, ...] | None) -> str:
     if len(values) <= 2 and values.min() >= 0 and values.max() > max(allowed):
         return f" (a mask of 0 and {int(values.max())}: --data.target {int(values.max())})"
     return " (other labels: --data.target, --data.ignored)"
+
+
+def _foreground_loss(area: Foreground, grid: SourceGrid) -> CropLoss:
+    """What of the foreground is outside of the crop."""
+    centres = [np.empty(0, int)] * 3
+    for n, step, (axis, direction) in zip(grid.shape, area.steps, grid.to_canonical, strict=True):
+        index = np.arange(step // 2, n, step)
+        centres[int(axis)] = index if direction > 0 else n - 1 - index[::-1]
+    mask = apply_orientation(area.mask, grid.to_canonical)
+    outside = ~grid.inside()[np.ix_(*centres[:2])]
+    return CropLoss(foreground=int(mask.sum()), foreground_outside=int(mask[outside].sum()))
 
 
 def _target_loss(target: NDArray[np.bool_], grid: SourceGrid) -> CropLoss:

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scp_models.data.foreground import CropLoss
+from scp_models.data.frames import SlicePositions, VolumeGeometry, slice_positions
 from scp_models.data.preprocessing import VolumeReader
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import Task
+from scp_models.data.tasks import MNI_BOX, SLICE_FRAME, Task
 from scp_models.data.volume_files import files_of
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
 
 # Raised when preprocessing changes what it writes, so that no old file is taken for a new one.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 
 def default_cache_dir() -> Path:
@@ -50,16 +51,17 @@ def temporary_cache_dir() -> Path:
 
 class SliceCache:
     """Preprocessed volumes as memory-mapped arrays: images ``[Z, C, H, W]`` in float16, labels ``[Z, H, W]`` in uint8;
-    and a JSON with the affine of each volume to mm, what was noted about its files and what its crop cuts off.
+    and a JSON with where each volume lies, what was noted about its files and what its crop cuts off.
 
     A file's name is a digest of the task and of its sources' paths, sizes and times of change, so a changed source is
-    read anew. Files are written beside and renamed: several processes may prepare the same subject at once.
+    read anew. The task's frame does not matter: positions in any are made of what the JSON has. Files are written
+    beside and renamed: several processes may prepare the same subject at once.
     """
 
     def __init__(self, folder: Path, task: Task) -> None:
         self.folder = folder
         self.task = task
-        self.reader = VolumeReader(task)
+        self.reader = VolumeReader(replace(task, frame=SLICE_FRAME, frame_box=MNI_BOX))
 
     def paths(self, subject: Subject) -> tuple[Path, Path, Path]:
         """Of the image, the label, and what is known of them."""
@@ -71,7 +73,7 @@ class SliceCache:
             raise UserError(
                 f"{error.filename}: expected an image or reference of {subject.name}, {error.strerror}"
             ) from error
-        key = json.dumps([CACHE_VERSION, repr(self.task), subject.label_affine, stats])
+        key = json.dumps([CACHE_VERSION, repr(self.reader.task), subject.label_affine, stats])
         digest = hashlib.sha256(key.encode()).hexdigest()[:24]
         image, label, about = (self.folder / f"{digest}-{what}" for what in ("image.npy", "label.npy", "about.json"))
         return image, label, about
@@ -83,7 +85,7 @@ class SliceCache:
             return
         volume = self.reader.read(subject)
         assert volume.label is not None
-        about = {"affine": volume.affine.tolist(), "notes": volume.notes, "crop_loss": asdict(volume.crop_loss)}
+        about = {"geometry": volume.geometry.as_lists(), "notes": volume.notes, "crop_loss": asdict(volume.crop_loss)}
         with atomic_path(label_path) as path:
             np.save(path, np.ascontiguousarray(volume.label.transpose(2, 0, 1)))
         with atomic_path(about_path) as path:
@@ -98,18 +100,31 @@ class SliceCache:
     def about(self, subject: Subject) -> "AboutVolume":
         """What is known of the subject's arrays, without reading them."""
         content = json.loads(self.paths(subject)[2].read_text())
-        return AboutVolume(np.array(content["affine"]), tuple(content["notes"]), CropLoss(**content["crop_loss"]))
+        geometry = VolumeGeometry.from_lists(content["geometry"])
+        return AboutVolume(geometry, tuple(content["notes"]), CropLoss(**content["crop_loss"]))
+
+    def positions(self, subject: Subject) -> SlicePositions | None:
+        """Where the subject's slices lie in the task's frame; None if it is ``slice``.
+
+        Raises:
+            UserError: the subject's transform is missing, unreadable or not affine.
+        """
+        return slice_positions(self.task, subject, self.about(subject).geometry)
 
 
 @dataclass(frozen=True)
 class AboutVolume:
     """What the cache keeps of a volume beside its voxels."""
 
-    affine: NDArray[np.float64]
-    """``[4, 4]``: indices ``(h, w, z)`` to mm in the patient, RAS+."""
+    geometry: VolumeGeometry
     notes: tuple[str, ...]
     """One line per file that was not taken simply as it is."""
     crop_loss: CropLoss
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """``[4, 4]``: indices ``(h, w, z)`` to mm in the patient, RAS+."""
+        return self.geometry.affine
 
 
 def _mapped(paths: tuple[Path, ...]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
@@ -121,16 +136,17 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
     """All slices of some subjects, in order.
 
     An item has ``image`` ``[C, H, W]`` float32, ``label`` ``[1, H, W]`` uint8 (0 background, 1 target, 2 ignored) and
-    ``subject``,
-    the subject's number. Items past the last slice, up to ``length``, repeat it with every pixel ignored: they even
-    out the
-    work of several processes without changing a score.
+    ``subject``, the subject's number; and, unless the task's frame is ``slice``, the slice's place in the frame:
+    ``affine`` ``[3, 3]`` from ``(h, w, 1)`` to p, and ``extent`` ``[3]``, float32. Items past the last slice, up to
+    ``length``, repeat it with every pixel ignored: they even out the work of several processes without changing a
+    score.
     """
 
     def __init__(self, cache: SliceCache, subjects: Sequence[Subject], multiple_of: int = 1) -> None:
         self.subjects = list(subjects)
         self.paths = [cache.paths(subject) for subject in subjects]
         self.arrays = [_mapped(paths) for paths in self.paths]
+        self.positions = [cache.positions(subject) for subject in subjects]
         self.offsets = np.cumsum([0, *(len(label) for _, label in self.arrays)])
         self.slices = int(self.offsets[-1])
         self.length = -(-self.slices // multiple_of) * multiple_of
@@ -154,9 +170,11 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         subject = int(np.searchsorted(self.offsets, index, side="right")) - 1
         image, label = self.arrays[subject]
         k = index - int(self.offsets[subject])
+        positions = self.positions[subject]
         marks = torch.from_numpy(np.array(label[k]))[None]
         return {
             "image": torch.from_numpy(np.array(image[k])).float(),
             "label": torch.full_like(marks, 2) if padding else marks,
             "subject": torch.tensor(subject),
+            **({} if positions is None else positions.of(k)),
         }

@@ -18,6 +18,12 @@ from typing import Any, Literal
 from scp_models.errors import UserError
 from scp_models.notes import note
 
+SLICE_FRAME = "slice"
+"""The paper's frame: positions of pixels from the borders of the slice that the network sees."""
+FRAMES = (SLICE_FRAME, "image", "foreground")
+"""What positions are measured in, beside a transform's file: see :mod:`scp_models.data.frames`."""
+TRANSFORM_ENDINGS = (".tfm", ".txt", ".mat", ".xfm", ".hdf5", ".h5")
+
 LabelAffine = Literal["auto", "header", "image"]
 LABEL_AFFINES: tuple[LabelAffine, ...] = ("auto", "header", "image")
 """Whether a label lies where its own header says or on its image's voxels; ``auto`` measures where they disagree."""
@@ -26,6 +32,10 @@ TARGET_LABEL = 1
 """The target in labels as readers return them, whatever the files call it; 0 is the background."""
 IGNORED_LABEL = 2
 """What is neither trained on nor scored, in labels as readers return them."""
+
+
+MNI_BOX = (-91.5, -126.5, -72.5, 90.5, 91.5, 109.5)
+"""Lower and upper corner of the MNI152 template of 182 × 218 × 182 mm, RAS+."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,22 @@ class Task:
     """Pixel size in mm, left-right and back-front, to which slices are resampled before the crop; None: the file's."""
     label_affine: LabelAffine = "auto"
     """Whether a label lies where its own header says, or on its image's voxels; ``auto`` measures if they disagree."""
+    max_height: float | None = None
+    """Of the foreground's box in mm, from its top: below a head there may be a neck, more of it or less."""
+    frame: str = SLICE_FRAME
+    """What positions are measured in: one of :data:`FRAMES`, or the path of each subject's transform."""
+    frame_box: tuple[float, ...] = MNI_BOX
+    """Lower and upper corner, in mm, of the box in a transform's template that positions are measured in."""
+
+    @property
+    def position_dims(self) -> int:
+        """Axes of positions: those of a slice, or of the patient."""
+        return 2 if self.frame == SLICE_FRAME else 3
+
+    @property
+    def has_transforms(self) -> bool:
+        """Whether the frame is a file per subject."""
+        return self.frame not in FRAMES
 
     def describe(self) -> str:
         """One line for people."""
@@ -63,15 +89,15 @@ class Task:
         ignored = f", ignored {list(self.ignored)}" if self.ignored else ""
         return (
             f"task {self.name}: {', '.join(self.modalities)}; target label {list(self.target)}{ignored}; {window}; "
-            f"slices {how} to {self.roi_size[0]} × {self.roi_size[1]}"
+            f"slices {how} to {self.roi_size[0]} × {self.roi_size[1]}; positions in the frame {self.frame}"
         )
 
 
 TASKS = {
-    "wmh": Task("wmh", ("T1", "FLAIR"), (160, 224), False, None, (1,), (2,), (42, 6, 12), (0, 1, 2)),
+    "wmh": Task("wmh", ("T1", "FLAIR"), (160, 224), False, None, (1,), (2,), (42, 6, 12), (0, 1, 2), max_height=170.0),
     "lits": Task("lits", ("CT",), (256, 256), True, (-200.0, 250.0), (2,), (), (91, 13, 27), (0, 1, 2)),
 }
-OPTIONS = ("modalities", "target", "ignored", "window", "resize", "spacing", "label_affine")
+OPTIONS = ("modalities", "target", "ignored", "window", "resize", "spacing", "label_affine", "frame", "frame_box")
 """What of a preset can be replaced, beside ``roi_size``."""
 
 
@@ -116,6 +142,10 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
     task = replace(TASKS[name], **changes)
     if "label_affine" in given:
         task = with_label_affine(task, given["label_affine"])
+    if "frame" in given:
+        task = with_frame(task, given["frame"])
+    if "frame_box" in given:
+        task = replace(task, frame_box=_box(task, given["frame_box"]))
     if not task.modalities:
         raise UserError("modalities: expected at least one, got none")
     if not task.target or min(task.target) < 1:
@@ -142,6 +172,29 @@ def with_label_affine(task: Task, rule: str) -> Task:
         if rule == known:
             return replace(task, label_affine=known)
     raise UserError(f"label_affine: expected one of {', '.join(LABEL_AFFINES)}, got {rule!r}")
+
+
+def with_frame(task: Task, frame: str) -> Task:
+    """The task with positions in another frame.
+
+    Raises:
+        UserError: neither the name of a frame nor the path of a transform.
+    """
+    if frame not in FRAMES and not frame.lower().endswith(TRANSFORM_ENDINGS):
+        raise UserError(
+            f"frame: expected {', '.join(FRAMES)} or the path of a transform per subject ({{subject}} and {{folder}} "
+            f"stand for its name and its folder; {', '.join(TRANSFORM_ENDINGS)}), got {frame!r}"
+        )
+    return replace(task, frame=frame)
+
+
+def _box(task: Task, box: Sequence[float]) -> tuple[float, ...]:
+    bounds = tuple(float(bound) for bound in box)
+    if not task.has_transforms:
+        raise UserError(f"frame_box: expected with a transform's path as the frame only, got frame {task.frame!r}")
+    if len(bounds) != 6 or not all(low < high for low, high in zip(bounds[:3], bounds[3:], strict=True)):
+        raise UserError(f"frame_box: expected the lower and the upper corner of a box, six numbers (mm), got {box}")
+    return bounds
 
 
 def _pixel_size(spacing: Any) -> tuple[float, float]:

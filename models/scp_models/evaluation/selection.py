@@ -41,14 +41,22 @@ class DataSet:
 
 
 def masks_of_checkpoint(
-    checkpoint: Path, data: DataSet, threshold: float | None = None
+    checkpoint: Path, data: DataSet, threshold: float | None = None, frame: str | None = None
 ) -> tuple[MaskSource, list[Subject]]:
     """A trained model, and by default the subjects that it was not trained with.
+
+    Args:
+        checkpoint: of the model.
+        data: what to score.
+        threshold: of probabilities; None: the model's.
+        frame: path of each subject's transform, where they lie elsewhere than in training.
 
     Raises:
         UserError: a checkpoint or data that cannot be read, or no subject with a reference.
     """
     model = load_model(checkpoint)
+    if frame is not None:
+        model = model.with_transforms(frame)
     subjects = data.subjects(model.task)
     if subjects is None:
         everyone = find_subjects(data.root, model.task, data.layout)

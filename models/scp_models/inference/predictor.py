@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scp_models.checkpoints import TrainedModel
 from scp_models.data.find import find_subjects, subject_of_images
 from scp_models.data.foreground import CropLoss, describe_crop
+from scp_models.data.frames import SlicePositions, slice_positions
 from scp_models.data.preprocessing import SourceGrid, Volume, VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task
@@ -75,7 +76,9 @@ class Predictor:
             UserError: its files cannot be read.
         """
         volume = self.reader.read(subject, with_label=False)
-        return Segmentation(subject, self.probabilities(volume), volume.grid, self.threshold, volume.crop_loss)
+        positions = slice_positions(self.reader.task, subject, volume.geometry)
+        probabilities = self.probabilities(volume, positions)
+        return Segmentation(subject, probabilities, volume.grid, self.threshold, volume.crop_loss)
 
     def mask_of(self, subject: Subject) -> tuple[NDArray[np.uint8], SourceGrid]:
         """The predicted mask in the source's grid ``[x, y, z]``, and that grid."""
@@ -83,13 +86,21 @@ class Predictor:
         return segmentation.mask(), segmentation.grid
 
     @torch.inference_mode()
-    def probabilities(self, volume: Volume) -> NDArray[np.float32]:
-        """Probability of the target at every voxel of the network's grid, ``[H, W, Z]``."""
+    def probabilities(self, volume: Volume, positions: SlicePositions | None = None) -> NDArray[np.float32]:
+        """Probability of the target at every voxel of the network's grid, ``[H, W, Z]``.
+
+        Args:
+            volume: what the network sees.
+            positions: where its slices lie; None: counted from the slices' own borders (the frame ``slice``).
+        """
         slices = volume.image.transpose(3, 0, 1, 2)
         out = np.empty(volume.image.shape[1:], np.float32)
         for start in range(0, len(slices), self.batch_size):
-            batch = torch.from_numpy(np.ascontiguousarray(slices[start : start + self.batch_size])).to(self.device)
-            p = self.network(batch.contiguous(memory_format=self.memory_format)).float().sigmoid()[:, 0].cpu().numpy()
+            part = slice(start, start + self.batch_size)
+            batch = torch.from_numpy(np.ascontiguousarray(slices[part])).to(self.device)
+            batch = batch.contiguous(memory_format=self.memory_format)
+            places = {} if positions is None else {k: v.to(self.device) for k, v in positions.of(part).items()}
+            p = self.network(batch, **places).float().sigmoid()[:, 0].cpu().numpy()
             out[..., start : start + len(p)] = p.transpose(1, 2, 0)
         return out
 

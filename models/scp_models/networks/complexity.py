@@ -65,8 +65,12 @@ def nominal_macs(network: SegmentationNetwork, height: int, width: int) -> int:
     """
     # On the meta device shapes are computed and nothing else: no memory, no time.
     on_meta = copy.deepcopy(network).to("meta").eval()
+    positions = {}
+    if network.position_dims != 2:
+        # Any place: positions are not counted.
+        positions = {"affine": torch.zeros(network.position_dims, 3), "extent": torch.ones(network.position_dims)}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        on_meta.features(torch.empty(1, network.in_channels, height, width, device="meta"))
+        on_meta.features(torch.empty(1, network.in_channels, height, width, device="meta"), **positions)
     return counter.get_total_flops() // 2 + height * width * _head_macs(network.head)
 
 

@@ -16,7 +16,6 @@ from torch.nn.functional import interpolate
 from scp_kernels import FusedSCP
 from scp_models.networks.positions import PositionLike, constant_affine, position_channels
 
-POSITION_CHANNELS = 4
 VARIANTS = ("base", "base_f", "base_b", "scp")
 
 
@@ -76,6 +75,7 @@ class SegmentationNetwork(nn.Module):
         preset: Preset,
         logit_bias: float | None,
         constant_position: bool,
+        position_dims: int,
         backend: str,
     ) -> None:
         super().__init__()
@@ -84,21 +84,24 @@ class SegmentationNetwork(nn.Module):
         self.in_channels = in_channels
         self.position = preset.position
         self.constant_position = constant_position
+        self.position_dims = position_dims
+        position_channels = 2 * position_dims
         has_bias = preset.logit_bias and logit_bias is not None
-        inputs = in_channels + POSITION_CHANNELS * (variant == "base_f")
+        inputs = in_channels + position_channels * (variant == "base_f")
         self.encoder = nn.ModuleList(Level(i, o) for i, o in zip([inputs, *widths], widths, strict=False))
         self.down = nn.ModuleList(nn.Conv2d(w, w, 3, stride=2, padding=1, bias=False) for w in widths[:-1])
         # From the level below, which is twice as wide.
         self.up = nn.ModuleList(nn.Conv2d(2 * w, w, 1, bias=False) for w in widths[:-1])
         self.decoder = nn.ModuleList(Level(2 * w, w) for w in widths[:-1])
         width = widths[0]
-        self.last = Layer(width + POSITION_CHANNELS * (variant == "base_b"), width, relu=preset.last_relu)
+        self.last = Layer(width + position_channels * (variant == "base_b"), width, relu=preset.last_relu)
         self.head: nn.Conv2d | FusedSCP
         if variant == "scp":
             self.head = FusedSCP(
                 width,
                 num_classes,
                 hidden_channels if hidden_channels is not None else capacity // 2,
+                position_dims=position_dims,
                 position=preset.position,
                 zero_init=preset.zero_init,
                 bias=has_bias,
@@ -151,7 +154,7 @@ class SegmentationNetwork(nn.Module):
 
         Where ``image`` is a crop or a mirrored or rotated view of a larger one, the position arguments say so: they are
         those of ``scp_kernels.scp``, and serve the position channels of Base F and Base B alike. Base has no positions
-        and ignores them.
+        and ignores them. With three position axes the others need ``affine`` or ``origin``, and ``extent``.
 
         Raises:
             ValueError: an image of another shape, or a position argument of a wrong one.
@@ -165,12 +168,16 @@ class SegmentationNetwork(nn.Module):
     def _placement(
         self, image: Tensor, origin: PositionLike | None, affine: PositionLike | None, extent: PositionLike | None
     ) -> tuple[PositionLike | None, PositionLike | None]:
-        return (None, constant_affine(image, extent)) if self.constant_position else (origin, affine)
+        return (
+            (None, constant_affine(image, extent, self.position_dims)) if self.constant_position else (origin, affine)
+        )
 
     def _with_positions(
         self, x: Tensor, origin: PositionLike | None, affine: PositionLike | None, extent: PositionLike | None
     ) -> Tensor:
-        channels = position_channels(x, position=self.position, origin=origin, affine=affine, extent=extent)
+        channels = position_channels(
+            x, position=self.position, position_dims=self.position_dims, origin=origin, affine=affine, extent=extent
+        )
         return torch.cat([x, channels], dim=1)
 
 
@@ -187,6 +194,7 @@ def build_network(
     last_relu: bool | None = None,
     logit_bias: float | None = -3.0,
     constant_position: bool = False,
+    position_dims: int = 2,
     backend: str = "auto",
 ) -> SegmentationNetwork:
     """One of the paper's networks.
@@ -206,6 +214,7 @@ def build_network(
             twenty); None: no bias. The preset ``"paper"`` has none whatever this says.
         constant_position: the control of a comparison: every pixel is told the position of the image's centre, so that
             an SCP head has Φ's reparameterisation but no location.
+        position_dims: K, axes of positions: 2, or 3 of a slice in a volume. Φ, Base F and Base B have 2K of them.
         backend: of the SCP head.
 
     Raises:
@@ -220,6 +229,8 @@ def build_network(
     for name, value in {"in_channels": in_channels, "num_classes": num_classes, "levels": levels}.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
+    if position_dims not in (2, 3):
+        raise ValueError(f"position_dims: expected 2 or 3, got {position_dims}")
     if position not in (None, "pixels", "centered"):
         raise ValueError(f"position: expected 'pixels' or 'centered', got {position!r}")
     if constant_position and variant == "base":
@@ -239,5 +250,6 @@ def build_network(
         ),
         logit_bias=logit_bias,
         constant_position=constant_position,
+        position_dims=position_dims,
         backend=backend,
     )

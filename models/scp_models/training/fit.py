@@ -53,6 +53,12 @@ class FitCLI(LightningCLI):
         :meth:`before_fit` compares them instead.
         """
 
+    def before_instantiate_classes(self) -> None:
+        """The frame that is not given: the paper's form keeps the paper's, see docs/frames.md for the other."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        if config["data"].get("frame") is None:
+            config["data"]["frame"] = "slice" if config["model"]["preset"] == "paper" else "foreground"
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with both loggers unless the configuration names its own, and the monitor of data waits."""
         config = self.config[self.subcommand] if self.subcommand else self.config

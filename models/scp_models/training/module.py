@@ -133,12 +133,15 @@ class SegmentationModule(L.LightningModule):
         self.threshold = threshold
         self.val_dice: SubjectDice | None = None
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits ``[B, 1, H, W]`` of slices ``[B, C, H, W]``."""
-        return self.network(image.contiguous(memory_format=self.memory_format))
+    def forward(self, image: Tensor, affine: Tensor | None = None, extent: Tensor | None = None) -> Tensor:
+        """Logits ``[B, 1, H, W]`` of slices ``[B, C, H, W]``, which lie where ``affine`` and ``extent`` say."""
+        return self.network(image.contiguous(memory_format=self.memory_format), affine=affine, extent=extent)
+
+    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+        return self(batch["image"], batch.get("affine"), batch.get("extent"))
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        loss = self.loss(self(batch["image"]), batch["label"])
+        loss = self.loss(self._logits(batch), batch["label"])
         size = len(batch["image"])
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
         return loss
@@ -153,7 +156,7 @@ class SegmentationModule(L.LightningModule):
         self.val_dice = SubjectDice(len(loader.dataset.subjects), self.threshold).to(self.device)
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        logits = self(batch["image"])
+        logits = self._logits(batch)
         loss = self.loss(logits, batch["label"])
         self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["image"]))
         assert self.val_dice is not None
