@@ -20,7 +20,7 @@ from tests.support.allocations import allocated_beyond_results
 from tests.support.poison import poisoned_memory  # noqa: F401  (of every test)
 from tests.support.problems import Inputs, evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
-from tests.support.triton_accesses import watched
+from tests.support.triton_accesses import checked_accesses
 from tests.support.unavailable_backend import UnavailableBackend
 
 assert interpreting(), "TRITON_INTERPRET=1 has to be set before Triton is imported"
@@ -31,7 +31,7 @@ check = partial(agree, backend="triton")
 @pytest.fixture(autouse=True)
 def every_access():
     """Is within its tensor, and races with no other, in all of these tests."""
-    with watched():
+    with checked_accesses():
         yield
 
 
