@@ -35,15 +35,17 @@ TOLERANCE = 1e-3
 def candidates(kernel: str, problem: Problem, capability: int) -> Iterator[Configuration]:
     """The table's own configuration, then others worth trying.
 
-    Tiles above 64 pixels spill with exact products, on every architecture.
+    Tiles divide a supertile; above 64 pixels exact products spill, on every architecture.
     """
     own = launch.configuration_for(kernel, problem, capability)
     yield own
-    outputs = (16,) if kernel == tables.PARAMETERS else (32, 64)
-    for tile, block_h2, block_outputs, warps in itertools.product(
-        ((4, 16), (8, 8), (2, 16), (4, 8)), (32, 64), outputs, (4, 8)
+    outputs = (16, 32) if kernel == tables.PARAMETERS else (32, 64)
+    for tile, block_hidden, block_outputs, warps in itertools.product(
+        ((8, 8), (4, 16), (4, 8), (8, 16)), (8, 16), outputs, (2, 4)
     ):
-        other = Configuration(tile, block_h2, block_outputs, warps, max_registers=min(255, 65536 // (32 * warps) // 2))
+        other = Configuration(
+            tile, block_hidden, block_outputs, warps, max_registers=min(255, 65536 // (32 * warps) // 2)
+        )
         if other != own:
             yield other
 
@@ -92,7 +94,7 @@ def on_device(sequence: LaunchSequence, problem: Problem, device: torch.device) 
             fresh = torch.empty_like(value, device=device)
             if name in given:
                 fresh.copy_(given[name])
-            elif name in ("partials", "moments"):  # which the kernels add to
+            elif name in ("partials", "first_layer"):  # which the kernels add to
                 fresh.zero_()
             elif value.is_floating_point():
                 torch.manual_seed(zlib.crc32(name.encode()))  # the same for every configuration, whatever it allocates

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from scp_kernels._torch_compat import constant_to_dynamo
@@ -68,6 +69,10 @@ BACKENDS: dict[str, Backend] = {
     "cpu": CpuBackend(),
 }
 NAMES = (*BACKENDS, "reference")
+# By compute capability the backend that "auto" prefers where several can run: the faster one by the records in
+# benchmarks/results, which has none of a GPU yet. Elsewhere the order of BACKENDS holds, in which Triton stands first
+# because it executes fewer multiply-adds (docs/gpu.md). On 7.5 a cycle-level simulation of both found CUDA C++ faster.
+PREFERRED_ON_CAPABILITY = {75: "cuda"}
 ENVIRONMENT_VARIABLE = "SCP_BACKEND"
 
 
@@ -88,8 +93,8 @@ def _status(backend: Backend) -> BackendStatus:
 def select(problem: Problem, backend: str) -> str:
     """Name of the backend that runs the call.
 
-    ``"auto"`` (or what the environment variable ``SCP_BACKEND`` puts in its place) is the first of the list that can;
-    a name is that backend or an error.
+    ``"auto"`` (or what the environment variable ``SCP_BACKEND`` puts in its place) is the one preferred on the GPU, or
+    else the first of the list that can; a name is that backend or an error.
 
     Raises:
         ValueError: no backend has this name, or a variable of the environment has a value that it cannot have.
@@ -100,7 +105,10 @@ def select(problem: Problem, backend: str) -> str:
         backend, source = override, ENVIRONMENT_VARIABLE
     if backend == "auto":
         automatic = (name for name, b in BACKENDS.items() if b.device_type == problem.device.type)
-        return next((name for name in automatic if _reason(name, problem) is None), "reference")
+        able = [name for name in automatic if _reason(name, problem) is None]
+        if len(able) > 1 and (preferred := PREFERRED_ON_CAPABILITY.get(_capability(problem.device.index))) in able:
+            return preferred
+        return able[0] if able else "reference"
     check_name(backend, source)
     if backend != "reference" and (reason := _reason(backend, problem)) is not None:
         raise BackendUnavailable(f"{source}={backend!r}: {reason}")
@@ -121,3 +129,10 @@ def _reason(name: str, problem: Problem) -> str | None:
 @constant_to_dynamo
 def _unavailable_reason(name: str) -> str | None:
     return BACKENDS[name].unavailable_reason()
+
+
+@constant_to_dynamo
+def _capability(device_index: int | None) -> int:
+    """Compute capability of a CUDA device, as 75, 90, …"""
+    major, minor = torch.cuda.get_device_capability(device_index)
+    return 10 * major + minor

@@ -24,8 +24,8 @@ def test_candidates_are_distinct(kernel):
 @pytest.mark.parametrize("capability", [75, 80, 90])
 def test_what_fits_is_told_from_what_spills(capability, monkeypatch, tmp_path_factory):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
-    good = tables.Configuration((4, 16), 32, 32, 8, max_registers=128)
-    bad = tables.Configuration((4, 16), 64, 32, 8, max_registers=32)
+    good = tables.Configuration((4, 16), 16, 32, 8, max_registers=128)
+    bad = tables.Configuration((4, 16), 16, 32, 8, max_registers=32)
     before = tables.TABLE
     assert tune.fits(tables.FORWARD, good, CASES["h64"].problem, capability)
     assert not tune.fits(tables.FORWARD, bad, CASES["h64"].problem, capability)

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scp_kernels import BackendUnavailable, FusedSCP, available_backends, dispatch, ops, scp, scp_reference
 from scp_kernels.positions import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
+from scp_kernels.problem import Problem
 from tests.support.problems import evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 from tests.support.unavailable_backend import UnavailableBackend
@@ -99,6 +100,29 @@ def test_auto_takes_the_first_that_can(spy):
     assert Spy.calls == 1
     scp(inputs.features, inputs.phi, inputs.residual, backend="reference")
     assert Spy.calls == 1
+
+
+@pytest.mark.parametrize(("capability", "expected"), [(75, "cuda"), (80, "triton"), (90, "triton")])
+def test_auto_prefers_by_compute_capability(monkeypatch, capability, expected):
+    """Where both can run; where the preferred one cannot, the other does."""
+
+    class Able(UnavailableBackend):
+        device_type = "cuda"
+
+        def unavailable_reason(self) -> None:
+            return None
+
+        def unsupported_reason(self, problem) -> None:
+            return None
+
+    for name in ("triton", "cuda"):
+        monkeypatch.setitem(dispatch.BACKENDS, name, Able(name))
+    monkeypatch.setattr(dispatch, "_capability", lambda index: capability)
+    problem = Problem(1, 3, 1, (4, 4), (5, 5), 1, torch.float32, torch.float32, torch.device("cuda:0"))
+    assert dispatch.select(problem, "auto") == expected
+    other = "triton" if expected == "cuda" else "cuda"
+    monkeypatch.setitem(dispatch.BACKENDS, expected, UnavailableBackend(expected))
+    assert dispatch.select(problem, "auto") == other
 
 
 def test_by_name_or_not_at_all(spy):

@@ -8,10 +8,18 @@ import torch
 def poisoned_memory(monkeypatch):
     """Memory that ``torch.empty`` gives is NaN (or huge), not what happened to lie there; import it to use it."""
 
+    poison(monkeypatch, torch.nan, None)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, value: float, integer: int | None) -> None:
+    """Fills the memory that ``torch.empty`` gives; integers with their largest where ``integer`` is None."""
+
     def filled(function):
         def made(*args, **kwargs) -> torch.Tensor:
             tensor = function(*args, **kwargs)
-            return tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
+            if tensor.is_floating_point():
+                return tensor.fill_(value)
+            return tensor.fill_(torch.iinfo(tensor.dtype).max if integer is None else integer)
 
         return made
 

@@ -5,6 +5,7 @@ missing barrier, and an access outside of all tensors goes unnoticed where memor
 """
 
 import contextlib
+import random
 from collections.abc import Iterator
 
 import numpy as np
@@ -91,4 +92,28 @@ def checked_accesses() -> Iterator[None]:
         patch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
         patch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
         patch.setattr(InterpreterBuilder, "create_barrier", barrier)
+        yield
+
+
+@contextlib.contextmanager
+def random_program_order(seed: int) -> Iterator[None]:
+    """Every launch's programs run in an order of their own, as they may on a GPU."""
+    generator = random.Random(seed)
+    order: list[int] = []
+    dimensions = (1, 1, 1)
+    set_dimensions, set_index = InterpreterBuilder.set_grid_dim, InterpreterBuilder.set_grid_idx
+
+    def shuffled_dimensions(self, *grid: int) -> None:
+        nonlocal dimensions, order
+        dimensions, order = grid, list(range(grid[0] * grid[1] * grid[2]))
+        generator.shuffle(order)
+        set_dimensions(self, *grid)
+
+    def shuffled_index(self, x: int, y: int, z: int) -> None:
+        xy, z = divmod(order[(x * dimensions[1] + y) * dimensions[2] + z], dimensions[2])
+        set_index(self, *divmod(xy, dimensions[1]), z)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "set_grid_dim", shuffled_dimensions)
+        patch.setattr(InterpreterBuilder, "set_grid_idx", shuffled_index)
         yield

@@ -13,7 +13,7 @@ from tests.support.cases import PAPER
 
 pytest.importorskip("triton")
 
-from scp_kernels.backends.triton import TritonBackend, interpreting, launch, offline, tables
+from scp_kernels.backends.triton import TritonBackend, interpreting, launch, offline, supertiles, tables
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 leaves nothing to compile")
 
@@ -43,8 +43,8 @@ COMPILED = [  # every architecture once, and every thing that makes another kern
     (75, {}, False),
     (80, {}, False),
     (90, {}, False),
-    (120, {}, False),
-    (86, ODD, False),
+    (120, ODD, False),
+    (86, {}, False),
     (89, {"dtype": torch.bfloat16}, True),
     (75, {"extra_position_dims": 1, "groups": 14}, False),
     (100, {"channels": 16, "hidden": (128, 128), "spatial_shape": (32, 96, 96)}, False),
@@ -55,8 +55,10 @@ COMPILED = [  # every architecture once, and every thing that makes another kern
 def test_no_spills_and_shared_memory_within_the_limit(capability, changes, channels_last):
     sequences = list(offline.abstract_sequences(problem(**changes), capability, channels_last=channels_last))
     assert len(sequences) == 3
-    launches = {item.kernel.__name__: item for sequence in sequences for item in sequence.launches}
-    assert len(launches) == 7
+    launches = {
+        (item.kernel.__name__, item.arguments.get("ROOT")): item for sequence in sequences for item in sequence.launches
+    }
+    assert len(launches) == 5 + 2 * 4, "four kernels are other ones on supertiles and on tiles"
     for item in launches.values():
         found = offline.compile_launch(item, capability)
         assert found.registers > 16
@@ -65,7 +67,7 @@ def test_no_spills_and_shared_memory_within_the_limit(capability, changes, chann
 
 def test_a_kernel_that_spills_is_seen(monkeypatch):
     """The check itself can fail: 32 registers are too few for any of these kernels."""
-    narrow = tables.Configuration((4, 16), 64, 32, 8, max_registers=32)
+    narrow = tables.Configuration((8, 8), 8, 32, 4, max_registers=32)
     monkeypatch.setattr(tables, "TABLE", (tables.TableEntry(tables.FORWARD, narrow),))
     sequence = next(offline.abstract_sequences(problem(), 90))
     found = offline.compile_launch(sequence.launches[-1], 90)
@@ -95,7 +97,7 @@ def test_tensor_float_32_only_where_allowed():
 @pytest.mark.parametrize(("classes", "channels"), [(1, 1), (1, 32), (3, 5), (2, 100), (100, 2), (70, 70)])
 def test_output_blocks(classes, channels, limit, classes_first):
     block_n, block_c = launch.output_blocks(classes, channels, limit, classes_first=classes_first)
-    assert 16 <= block_n * block_c <= limit
+    assert 8 <= block_n * block_c <= limit
     assert block_n & (block_n - 1) == 0 and block_c & (block_c - 1) == 0
     if classes_first and classes <= limit:
         assert block_n >= classes
@@ -103,54 +105,56 @@ def test_output_blocks(classes, channels, limit, classes_first):
         assert block_c >= channels
 
 
-@pytest.mark.parametrize("tiles", [1, 560, 561, 490, 192, 21000, 16384])
-@pytest.mark.parametrize("slab_bytes", [100, 74_000, 300_000, 10**8])
-def test_slabs_cover_every_tile_once_within_the_workspace(tiles, slab_bytes):
-    workspace = tables.PARTIALS_BYTES
-    slabs = launch.Slabs.of(tiles, slab_bytes, workspace)
-    assert slabs.count * slab_bytes <= max(workspace, slab_bytes)
-    seen = []
-    for slab in range(slabs.count):
-        first = slab * slabs.tiles_per_slab
-        own = list(range(first, min(tiles, first + slabs.tiles_per_slab)))
-        assert own, "a slab without work"
-        seen += own
-    assert seen == list(range(tiles))
+@pytest.mark.parametrize("boxes", [1, 560, 561, 490, 192, 21000, 16384])
+@pytest.mark.parametrize("workspace", [1, 400_000, 16 * 2**20, 10**9])
+def test_slabs_cover_every_box_once_within_the_workspace(monkeypatch, boxes, workspace):
+    monkeypatch.setattr(tables, "PARTIALS_BYTES", workspace)
+    slabs = supertiles.Slabs(boxes, problem(), torch.device("meta"))
+    used = slabs.partials.nbytes + slabs.first_layer.nbytes
+    assert used <= max(workspace, used // slabs.count)
+    for dealt in {boxes, boxes // 2 + 1, 1}:
+        count, arguments = slabs.deal(dealt)
+        assert count <= slabs.count and arguments["boxes"] == dealt
+        per_slab = arguments["boxes_per_slab"]
+        assert per_slab * (count - 1) < dealt <= per_slab * count, "no slab is without work"
 
 
-# A last chunk whose tiles, dealt out by themselves, would take more slabs than those of the chunks before it.
+# A last chunk with fewer supertiles than those before it.
 UNEVEN = {"channels": 16, "hidden": (128, 128), "spatial_shape": (720, 1280)}
 
 
 @pytest.mark.parametrize("changes", [{}, {"spatial_shape": (1000, 1000)}, {"groups": 14}, ODD, UNEVEN], ids=str)
-def test_chunks_cover_every_tile_once_and_parts_every_row(changes):
-    """Whatever a map's size: what each kernel is launched for adds up to all tiles, and a chunk fits its workspace."""
+def test_chunks_cover_every_supertile_once(changes):
+    """Whatever a map's size: what each kernel is launched for adds up to all boxes, and a chunk fits its workspace."""
     for sequence in offline.abstract_sequences(problem(**changes), 90):
         by_kernel = {}
         for item in sequence.launches:
-            by_kernel.setdefault(item.kernel.__name__, []).append(item)
-        firsts = [item.arguments["first_tile"] for item in by_kernel["scp_classify_fwd_kernel"]]
-        counts = [item.grid[0] for item in by_kernel["scp_classify_fwd_kernel"]]
+            by_kernel.setdefault((item.kernel.__name__, item.arguments.get("ROOT")), []).append(item)
+        roots = by_kernel["scp_classify_fwd_kernel", True]
+        firsts = [item.arguments["first_supertile"] for item in roots]
+        counts = [item.grid[0] for item in roots]
         assert firsts == [sum(counts[:n]) for n in range(len(counts))]
         height, width = problem(**changes).spatial_shape
-        assert sum(counts) == problem(**changes).groups * -(-height // 4) * -(-width // 16)
-        for name, items in by_kernel.items():
+        assert sum(counts) == problem(**changes).groups * -(-height // 32) * -(-width // 32)
+        for (name, root), items in by_kernel.items():
+            if name == "scp_prepare_fwd_kernel":
+                assert len(items) == 2, "two layers, once per pass"
+                continue
             assert len(items) == len(counts), "every kernel runs once per chunk"
-            for item, count in zip(items, counts, strict=True):
+            for item, count, first in zip(items, counts, firsts, strict=True):
                 sizes = item.arguments
-                assert sizes.get("tiles", count) == count and sizes.get("rows", 3 * count) == 3 * count
-                if name == "scp_bwd_parameters_kernel":
-                    slabs = item.grid[0]
-                    assert sizes["tiles_per_slab"] * (slabs - 1) < count <= sizes["tiles_per_slab"] * slabs
-                    assert slabs <= sizes["partials"].shape[0]
-                if name == "scp_fold_bwd_w2_kernel":
-                    assert sizes["rows_per_part"] * (item.grid[2] - 1) < 3 * count
-                    assert sizes["rows_per_part"] * item.grid[2] >= 3 * count
-                    assert item.grid[2] <= sizes["partials"].shape[0]
-        names = ("active", "lines", "units", "counts", "folded", "grad_folded")
-        held = [item.arguments[name] for item in sequence.launches for name in names if name in item.arguments]
+                on_tiles = root is not True and name != "scp_collect_bwd_kernel"
+                assert sizes.get("boxes", item.grid[0]) == count * (16 if on_tiles else 1)
+                assert sizes["first_supertile"] == first
+                if "boxes_per_slab" in sizes:
+                    assert item.grid[0] <= sizes["partials"].shape[0]
+                    assert sizes["boxes_per_slab"] * item.grid[0] >= sizes["boxes"]
+        names = ("units", "slots", "lines", "hidden", "rows", "outputs", "counts", "moments")
+        names += tuple(prefix + name for name in names for prefix in ("parent_", "grad_", "parent_grad_"))
+        on_boxes = [item.arguments for item in sequence.launches if "first_supertile" in item.arguments]
+        held = [arguments[name] for arguments in on_boxes for name in names if name in arguments]
         chunk = {id(tensor): tensor for tensor in held}.values()
-        assert sum(t.numel() * t.itemsize for t in chunk) <= tables.FOLDED_BYTES
+        assert 0 < sum(t.nbytes for t in chunk) <= tables.FOLDED_BYTES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -172,12 +176,19 @@ def test_launches_hold_nothing_the_size_of_the_weight_field():
                     assert value.numel() < 4096 * 4096, name
 
 
-@pytest.mark.parametrize("bad", [{"tile": (3, 16)}, {"block_outputs": 24}, {"block_h2": 8}, {"num_warps": 3}])
+@pytest.mark.parametrize("bad", [{"tile": (3, 16)}, {"block_outputs": 24}, {"block_hidden": 4}, {"num_warps": 3}])
 def test_configurations_that_no_kernel_can_have_are_refused(bad):
-    sizes = {"tile": (4, 16), "block_h2": 32, "block_outputs": 32, "num_warps": 4}
+    sizes = {"tile": (4, 16), "block_hidden": 32, "block_outputs": 32, "num_warps": 4}
     tables.Configuration(**sizes)
     with pytest.raises(ValueError, match="must be"):
         tables.Configuration(**(sizes | bad))
+
+
+def test_tiles_that_do_not_fill_a_supertile_are_refused(monkeypatch):
+    wide = tables.Configuration((4, 64), 8, 32, 4)
+    monkeypatch.setattr(tables, "TABLE", (tables.TableEntry(tables.FORWARD, wide),))
+    with pytest.raises(ValueError, match="cannot be cut into tiles of"):
+        next(offline.abstract_sequences(problem(), 90))
 
 
 @pytest.mark.parametrize("capability", tables.SHARED_MEMORY_KIB)

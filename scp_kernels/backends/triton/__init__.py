@@ -1,9 +1,9 @@
 """The Triton backend: NVIDIA GPUs, and CPU tensors under Triton's interpreter. Importing this imports no Triton.
 
-The kernels: ``classify`` and ``fold`` come first in every pass, then ``forward``, or ``backward`` and
-``fold_backward``; ``layers`` holds the device functions that they share. The host: ``launch`` (with ``tiles``) turns a
-call into a ``sequence`` of launches by the configurations of ``tables``, and ``executed_macs`` counts what these
-execute.
+The kernels: ``prepare`` and ``folding`` come first in every pass, then ``forward``, or ``backward_features``,
+``backward_parameters`` and ``fold_backward``; ``boxes`` and ``weights`` hold the device functions that they share. The
+host: ``launch`` (with ``supertiles``) turns a call into a ``sequence`` of launches by the configurations of ``tables``,
+and ``executed_macs`` counts what these execute.
 """
 
 import functools
@@ -110,7 +110,7 @@ class TritonBackend:
         if problem.pixels > _MOST_TILES:
             return f"{problem.pixels} pixels in a map; {_MOST_TILES} are the most"
         h1, h2 = problem.hidden
-        if max(h1 * h2, h2 * problem.num_classes * problem.channels) > _MOST_INDEX:
+        if max(h1 * h2, (max(h1, h2) + 3) * problem.num_classes * problem.channels) > _MOST_INDEX:
             return f"a layer of Φ has more than {_MOST_INDEX} weights"
         return None
 

@@ -1,88 +1,319 @@
-"""The last two kernels of the parameters' gradients: what active units of layer 1 have in w₂, w₁ and b₁.
+"""The backward of folding: docs/tile_linear.md, "Pull". It runs on tiles, then their sums on supertiles.
 
-The adjoint of ``fold.scp_fold_fwd_kernel``, for all tiles at once: two small products of matrices in place of a loop
-over units on every tile. They add to partial sums that the kernel before them began.
+The exact adjoint of the kernels of ``folding``: from the gradients of a box's outputs and rows to those of the weights
+of what was folded there, and to the gradients of the parent's outputs and rows.
 """
 
 import triton
 import triton.language as tl
 
-from scp_kernels.backends.triton.backward import add_moments, add_to
+from scp_kernels.backends.triton.backward_parameters import add_to
+from scp_kernels.backends.triton.boxes import box_origin, position, shift_in_supertile
+from scp_kernels.backends.triton.folding import GEOMETRY_SIZES
 
 
-@triton.jit(do_not_specialize=("rows", "rows_per_part", "partials_stride"))
-def scp_fold_bwd_w2_kernel(
-    # Read: the active units' lines [rows, h₁], and the gradients of the affine rows [rows, h₂]
-    active, grad_folded,
-    # Added to: partial gradients of w₂ᵀ [parts, h₁, h₂]
-    partials,
-    # Sizes
-    rows, rows_per_part, partials_stride, h1, h2,
-    BLOCK_ROWS: tl.constexpr, BLOCK_H1: tl.constexpr, BLOCK_H2: tl.constexpr,
+@triton.jit
+def add_first_layer(
+    # The slab's gradients of layer 1 [h₁, 2K + 1]; units, which of them there are, and their moments, all [BLOCK_U]
+    target, u, ok, moment_0, moment_i, moment_j,
+    # The position matrices, and the box
+    matrix, group, depth, row, column, matrix_stride,
+    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
-    """``gw₂[k, u] += Σ_rows grad_folded[row, k]·(c, a, b)[row, u]``; a row is a tile and one of its three components.
+    """Adds the gradients of w₁ (2K columns) and b₁ (one): Σ g·S and Σ g of the pre-activations' gradients g.
 
-    Grid: (blocks of layer 1, of layer 2, parts of the rows). A part adds to one slab's partial sums.
+    Moments Σ g, Σ g·di, Σ g·dj are about the box's centre; absolute positions are float64.
     """
-    dtype: tl.constexpr = active.dtype.element_ty
-    u = tl.program_id(0) * BLOCK_H1 + tl.arange(0, BLOCK_H1)
-    k = tl.program_id(1) * BLOCK_H2 + tl.arange(0, BLOCK_H2)
-    part = tl.program_id(2)
-    first = part * rows_per_part
-    last = tl.minimum(first + rows_per_part, rows)
-    total = tl.zeros([BLOCK_H1, BLOCK_H2], dtype)
-    for start in tl.range(first, last, BLOCK_ROWS, num_stages=3):
-        r = start + tl.arange(0, BLOCK_ROWS)
-        r_ok = (r < last)[:, None]
-        line = tl.load(active + r[:, None] * h1 + u[None, :], mask=r_ok & (u < h1)[None, :], other=0.0)
-        g = tl.load(grad_folded + r[:, None] * h2 + k[None, :], mask=r_ok & (k < h2)[None, :], other=0.0)
-        total = tl.dot(tl.trans(line), g, total, input_precision="ieee", out_dtype=dtype)
-    target = partials + part.to(tl.int64) * partials_stride + u[:, None] * h2 + k[None, :]
-    add_to(target, total, (u < h1)[:, None] & (k < h2)[None, :])
+    target += u * (2 * POSITION_DIMS + 1)
+    moment_0 = moment_0.to(tl.float64)
+    for m in tl.static_range(2 * POSITION_DIMS):
+        s, s_i, s_j = position(matrix, m, group, depth, row, column, matrix_stride, DIMS, BOX_H, BOX_W)
+        add_to(target + m, moment_0 * s + moment_i.to(tl.float64) * s_i + moment_j.to(tl.float64) * s_j, ok)
+    add_to(target + 2 * POSITION_DIMS, moment_0, ok)
 
 
-@triton.jit(do_not_specialize=("first_tile", "tiles", "tiles_per_map", "tiles_h", "tiles_w", "matrix_stride"))
-def scp_fold_bwd_w1_kernel(
-    # Read: the active units' lines [tiles, 3, h₁], and the gradients of the affine rows [tiles, 3, h₂]
-    active, grad_folded,
-    # Layer 2 [h₂, h₁], and the position matrices
-    w2, matrix,
-    # Added to: float64 [blocks of tiles, h₁, 2K + 1]
-    moments,
-    # Sizes
-    first_tile, tiles, tiles_per_map, tiles_h, tiles_w, matrix_stride, h1, h2,
-    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-    BLOCK_TILES: tl.constexpr, BLOCK_H1: tl.constexpr, BLOCK_H2: tl.constexpr,
+@triton.jit
+def fold_outputs_backward(
+    # The box's gradients of outputs, and of rows (written, of active units)
+    grad_outputs, grad_rows,
+    # The slab's gradients of w₂ᵀ and w₃ᵀ
+    grad_w2t, grad_w3t,
+    # The box's lists
+    units, hidden, rows, row_count, active2,
+    # Layers 2 [h₁, h₂] and 3 [h₂, N·C]
+    w2t, w3t,
+    h1, h2, output_count,
+    BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of w₁ and b₁: those of a unit's line, ``Σ_k w₂[k, u]·grad_folded[tile, :, k]`` where it is active.
+    """Active units k of layer 2, whose rows were folded into the outputs by ``w₃[:, k]``."""
+    dtype: tl.constexpr = w2t.dtype.element_ty
+    for first in range(0, active2, BLOCK_K):
+        place = first + tl.arange(0, BLOCK_K)
+        ok = place < active2
+        k = tl.load(hidden + place, mask=ok, other=0)  # [BLOCK_K]
+        z_0 = tl.load(rows + place, mask=ok, other=0.0)
+        z_i = tl.load(rows + h2 + place, mask=ok, other=0.0)
+        z_j = tl.load(rows + 2 * h2 + place, mask=ok, other=0.0)
+        gz_0 = tl.zeros([BLOCK_K], dtype)
+        gz_i = tl.zeros([BLOCK_K], dtype)
+        gz_j = tl.zeros([BLOCK_K], dtype)
+        for start in range(0, output_count, BLOCK_Q):
+            q = start + tl.arange(0, BLOCK_Q)
+            q_ok = q < output_count
+            mask = ok[:, None] & q_ok[None, :]
+            w3 = tl.load(w3t + k[:, None] * output_count + q[None, :], mask=mask, other=0.0)  # [BLOCK_K, BLOCK_Q]
+            # The affine rows.
+            g_0 = tl.load(grad_outputs + q, mask=q_ok, other=0.0)
+            g_i = tl.load(grad_outputs + output_count + q, mask=q_ok, other=0.0)
+            g_j = tl.load(grad_outputs + 2 * output_count + q, mask=q_ok, other=0.0)
+            gz_0 += tl.sum(w3 * g_0[None, :], 1)
+            gz_i += tl.sum(w3 * g_i[None, :], 1)
+            gz_j += tl.sum(w3 * g_j[None, :], 1)
+            g_w3 = z_0[:, None] * g_0[None, :] + z_i[:, None] * g_i[None, :] + z_j[:, None] * g_j[None, :]
+            # The rows of unstable units of layer 1: of w₂.
+            for m in range(0, row_count):
+                u = tl.load(units + (h1 - 1 - m))
+                g = tl.load(grad_outputs + (3 + m) * output_count + q, mask=q_ok, other=0.0)
+                w2 = tl.load(w2t + u * h2 + k, mask=ok, other=0.0)
+                g_w3 += w2[:, None] * g[None, :]
+                add_to(grad_w2t + u * h2 + k, tl.sum(w3 * g[None, :], 1), ok)
+            add_to(grad_w3t + k[:, None] * output_count + q[None, :], g_w3, mask)
+            tl.debug_barrier()
+        tl.store(grad_rows + k, gz_0, mask=ok)
+        tl.store(grad_rows + h2 + k, gz_i, mask=ok)
+        tl.store(grad_rows + 2 * h2 + k, gz_j, mask=ok)
 
-    Grid: (blocks of tiles, blocks of layer 1).
+
+@triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "boxes", "boxes_per_slab", "h1", "capacity"))
+def scp_fold_bwd_kernel(
+    # The boxes' lists
+    units, slots, lines, hidden, rows, counts,
+    # The parents' outputs
+    parent_outputs, parent_counts,
+    # Layers 2 [h₁, h₂] and 3 [h₂, N·C], and the position matrices
+    w2t, w3t, matrix,
+    # Gradients of the boxes' outputs; of their rows, to which those of active units are added; unstable units' moments
+    grad_outputs, grad_rows, moments,
+    # Per slab, added to: partial gradients, and float64 of layer 1 [slabs, h₁, 2K + 1]
+    partials, first_layer,
+    # Sizes
+    first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width, boxes, boxes_per_slab,
+    h1, h2, output_count, capacity, partials_stride, matrix_stride,
+    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr,
+    SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    ROOT: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the weights of what boxes have folded. Grid: (slabs,).
+
+    The moments of a supertile's unstable units are its tiles' work: there a unit is classified once more.
     """
-    dtype: tl.constexpr = w2.dtype.element_ty
-    local = tl.program_id(0) * BLOCK_TILES + tl.arange(0, BLOCK_TILES)
-    u = tl.program_id(1) * BLOCK_H1 + tl.arange(0, BLOCK_H1)
-    local_ok, u_ok = local < tiles, u < h1
-    moment_0 = tl.zeros([BLOCK_TILES, BLOCK_H1], dtype)
-    moment_i = tl.zeros([BLOCK_TILES, BLOCK_H1], dtype)
-    moment_j = tl.zeros([BLOCK_TILES, BLOCK_H1], dtype)
-    for start in range(0, h2, BLOCK_H2):
-        k = start + tl.arange(0, BLOCK_H2)
-        w = tl.load(w2 + k[:, None] * h1 + u[None, :], mask=(k < h2)[:, None] & u_ok[None, :], other=0.0)
-        source = grad_folded + local[:, None] * (3 * h2) + k[None, :]
-        mask = local_ok[:, None] & (k < h2)[None, :]
-        g_0 = tl.load(source, mask=mask, other=0.0)
-        moment_0 = tl.dot(g_0, w, moment_0, input_precision="ieee", out_dtype=dtype)
-        g_i = tl.load(source + h2, mask=mask, other=0.0)
-        moment_i = tl.dot(g_i, w, moment_i, input_precision="ieee", out_dtype=dtype)
-        g_j = tl.load(source + 2 * h2, mask=mask, other=0.0)
-        moment_j = tl.dot(g_j, w, moment_j, input_precision="ieee", out_dtype=dtype)
-    mask = local_ok[:, None] & u_ok[None, :]
-    is_active = tl.load(active + local[:, None] * (3 * h1) + u[None, :], mask=mask, other=0.0) > 0
-    # Tiles past the last take the place of the last: their moments are 0, and a map to read must exist.
-    tile = tl.minimum(local, tiles - 1).to(tl.int64)[:, None] + first_tile
-    target = moments + (tl.program_id(0).to(tl.int64) * h1 + u) * (2 * POSITION_DIMS + 1)
-    add_moments(
-        target, tl.where(is_active, moment_0, 0.0), tl.where(is_active, moment_i, 0.0),
-        tl.where(is_active, moment_j, 0.0), u_ok,
-        matrix, tile, tiles_per_map, tiles_h, tiles_w, matrix_stride, DIMS, POSITION_DIMS, TILE_H, TILE_W, True,
-    )  # fmt: skip
+    dtype: tl.constexpr = w2t.dtype.element_ty
+    slab = tl.program_id(0).to(tl.int64)
+    grad_w2t = partials + slab * partials_stride
+    grad_w3t = grad_w2t + h1 * h2
+    grad_b2 = grad_w3t + h2 * output_count
+    grad_b3 = grad_b2 + h2
+    first_layer += slab * h1 * (2 * POSITION_DIMS + 1)
+    start = slab * boxes_per_slab
+    for step in tl.range(0, tl.minimum(boxes_per_slab, boxes - start).to(tl.int32), disable_licm=True):
+        local = start + step
+        group, depth, row, column = box_origin(
+            local, first_supertile, supertiles_per_map, supertiles_h, supertiles_w, SUPER_H, SUPER_W, BOX_H, BOX_W
+        )
+        if (row < height) & (column < width):
+            active1 = tl.load(counts + local * 4)
+            unstable1 = tl.load(counts + local * 4 + 1)
+            active2 = tl.load(counts + local * 4 + 2)
+            columns = active2 + tl.load(counts + local * 4 + 3)
+            box_units = units + local * h1
+            box_slots = slots + local * h1
+            box_lines = lines + local * 3 * h1
+            box_hidden = hidden + local * h2
+            g_outputs = grad_outputs + local * (3 + capacity) * output_count
+            g_rows = grad_rows + local * 3 * h2
+            fold_outputs_backward(
+                g_outputs, g_rows, grad_w2t, grad_w3t, box_units, box_hidden, rows + local * 3 * h2,
+                tl.where(unstable1 <= capacity, unstable1, 0), active2, w2t, w3t, h1, h2, output_count,
+                BLOCK_K, BLOCK_Q,
+            )  # fmt: skip
+            tl.debug_barrier()
+
+            # Active units of layer 1, which are part of the affine rows of z and of the outputs.
+            parent = local // (SUPER_H // BOX_H * (SUPER_W // BOX_W))
+            folded_rows = 0
+            if not ROOT:
+                parent_unstable = tl.load(parent_counts + parent * 4 + 1)
+                folded_rows = tl.where(parent_unstable <= capacity, parent_unstable, 0)
+            for first in range(0, active1, BLOCK_U):
+                place = first + tl.arange(0, BLOCK_U)
+                ok = place < active1
+                u = tl.load(box_units + place, mask=ok, other=0)  # [BLOCK_U]
+                c = tl.load(box_lines + place, mask=ok, other=0.0)
+                a = tl.load(box_lines + h1 + place, mask=ok, other=0.0)
+                b = tl.load(box_lines + 2 * h1 + place, mask=ok, other=0.0)
+                moment_0 = tl.zeros([BLOCK_U], dtype)
+                moment_i = tl.zeros([BLOCK_U], dtype)
+                moment_j = tl.zeros([BLOCK_U], dtype)
+                for begin in range(0, columns, BLOCK_K):
+                    slot2 = begin + tl.arange(0, BLOCK_K)
+                    k_ok = slot2 < columns
+                    k_place = tl.where(slot2 < active2, slot2, h2 - 1 - (slot2 - active2))
+                    k = tl.load(box_hidden + k_place, mask=k_ok, other=0)  # [BLOCK_K]
+                    gz_0 = tl.load(g_rows + k, mask=k_ok, other=0.0)
+                    gz_i = tl.load(g_rows + h2 + k, mask=k_ok, other=0.0)
+                    gz_j = tl.load(g_rows + 2 * h2 + k, mask=k_ok, other=0.0)
+                    offset = u[:, None] * h2 + k[None, :]
+                    mask = ok[:, None] & k_ok[None, :]
+                    w = tl.load(w2t + offset, mask=mask, other=0.0)  # [BLOCK_U, BLOCK_K]
+                    moment_0 += tl.sum(w * gz_0[None, :], 1)
+                    moment_i += tl.sum(w * gz_i[None, :], 1)
+                    moment_j += tl.sum(w * gz_j[None, :], 1)
+                    g_w2 = c[:, None] * gz_0[None, :] + a[:, None] * gz_i[None, :] + b[:, None] * gz_j[None, :]
+                    add_to(grad_w2t + offset, g_w2, mask)
+                if not ROOT:
+                    slot = tl.load(box_slots + place, mask=ok, other=0)
+                    folded = ok & (slot < folded_rows)
+                    source = parent_outputs + parent * (3 + capacity) * output_count
+                    for begin in range(0, output_count, BLOCK_Q):
+                        q = begin + tl.arange(0, BLOCK_Q)
+                        q_ok = q < output_count
+                        offset = (3 + slot)[:, None] * output_count + q[None, :]
+                        y = tl.load(source + offset, mask=folded[:, None] & q_ok[None, :], other=0.0)
+                        moment_0 += tl.sum(y * tl.load(g_outputs + q, mask=q_ok, other=0.0)[None, :], 1)
+                        moment_i += tl.sum(y * tl.load(g_outputs + output_count + q, mask=q_ok, other=0.0)[None, :], 1)
+                        moment_j += tl.sum(
+                            y * tl.load(g_outputs + 2 * output_count + q, mask=q_ok, other=0.0)[None, :], 1
+                        )
+                add_first_layer(
+                    first_layer, u, ok, moment_0, moment_i, moment_j, matrix, group, depth, row, column, matrix_stride,
+                    DIMS, POSITION_DIMS, BOX_H, BOX_W,
+                )  # fmt: skip
+            if ROOT:
+                # The biases are the constant rows of the root.
+                for begin in range(0, columns, BLOCK_K):
+                    slot2 = begin + tl.arange(0, BLOCK_K)
+                    k_ok = slot2 < columns
+                    k_place = tl.where(slot2 < active2, slot2, h2 - 1 - (slot2 - active2))
+                    k = tl.load(box_hidden + k_place, mask=k_ok, other=0)
+                    add_to(grad_b2 + k, tl.load(g_rows + k, mask=k_ok, other=0.0), k_ok)
+                for begin in range(0, output_count, BLOCK_Q):
+                    q = begin + tl.arange(0, BLOCK_Q)
+                    add_to(grad_b3 + q, tl.load(g_outputs + q, mask=q < output_count, other=0.0), q < output_count)
+            else:
+                # Unstable units of a tile: the pixels gave their moments.
+                for first in range(0, unstable1, BLOCK_U):
+                    m = first + tl.arange(0, BLOCK_U)
+                    ok = m < unstable1
+                    place = h1 - 1 - m
+                    source = moments + local * 3 * h1 + place
+                    add_first_layer(
+                        first_layer, tl.load(box_units + place, mask=ok, other=0), ok,
+                        tl.load(source, mask=ok, other=0.0), tl.load(source + h1, mask=ok, other=0.0),
+                        tl.load(source + 2 * h1, mask=ok, other=0.0),
+                        matrix, group, depth, row, column, matrix_stride, DIMS, POSITION_DIMS, BOX_H, BOX_W,
+                    )  # fmt: skip
+            tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "capacity"))
+def scp_collect_bwd_kernel(
+    # The tiles' lists, and gradients of their outputs and rows
+    slots, lines, counts, grad_outputs, grad_rows,
+    # The supertiles' lists
+    parent_hidden, parent_counts,
+    # Written: gradients of the supertiles' outputs and rows (of unstable units of layer 2)
+    parent_grad_outputs, parent_grad_rows,
+    # Sizes
+    first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width,
+    h1, h2, output_count, capacity,
+    SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a supertile: the sums, in order, of what its tiles give. Grid: (supertiles, 1 + blocks of outputs).
+
+    A supertile's first program sums rows, the others outputs.
+    """
+    PER_SUPERTILE: tl.constexpr = SUPER_H // BOX_H * (SUPER_W // BOX_W)
+    dtype: tl.constexpr = lines.dtype.element_ty
+    parent = tl.program_id(0).to(tl.int64)
+    unstable2 = tl.load(parent_counts + parent * 4 + 3)
+    parent_unstable = tl.load(parent_counts + parent * 4 + 1)
+    folded_rows = tl.where(parent_unstable <= capacity, parent_unstable, 0)
+    if tl.program_id(1) == 0:
+        for first in range(0, unstable2, BLOCK_K):
+            slot2 = first + tl.arange(0, BLOCK_K)
+            k_ok = slot2 < unstable2
+            k = tl.load(parent_hidden + parent * h2 + (h2 - 1 - slot2), mask=k_ok, other=0)  # [BLOCK_K]
+            total_0 = tl.zeros([BLOCK_K], dtype)
+            total_i = tl.zeros([BLOCK_K], dtype)
+            total_j = tl.zeros([BLOCK_K], dtype)
+            for child in range(0, PER_SUPERTILE):
+                local = parent * PER_SUPERTILE + child
+                _, _, row, column = box_origin(
+                    local, first_supertile, supertiles_per_map, supertiles_h, supertiles_w,
+                    SUPER_H, SUPER_W, BOX_H, BOX_W,
+                )  # fmt: skip
+                if (row < height) & (column < width):
+                    di, dj = shift_in_supertile(local, dtype, SUPER_H, SUPER_W, BOX_H, BOX_W)
+                    source = grad_rows + local * 3 * h2 + k
+                    g_0 = tl.load(source, mask=k_ok, other=0.0)
+                    total_0 += g_0
+                    total_i += tl.load(source + h2, mask=k_ok, other=0.0) + di * g_0
+                    total_j += tl.load(source + 2 * h2, mask=k_ok, other=0.0) + dj * g_0
+            target = parent_grad_rows + parent * 3 * h2 + k
+            tl.store(target, total_0, mask=k_ok)
+            tl.store(target + h2, total_i, mask=k_ok)
+            tl.store(target + 2 * h2, total_j, mask=k_ok)
+    else:
+        q = (tl.program_id(1) - 1) * BLOCK_Q + tl.arange(0, BLOCK_Q)  # [BLOCK_Q]
+        q_ok = q < output_count
+        target = parent_grad_outputs + parent * (3 + capacity) * output_count
+        lane = tl.arange(0, BLOCK_U)
+        for first in range(0, folded_rows, BLOCK_U):
+            mask = (first + lane < folded_rows)[:, None] & q_ok[None, :]
+            offset = (3 + first + lane)[:, None] * output_count + q[None, :]
+            tl.store(target + offset, tl.zeros([BLOCK_U, BLOCK_Q], dtype), mask=mask)
+        tl.debug_barrier()
+        total_0 = tl.zeros([BLOCK_Q], dtype)
+        total_i = tl.zeros([BLOCK_Q], dtype)
+        total_j = tl.zeros([BLOCK_Q], dtype)
+        for child in range(0, PER_SUPERTILE):
+            local = parent * PER_SUPERTILE + child
+            _, _, row, column = box_origin(
+                local, first_supertile, supertiles_per_map, supertiles_h, supertiles_w, SUPER_H, SUPER_W, BOX_H, BOX_W
+            )
+            if (row < height) & (column < width):
+                di, dj = shift_in_supertile(local, dtype, SUPER_H, SUPER_W, BOX_H, BOX_W)
+                source = grad_outputs + local * (3 + capacity) * output_count
+                g_0 = tl.load(source + q, mask=q_ok, other=0.0)
+                g_i = tl.load(source + output_count + q, mask=q_ok, other=0.0)
+                g_j = tl.load(source + 2 * output_count + q, mask=q_ok, other=0.0)
+                total_0 += g_0
+                total_i += g_i + di * g_0
+                total_j += g_j + dj * g_0
+                active1 = tl.load(counts + local * 4)
+                unstable1 = tl.load(counts + local * 4 + 1)
+                # Active units of layer 1 had their rows' outputs added to the affine ones.
+                for first in range(0, tl.where(folded_rows > 0, active1, 0), BLOCK_U):
+                    place = first + lane
+                    ok = place < active1
+                    slot = tl.load(slots + local * h1 + place, mask=ok, other=0)
+                    line = lines + local * 3 * h1 + place
+                    gradient = tl.load(line, mask=ok, other=0.0)[:, None] * g_0[None, :]
+                    gradient += tl.load(line + h1, mask=ok, other=0.0)[:, None] * g_i[None, :]
+                    gradient += tl.load(line + 2 * h1, mask=ok, other=0.0)[:, None] * g_j[None, :]
+                    offset = (3 + slot)[:, None] * output_count + q[None, :]
+                    add_to(target + offset, gradient, ok[:, None] & q_ok[None, :])
+                # Unstable ones kept theirs; in an overflow tile it went nowhere.
+                row_count = tl.where(unstable1 <= capacity, unstable1, 0)
+                for first in range(0, tl.where(folded_rows > 0, row_count, 0), BLOCK_U):
+                    m = first + lane
+                    ok = m < row_count
+                    mask = ok[:, None] & q_ok[None, :]
+                    slot = tl.load(slots + local * h1 + (h1 - 1 - m), mask=ok, other=0)
+                    gradient = tl.load(source + (3 + m)[:, None] * output_count + q[None, :], mask=mask, other=0.0)
+                    add_to(target + (3 + slot)[:, None] * output_count + q[None, :], gradient, mask)
+            tl.debug_barrier()
+        tl.store(target + q, total_0, mask=q_ok)
+        tl.store(target + output_count + q, total_i, mask=q_ok)
+        tl.store(target + 2 * output_count + q, total_j, mask=q_ok)

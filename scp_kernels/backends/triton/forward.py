@@ -3,13 +3,15 @@
 import triton
 import triton.language as tl
 
-from scp_kernels.backends.triton.layers import BATCH_STAGES, tile_pixels, weight_tile
+from scp_kernels.backends.triton.boxes import box_origin
+from scp_kernels.backends.triton.folding import GEOMETRY_SIZES
+from scp_kernels.backends.triton.weights import BATCH_STAGES, weight_tile
 
 # Sizes whose value or alignment would not make better code: they must not cost a compilation each. The width is none of
 # them: rows are masked by ``j < width``, and only a width of known alignment lets the accesses be vectors.
 GENERIC_SIZES = (
-    "first_tile", "tiles_per_map", "batch", "classes", "channels", "channel_start", "h1", "height",
-    "tiles_h", "tiles_w",
+    *(name for name in GEOMETRY_SIZES if name != "width"), "batch", "classes", "channels", "channel_start", "h1",
+    "capacity",
 )  # fmt: skip
 
 
@@ -17,18 +19,19 @@ GENERIC_SIZES = (
 def scp_fwd_kernel(
     # Features [B, C, (D,) H, W]
     x,
-    # The tiles: affine rows [tiles, 3, h₂]; unstable units' (c, a, b) [tiles, 3, h₁], numbers [tiles, h₁], count
-    folded, lines, units, counts,
-    # Layers 2 and 3, w_r and β
-    w2t, w3, b3, residual, bias,
+    # The tiles' lists and outputs (``folding``)
+    units, lines, hidden, rows, outputs, counts,
+    # Layers 2 [h₁, h₂] and 3 [h₂, N·C], and β
+    w2t, w3t, bias,
     # Written: logits [B, N, (D,) H, W], rows without gaps
     y,
     # Sizes, of the tiles and of the call
-    first_tile, tiles_per_map, batch, classes, channels, channel_start, h1, h2, height, width, tiles_h, tiles_w,
+    first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width,
+    batch, classes, channels, channel_start, h1, h2, capacity,
     # Strides
     x_stride_b, x_stride_c, x_stride_d, x_stride_h, x_stride_w, y_stride_b, y_stride_n, y_stride_d,
     # The launch's configuration
-    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_H2: tl.constexpr,
+    SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, HAS_BIAS: tl.constexpr, ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -39,19 +42,27 @@ def scp_fwd_kernel(
     """
     dtype: tl.constexpr = w2t.dtype.element_ty
     local = tl.program_id(0).to(tl.int64)
-    group, d, i, j = tile_pixels(local + first_tile, tiles_per_map, tiles_h, tiles_w, TILE_H, TILE_W)
+    group, depth, row, column = box_origin(
+        local, first_supertile, supertiles_per_map, supertiles_h, supertiles_w, SUPER_H, SUPER_W, BOX_H, BOX_W
+    )
+    if (row >= height) | (column >= width):
+        return
     # W of the tile: it stays in registers while the samples pass by.
     q = tl.arange(0, BLOCK_N * BLOCK_C)
     first_class = tl.program_id(1) * BLOCK_N
     weight = weight_tile(
-        folded + local * 3 * h2, lines + local * 3 * h1, units + local * h1, tl.load(counts + local), w2t, w3, b3,
-        residual, first_class + q // BLOCK_C, channel_start + q % BLOCK_C, classes, channels, h1, h2,
-        TILE_H, TILE_W, BLOCK_H2, BLOCK_N * BLOCK_C, PRECISION,
+        units + local * h1, lines + local * 3 * h1, hidden + local * h2, rows + local * 3 * h2,
+        outputs + local * (3 + capacity) * classes * channels, counts + local * 4, w2t, w3t,
+        first_class + q // BLOCK_C, channel_start + q % BLOCK_C, classes, channels, h1, h2, capacity,
+        BOX_H, BOX_W, BLOCK_K, PRECISION,
     )  # fmt: skip
 
     # Where the tile's pixels are: offsets of the features, of the logits, and which of them exist.
+    p = tl.arange(0, BOX_H * BOX_W)
+    i, j = row + p // BOX_W, column + p % BOX_W
     inside = (i < height) & (j < width)  # [P]
     c = channel_start + tl.arange(0, BLOCK_C)
+    d = depth.to(tl.int64)
     x_pixel = d * x_stride_d + i.to(tl.int64) * x_stride_h + j.to(tl.int64) * x_stride_w
     x_offset = x_pixel[:, None] + c.to(tl.int64)[None, :] * x_stride_c  # [P, BLOCK_C]
     x_mask = inside[:, None] & (c < channels)[None, :]
@@ -74,7 +85,7 @@ def scp_fwd_kernel(
             y_sample += y_stride_b
     else:
         tl.static_assert(not ACCUMULATE, "several blocks of channels leave room for one class")
-        weights = tl.reshape(weight, [TILE_H * TILE_W, BLOCK_N, BLOCK_C])
+        weights = tl.reshape(weight, [BOX_H * BOX_W, BLOCK_N, BLOCK_C])
         n = first_class + tl.arange(0, BLOCK_N)
         shifts = tl.zeros([BLOCK_N], dtype)
         if HAS_BIAS:

@@ -14,18 +14,20 @@ FORWARD, FEATURES, PARAMETERS = "forward", "backward_features", "backward_parame
 SHARED_MEMORY_KIB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
 # Bytes of folded tiles, which the first kernels leave for those after them: larger maps are taken in chunks.
-FOLDED_BYTES = 8 * 2**20
+FOLDED_BYTES = 24 * 2**20
 # Bytes of partial gradients of the parameters: more means more slabs and thus more programs.
 PARTIALS_BYTES = 16 * 2**20
 MOST_SLABS = 512
 
-# Of the kernels of ``classify``, ``fold`` and ``fold_backward``: units of layer 1 classified at once, by one warp;
-# blocks of rows (or tiles), of layer 1 and of layer 2 in the products, one of them summed over; enough programs.
+# Units of layer 1 that are classified at once, by one warp.
 BLOCK_CLASSIFIED = 32
-FOLD = {"BLOCK_ROWS": 32, "BLOCK_H1": 16, "BLOCK_H2": 64}
-FOLD_BACKWARD_W2 = {"BLOCK_ROWS": 16, "BLOCK_H1": 64, "BLOCK_H2": 32}
-FOLD_BACKWARD_W1 = {"BLOCK_TILES": 16, "BLOCK_H1": 32, "BLOCK_H2": 16}
-ENOUGH_PROGRAMS = 256
+# Rows and columns of a supertile, which is folded once for all tiles in it: a multiple of every tile's.
+SUPERTILE = (32, 32)
+# Of ``prepare``; rows of unstable units in the outputs' folding; units of layers 1 and 2 in ``fold_backward``.
+PREPARE = {"BLOCK_ROWS": 32, "BLOCK_COLUMNS": 32}
+FOLD_OUTPUTS_ROWS = 8
+FOLD_BACKWARD = {"BLOCK_U": 8, "BLOCK_K": 16}
+COLLECT = {"BLOCK_U": 8, "BLOCK_K": 64}
 
 
 def options(num_warps: int, max_registers: int | None = None) -> dict[str, int | bool]:
@@ -37,13 +39,31 @@ def options(num_warps: int, max_registers: int | None = None) -> dict[str, int |
     return common if max_registers is None else common | {"maxnreg": max_registers}
 
 
+def output_block(outputs: int) -> int:
+    """Outputs of Φ that a program of ``folding`` or ``fold_backward`` has at once."""
+    return min(32, 1 << (outputs - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class HiddenFolding:
+    """Units of layer 1 and of layer 2 that the hidden layers' folding takes at once, and its threads."""
+
+    block_u: int
+    block_k: int
+    num_warps: int
+
+
+SUPERTILE_FOLDING = HiddenFolding(8, 128, 4)
+TILE_FOLDING = HiddenFolding(8, 32, 1)
+
+
 @dataclass(frozen=True)
 class Configuration:
     """Sizes of one kernel: a tile of pixels, blocks of units, and how many threads share them."""
 
     tile: tuple[int, int]
     """Rows and columns of a tile of pixels. Smaller tiles have fewer unstable units, and repeat more of the rest."""
-    block_h2: int
+    block_hidden: int
     """Units of layer 2 in registers at once."""
     block_outputs: int
     """Most pairs of class and channel in registers at once."""
@@ -52,11 +72,11 @@ class Configuration:
     """Registers per thread at most; None leaves it to the assembler, which spills a little to fit one block more."""
 
     def __post_init__(self) -> None:
-        powers = (*self.tile, self.block_h2, self.block_outputs, self.num_warps)
+        powers = (*self.tile, self.block_hidden, self.block_outputs, self.num_warps)
         if any(n < 1 or n & (n - 1) for n in powers):
             raise ValueError(f"sizes of a configuration must be powers of two, got {self}")
-        if min(self.tile[0] * self.tile[1], self.block_h2, self.block_outputs) < 16:
-            raise ValueError(f"pixels, block_h2 and block_outputs must be 16 or more (tl.dot), got {self}")
+        if min(self.tile[0] * self.tile[1], self.block_hidden, self.block_outputs) < 8:
+            raise ValueError(f"pixels, block_hidden and block_outputs must be 8 or more (tl.dot), got {self}")
 
     @property
     def options(self) -> dict[str, int | bool]:
@@ -85,13 +105,11 @@ class TableEntry:
 
 
 TABLE = (
-    TableEntry(FORWARD, Configuration((4, 16), 64, 32, 8, max_registers=128), outputs=(1, 32)),
-    TableEntry(FORWARD, Configuration((4, 16), 32, 64, 8, max_registers=128)),
-    TableEntry(FEATURES, Configuration((4, 16), 64, 32, 8, max_registers=128), outputs=(1, 32)),
-    TableEntry(FEATURES, Configuration((4, 16), 32, 64, 8, max_registers=128)),
-    TableEntry(PARAMETERS, Configuration((4, 16), 32, 16, 8, max_registers=255), (80, 89), precision=("tf32",)),
-    TableEntry(PARAMETERS, Configuration((4, 16), 64, 16, 8, max_registers=255), hidden_multiple=16),
-    TableEntry(PARAMETERS, Configuration((4, 16), 32, 16, 8, max_registers=255)),
+    TableEntry(FORWARD, Configuration((8, 8), 8, 32, 4, max_registers=128), outputs=(1, 32)),
+    TableEntry(FORWARD, Configuration((8, 8), 8, 64, 8, max_registers=128)),
+    TableEntry(FEATURES, Configuration((8, 8), 8, 32, 4, max_registers=128), outputs=(1, 32)),
+    TableEntry(FEATURES, Configuration((8, 8), 8, 64, 8, max_registers=128)),
+    TableEntry(PARAMETERS, Configuration((8, 8), 8, 32, 4, max_registers=255)),
 )
 
 

@@ -1,0 +1,335 @@
+"""The kernels that fold Φ on boxes: docs/tile_linear.md, "Child". They run on all supertiles, then on all tiles.
+
+Every box has lists:
+
+- ``units`` ``[boxes, h₁]``: of layer 1 the active units from the front, the unstable ones from the back; with them
+  ``lines`` ``[boxes, 3, h₁]``, their pre-activations ``l = c + a·di + b·dj`` about the box's centre;
+- ``hidden`` ``[boxes, h₂]``: of layer 2 in the same way; with them ``rows`` ``[boxes, 3, h₂]``, the affine rows of z;
+- ``counts`` ``[boxes, 4]``: how many are active and unstable in layer 1, and in layer 2;
+- ``outputs`` ``[boxes, 3 + capacity, N·C]``: the coefficients of the outputs, of 1, di, dj, and of relu(l) of the
+  unstable units of layer 1.
+
+A tile's parent is its supertile: only what is unstable there is looked at. A supertile's parent is Φ itself (``ROOT``).
+A box with more unstable units of layer 1 than ``capacity`` is an overflow box: all units of layer 2 that its parent has
+left count as unstable, so they are evaluated pixel by pixel, and no row of ``outputs`` but the first three is used. The
+capacity is the same for tiles, so an overflow tile lies in an overflow supertile, which has no row that it would need.
+
+A unit is classified once per box, by one program: what is written here is what all other kernels go by, so no unit can
+be active for one kernel and unstable for another.
+"""
+
+import triton
+import triton.language as tl
+
+from scp_kernels.backends.triton.boxes import box_origin, position, shift_in_supertile
+
+# Sizes whose value or alignment would not make better code: they must not cost a compilation each.
+GEOMETRY_SIZES = ("first_supertile", "supertiles_per_map", "supertiles_h", "supertiles_w", "height", "width")
+
+
+@triton.jit
+def one_value(flags, BLOCK: tl.constexpr):
+    """``flags`` (0 or 1, ``[BLOCK]``) as one value for the whole program, by way of words of bits.
+
+    The compiler may work a comparison out anew for every layout that it is wanted in, with other roundings.
+    """
+    lane = tl.arange(0, 32)
+    words = tl.sum(tl.reshape(flags, [BLOCK // 32, 32]) << lane[None, :], 1)
+    return tl.reshape((words[:, None] >> lane[None, :]) & 1, [BLOCK])
+
+
+@triton.jit
+def radius_of(a, b, BOX_H: tl.constexpr, BOX_W: tl.constexpr):
+    """Largest deviation of ``c + a·di + b·dj`` from c on a box."""
+    return tl.abs(a) * ((BOX_H - 1) * 0.5) + tl.abs(b) * ((BOX_W - 1) * 0.5)
+
+
+@triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "matrix_stride"))
+def scp_classify_fwd_kernel(
+    # Layer 1 [h₁, 2K], [h₁], and the position matrices [G, 2K, d + 1]
+    w1, b1, matrix,
+    # The parents' lists
+    parent_units, parent_counts,
+    # Written: lists of units, their places in the parent's list, their lines, and how many there are
+    units, slots, lines, counts,
+    # Sizes
+    first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width, h1, matrix_stride,
+    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr,
+    SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    ROOT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Which units of layer 1 are active, and which are unstable. Grid: (boxes,).
+
+    A unit whose bounds are within rounding of 0 counts as unstable, which is always right; so do NaNs.
+    """
+    dtype: tl.constexpr = w1.dtype.element_ty
+    local = tl.program_id(0).to(tl.int64)
+    group, depth, row, column = box_origin(
+        local, first_supertile, supertiles_per_map, supertiles_h, supertiles_w, SUPER_H, SUPER_W, BOX_H, BOX_W
+    )
+    if (row >= height) | (column >= width):
+        return
+    parent = local // (SUPER_H // BOX_H * (SUPER_W // BOX_W))
+    parent_units += parent * h1 + (h1 - 1)
+    units += local * h1
+    slots += local * h1
+    lines += local * 3 * h1
+    lane = tl.arange(0, BLOCK)
+    candidates = h1
+    if not ROOT:
+        candidates = tl.load(parent_counts + parent * 4 + 1)
+    active_count = 0
+    unstable_count = 0
+    for start in range(0, candidates, BLOCK):
+        slot = start + lane  # [BLOCK]
+        inside = slot < candidates
+        u = slot
+        if not ROOT:
+            u = tl.load(parent_units - slot, mask=inside, other=0)
+        # The pre-activation about the box's centre, from absolute positions: float64, then rounded once.
+        centre = tl.load(b1 + u, mask=inside, other=0.0).to(tl.float64)
+        slope_i = tl.zeros([BLOCK], tl.float64)
+        slope_j = tl.zeros([BLOCK], tl.float64)
+        for m in tl.static_range(2 * POSITION_DIMS):
+            w = tl.load(w1 + u * (2 * POSITION_DIMS) + m, mask=inside, other=0.0).to(tl.float64)
+            s, s_i, s_j = position(matrix, m, group, depth, row, column, matrix_stride, DIMS, BOX_H, BOX_W)
+            centre += w * s
+            slope_i += w * s_i
+            slope_j += w * s_j
+        c = centre.to(dtype)
+        a = slope_i.to(dtype)
+        b = slope_j.to(dtype)
+        # Its bounds on the box, widened against their own rounding.
+        radius = radius_of(a, b, BOX_H, BOX_W)
+        radius += 1e-6 * (tl.abs(c) + radius)
+        is_active = c - radius > 0
+        is_unstable = (is_active | (c + radius <= 0)) == 0
+        active = one_value((inside & is_active).to(tl.int32), BLOCK)
+        unstable = one_value((inside & is_unstable).to(tl.int32), BLOCK)
+        # Compaction: a unit's place in its list is the number of those before it.
+        place = tl.where(
+            active == 1,
+            active_count + tl.cumsum(active, 0) - 1,
+            h1 - unstable_count - tl.cumsum(unstable, 0),
+        )
+        listed = (active | unstable) == 1
+        tl.store(units + place, u, mask=listed)
+        tl.store(slots + place, slot, mask=listed)
+        tl.store(lines + place, c, mask=listed)
+        tl.store(lines + h1 + place, a, mask=listed)
+        tl.store(lines + 2 * h1 + place, b, mask=listed)
+        active_count += tl.sum(active, 0)
+        unstable_count += tl.sum(unstable, 0)
+    tl.store(counts + local * 4, active_count)
+    tl.store(counts + local * 4 + 1, unstable_count)
+
+
+@triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "capacity"))
+def scp_fold_hidden_fwd_kernel(
+    # The boxes' lists of layer 1, and how many units are in them
+    units, lines, counts,
+    # The parents' lists of layer 2
+    parent_hidden, parent_rows, parent_counts,
+    # Layer 2 [h₁, h₂], [h₂]
+    w2t, b2,
+    # Written: the boxes' lists of layer 2 (and counts)
+    hidden, rows,
+    # Sizes
+    first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width, h1, h2, capacity,
+    SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    ROOT: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Gives newly active units of layer 1 to the affine rows of z, bounds z, and classifies layer 2. Grid: (boxes,).
+
+    On the box relu(l) of an unstable unit lies within ``slack`` of the line ``scale·l + slack``, its chord lowered by
+    half the largest gap (the relaxation of DeepZ). So z lies within ``Σ |w₂|·slack`` of an affine function.
+    """
+    dtype: tl.constexpr = w2t.dtype.element_ty
+    local = tl.program_id(0).to(tl.int64)
+    _, _, row, column = box_origin(
+        local, first_supertile, supertiles_per_map, supertiles_h, supertiles_w, SUPER_H, SUPER_W, BOX_H, BOX_W
+    )
+    if (row >= height) | (column >= width):
+        return
+    parent = local // (SUPER_H // BOX_H * (SUPER_W // BOX_W))
+    parent_hidden += parent * h2 + (h2 - 1)
+    parent_rows += parent * 3 * h2 + (h2 - 1)
+    units += local * h1
+    lines += local * 3 * h1
+    hidden += local * h2
+    rows += local * 3 * h2
+    active1 = tl.load(counts + local * 4)
+    unstable1 = tl.load(counts + local * 4 + 1)
+    bounded = unstable1 <= capacity
+    candidates = h2
+    if not ROOT:
+        candidates = tl.load(parent_counts + parent * 4 + 3)
+    lane = tl.arange(0, BLOCK_K)
+    active_count = 0
+    unstable_count = 0
+    for start in range(0, candidates, BLOCK_K):
+        slot = start + lane  # [BLOCK_K]
+        inside = slot < candidates
+        if ROOT:
+            k = slot
+            z_0 = tl.load(b2 + k, mask=inside, other=0.0)
+            z_i = tl.zeros([BLOCK_K], dtype)
+            z_j = tl.zeros([BLOCK_K], dtype)
+        else:
+            k = tl.load(parent_hidden - slot, mask=inside, other=0)
+            di, dj = shift_in_supertile(local, dtype, SUPER_H, SUPER_W, BOX_H, BOX_W)
+            z_0 = tl.load(parent_rows - slot, mask=inside, other=0.0)
+            z_i = tl.load(parent_rows + h2 - slot, mask=inside, other=0.0)
+            z_j = tl.load(parent_rows + 2 * h2 - slot, mask=inside, other=0.0)
+            z_0 += di * z_i + dj * z_j
+        # Active units of layer 1 are part of the affine rows from here on.
+        for q in range(0, active1, BLOCK_U):
+            place = q + tl.arange(0, BLOCK_U)  # [BLOCK_U]
+            ok = place < active1
+            u = tl.load(units + place, mask=ok, other=0)
+            w = tl.load(w2t + u[:, None] * h2 + k[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
+            z_0 += tl.sum(w * tl.load(lines + place, mask=ok, other=0.0)[:, None], 0)
+            z_i += tl.sum(w * tl.load(lines + h1 + place, mask=ok, other=0.0)[:, None], 0)
+            z_j += tl.sum(w * tl.load(lines + 2 * h1 + place, mask=ok, other=0.0)[:, None], 0)
+        # Unstable ones widen the bounds.
+        centre, slope_i, slope_j = z_0, z_i, z_j
+        slack = tl.zeros([BLOCK_K], dtype)
+        for q in range(0, tl.where(bounded, unstable1, 0), BLOCK_U):
+            m = q + tl.arange(0, BLOCK_U)  # [BLOCK_U]
+            ok = m < unstable1
+            place = h1 - 1 - m
+            u = tl.load(units + place, mask=ok, other=0)
+            c = tl.load(lines + place, mask=ok, other=0.0)
+            a = tl.load(lines + h1 + place, mask=ok, other=0.0)
+            b = tl.load(lines + 2 * h1 + place, mask=ok, other=0.0)
+            radius = radius_of(a, b, BOX_H, BOX_W)
+            radius += 1e-6 * (tl.abs(c) + radius)
+            scale = (c + radius) / tl.where(ok, 2 * radius, 1.0)
+            gap = scale * (radius - c) * 0.5
+            w = tl.load(w2t + u[:, None] * h2 + k[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
+            centre += tl.sum(w * (scale * c + gap)[:, None], 0)
+            slope_i += tl.sum(w * (scale * a)[:, None], 0)
+            slope_j += tl.sum(w * (scale * b)[:, None], 0)
+            slack += tl.sum(tl.abs(w) * gap[:, None], 0)
+        deviation = (radius_of(slope_i, slope_j, BOX_H, BOX_W) + slack) * 1.00001
+        is_active = (centre - deviation > 0) & bounded
+        is_unstable = ((is_active | (centre + deviation <= 0)) == 0) | (bounded == 0)
+        active = one_value((inside & is_active).to(tl.int32), BLOCK_K)
+        unstable = one_value((inside & is_unstable).to(tl.int32), BLOCK_K)
+        # Compaction, as in layer 1.
+        place = tl.where(
+            active == 1,
+            active_count + tl.cumsum(active, 0) - 1,
+            h2 - unstable_count - tl.cumsum(unstable, 0),
+        )
+        listed = (active | unstable) == 1
+        tl.store(hidden + place, k, mask=listed)
+        tl.store(rows + place, z_0, mask=listed)
+        tl.store(rows + h2 + place, z_i, mask=listed)
+        tl.store(rows + 2 * h2 + place, z_j, mask=listed)
+        active_count += tl.sum(active, 0)
+        unstable_count += tl.sum(unstable, 0)
+    tl.store(counts + local * 4 + 2, active_count)
+    tl.store(counts + local * 4 + 3, unstable_count)
+
+
+@triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "capacity"))
+def scp_fold_outputs_fwd_kernel(
+    # The boxes' lists
+    units, slots, lines, hidden, rows, counts,
+    # The parents' outputs
+    parent_outputs, parent_counts,
+    # Layers 2 [h₁, h₂] and 3 [h₂, N·C], [N·C]
+    w2t, w3t, b3,
+    # Written: the boxes' outputs
+    outputs,
+    # Sizes
+    first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width,
+    h1, h2, output_count, capacity,
+    SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    ROOT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """Folds newly active units of both layers into the outputs. Grid: (boxes, 1 + blocks of rows, blocks of outputs).
+
+    A box's first program has the affine rows; each other one has ``BLOCK_R`` rows of unstable units of layer 1.
+    """
+    dtype: tl.constexpr = w2t.dtype.element_ty
+    local = tl.program_id(0).to(tl.int64)
+    _, _, row, column = box_origin(
+        local, first_supertile, supertiles_per_map, supertiles_h, supertiles_w, SUPER_H, SUPER_W, BOX_H, BOX_W
+    )
+    if (row >= height) | (column >= width):
+        return
+    unstable1 = tl.load(counts + local * 4 + 1)
+    row_count = tl.where(unstable1 <= capacity, unstable1, 0)
+    first_row = (tl.program_id(1) - 1) * BLOCK_R
+    if first_row >= row_count:
+        return
+    parent = local // (SUPER_H // BOX_H * (SUPER_W // BOX_W))
+    parent_outputs += parent * (3 + capacity) * output_count
+    units += local * h1
+    slots += local * h1
+    lines += local * 3 * h1
+    hidden += local * h2
+    rows += local * 3 * h2
+    outputs += local * (3 + capacity) * output_count
+    q = tl.program_id(2) * BLOCK_Q + tl.arange(0, BLOCK_Q)  # [BLOCK_Q]
+    q_ok = q < output_count
+    active2 = tl.load(counts + local * 4 + 2)
+    lane = tl.arange(0, BLOCK_R)
+    folded_rows = 0  # of unstable units, in the outputs of the parent
+    if not ROOT:
+        parent_unstable = tl.load(parent_counts + parent * 4 + 1)
+        folded_rows = tl.where(parent_unstable <= capacity, parent_unstable, 0)
+
+    if first_row < 0:
+        if ROOT:
+            y_0 = tl.load(b3 + q, mask=q_ok, other=0.0)
+            y_i = tl.zeros([BLOCK_Q], dtype)
+            y_j = tl.zeros([BLOCK_Q], dtype)
+        else:
+            di, dj = shift_in_supertile(local, dtype, SUPER_H, SUPER_W, BOX_H, BOX_W)
+            y_0 = tl.load(parent_outputs + q, mask=q_ok, other=0.0)
+            y_i = tl.load(parent_outputs + output_count + q, mask=q_ok, other=0.0)
+            y_j = tl.load(parent_outputs + 2 * output_count + q, mask=q_ok, other=0.0)
+            y_0 += di * y_i + dj * y_j
+            # Active units of layer 1: of what the parent has folded for them.
+            for start in range(0, tl.where(folded_rows > 0, tl.load(counts + local * 4), 0), BLOCK_R):
+                place = start + lane  # [BLOCK_R]
+                ok = place < tl.load(counts + local * 4)
+                slot = tl.load(slots + place, mask=ok, other=0)
+                source = parent_outputs + (3 + slot)[:, None] * output_count + q[None, :]
+                value = tl.load(source, mask=ok[:, None] & q_ok[None, :], other=0.0)  # [BLOCK_R, BLOCK_Q]
+                y_0 += tl.sum(value * tl.load(lines + place, mask=ok, other=0.0)[:, None], 0)
+                y_i += tl.sum(value * tl.load(lines + h1 + place, mask=ok, other=0.0)[:, None], 0)
+                y_j += tl.sum(value * tl.load(lines + 2 * h1 + place, mask=ok, other=0.0)[:, None], 0)
+        # Active units of layer 2: of their affine rows.
+        for start in range(0, active2, BLOCK_R):
+            place = start + lane  # [BLOCK_R]
+            ok = place < active2
+            k = tl.load(hidden + place, mask=ok, other=0)
+            source = w3t + k[:, None] * output_count + q[None, :]
+            w = tl.load(source, mask=ok[:, None] & q_ok[None, :], other=0.0)  # [BLOCK_R, BLOCK_Q]
+            y_0 += tl.sum(w * tl.load(rows + place, mask=ok, other=0.0)[:, None], 0)
+            y_i += tl.sum(w * tl.load(rows + h2 + place, mask=ok, other=0.0)[:, None], 0)
+            y_j += tl.sum(w * tl.load(rows + 2 * h2 + place, mask=ok, other=0.0)[:, None], 0)
+        tl.store(outputs + q, y_0, mask=q_ok)
+        tl.store(outputs + output_count + q, y_i, mask=q_ok)
+        tl.store(outputs + 2 * output_count + q, y_j, mask=q_ok)
+    else:
+        m = first_row + lane  # [BLOCK_R]
+        ok = m < row_count
+        mask = ok[:, None] & q_ok[None, :]
+        u = tl.load(units + (h1 - 1 - m), mask=ok, other=0)
+        total = tl.zeros([BLOCK_R, BLOCK_Q], dtype)
+        if not ROOT:
+            slot = tl.load(slots + (h1 - 1 - m), mask=ok, other=0)
+            source = parent_outputs + (3 + slot)[:, None] * output_count + q[None, :]
+            total += tl.load(source, mask=mask & (slot < folded_rows)[:, None], other=0.0)
+        # One rank-one update per active unit of layer 2.
+        for i in range(0, active2):
+            k = tl.load(hidden + i)
+            w2 = tl.load(w2t + u * h2 + k, mask=ok, other=0.0)
+            w3 = tl.load(w3t + k * output_count + q, mask=q_ok, other=0.0)
+            total += w2[:, None] * w3[None, :]
+        tl.store(outputs + (3 + m)[:, None] * output_count + q[None, :], total, mask=mask)
