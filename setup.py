@@ -90,10 +90,10 @@ def version_of(compiler: list[str]) -> str:
 def find_compiler(variable: str, *names: str) -> tuple[list[str], str | None]:
     """The command, or why there is none. A compiler that the user names is the only candidate."""
     if chosen := shlex.split(os.environ.get(variable, "")):
-        found = shutil.which(chosen[0])
-        return ([found, *chosen[1:]], None) if found else ([], f"{variable}={chosen[0]} was not found at install")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    return ([found], None) if found else ([], f"{' or '.join(names)} was not found at install")
+        compiler = shutil.which(chosen[0])
+        return ([compiler, *chosen[1:]], None) if compiler else ([], f"{variable}={chosen[0]} was not found at install")
+    compiler = next((path for name in names if (path := shutil.which(name))), None)
+    return ([compiler], None) if compiler else ([], f"{' or '.join(names)} was not found at install")
 
 
 def probe(compiler: list[str], flags: list[str], source: str, suffix: str) -> str | None:

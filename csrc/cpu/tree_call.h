@@ -138,9 +138,8 @@ class TreeCall {
 
   void stream_cached() {
     job_.params.nc = job_.N * job_.C;
-    job_.weight_path =
-        WeightPath::kField;  // long rows stream best; how the map is cut makes no difference to the sums here
-    tasks_ = cut_into_tasks<T>(job_.weight_path, job_.map, boxes_);
+    // Long rows stream best, and how the map is cut makes no difference to the sums here.
+    tasks_ = cut_into_tasks<T>(WeightPath::kField, job_.map, boxes_);
     const auto body = [](void* self, int task) { static_cast<TreeCall*>(self)->stream_task(task); };
     parallel_for(int(tasks_ * maps_.count()), call_.threads, body, this);
     if (call_.report == nullptr) return;

@@ -112,10 +112,10 @@ def cannot_describe(problem: Problem) -> str | None:
 
 def gradients(call: Call, parameters: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """New tensors for the gradients of some parameters, by name, which the call is told of."""
-    found = tuple([torch.empty_like(t) for t in parameters.values()])
-    for name, gradient in zip(parameters, found, strict=True):
+    result = tuple([torch.empty_like(t) for t in parameters.values()])
+    for name, gradient in zip(parameters, result, strict=True):
         setattr(call, f"grad_{name}", gradient.data_ptr())
-    return found
+    return result
 
 
 class Message:

@@ -88,9 +88,9 @@ def test_turned_axes_are_turned_back_exactly(files, codes, name, caplog):
 def test_perfect_predictions_of_turned_modalities_score_one(files, codes, tmp_path):
     files.write("FLAIR", *turned(files.image, files.affine, codes))
     files.write("label", *turned(files.mask, files.affine, ("P", "L", "S")))
-    found = predictor(files.subject)
-    assert evaluate(found, [files.subject])[0]["dice"] == 1.0
-    (path,) = predict(found, [files.subject], tmp_path / "out")
+    model = predictor(files.subject)
+    assert evaluate(model, [files.subject])[0]["dice"] == 1.0
+    (path,) = predict(model, [files.subject], tmp_path / "out")
     written = nib.load(path)
     assert np.array_equal(written.affine, nib.load(files.subject.images[0]).affine)
     assert np.array_equal(written.dataobj, files.mask)

@@ -63,13 +63,13 @@ def test_predictions_come_back_in_the_sources_grid(tmp_path, codes, spacing):
     path = at(tmp_path / "a.nii.gz", image, size, codes)
     label = at(tmp_path / "l.nii.gz", image.astype(np.uint8), size, codes)
     subject = Subject("a", (path,), label)
-    found = predictor(subject, roi_size=(30, 32), task_options=one(spacing=spacing))
-    mask, probabilities = predict(found, [subject], tmp_path / "out", probabilities=True)
+    model = predictor(subject, roi_size=(30, 32), task_options=one(spacing=spacing))
+    mask, probabilities = predict(model, [subject], tmp_path / "out", probabilities=True)
     for result in map(nib.load, (mask, probabilities)):
         assert result.shape == shape and np.array_equal(result.affine, nib.load(path).affine)
     overlap = np.asarray(nib.load(mask).dataobj) * image
     assert 2 * overlap.sum() / (np.asarray(nib.load(mask).dataobj).sum() + image.sum()) > 0.9
-    assert evaluate(found, [subject])[0]["dice"] > 0.9
+    assert evaluate(model, [subject])[0]["dice"] > 0.9
 
 
 @pytest.mark.parametrize(

@@ -21,17 +21,17 @@ def test_wmh_current_release_with_its_odd_names(tmp_path):
     (tmp_path / "test" / "Amsterdam" / "Philips_VU .PETMR_01." / "7" / "wmh.nii.gz").unlink()
     extra = tmp_path / "additional_annotations" / "observer_o3" / "training" / "Utrecht" / "0"
     write_wmh_subject(extra, seed=1)
-    found = {s.name: s for s in find_subjects(tmp_path, WMH)}
-    assert sorted(found) == [
+    subjects = {s.name: s for s in find_subjects(tmp_path, WMH)}
+    assert sorted(subjects) == [
         "test_Amsterdam_Philips_VU_PETMR_01_7",
         "training_Amsterdam_GE3T_2",
         "training_Singapore_1",
         "training_Utrecht_0",
     ]
-    philips = found["test_Amsterdam_Philips_VU_PETMR_01_7"]
+    philips = subjects["test_Amsterdam_Philips_VU_PETMR_01_7"]
     assert philips.label is None and philips.partition == "test"
     assert philips.site == "Amsterdam/Philips_VU .PETMR_01."
-    utrecht = found["training_Utrecht_0"]
+    utrecht = subjects["training_Utrecht_0"]
     assert [p.name for p in utrecht.images] == ["T1.nii.gz", "FLAIR.nii.gz"]
     assert {p.parent.name for p in utrecht.images} == {"pre"} and utrecht.label.name == "wmh.nii.gz"
 
@@ -49,8 +49,8 @@ def test_a_wmh_subject_is_called_the_same_from_any_folder(tmp_path, below, monke
     write_wmh(tmp_path / "test" / "wmh", 3)  # a folder of that name further up is no part of the data set
     monkeypatch.chdir(tmp_path / "test" / "wmh" / below)
     for root in (tmp_path / "test" / "wmh" / below, "."):
-        found = {s.name: s for s in find_subjects(root, WMH)}
-        subject = found["training_Amsterdam_GE3T_2"]
+        subjects = {s.name: s for s in find_subjects(root, WMH)}
+        subject = subjects["training_Amsterdam_GE3T_2"]
         assert subject.partition == "training" and subject.site == "Amsterdam/GE3T"
 
 
@@ -77,9 +77,9 @@ def test_wmh_missing_modality(tmp_path):
 
 def test_lits_by_number_and_a_single_volume(tmp_path):
     write_lits(tmp_path, (0, 2, 10, 28))
-    found = find_subjects(tmp_path, LITS)
-    assert [s.name for s in found] == ["volume-0", "volume-2", "volume-10", "volume-28"]
-    assert [s.label.name for s in found] == [f"segmentation-{n}.nii" for n in (0, 2, 10, 28)]
+    subjects = find_subjects(tmp_path, LITS)
+    assert [s.name for s in subjects] == ["volume-0", "volume-2", "volume-10", "volume-28"]
+    assert [s.label.name for s in subjects] == [f"segmentation-{n}.nii" for n in (0, 2, 10, 28)]
     (only,) = find_subjects(tmp_path / "Training Batch 2" / "volume-28.nii", LITS)
     assert only.label.name == "segmentation-28.nii"
 
@@ -89,11 +89,11 @@ def test_lits_segmentations_in_a_folder_of_their_own(tmp_path):
     (tmp_path / "segmentations").mkdir()
     for label in sorted((tmp_path / "volumes").rglob("segmentation-*")):
         label.rename(tmp_path / "segmentations" / label.name)
-    found = find_subjects(tmp_path, LITS)
-    assert [s.label for s in found] == [tmp_path / "segmentations" / f"segmentation-{n}.nii" for n in (0, 2)]
+    subjects = find_subjects(tmp_path, LITS)
+    assert [s.label for s in subjects] == [tmp_path / "segmentations" / f"segmentation-{n}.nii" for n in (0, 2)]
     again = tmp_path / "more" / "segmentation-2.nii"
     again.parent.mkdir()
-    again.write_bytes(found[1].label.read_bytes())
+    again.write_bytes(subjects[1].label.read_bytes())
     with pytest.raises(UserError, match=r"volume-2.nii: expected one segmentation, got .*more/segmentation-2.nii"):
         find_subjects(tmp_path, LITS)
 
@@ -101,9 +101,9 @@ def test_lits_segmentations_in_a_folder_of_their_own(tmp_path):
 def test_lits_test_set_keeps_its_names(tmp_path):
     for name in ("test-volume-10.nii", "test-volume-2.nii", "volume-2.nii", "segmentation-2.nii"):
         save(tmp_path / name, np.zeros((4, 4, 2), np.uint8), np.eye(4))
-    found = find_subjects(tmp_path, LITS)
-    assert [s.name for s in found] == ["volume-2", "test-volume-2", "test-volume-10"]
-    assert [s.label is None for s in found] == [False, True, True]
+    subjects = find_subjects(tmp_path, LITS)
+    assert [s.name for s in subjects] == ["volume-2", "test-volume-2", "test-volume-10"]
+    assert [s.label is None for s in subjects] == [False, True, True]
     (only,) = find_subjects(tmp_path / "test-volume-2.nii", LITS)
     assert only.name == "test-volume-2" and only.label is None and only.partition == "test"
 
@@ -133,10 +133,10 @@ def test_decathlon(tmp_path):
         "test": [],
     }
     (tmp_path / "dataset.json").write_text(json.dumps(content))
-    found = find_subjects(tmp_path, LITS)
-    assert [s.name for s in found] == ["case_0", "case_1"] and found[0].label.is_file()
+    subjects = find_subjects(tmp_path, LITS)
+    assert [s.name for s in subjects] == ["case_0", "case_1"] and subjects[0].label.is_file()
     (tmp_path / "dataset.json").rename(tmp_path / "datalist.json")
-    assert find_subjects(tmp_path, LITS) == found
+    assert find_subjects(tmp_path, LITS) == subjects
     (tmp_path / "datalist.json").unlink()
     with pytest.raises(UserError, match=rf"{tmp_path.name}: expected a datalist, datalist.json or dataset.json"):
         find_subjects(tmp_path, LITS, "datalist")
@@ -267,8 +267,8 @@ ONE = get_task("wmh", None, {"modalities": ["MR"]})
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_nnunet_endings(tmp_path, ending):
-    found = find_subjects(nnunet(tmp_path, ending=ending), ONE)
-    assert [(s.name, s.label.name) for s in found] == [("c0", f"c0{ending}"), ("c1", f"c1{ending}")]
+    subjects = find_subjects(nnunet(tmp_path, ending=ending), ONE)
+    assert [(s.name, s.label.name) for s in subjects] == [("c0", f"c0{ending}"), ("c1", f"c1{ending}")]
 
 
 def test_what_is_no_case(tmp_path, caplog):

@@ -95,8 +95,8 @@ def test_no_subject_in_two_parts():
 def test_a_published_division_is_kept():
     parts = ("training", "training", "validation", "test")
     subjects = [Subject(f"s{k}", (), "label", partition=part) for k, part in enumerate(parts)]
-    found = split_subjects(subjects, (1, 1, 1), 0, "")
-    assert [[s.name for s in found[p]] for p in ("training", "validation", "test")] == [["s0", "s1"], ["s2"], ["s3"]]
+    split = split_subjects(subjects, (1, 1, 1), 0, "")
+    assert [[s.name for s in split[p]] for p in ("training", "validation", "test")] == [["s0", "s1"], ["s2"], ["s3"]]
 
 
 @pytest.mark.parametrize(
@@ -108,15 +108,15 @@ def test_what_is_published_for_test_never_trains(parts):
     if "validation" in parts and "test" in parts:
         counts["training"] = 5
     subjects = [Subject(f"{part}{k:03}", (), "label", partition=part) for part in counts for k in range(counts[part])]
-    found = split_subjects(subjects, (42, 6, 12), 0, "here")
+    split = split_subjects(subjects, (42, 6, 12), 0, "here")
     for part in ("validation", "test"):
         if part in counts:
-            assert {s.partition for s in found[part]} == {part} and len(found[part]) == counts[part]
-    assert {s.partition for s in found["training"]} <= {"training", None}
-    assert sum(len(members) for members in found.values()) == sum(counts.values())
+            assert {s.partition for s in split[part]} == {part} and len(split[part]) == counts[part]
+    assert {s.partition for s in split["training"]} <= {"training", None}
+    assert sum(len(members) for members in split.values()) == sum(counts.values())
     if parts == ("training", "test"):
-        assert [len(found[p]) for p in ("training", "validation", "test")] == [52, 8, 110]
-        assert describe_split(found, "drawn with seed 0") == (
+        assert [len(split[p]) for p in ("training", "validation", "test")] == [52, 8, 110]
+        assert describe_split(split, "drawn with seed 0") == (
             "training 52 (drawn with seed 0), validation 8 (drawn with seed 0), test 110 (published)"
         )
 

@@ -20,7 +20,7 @@ def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
 
 
 def where(image: np.ndarray, colour: str, tolerance: int = 8) -> np.ndarray:
-    """Rows and columns ``[found, 2]`` of the pixels of one colour."""
+    """Rows and columns ``[pixels, 2]`` of the pixels of one colour."""
     return np.argwhere(np.abs(image - np.round(255 * np.asarray(to_rgb(colour)))).max(-1) <= tolerance)
 
 

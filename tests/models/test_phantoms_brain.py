@@ -132,13 +132,13 @@ def test_bias_field_is_in_orig_alone(wmh_folder: Path) -> None:
 def test_masks_are_disjoint_and_make_the_label(decided: bool) -> None:
     for index in range(6):
         subject = brain(index, decided)
-        found = subject.pathology
-        assert not (found.lesion & found.lookalike).any()
-        assert not ((found.lesion | found.lookalike) & found.other).any()
-        np.testing.assert_array_equal(subject.label == 1, found.lesion)
-        np.testing.assert_array_equal(subject.label == 2, found.other)
+        pathology = subject.pathology
+        assert not (pathology.lesion & pathology.lookalike).any()
+        assert not ((pathology.lesion | pathology.lookalike) & pathology.other).any()
+        np.testing.assert_array_equal(subject.label == 1, pathology.lesion)
+        np.testing.assert_array_equal(subject.label == 2, pathology.other)
         assert (subject.head.brain[subject.label > 0] > 0.5).all()
-        assert found.lesion.any()
+        assert pathology.lesion.any()
 
 
 def test_lesions_get_rarer_with_distance_from_the_ventricles() -> None:
@@ -160,9 +160,9 @@ def test_lookalikes_are_as_bright_as_lesions_and_lie_elsewhere() -> None:
     brightness: dict[str, list[float]] = {"lesion": [], "lookalike": []}
     distance: dict[str, list[float]] = {"lesion": [], "lookalike": []}
     for index in range(24):
-        found = brain(index, False).pathology
-        for name, mask in (("lesion", found.lesion), ("lookalike", found.lookalike)):
-            brightness[name].extend(found.brightness[mask])
+        pathology = brain(index, False).pathology
+        for name, mask in (("lesion", pathology.lesion), ("lookalike", pathology.lookalike)):
+            brightness[name].extend(pathology.brightness[mask])
             distance[name].extend(brain(index, False).head.ventricle[mask])
     assert np.mean(brightness["lookalike"]) == pytest.approx(np.mean(brightness["lesion"]), rel=0.08)
     assert np.std(brightness["lookalike"]) == pytest.approx(np.std(brightness["lesion"]), rel=0.35)
@@ -199,13 +199,13 @@ def test_other_pathology_in_four_of_ten() -> None:
 def test_location_decided_label_is_the_ellipse_and_nothing_else() -> None:
     for index in range(6):
         subject = brain(index, True)
-        found = subject.pathology
+        pathology = subject.pathology
         x, y, _ = subject.head.template_point
         inside = (x / ELLIPSE_SEMI_AXES[0]) ** 2 + ((y - ELLIPSE_CENTER_Y) / ELLIPSE_SEMI_AXES[1]) ** 2 < 1
-        blob = found.lesion | found.lookalike
-        np.testing.assert_array_equal(found.lesion, blob & inside)
+        blob = pathology.lesion | pathology.lookalike
+        np.testing.assert_array_equal(pathology.lesion, blob & inside)
         # Every blob is there: bright voxels of the brain outside the label are the look-alikes.
-        np.testing.assert_array_equal(blob, (found.strength > 0.5) & (subject.head.brain > 0.5))
+        np.testing.assert_array_equal(blob, (pathology.strength > 0.5) & (subject.head.brain > 0.5))
 
 
 def test_location_decided_blobs_look_the_same_inside_and_outside() -> None:
@@ -213,10 +213,10 @@ def test_location_decided_blobs_look_the_same_inside_and_outside() -> None:
     differences = []
     for index in range(24):
         subject = brain(index, True)
-        found, white = subject.pathology, subject.head.white > 0.9
+        pathology, white = subject.pathology, subject.head.white > 0.9
         differences.append(
-            [subject.pre_flair[mask & white].mean() for mask in (found.lesion, found.lookalike)]
-            + [subject.pre_t1[mask & white].mean() for mask in (found.lesion, found.lookalike)]
+            [subject.pre_flair[mask & white].mean() for mask in (pathology.lesion, pathology.lookalike)]
+            + [subject.pre_t1[mask & white].mean() for mask in (pathology.lesion, pathology.lookalike)]
         )
     flair_in, flair_out, t1_in, t1_out = np.nanmean(differences, axis=0)
     assert flair_in == pytest.approx(flair_out, rel=0.02)

@@ -188,17 +188,17 @@ def test_whoever_watches_sees_the_operators():
 
     seen = []
 
-    class Watch(TorchDispatchMode):
+    class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             seen.append(function)
             return function(*args, **(kwargs or {}))
 
-    with Watch():
-        watched_logits = head(x)
-        watched_gradients = torch.autograd.grad(watched_logits, tensors, torch.ones_like(watched_logits))
+    with Recorder():
+        dispatched_logits = head(x)
+        dispatched_gradients = torch.autograd.grad(dispatched_logits, tensors, torch.ones_like(dispatched_logits))
     assert [f for f in seen if f.namespace == "scp_kernels"] == [ops.scp_forward, ops.scp_backward]
-    assert torch.equal(watched_logits, logits)
-    assert all(torch.equal(a, b) for a, b in zip(watched_gradients, gradients, strict=True))
+    assert torch.equal(dispatched_logits, logits)
+    assert all(torch.equal(a, b) for a, b in zip(dispatched_gradients, gradients, strict=True))
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         torch.autograd.grad(head(x).sum(), tensors)

@@ -77,11 +77,11 @@ def agree_where_not_finite(
     inputs = make_inputs((20, 37), batch=batch, channels=3, hidden=(12, 10), dtype=dtype)
     tensors = [t.clone() for t in inputs.tensors[:8]]
     tensors[inputs.names.index(where)].view(-1)[2] = value
-    mine = scp(tensors[0], tensors[1:7], tensors[7], backend=backend)
+    result = scp(tensors[0], tensors[1:7], tensors[7], backend=backend)
     truth = scp_reference(tensors[0], tensors[1:7], tensors[7])
-    assert torch.equal(torch.isnan(mine), torch.isnan(truth))
-    assert torch.equal(torch.isinf(mine), torch.isinf(truth))
-    assert torch.allclose(mine, truth, rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert torch.equal(torch.isnan(result), torch.isnan(truth))
+    assert torch.equal(torch.isinf(result), torch.isinf(truth))
+    assert torch.allclose(result, truth, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def agree_with_finite_differences(shape: tuple[int, ...], backend: str) -> None:

@@ -50,9 +50,9 @@ def resident_growth(call: Callable[[], object]) -> int | None:
         ctypes.CDLL(None).malloc_trim(0)
 
     def kibibytes(name: str) -> int:
-        found = re.search(rf"^{name}:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
-        assert found is not None
-        return int(found[1])
+        match = re.search(rf"^{name}:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        assert match is not None
+        return int(match[1])
 
     clear.write_text("5")  # sets the peak back to the present
     before = kibibytes("VmRSS")

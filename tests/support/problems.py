@@ -84,9 +84,9 @@ def evaluate(function, inputs: Inputs, **options) -> tuple[Tensor, dict[str, Ten
     leaves = [None if t is None else t.detach().clone().requires_grad_(True) for t in inputs.tensors]
     logits = function(leaves[0], tuple(leaves[1:7]), leaves[7], leaves[8], **options)
     wanted = [t for t in leaves if t is not None]
-    found = torch.autograd.grad(logits, wanted, inputs.grad_logits)
+    gradients = torch.autograd.grad(logits, wanted, inputs.grad_logits)
     present = [name for name, t in zip(inputs.names, leaves, strict=True) if t is not None]
-    return logits.detach(), dict(zip(present, found, strict=True))
+    return logits.detach(), dict(zip(present, gradients, strict=True))
 
 
 def away_from_kinks(inputs: Inputs, **options) -> Inputs:

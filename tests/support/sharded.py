@@ -49,10 +49,10 @@ def work(rank: int, backend: str, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
-    mine = samples()[rank::PROCESSES]
+    share = samples()[rank::PROCESSES]
 
     parallel = DistributedDataParallel(build(backend))
-    train(parallel, mine)
+    train(parallel, share)
     learned = {"ddp": parallel.module.state_dict()}
 
     mesh = init_device_mesh("cpu", (PROCESSES,))
@@ -60,7 +60,7 @@ def work(rank: int, backend: str, folder: str) -> None:
     fully_shard(network[0], mesh=mesh)
     fully_shard(network, mesh=mesh)
     assert all(isinstance(p, DTensor) for p in network.parameters())
-    train(network, mine)
+    train(network, share)
     learned["fully_shard"] = {name: tensor.full_tensor() for name, tensor in network[0].state_dict().items()}
 
     if rank == 0:

@@ -16,7 +16,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 from scp_kernels.backends.triton.sequence import Launch
 
 
-class Watch:
+class LaunchAccesses:
     """The accesses of one launch.
 
     Raises:
@@ -36,14 +36,14 @@ class Watch:
         self.since_barrier: set[int] = set()
 
     def touch(self, program: object, pointers: np.ndarray, mask: np.ndarray, writes: bool) -> None:
-        found = pointers[np.broadcast_to(mask, pointers.shape)]
+        addresses = pointers[np.broadcast_to(mask, pointers.shape)]
         if program != self.program:
             self.end_of_program()
             self.program = program
-        within = np.searchsorted(self.extents[:, 0], found, side="right") - 1
-        if (within < 0).any() or (found >= self.extents[within, 1]).any():
+        within = np.searchsorted(self.extents[:, 0], addresses, side="right") - 1
+        if (within < 0).any() or (addresses >= self.extents[within, 1]).any():
             raise RuntimeError(f"{self.name} {'writes' if writes else 'reads'} outside of its tensors")
-        elements = found.tolist()
+        elements = addresses.tolist()
         if not self.since_barrier.isdisjoint(elements):
             raise RuntimeError(f"{self.name} misses a barrier after a write")
         if writes:
@@ -65,32 +65,32 @@ def _extent_bytes(tensor: Tensor) -> int:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
-    """Every launch in this context is watched."""
-    watch: Watch | None = None
+def checked_accesses() -> Iterator[None]:
+    """Every access of the launches in this context is checked."""
+    accesses: LaunchAccesses | None = None
     run, load, store = Launch.run, InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
-    def watched_run(self: Launch) -> None:
-        nonlocal watch
-        watch = Watch(self)
+    def checked_run(self: Launch) -> None:
+        nonlocal accesses
+        accesses = LaunchAccesses(self)
         run(self)
-        watch.end_of_program()
+        accesses.end_of_program()
 
-    def watched_load(self, pointers, mask, *others):
-        watch.touch(self.grid_idx, pointers.data, mask.data, False)
+    def checked_load(self, pointers, mask, *others):
+        accesses.touch(self.grid_idx, pointers.data, mask.data, False)
         return load(self, pointers, mask, *others)
 
-    def watched_store(self, pointers, value, mask, *others):
-        watch.touch(self.grid_idx, pointers.data, mask.data, True)
+    def checked_store(self, pointers, value, mask, *others):
+        accesses.touch(self.grid_idx, pointers.data, mask.data, True)
         return store(self, pointers, value, mask, *others)
 
     def barrier(self) -> None:
-        watch.since_barrier.clear()
+        accesses.since_barrier.clear()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Launch, "run", watched_run)
-        patch.setattr(InterpreterBuilder, "create_masked_load", watched_load)
-        patch.setattr(InterpreterBuilder, "create_masked_store", watched_store)
+        patch.setattr(Launch, "run", checked_run)
+        patch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
+        patch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
         patch.setattr(InterpreterBuilder, "create_barrier", barrier)
         yield
 

@@ -56,10 +56,10 @@ def affines(dims: int) -> torch.Tensor:
 def compare(inputs: Inputs, logits: torch.Tensor, gradients: dict[str, torch.Tensor], **options) -> None:
     """The Triton backend within the table of tolerances of the given truth."""
     dtype = inputs.features.dtype
-    found, found_gradients = evaluate(scp, inputs, backend="triton", **options)
-    assert found.dtype == dtype
-    assert relative_error(found, logits) <= LOGITS[dtype]
-    for name, gradient in found_gradients.items():
+    result, result_gradients = evaluate(scp, inputs, backend="triton", **options)
+    assert result.dtype == dtype
+    assert relative_error(result, logits) <= LOGITS[dtype]
+    for name, gradient in result_gradients.items():
         assert relative_error(gradient, gradients[name]) <= GRADIENTS[dtype], name
 
 

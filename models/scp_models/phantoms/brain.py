@@ -57,7 +57,7 @@ def make_brain(template: BrainTemplate, grid: Grid, seed: np.random.SeedSequence
     return BrainImages(head, pathology, label, *orig, *pre)
 
 
-def _contrast(head: Head, found: Pathology, rng: np.random.Generator, *, brain_only: bool) -> list[np.ndarray]:
+def _contrast(head: Head, pathology: Pathology, rng: np.random.Generator, *, brain_only: bool) -> list[np.ndarray]:
     """Noise-free FLAIR and T1 after the scanner's point spread."""
     axes = head.grid.axes
     low, high = [a[0] for a in axes], [a[-1] for a in axes]
@@ -71,12 +71,12 @@ def _contrast(head: Head, found: Pathology, rng: np.random.Generator, *, brain_o
         # Healthy white matter is not uniform: dirty-appearing in places, brighter towards the back.
         image *= 1 + np.float32(0.025) * patchiness + np.float32(0.015) * texture
         if channel == 0:
-            image += found.brightness * (1 - np.float32(0.6) * head.fluid)
-            image += np.float32(0.4) * found.other * (1 - found.scar)
+            image += pathology.brightness * (1 - np.float32(0.6) * head.fluid)
+            image += np.float32(0.4) * pathology.other * (1 - pathology.scar)
         else:
-            image *= 1 - np.float32(0.3) * found.strength
-            image *= 1 - np.float32(0.35) * found.other
-        image += found.scar * (np.float32(fluid) * 1.3 - image)
+            image *= 1 - np.float32(0.3) * pathology.strength
+            image *= 1 - np.float32(0.35) * pathology.other
+        image += pathology.scar * (np.float32(fluid) * 1.3 - image)
         if scalp_weights is not None:
             for tissue, weight in zip((_FAT, _MUSCLE, _MARROW, _BONE), scalp_weights, strict=True):
                 image += np.float32(tissue[channel]) * weight

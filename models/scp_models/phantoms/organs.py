@@ -182,9 +182,9 @@ def _solid(canvas: Canvas, center: Corner, radii: Corner, value: float, inside: 
 
 
 def _pipe(canvas: Canvas, points: np.ndarray, radius: float, value: float | np.ndarray) -> None:
-    found = canvas.tube(points, radius)
-    if found:
-        canvas.paint(found[0], canvas.cover(found[1]), value)
+    tube = canvas.tube(points, radius)
+    if tube:
+        canvas.paint(tube[0], canvas.cover(tube[1]), value)
 
 
 def paint_organs(canvas: Canvas, body: Body) -> None:
@@ -197,10 +197,10 @@ def paint_organs(canvas: Canvas, body: Body) -> None:
     for center, radius in body.cysts:
         _solid(canvas, center, (radius,) * 3, 6.0, inside)
     pancreas = np.array([(34, 10, -12), (14, 20, 2), (-22, 14, 14), (-68, -12, 30)], float)
-    found = canvas.tube(pancreas, 10.5)
-    if found:
-        lobules = body.texture(*(a[s] for a, s in zip(canvas.axes, found[0], strict=True)))
-        canvas.paint(found[0], canvas.cover(found[1] + 1.8 * lobules), body.liver_hu - 18 + 12 * lobules)
+    tube = canvas.tube(pancreas, 10.5)
+    if tube:
+        lobules = body.texture(*(a[s] for a, s in zip(canvas.axes, tube[0], strict=True)))
+        canvas.paint(tube[0], canvas.cover(tube[1] + 1.8 * lobules), body.liver_hu - 18 + 12 * lobules)
     _paint_stomach(canvas, body, inside)
     _pipe(canvas, np.array([(28, 4, -150), (30, 6, -60), (12, 10, -8), (14, 2, 8)], float), 6.0, body.vessel_hu)
     _pipe(canvas, np.array([(10, 8, 0), (-30, 0, 16), (-78, -22, 32)], float), 4.0, body.vessel_hu)
@@ -234,8 +234,8 @@ def _paint_kidney(canvas: Canvas, body: Body, center: tuple[float, float, float]
 
 
 def _paint_bowel(canvas: Canvas, body: Body, inside: np.ndarray) -> None:
-    found = [(canvas.tube(p, r), r, content) for p, r, content in body.bowel]
-    for tube, _, content in found:
+    for points, radius, content in body.bowel:
+        tube = canvas.tube(points, radius)
         if tube:
             window, distance = tube
             distance = np.minimum(distance, inside[window] - 4)
@@ -320,9 +320,9 @@ def paint_liver(canvas: Canvas, body: Body) -> np.ndarray:
         axes = [a[s] for a, s in zip(canvas.axes, window, strict=True)]
         canvas.paint(window, share, body.liver_hu + 2.5 * body.coarse_texture(*axes))
     for points, radius in (*body.portal, *body.hepatic):
-        found = canvas.tube(points, radius)
-        if found:
-            canvas.paint(found[0], canvas.cover(found[1]) * liver[found[0]], body.vessel_hu)
+        tube = canvas.tube(points, radius)
+        if tube:
+            canvas.paint(tube[0], canvas.cover(tube[1]) * liver[tube[0]], body.vessel_hu)
     low, high = (
         np.subtract(body.gall_bladder, body.gall_bladder_radii),
         np.add(body.gall_bladder, body.gall_bladder_radii),

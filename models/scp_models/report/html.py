@@ -18,7 +18,7 @@ from scp_models.files import atomic_path
 
 ALPHA = 0.05
 # Below this a paired t-test rests on a normality that so few differences cannot show.
-FEWEST_SUBJECTS = 10
+FEWEST_COMPARED_SUBJECTS = 10
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """ "higher", "lower", "none" (no difference found) or "few" (too few subjects to ask)."""
-        if self.test is None or self.subjects < FEWEST_SUBJECTS:
+        if self.test is None or self.subjects < FEWEST_COMPARED_SUBJECTS:
             return "few"
         if not self.test.p_value < ALPHA:
             return "none"
@@ -142,7 +142,7 @@ def statement(comparison: Comparison, tests: int) -> str:
     if c.test is None or c.verdict == "few":
         return (
             f"{c.metric}: {c.model} {means} for {c.other}, with {_count(c.subjects, 'test subject')}: "
-            f"too few to say whether they differ (at least {FEWEST_SUBJECTS} are asked for)."
+            f"too few to say whether they differ (at least {FEWEST_COMPARED_SUBJECTS} are asked for)."
         )
     t = c.test
     numbers = f"n = {t.n}, {p_value(t.p_value)}, d = {signed(t.cohen_dz, 2)}"

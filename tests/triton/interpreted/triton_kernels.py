@@ -23,7 +23,7 @@ from tests.support.allocations import allocated_beyond_results
 from tests.support.poison import poison, poisoned_memory  # noqa: F401  (the latter of every test)
 from tests.support.problems import Inputs, evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
-from tests.support.triton_accesses import random_program_order, watched
+from tests.support.triton_accesses import checked_accesses, random_program_order
 from tests.support.unavailable_backend import UnavailableBackend
 
 assert interpreting(), "TRITON_INTERPRET=1 has to be set before Triton is imported"
@@ -34,7 +34,7 @@ check = partial(agree, backend="triton")
 @pytest.fixture(autouse=True)
 def every_access():
     """Is within its tensor, and races with no other, in all of these tests."""
-    with watched():
+    with checked_accesses():
         yield
 
 
@@ -452,7 +452,7 @@ def test_the_tuner_compares_like_with_like(kernel):
     def result() -> torch.Tensor:
         return tune.result(tune.on_device(tune.launches_of(kernel, problem, 75), problem, torch.device("cpu")), kernel)
 
-    own = result()
+    expected = result()
     with tune.first_in_table(kernel, tables.Configuration((4, 16), 16, 16, 4)):
-        assert relative_error(result(), own) <= GRADIENTS[torch.float32]
-    assert own.norm() > 0
+        assert relative_error(result(), expected) <= GRADIENTS[torch.float32]
+    assert expected.norm() > 0

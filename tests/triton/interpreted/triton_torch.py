@@ -33,8 +33,8 @@ def gradients(function, head: FusedSCP, x: Tensor) -> tuple[Tensor, ...]:
     return (logits.detach(), *torch.autograd.grad((logits.float() * weights).sum(), [x, *head.parameters()]))
 
 
-def agree(found, expected, dtype: torch.dtype = torch.float32) -> None:
-    for k, (tensor, truth) in enumerate(zip(found, expected, strict=True)):
+def agree(result, expected, dtype: torch.dtype = torch.float32) -> None:
+    for k, (tensor, truth) in enumerate(zip(result, expected, strict=True)):
         assert tensor.dtype == truth.dtype
         assert relative_error(tensor, truth) <= (GRADIENTS if k else LOGITS)[dtype]
 
@@ -61,9 +61,9 @@ def test_torch_func():
 
         return vmap(grad(loss), (None, 0))(dict(module.named_parameters()), x[:, None])
 
-    found, expected = of_each_sample(head), of_each_sample(truth)
+    result, expected = of_each_sample(head), of_each_sample(truth)
     for name, gradient in expected.items():
-        assert relative_error(found[name], gradient) <= GRADIENTS[torch.float32], name
+        assert relative_error(result[name], gradient) <= GRADIENTS[torch.float32], name
 
 
 def test_double_backward():

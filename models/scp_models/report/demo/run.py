@@ -38,7 +38,7 @@ BATCH_SIZE = 14
 LEARNING_RATE = 4e-3
 # Of 84 subjects 28 are tested on; of the other 56 a few only watch the loss.
 SPLIT = (50, 6, 28)
-FEWEST_SUBJECTS = 6
+FEWEST_DEMO_SUBJECTS = 6
 SETTINGS_FILE = "settings.json"
 FOLDERS = ("phantoms", "checkpoints", "predictions")
 
@@ -98,7 +98,13 @@ def run(
 
 def _prepare_folder(folder: Path, settings: Settings) -> Path:
     """Check the settings and the folder before any work, and clear what an earlier demo left."""
-    for name, least in (("subjects", FEWEST_SUBJECTS), ("epochs", 1), ("seeds", 1), ("deep_seeds", 1), ("seed", 0)):
+    for name, least in (
+        ("subjects", FEWEST_DEMO_SUBJECTS),
+        ("epochs", 1),
+        ("seeds", 1),
+        ("deep_seeds", 1),
+        ("seed", 0),
+    ):
         if getattr(settings, name) < least:
             raise UserError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
     try:
