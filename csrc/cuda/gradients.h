@@ -195,7 +195,7 @@ SCP_DEVICE void differentiate_active(Block& block, const DeviceNetwork<T>& net, 
   }
 }
 
-// Mixed units of layer 2, pixel by pixel: gz = 1[z > 0] sum_n gW[n] W3[n, k], gW3[n, k] += gW[n] relu(z).
+// Unstable units of layer 2, pixel by pixel: gz = 1[z > 0] sum_n gW[n] W3[n, k], gW3[n, k] += gW[n] relu(z).
 template <class T, int D, class Block>
 SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net, const Folded& folded, int first,
                                        int width, const T (&position)[D], const T (&grad)[kGradients],

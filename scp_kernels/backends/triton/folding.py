@@ -38,10 +38,23 @@ def one_value(flags, BLOCK: tl.constexpr):
     return tl.reshape((words[:, None] >> lane[None, :]) & 1, [BLOCK])
 
 
+# How far float32 may be off, as a part of c and of the radius: three products and their sums round by 2⁻²⁴ each.
+BOUND_SLACK = tl.constexpr(1e-6)
+# Factor on a radius that sums over units of layer 1: kBoundWidening of csrc/common/bound.h, for its reason.
+BOUND_WIDENING = tl.constexpr(1.00001)
+
+
 @triton.jit
 def radius_of(a, b, BOX_H: tl.constexpr, BOX_W: tl.constexpr):
     """Largest deviation of ``c + a·di + b·dj`` from c on a box."""
     return tl.abs(a) * ((BOX_H - 1) * 0.5) + tl.abs(b) * ((BOX_W - 1) * 0.5)
+
+
+@triton.jit
+def bound_radius(c, a, b, BOX_H: tl.constexpr, BOX_W: tl.constexpr):
+    """:func:`radius_of`, widened against the rounding of c and of itself."""
+    radius = radius_of(a, b, BOX_H, BOX_W)
+    return radius + BOUND_SLACK * (tl.abs(c) + radius)
 
 
 @triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "matrix_stride"))
@@ -99,9 +112,7 @@ def scp_classify_fwd_kernel(
         c = centre.to(dtype)
         a = slope_i.to(dtype)
         b = slope_j.to(dtype)
-        # Its bounds on the box, widened against their own rounding.
-        radius = radius_of(a, b, BOX_H, BOX_W)
-        radius += 1e-6 * (tl.abs(c) + radius)
+        radius = bound_radius(c, a, b, BOX_H, BOX_W)
         is_active = c - radius > 0
         is_unstable = (is_active | (c + radius <= 0)) == 0
         active = one_value((inside & is_active).to(tl.int32), BLOCK)
@@ -202,8 +213,7 @@ def scp_fold_hidden_fwd_kernel(
             c = tl.load(lines + place, mask=ok, other=0.0)
             a = tl.load(lines + h1 + place, mask=ok, other=0.0)
             b = tl.load(lines + 2 * h1 + place, mask=ok, other=0.0)
-            radius = radius_of(a, b, BOX_H, BOX_W)
-            radius += 1e-6 * (tl.abs(c) + radius)
+            radius = bound_radius(c, a, b, BOX_H, BOX_W)
             scale = (c + radius) / tl.where(ok, 2 * radius, 1.0)
             gap = scale * (radius - c) * 0.5
             w = tl.load(w2t + u[:, None] * h2 + k[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
@@ -211,7 +221,7 @@ def scp_fold_hidden_fwd_kernel(
             slope_i += tl.sum(w * (scale * a)[:, None], 0)
             slope_j += tl.sum(w * (scale * b)[:, None], 0)
             slack += tl.sum(tl.abs(w) * gap[:, None], 0)
-        deviation = (radius_of(slope_i, slope_j, BOX_H, BOX_W) + slack) * 1.00001
+        deviation = (radius_of(slope_i, slope_j, BOX_H, BOX_W) + slack) * BOUND_WIDENING
         is_active = (centre - deviation > 0) & bounded
         is_unstable = ((is_active | (centre + deviation <= 0)) == 0) | (bounded == 0)
         active = one_value((inside & is_active).to(tl.int32), BLOCK_K)
