@@ -79,9 +79,9 @@ class NoiseMonitor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        wall, used, own = self._start
-        wall, own, now_used = time.perf_counter() - wall, time.process_time() - own, self._used_seconds()
-        foreign = None if used is None or now_used is None else max(0.0, (now_used - used - own) / wall)
+        wall, used, process_seconds = self._start
+        wall, process_seconds, now_used = time.perf_counter() - wall, time.process_time() - process_seconds, self._used_seconds()
+        foreign = None if used is None or now_used is None else max(0.0, (now_used - used - process_seconds) / wall)
         self._references.append(self._reference())
         self.noise = Noise(self._references, foreign, len(available_cores()))
 

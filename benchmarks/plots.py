@@ -49,9 +49,9 @@ def label(case: dict[str, Any]) -> str:
 
 def subjects(races: Iterable[Race]) -> list[str]:
     """All names that occur, in the order of the colours, then of appearance."""
-    found = dict.fromkeys(name for race in races for name in race["subjects"])
-    known = [name for name in COLOURS if name in found]
-    return known + [name for name in found if name not in COLOURS]
+    present = dict.fromkeys(name for race in races for name in race["subjects"])
+    known = [name for name in COLOURS if name in present]
+    return known + [name for name in present if name not in COLOURS]
 
 
 def seconds(figure: dict[str, Any]) -> float:
@@ -60,16 +60,16 @@ def seconds(figure: dict[str, Any]) -> float:
 
 def bars(races: dict[str, list[Race]], path: Path) -> Path:
     """Time of each peer over ours, one panel per step, one group of bars per case."""
-    longest = max(len(found) for found in races.values())
+    longest = max(len(of_step) for of_step in races.values())
     figure, axes = plt.subplots(len(races), 1, figsize=(max(8.0, 1.5 * longest), 3.4 * len(races)), squeeze=False)
-    for axis, (step, found) in zip(axes[:, 0], races.items(), strict=True):
-        names = [name for name in subjects(found) if any(race["ours"] != name for race in found)]
+    for axis, (step, of_step) in zip(axes[:, 0], races.items(), strict=True):
+        names = [name for name in subjects(of_step) if any(race["ours"] != name for race in of_step)]
         width = 0.85 / len(names)
         for k, name in enumerate(names):
             places = [
-                n + (k - (len(names) - 1) / 2) * width for n, race in enumerate(found) if name in race["subjects"]
+                n + (k - (len(names) - 1) / 2) * width for n, race in enumerate(of_step) if name in race["subjects"]
             ]
-            values = [race["subjects"][name]["ratio"] for race in found if name in race["subjects"]]
+            values = [race["subjects"][name]["ratio"] for race in of_step if name in race["subjects"]]
             drawn = axis.bar(
                 places, [v - 1 for v in values], width, bottom=1, color=COLOURS.get(name, FALLBACK), label=name
             )
@@ -78,7 +78,7 @@ def bars(races: dict[str, list[Race]], path: Path) -> Path:
         axis.set_yscale("log")
         axis.margins(y=0.12)
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set_xticks(range(len(found)), [label(race["case"]) for race in found], fontsize=7)
+        axis.set_xticks(range(len(of_step)), [label(race["case"]) for race in of_step], fontsize=7)
         axis.set_ylabel("time ÷ ours")
         axis.set_title(step, loc="left")
         _light_frame(axis)
@@ -94,10 +94,10 @@ def scaling(lines: dict[str, tuple[list[Race], Callable[[Race], float]]], steps:
     names: list[str] = []
     for row, step in zip(axes, steps, strict=True):
         for axis, (title, (races, along)) in zip(row, lines.items(), strict=True):
-            found = sorted((race for race in races if race["step"] == step), key=along)
-            names = list(dict.fromkeys([*names, *subjects(found)]))
-            for name in subjects(found):
-                here = [race for race in found if name in race["subjects"]]
+            of_step = sorted((race for race in races if race["step"] == step), key=along)
+            names = list(dict.fromkeys([*names, *subjects(of_step)]))
+            for name in subjects(of_step):
+                here = [race for race in of_step if name in race["subjects"]]
                 times = [1e3 * seconds(race["subjects"][name]) for race in here]
                 axis.plot(
                     [along(race) for race in here], times, "o-", ms=3.5, lw=1.2, color=COLOURS.get(name, FALLBACK)

@@ -98,11 +98,11 @@ def train(run: str, phantoms: Path, cache: Path, options: argparse.Namespace) ->
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     trainer.fit(module, datamodule=data)
-    found: dict[str, Any] = {"losses": recorder.losses()}
-    found["median_step_seconds"] = statistics.median(recorder.seconds()[WARMUP_STEPS:])
+    result: dict[str, Any] = {"losses": recorder.losses()}
+    result["median_step_seconds"] = statistics.median(recorder.seconds()[WARMUP_STEPS:])
     if options.device == "cuda":
-        found["peak_bytes"] = torch.cuda.max_memory_allocated()
-    return found
+        result["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return result
 
 
 def smoothed(losses: list[float]) -> list[float]:
@@ -119,14 +119,14 @@ def distance(a: list[float], b: list[float]) -> float:
 def compare(runs: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The paper-style head beside the fused one: distance of the curves (and what rounding does), ratios of costs."""
     fused, nudged, paper_style = (runs[name] for name in RUNS)
-    found = {
+    result = {
         "curve_distance": distance(fused["losses"], paper_style["losses"]),
         "curve_distance_of_rounding": distance(fused["losses"], nudged["losses"]),
         "step_time_ratio": paper_style["median_step_seconds"] / fused["median_step_seconds"],
     }
     if "peak_bytes" in fused:
-        found["peak_memory_ratio"] = paper_style["peak_bytes"] / fused["peak_bytes"]
-    return found
+        result["peak_memory_ratio"] = paper_style["peak_bytes"] / fused["peak_bytes"]
+    return result
 
 
 def main(arguments: list[str] | None = None) -> int:

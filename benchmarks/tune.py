@@ -37,8 +37,8 @@ def candidates(kernel: str, problem: Problem, capability: int) -> Iterator[Confi
 
     Tiles divide a supertile; above 64 pixels exact products spill, on every architecture.
     """
-    own = launch.configuration_for(kernel, problem, capability)
-    yield own
+    current = launch.configuration_for(kernel, problem, capability)
+    yield current
     outputs = (16, 32) if kernel == tables.PARAMETERS else (32, 64)
     for tile, block_hidden, block_outputs, warps in itertools.product(
         ((8, 8), (4, 16), (4, 8), (8, 16)), (8, 16), outputs, (2, 4)
@@ -46,7 +46,7 @@ def candidates(kernel: str, problem: Problem, capability: int) -> Iterator[Confi
         other = Configuration(
             tile, block_hidden, block_outputs, warps, max_registers=min(255, 65536 // (32 * warps) // 2)
         )
-        if other != own:
+        if other != current:
             yield other
 
 

@@ -194,8 +194,8 @@ def _tell_graphs(changed: _Entry) -> None:
     thread = threading.get_ident()
     for state in changed.placements:
         with _lock:
-            own = [e.placements[state] for e in _open if e.thread == thread and state in e.placements]
-        state.placement = own[-1] if own else None
+            placements = [e.placements[state] for e in _open if e.thread == thread and state in e.placements]
+        state.placement = placements[-1] if placements else None
 
 
 def _is_generator(frame: FrameType) -> bool:

@@ -236,10 +236,10 @@ def test_predictions_of_any_format_lie_at_the_same_places(tmp_path):
     options = {"modalities": ["MR"]}
     task = get_task("wmh", (20, 24), options)
     first = Subject("first", (tmp_path / "nifti.nii.gz",), tmp_path / "label.nii.gz")
-    found = predictor(first, task_options=options)
+    trained = predictor(first, task_options=options)
     for name in ("nifti.nii.gz", "nrrd.nrrd", "meta.mhd", "dicom"):
         (subject,) = find_subjects(tmp_path / name, task)
-        (path,) = predict(found, [subject], tmp_path / "out")
+        (path,) = predict(trained, [subject], tmp_path / "out")
         assert path.name == f"{name.partition('.')[0]}.nii.gz"
         written = nib.load(path)
         assert np.allclose(written.affine, open_volume(tmp_path / name).affine, atol=1e-4)
@@ -259,9 +259,9 @@ def test_predictions_keep_the_unit_of_the_file(tmp_path):
             image = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), place)
             image.header.set_xyzt_units(unit)
             nib.save(image, path)
-        found = predictor(subject, roi_size=(8, 8))
-        rows += evaluate(found, [subject])
-        (path,) = predict(found, [subject], tmp_path / unit)
+        trained = predictor(subject, roi_size=(8, 8))
+        rows += evaluate(trained, [subject])
+        (path,) = predict(trained, [subject], tmp_path / unit)
         assert np.array_equal(nib.load(path).affine, nib.load(subject.images[0]).affine)
         assert nib.load(path).header.get_xyzt_units()[0] == unit
     assert rows[0] == pytest.approx(rows[1], nan_ok=True) and rows[0]["reference_ml"] > 0

@@ -46,8 +46,8 @@ def test_a_context_places_slices():
         assert torch.equal(network(x), expected)
     with positioned(network, coordinates=picture_of(maps["affine"], SHAPE), extent=maps["extent"]):
         assert relative_error(network(x), expected) <= LOGITS_BY_FLOAT32_COORDINATES
-        told = head(x, coordinates=picture_of(maps["affine"] * 2, SHAPE), extent=EXTENT)
-    assert torch.equal(told, head(x, coordinates=picture_of(maps["affine"] * 2, SHAPE), extent=EXTENT))
+        expected = head(x, coordinates=picture_of(maps["affine"] * 2, SHAPE), extent=EXTENT)
+    assert torch.equal(expected, head(x, coordinates=picture_of(maps["affine"] * 2, SHAPE), extent=EXTENT))
     with positioned(network, extent=EXTENT), positioned(network, origin=(3, 1, 2)):
         assert torch.equal(network(x), head(x, origin=(3, 1, 2), extent=EXTENT))
     with positioned(network, extent=EXTENT), pytest.raises(ValueError, match="affine, origin: expected one of the two"):
@@ -151,8 +151,8 @@ def test_a_chain_of_monais_transforms_gives_the_logits_of_its_affine(steps, seed
     head = FusedSCP(3, 2, 16, position_dims=3, position="centered", bias=True)
     with torch.no_grad():
         logits = head(features, coordinates=coordinates, extent=EXTENT)
-        told = head(features, affine=affine @ done, extent=EXTENT)
-    assert relative_error(logits * valid, told * valid) <= LOGITS_BY_FLOAT32_COORDINATES
+        expected = head(features, affine=affine @ done, extent=EXTENT)
+    assert relative_error(logits * valid, expected * valid) <= LOGITS_BY_FLOAT32_COORDINATES
 
 
 def test_coordinates_may_be_monais_tensors():

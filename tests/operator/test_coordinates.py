@@ -89,10 +89,10 @@ def test_a_chain_of_operations_gives_the_logits_of_the_composed_map(dtype, steps
     head = head_of().to(dtype)
     with torch.no_grad():
         logits = head(features.picture, coordinates=a.picture, extent=extent)
-        told = head(features.picture, affine=affine @ a.matrix, extent=extent)
+        expected = head(features.picture, affine=affine @ a.matrix, extent=extent)
     # Where positions differ by a share of the extent, weights do by no more than some ten of it. Float64 is no better:
     # a border pixel whose validity is within 1e-5 of 1 counts as valid.
-    assert relative_error(logits * valid, told * valid) <= LOGITS[dtype] + 10 * FLOAT32_COORDINATES
+    assert relative_error(logits * valid, expected * valid) <= LOGITS[dtype] + 10 * FLOAT32_COORDINATES
 
 
 def elastic(shape: tuple[int, int] = (30, 37), batch: int = 2) -> Tensor:

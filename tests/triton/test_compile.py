@@ -60,9 +60,9 @@ def test_no_spills_and_shared_memory_within_the_limit(capability, changes, chann
     }
     assert len(launches) == 5 + 2 * 4, "four kernels are other ones on supertiles and on tiles"
     for item in launches.values():
-        found = offline.compile_launch(item, capability)
-        assert found.registers > 16
-        assert not found.faults, found
+        result = offline.compile_launch(item, capability)
+        assert result.registers > 16
+        assert not result.faults, result
 
 
 def test_a_kernel_that_spills_is_seen(monkeypatch):
@@ -70,13 +70,13 @@ def test_a_kernel_that_spills_is_seen(monkeypatch):
     narrow = tables.Configuration((8, 8), 8, 32, 4, max_registers=32)
     monkeypatch.setattr(tables, "TABLE", (tables.TableEntry(tables.FORWARD, narrow),))
     sequence = next(offline.abstract_sequences(problem(), 90))
-    found = offline.compile_launch(sequence.launches[-1], 90)
-    assert any("spills" in fault for fault in found.faults), found
+    result = offline.compile_launch(sequence.launches[-1], 90)
+    assert any("spills" in fault for fault in result.faults), result
 
 
 def test_shared_memory_above_the_limit_is_seen():
-    found = offline.Resources("kernel", 75, registers=64, stack_bytes=0, shared_bytes=65537, threads=128)
-    assert found.faults == ["65537 bytes of shared memory, 65536 are the limit"]
+    result = offline.Resources("kernel", 75, registers=64, stack_bytes=0, shared_bytes=65537, threads=128)
+    assert result.faults == ["65537 bytes of shared memory, 65536 are the limit"]
 
 
 def test_tensor_float_32_only_where_allowed():
