@@ -80,7 +80,8 @@ class NoiseMonitor:
 
     def __exit__(self, *_: object) -> None:
         wall, used, process_seconds = self._start
-        wall, process_seconds, now_used = time.perf_counter() - wall, time.process_time() - process_seconds, self._used_seconds()
+        wall, process_seconds = time.perf_counter() - wall, time.process_time() - process_seconds
+        now_used = self._used_seconds()
         foreign = None if used is None or now_used is None else max(0.0, (now_used - used - process_seconds) / wall)
         self._references.append(self._reference())
         self.noise = Noise(self._references, foreign, len(available_cores()))

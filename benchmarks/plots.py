@@ -104,7 +104,7 @@ def scaling(lines: dict[str, tuple[list[Race], Callable[[Race], float]]], steps:
                 )
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
-            ticks = sorted({along(race) for race in found})
+            ticks = sorted({along(race) for race in of_step})
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
             axis.minorticks_off()
             axis.set_xlabel(title)
