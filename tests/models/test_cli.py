@@ -306,7 +306,7 @@ def test_training_on_unreadable_data(run, root, tmp_path):
 
 
 def test_resuming_from_something_else(run, root, checkpoint, tmp_path):
-    arguments = fit_arguments(root, tmp_path / "run", 1)
+    arguments = fit_arguments(root, tmp_path / "run", 1, "--data.frame", "slice")
     ours = torch.load(checkpoint, weights_only=True)
     ours["hyper_parameters"]["learning_rate"] = 0.01
     ours["split"] = subject_names(SegmentationDataModule(str(root)).divide())
