@@ -158,7 +158,19 @@ def test_resuming_after_a_kill_is_bit_for_bit_the_same_run(root, tmp_path):
 def test_two_processes_train_one_model(root, tmp_path):
     out = tmp_path / "ddp"
     done = scp_models(
-        *fit_arguments(root, out, 2, "--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.batch_size", 3),
+        *fit_arguments(
+            root,
+            out,
+            2,
+            "--trainer.devices",
+            2,
+            "--trainer.strategy",
+            "ddp",
+            "--data.batch_size",
+            3,
+            "--data.frame",
+            "slice",
+        ),
         "--trainer.callbacks+=tests.support.rank_weights.RankWeights",
         cache=tmp_path,
     )
