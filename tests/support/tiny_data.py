@@ -1,6 +1,7 @@
 """Small data sets in the layouts of the real ones, made for the tests."""
 
 import json
+import locale
 from pathlib import Path
 
 import nibabel as nib
@@ -43,8 +44,13 @@ def write_itk(path: Path, data: np.ndarray, affine: np.ndarray, vector: bool = F
 
 
 def write_dicom(folder: Path, data: np.ndarray, affine: np.ndarray, series: str = "1") -> Path:
-    """A folder with one DICOM file per slice."""
+    """A folder with one DICOM file per slice.
+
+    Writing one leaves the process in the C locale, where later tests would read text files as ASCII: it is put back.
+    """
     import SimpleITK as sitk
+
+    before = locale.setlocale(locale.LC_ALL)
 
     write_itk(folder.parent / "slices.mha", data, affine)
     image = sitk.ReadImage(str(folder.parent / "slices.mha"))
@@ -71,6 +77,7 @@ def write_dicom(folder: Path, data: np.ndarray, affine: np.ndarray, series: str 
         # Names that sort another way than the slices lie.
         writer.SetFileName(str(folder / f"{series}-{(7 * k) % data.shape[2]:03d}-{k}.dcm"))
         writer.Execute(part)
+    locale.setlocale(locale.LC_ALL, before)
     return folder
 
 
