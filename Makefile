@@ -70,7 +70,8 @@ bench: $(STAMP)  ## the benchmarks and their verdict; BENCH_ARGS="--slow --recor
 guard: $(STAMP)  ## fail if the operator has become slower beside its peers (a minute)
 	@rm -rf build/guard
 	$(GUARD) --budget 1
-	$(BIN)/python -m benchmarks.guard build/guard/*.json
+	$(BIN)/python -m benchmarks.guard build/guard/*.json || { rm -rf build/guard && $(GUARD) --budget 4 && \
+		$(BIN)/python -m benchmarks.guard build/guard/*.json; }  # the same floors, by longer races
 
 floors: $(STAMP)  ## raise the guard's floors after a gain, on an idle machine
 	@rm -rf build/guard
