@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import claims
-from benchmarks.networks import CAPACITIES, STEPS, activation_bytes, build, executed_macs, image
+from benchmarks.networks import CAPACITIES, STEPS, activation_bytes, build, image, network_macs
 from benchmarks.noise import Noise
 from scp_models.networks.complexity import count_parameters
 from tests.support.cpu_settings import needs_cpu
@@ -21,7 +21,7 @@ def test_scp_256_has_three_quarters_fewer_parameters_than_base_512():
 
 @needs_cpu
 def test_scp_256_executes_74_percent_fewer_operations_than_base_512():
-    scp, base = ({"executed_macs": executed_macs(build(*of))} for of in ((claims.SCP, "cpu", "cpu"), (claims.BASE,)))
+    scp, base = ({"executed_macs": network_macs(build(*of))} for of in ((claims.SCP, "cpu", "cpu"), (claims.BASE,)))
     assert claims.operations(scp, base).holds
 
 

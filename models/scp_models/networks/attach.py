@@ -7,11 +7,11 @@ from torch import nn
 
 from scp_kernels import FusedSCP
 
-Network = TypeVar("Network", bound=nn.Module)
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 
 
 def attach(
-    network: Network,
+    network: AnyNetwork,
     layer: str,
     *,
     hidden_channels: int | tuple[int, int] | None = None,
@@ -20,7 +20,7 @@ def attach(
     zero_init: bool = True,
     logit_bias: float | None = None,
     backend: str = "auto",
-) -> Network:
+) -> AnyNetwork:
     """Replace the 1×1 convolution at ``layer`` by :class:`scp_kernels.FusedSCP`, in place; return the network.
 
     The convolution's weight becomes w_r and its bias β. With ``zero_init`` (the default) the network's outputs are at
