@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.peers import PaperStyle
+from benchmarks.peers import PAPER_STYLE, PaperStyle
 from scp_kernels import FusedSCP, count_macs, dispatch
 from scp_kernels.backends import cpu
 from scp_kernels.problem import problem_of
@@ -18,7 +18,6 @@ from tests.support.memory import bytes_saved_for_backward, resident_growth
 
 CHANNELS, HEIGHT, WIDTH = 3, 160, 224
 CAPACITIES = (128, 256, 512)
-PAPER_STYLE = "paper-style"
 # Table 1's column of memory, as ratios to Base 128; its other columns are in scp_models.networks.complexity.
 PAPER_MEMORY = {
     "Base 128": 1.00, "Base F 128": 1.06, "Base B 128": 1.17, "SCP 128": 1.78,

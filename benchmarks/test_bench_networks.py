@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from benchmarks.claims import BASE, SCP
+from benchmarks.claims import BASE_512, SCP_256
 from benchmarks.networks import (
     CAPACITIES,
     PAPER_MEMORY,
@@ -25,7 +25,7 @@ from tests.support.tolerances import LOGITS, relative_error
 
 ANCHOR = "Base 128"
 # The verdict's networks, and all of Table 1; 512 in batches of 14 is minutes per round on a few cores.
-VERDICT = (ANCHOR, BASE, f"{SCP} {PAPER_STYLE}", SCP)
+VERDICT = (ANCHOR, BASE_512, f"{SCP_256} {PAPER_STYLE}", SCP_256)
 NETWORK_RUNS = [
     pytest.param("training", 1, VERDICT, "verdict", id="training-verdict"),
     *(
@@ -57,7 +57,7 @@ def check_heads(networks: dict[str, torch.nn.Module], x: torch.Tensor) -> None:
 def test_networks(benchmark, bench_session, step: str, batch: int, wanted: Sequence[str], size: str):
     device = bench_session.device
     benchmark.group = f"networks {step}"
-    ours = SCP if SCP in wanted else f"SCP {CAPACITIES[-1]}"
+    ours = SCP_256 if SCP_256 in wanted else f"SCP {CAPACITIES[-1]}"
     peers = dict.fromkeys(name for name in (ANCHOR, *wanted) if name != ours)
     networks = {name: build(name, device) for name in (*peers, ours)}
     x = image(batch, device)
