@@ -1,6 +1,7 @@
 """One name, one thing: what is defined at a module's top level has a name of its own among all packages."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ SHARED = {
     "fit": "the command of that name, and what it calls",
     "predict": "the command of that name, and what it calls",
     "find_subjects": "the same thing for each layout of data, and what chooses among them",
+    "LaunchSequence": "a call as a sequence of launches, in either of the two backends for GPUs",
     "PACKAGE": "the build cannot import what it installs; test_both_mean_the_same_package holds them equal",
 }
 
@@ -33,14 +35,33 @@ def public_names(source: str) -> Iterator[str]:
         yield from (name for name in names if not name.startswith("_"))
 
 
+CPP_NAME = re.compile(
+    r"^(?:template <[^\n]*>\n)?"
+    r"(?:(?:struct|class|enum class|enum) (\w+)[^;\n]*\{|(?:inline |static )?constexpr [\w:]+(?:<.*?>)? (k\w+))",
+    re.MULTILINE,
+)
+
+
+def public_names_of_cpp(source: str) -> Iterator[str]:
+    """Types and constants of C++ and CUDA outside of classes; functions may be overloaded."""
+    yield from (match[1] or match[2] for match in CPP_NAME.finditer(source))
+
+
 def places(root: Path) -> dict[str, set[str]]:
-    """The files that define each name."""
+    """The files that define each name, whatever their language."""
     result: dict[str, set[str]] = defaultdict(set)
     for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            for name in public_names(path.read_text(encoding="utf-8")):
+        for path in sorted((root / package).rglob("*.*")):
+            reader = READERS.get(path.suffix)
+            for name in reader(path.read_text(encoding="utf-8")) if reader else ():
                 result[name].add(path.relative_to(root).as_posix())
     return result
+
+
+READERS = {
+    ".py": public_names,
+    **dict.fromkeys((".h", ".cpp", ".cu"), public_names_of_cpp),
+}
 
 
 def defined_twice(root: Path) -> dict[str, set[str]]:
@@ -62,7 +83,10 @@ def test_a_second_definition_would_be_found(tmp_path):
         (tmp_path / package).mkdir(parents=True)
     (tmp_path / "benchmarks" / "a.py").write_text("class Launch: pass\n_private = 1\nfirst, SECOND = 1, 2\n")
     (tmp_path / "scp_kernels" / "b.py").write_text("def Launch(): pass\n_private = 2\nSECOND: int = 3\n")
-    assert set(defined_twice(tmp_path)) == {"Launch", "SECOND"}
+    (tmp_path / "csrc" / "c.h").write_text("template <class T>\nstruct Launch {};\nconstexpr int kMost = 1;\n")
+    (tmp_path / "csrc" / "d.cpp").write_text("constexpr int64_t kMost = 2;\n")
+    twice = defined_twice(tmp_path)
+    assert set(twice) == {"Launch", "SECOND", "kMost"} and len(twice["Launch"]) == 3
 
 
 def test_both_mean_the_same_package():

@@ -26,7 +26,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Results:
+class DemoResults:
     """Everything that a finished run has to show."""
 
     settings: DemoSettings

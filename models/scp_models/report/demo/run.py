@@ -29,7 +29,7 @@ from scp_models.report.demo.costs import Cost, measure_costs
 from scp_models.report.demo.design import DemoModel, DemoSettings
 from scp_models.report.demo.document import make_report, write_tables
 from scp_models.report.demo.progress import EpochProgress, LossHistory, Stages, quiet
-from scp_models.report.demo.results import Results, Training
+from scp_models.report.demo.results import DemoResults, Training
 from scp_models.report.html import write
 from scp_models.training.module import SegmentationModule
 
@@ -89,7 +89,7 @@ def run(
             costs = _costs(models, trainings, data, stage.advance)
         losses = pd.concat([t.losses.assign(model=t.model.name, seed=t.seed) for t in trainings], ignore_index=True)
         with stages.stage("Report", 1):
-            results = Results(settings, data, scores, losses, costs, shown, stages.seconds, trainings)
+            results = DemoResults(settings, data, scores, losses, costs, shown, stages.seconds, trainings)
             write_tables(folder, results)
             path = write(make_report(results), folder / "report.html")
     console.print(str(path), soft_wrap=True, highlight=False, markup=False)
