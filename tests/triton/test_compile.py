@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 leave
 
 
 @pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path_factory):
+def separate_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
 
 
