@@ -76,13 +76,13 @@ class SimulatedLaunch:
 # Counts of the kernels of commit 75daff4 at 160 × 224 in float32, and the least and the most cycles that the simulation
 # gave them. These are good to 30 to 50 %; the simulation makes two assumptions on the order of instructions.
 CALIBRATION = {
-    "Apply, forward, h 64": (SimulatedLaunch("Apply", 280 / 30 / 4, 199.4, 731.1, 15.56, 1.291e6), 77e3, 98e3),
-    "Apply, forward, h 128": (SimulatedLaunch("Apply", 280 / 30 / 3, 297.9, 1404.6, 18.81, 2.438e6), 197e3, 197e3),
-    "Apply, forward, h 256": (SimulatedLaunch("Apply", 280 / 30 / 2, 610.4, 3737.3, 22.22, 4.731e6), 367e3, 699e3),
-    "Apply, forward, h 64, B 14": (SimulatedLaunch("Apply", 280 / 30 / 4, 342.4, 731.1, 15.56, 18.06e6), 172e3, 197e3),
-    "Parameters, h 64": (SimulatedLaunch("Parameters", 280 / 30 / 2, 314.0, 2874.0, 29.15, 2.894e6), 307e3, 485e3),
-    "Collect, h 64": (SimulatedLaunch("Collect", 1.0, 3103.3, 0.0, 1.0, 0.021e6), 216e3, 221e3),
-    "Apply, backward, h 64": (SimulatedLaunch("Apply", 280 / 30 / 4, 205.4, 731.1, 15.56, 1.147e6), 72e3, 92e3),
+    "Apply, forward, h 64": (SimulatedLaunch("Apply", 280 / 30 / 4, 64.5, 731.1, 15.56, 1.291e6), 77e3, 98e3),
+    "Apply, forward, h 128": (SimulatedLaunch("Apply", 280 / 30 / 3, 122.2, 1404.6, 18.81, 2.438e6), 197e3, 197e3),
+    "Apply, forward, h 256": (SimulatedLaunch("Apply", 280 / 30 / 2, 365.9, 3737.3, 22.22, 4.731e6), 367e3, 699e3),
+    "Apply, forward, h 64, B 14": (SimulatedLaunch("Apply", 280 / 30 / 4, 181.5, 731.1, 15.56, 18.06e6), 172e3, 197e3),
+    "Parameters, h 64": (SimulatedLaunch("Parameters", 280 / 30 / 2, 115.1, 2874.0, 29.15, 2.894e6), 307e3, 485e3),
+    "Collect, h 64": (SimulatedLaunch("Collect", 1.0, 2941.6, 0.0, 1.0, 0.021e6), 216e3, 221e3),
+    "Apply, backward, h 64": (SimulatedLaunch("Apply", 280 / 30 / 4, 56.5, 731.1, 15.56, 1.147e6), 72e3, 92e3),
 }
 
 

@@ -19,6 +19,8 @@ namespace races {
 namespace {
 
 constexpr int kWarpLanes = 32, kBanks = 32, kWordBytes = 4, kSectorBytes = 32, kNameBytes = 64;
+// Of the stack that a launch is made on: a kernel's arguments, which a GPU has in constant memory, and the emulation's own.
+constexpr uintptr_t kCallerBytes = 64 << 10;
 // What one pass over shared memory delivers: wider accesses take a pass per part of a warp.
 constexpr int kPassBytes = kBanks * kWordBytes;
 
@@ -74,6 +76,7 @@ class Counter {
   }
   void begin(const char* stacks, size_t stacks_bytes, const char* shared, size_t shared_bytes) {
     own_ = address(stacks), own_end_ = own_ + stacks_bytes;
+    caller_ = address(__builtin_frame_address(0)), caller_end_ = caller_ + kCallerBytes;
     shared_ = address(shared), shared_end_ = shared_ + shared_bytes;
   }
   void resume(int64_t block, int thread) {
@@ -84,7 +87,7 @@ class Counter {
 
   void touch(const void* memory, size_t bytes, bool writes, const void* place) {
     const uintptr_t at = address(memory);
-    if (!on_ || (at >= own_ && at < own_end_)) return;
+    if (!on_ || (at >= own_ && at < own_end_) || (at >= caller_ && at < caller_end_)) return;
     const bool shared = at >= shared_ && at < shared_end_;
     if (thread_ >= turns_.size()) turns_.resize(thread_ + 1), warps_.resize(turns_.size() / kWarpLanes + 1);
     const uint32_t number = places_.try_emplace(place, uint32_t(places_.size())).first->second;
@@ -129,7 +132,7 @@ class Counter {
   std::vector<std::vector<uint32_t>> turns_;  // of a thread at a place, since the last barrier
   std::unordered_map<const void*, uint32_t> places_;
   std::unordered_set<uintptr_t> touched_;
-  uintptr_t own_ = 0, own_end_ = 0, shared_ = 0, shared_end_ = 0;
+  uintptr_t own_ = 0, own_end_ = 0, caller_ = 0, caller_end_ = 0, shared_ = 0, shared_end_ = 0;
   int64_t block_ = -1;
   size_t thread_ = 0;
   bool on_ = false;
