@@ -151,11 +151,11 @@ def test_overflow_tiles_of_supertiles(host, concurrent):
 @pytest.mark.parametrize("shape", [(57, 96), (20, 24, 40)], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_devices_of_any_size(host, shape, batch):
-    """Supertiles, and two pixels per thread in Apply, are for devices that have much to do: the same results without."""
+    """Supertiles, and two pixels per thread in Apply, are for devices with much to do: the same results without."""
     inputs = away_from_kinks(make_inputs(shape, batch=batch, channels=6, classes=2, hidden=(48, 40), bias=True))
     small, large = (requirements_of(inputs, multiprocessors=count, backward=False) for count in (1, 1000))
     assert small.shared_supertiles > 0 == large.shared_supertiles
-    assert small.apply_blocks < large.apply_blocks
+    assert small.blocks_apply < large.blocks_apply
     for host.multiprocessors in (1, 1000):
         check(inputs)
 
@@ -166,7 +166,7 @@ def test_supertiles_where_they_pay():
         inputs = make_inputs((160, 224), channels=hidden // 8, hidden=(hidden, hidden))
         needs = requirements_of(inputs, multiprocessors=30, backward=backward)
         assert (needs.shared_supertiles > 0) is pays, (hidden, backward)
-        assert needs.apply_blocks == 140
+        assert needs.blocks_apply == 140
 
 
 def test_windows_of_supertiles(host):
@@ -344,8 +344,8 @@ def test_executed_multiply_adds_by_hand():
 
 
 def test_executed_multiply_adds_of_supertiles_by_hand(host):
-    """Supertiles of 8 tiles, folded once for both kernels of backward; tiles only recentre and inherit, two at a time in
-    the one that reads no gradients of Phi."""
+    """Supertiles of 8 tiles, folded once for both kernels of backward; tiles only recentre and inherit, two at once in
+    that of the features' gradient."""
     host.multiprocessors = 1
     h1, h2, channels, tiles = 24, 40, 20, 64
     supertiles = 8 * (2 * 2 * h1 + 3 * h1 * h2 + 3 * h2 * channels)

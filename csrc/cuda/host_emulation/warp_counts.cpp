@@ -32,6 +32,7 @@ struct Counts {
   double longest_loads;   // instructions that read global memory
   double longest_passes;  // passes over shared memory: 1 per instruction without a bank conflict
   double new_sectors;     // of 32 bytes of global memory, touched for the first time in the call
+  double accesses;        // instructions that access memory, of all warps
 };
 
 struct Access {
@@ -101,13 +102,14 @@ class Counter {
   }
 
   void barrier() {
-    int64_t loads = 0, most_passes = 0;
+    int64_t loads = 0, most_passes = 0, accesses = 0;
     for (std::vector<Access>& warp : warps_) {
       std::stable_sort(warp.begin(), warp.end(),
                        [](const Access& a, const Access& b) { return a.instruction() < b.instruction(); });
       int64_t warp_loads = 0, warp_passes = 0;
       for (size_t i = 0, end; i < warp.size(); i = end) {
         for (end = i; end < warp.size() && warp[end].instruction() == warp[i].instruction();) ++end;
+        ++accesses;
         if (warp[i].shared)
           warp_passes += passes(&warp[i], &warp[i] + (end - i));
         else
@@ -119,6 +121,7 @@ class Counter {
     for (std::vector<uint32_t>& turns : turns_) std::fill(turns.begin(), turns.end(), 0);
     Counts& counts = launches_.back();
     ++counts.barriers, counts.longest_loads += double(loads), counts.longest_passes += double(most_passes);
+    counts.accesses += double(accesses);
   }
 
   std::vector<Counts> take() {
