@@ -39,13 +39,23 @@ struct Apply {
   SCP_DEVICE void operator()(Block& block) const;
 };
 
+// What a block works on. In shared memory, because it would take registers for long.
+template <int D>
+struct ApplyItem {
+  Box<D> box;
+  int outer_first, outer_count;
+  int64_t end_sample;
+};
+
 template <class T, int D>
 struct ApplyMemory {
+  ApplyItem<D>* item;
   FoldMemory<T, D, kWeights> fold;
   T* carry;  // [kCarriedSamples, kThreads], only if the inner index has several parts
 
   SCP_HD ApplyMemory(BumpAllocator& allocator, const Apply<T, D>& a)
-      : fold(allocator, a.net.h1, a.net.h2, a.unstable_capacity),
+      : item(allocator.allocate<ApplyItem<D>>(1)),
+        fold(allocator, a.net.h1, a.net.h2, a.unstable_capacity),
         carry(allocator.allocate<T>(a.inner > a.inner_part ? kCarriedSamples * kThreads : 0)) {}
 };
 
@@ -168,16 +178,17 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
   const Box<D> box = a.tiling.box(a.partition.tile(item));
   const int outer_first = int(block.index() % a.outer_parts) * a.outer_part;
   const int outer_count = a.outer - outer_first < a.outer_part ? a.outer - outer_first : a.outer_part;
-  const auto choose_outputs = [&](int inner_first, int inner_count) {
+  const auto choose_outputs = [&](int inner_first, int inner_count, int from, int outer_number) {
     SCP_NO_UNROLL
     for (int j = t; j < kWeights; j += kThreads)
-      memory.fold.offset[j] = j < inner_count * outer_count ? (inner_first + j % inner_count) * a.inner_stride +
-                                                                  (outer_first + j / inner_count) * a.outer_stride
-                                                            : -1;
+      memory.fold.offset[j] = j < inner_count * outer_number ? (inner_first + j % inner_count) * a.inner_stride +
+                                                                   (from + j / inner_count) * a.outer_stride
+                                                             : -1;
   };
 
   // Step 1, which ends in a barrier.
-  choose_outputs(0, a.inner_part);
+  if (t == 0) *memory.item = {box, outer_first, outer_count, a.partition.end_sample(item)};
+  choose_outputs(0, a.inner_part, outer_first, outer_count);
   const Parent<T, D> parent = a.supertiles.parent(a.net, a.tiling, group, a.partition.tile(item));
   const double* coefficients = a.net.coefficients + group * a.net.h1 * (a.tiling.dims + 1);
   const Folded& folded =
@@ -187,32 +198,33 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
   // Else a turn for each part of it, and a few samples that carry over its sums.
   const bool one_part = a.inner_part == a.inner;
   const int turns = one_part ? a.pixels : (a.inner + a.inner_part - 1) / a.inner_part;
-  const int64_t b_end = a.partition.end_sample(item), step = one_part ? a.partition.samples : kCarriedSamples;
-  for (int64_t b = a.partition.first_sample(item); b < b_end; b += step) {
+  const ApplyItem<D>& of = *memory.item;
+  for (int64_t b = a.partition.first_sample(item), end; b < of.end_sample; b = end) {
+    end = one_part || of.end_sample - b < kCarriedSamples ? of.end_sample : b + kCarriedSamples;
     SCP_NO_UNROLL
     for (int turn = 0; turn < turns; ++turn) {
       const int inner_first = one_part ? 0 : turn * a.inner_part, left = a.inner - inner_first;
-      const int inner_count = left < a.inner_part ? left : a.inner_part, width = inner_count * outer_count;
+      const int inner_count = left < a.inner_part ? left : a.inner_part, width = inner_count * of.outer_count;
       const bool again = one_part && turn > 0;
       count(block, a.net, SCP_REPORT_LEAF_MACS, [&] { return kThreads * pixel_macs<D>(folded, width); });
       if (!again) fold_outputs(block, a.net, folded, memory.fold, width);
       int index[D];
-      const bool inside = a.tiling.pixel(box, again ? turn * kThreads + t : t, index);
+      const bool inside = a.tiling.pixel(of.box, again ? turn * kThreads + t : t, index);
       T position[D];
-      for (int axis = 0; axis < D; ++axis) position[axis] = T(index[axis] - box.centre(axis));
+      for (int axis = 0; axis < D; ++axis) position[axis] = T(index[axis] - of.box.centre(axis));
       T weight[kWeights];
       evaluate_weights<T, D>(block, a.net, folded, memory.fold, width, again, position, weight);
       if (inside) {
-        const int64_t end = b + step < b_end ? b + step : b_end;
         with_dtype<T>(a.in.dtype, [&](auto* type) {
           using S = typename Pointee<decltype(type)>::type;
-          stream<T, D, S>(a, weight, index, b, end, inner_first, inner_count, outer_first, outer_count,
+          stream<T, D, S>(a, weight, index, b, end, inner_first, inner_count, of.outer_first, of.outer_count,
                           memory.carry + t);
         });
       }
       if (one_part) continue;
       const int next = turn + 1 < turns ? (turn + 1) * a.inner_part : 0;
-      choose_outputs(next, a.inner - next < a.inner_part ? a.inner - next : a.inner_part);
+      choose_outputs(next, a.inner - next < a.inner_part ? a.inner - next : a.inner_part, of.outer_first,
+                     of.outer_count);
       block.sync();
     }
   }

@@ -228,11 +228,11 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
     to = classify_units(block, listed1, memory.class1, memory.counts, result.active1, result.unstable1, [&](int i) {
       line = line_about<T, D>(coefficients, dims, unit1_of(i), centre);
       const T radius = radius_of(line);
-      return i < result.inherited1        ? kActive
-             : dense                      ? kUnstable
-             : line.value - radius > 0    ? kActive
-             : line.value + radius <= 0   ? kInactive
-                                          : unsure;
+      return i < result.inherited1      ? kActive
+             : dense                    ? kUnstable
+             : line.value - radius > 0  ? kActive
+             : line.value + radius <= 0 ? kInactive
+                                        : unsure;
     });
     result.bounded = !dense && result.unstable1 <= memory.unstable_capacity;
     // What the parent folded into the outputs' unstable rows has no place where there are too many rows.
@@ -270,38 +270,39 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
   const auto unit2_of = [&](int j) {
     return result.from_root ? j : int(parent.unit2[parent_active2 - result.inherited2 + j]);
   };
-  to = classify_units(
-      block, result.inherited2 + candidates2, memory.class2, memory.counts, result.active2, result.unstable2,
-      [&](int j) {
-        const int k = unit2_of(j);
-        T z[A] = {};
-        if (result.from_root) {
-          z[0] = net.b2[k];
-        } else {
-          for (int a = 0; a < A; ++a) z[a] = parent.x[a * h2 + k];
-          for (int axis = 0; axis < D; ++axis) z[0] = multiply_add(memory.shift[axis], z[1 + axis], z[0]);
-        }
-        for_each_weight(net.w2t + k, h2, memory.unit1, result.inherited1, result.active1, [&](int q, T weight) {
-          const Quad<T> newly = quad(memory.line + q * 4);
-          for (int a = 0; a < A; ++a) z[a] = multiply_add(weight, newly.v[a], z[a]);
-        });
-        for (int a = 0; a < A; ++a) memory.x[a * h2 + k] = z[a];
-        if (j < result.inherited2) return kActive;
-        if (!result.bounded) return kUnstable;
-        T radius = 0;
-        const uint16_t* const unstable = memory.unit1 + result.active1;
-        for_each_weight(net.w2t + k, h2, unstable, 0, result.unstable1, [&](int q, T weight) {
-          const Quad<T> kinked = quad(memory.line + (result.active1 + q) * 4);
-          const T scale = memory.chord[q * 2], slack = memory.chord[q * 2 + 1];
-          const T scaled = weight * scale;
-          for (int a = 0; a < A; ++a) z[a] = multiply_add(scaled, kinked.v[a], z[a]);
-          z[0] = multiply_add(weight, slack, z[0]);
-          radius = multiply_add(magnitude(weight), slack, radius);
-        });
-        for (int a = 1; a < A; ++a) radius = multiply_add(magnitude(z[a]), half[a - 1], radius);
-        radius *= T(kBoundWidening);
-        return z[0] - radius > 0 ? kActive : z[0] + radius <= 0 ? kInactive : unsure;
-      });
+  to = classify_units(block, result.inherited2 + candidates2, memory.class2, memory.counts, result.active2,
+                      result.unstable2, [&](int j) {
+                        const int k = unit2_of(j);
+                        T z[A] = {};
+                        if (result.from_root) {
+                          z[0] = net.b2[k];
+                        } else {
+                          for (int a = 0; a < A; ++a) z[a] = parent.x[a * h2 + k];
+                          for (int axis = 0; axis < D; ++axis)
+                            z[0] = multiply_add(memory.shift[axis], z[1 + axis], z[0]);
+                        }
+                        for_each_weight(net.w2t + k, h2, memory.unit1, result.inherited1, result.active1,
+                                        [&](int q, T weight) {
+                                          const Quad<T> newly = quad(memory.line + q * 4);
+                                          for (int a = 0; a < A; ++a) z[a] = multiply_add(weight, newly.v[a], z[a]);
+                                        });
+                        for (int a = 0; a < A; ++a) memory.x[a * h2 + k] = z[a];
+                        if (j < result.inherited2) return kActive;
+                        if (!result.bounded) return kUnstable;
+                        T radius = 0;
+                        const uint16_t* const unstable = memory.unit1 + result.active1;
+                        for_each_weight(net.w2t + k, h2, unstable, 0, result.unstable1, [&](int q, T weight) {
+                          const Quad<T> kinked = quad(memory.line + (result.active1 + q) * 4);
+                          const T scale = memory.chord[q * 2], slack = memory.chord[q * 2 + 1];
+                          const T scaled = weight * scale;
+                          for (int a = 0; a < A; ++a) z[a] = multiply_add(scaled, kinked.v[a], z[a]);
+                          z[0] = multiply_add(weight, slack, z[0]);
+                          radius = multiply_add(magnitude(weight), slack, radius);
+                        });
+                        for (int a = 1; a < A; ++a) radius = multiply_add(magnitude(z[a]), half[a - 1], radius);
+                        radius *= T(kBoundWidening);
+                        return z[0] - radius > 0 ? kActive : z[0] + radius <= 0 ? kInactive : unsure;
+                      });
   list_units(block, result.inherited2 + candidates2, memory.class2, to,
              [&](int j, int q) { memory.unit2[q] = uint16_t(unit2_of(j)); });
   if (t == 0) *memory.folded = result, *memory.parent_cf = result.from_root ? nullptr : parent.cf;

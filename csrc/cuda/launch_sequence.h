@@ -54,9 +54,9 @@ class LaunchSequence {
     a.outer_part = a.outer < kWeights / a.inner_part ? a.outer : kWeights / a.inner_part;
     a.outer_parts = (a.outer + a.outer_part - 1) / a.outer_part;
     a.net = net_, a.tiling = tiling_, a.pixels = 1;
+    size_supertiles();
     if (parts == 1 && two_pixels_pay()) a.tiling = tiling_of(1), a.pixels = 2;
     a.partition = partition_for(a.tiling, a.outer_parts);
-    size_supertiles();
     a.unstable_capacity = unstable_capacity(a.tiling.log_tile, [&](int most) {
       BumpAllocator allocator(nullptr);
       a.unstable_capacity = most;
@@ -136,10 +136,10 @@ class LaunchSequence {
     return tiling;
   }
 
-  // Apply folds for twice as many pixels where half of the blocks fill the device still, and where the map is longer than
-  // a tile.
+  // Apply folds for twice as many pixels where folding is dear, from the root, where half of the blocks fill the device
+  // still, and where the map is longer than a tile.
   bool two_pixels_pay() const {
-    return tiling_.count[tiling_.first_axis()] > 1 &&
+    return supertiles_.unstable_capacity == 0 && tiling_.count[tiling_.first_axis()] > 1 &&
            call_.groups * tiling_.tiles >= kTilesForTwoPixels * cuda_.multiprocessors;
   }
 
@@ -177,11 +177,10 @@ class LaunchSequence {
   }
 
   // Folding supertiles takes as long as the root takes a block, before any tile starts. What they save is in proportion to
-  // the widths and to the tiles that a multiprocessor folds one after another: those of ParameterGradients, which has
-  // twice as many blocks as Apply, too.
+  // the widths and to the tiles that a multiprocessor folds one after another: those of ParameterGradients too.
   bool supertiles_pay() const {
     const int64_t width = net_.h1 > net_.h2 ? net_.h1 : net_.h2;
-    const int64_t folds = call_.groups * tiling_.tiles * (parameters_ ? 3 : 1);
+    const int64_t folds = call_.groups * tiling_.tiles * (parameters_ ? 2 : 1);
     return folds * width >= kSupertileWork * cuda_.multiprocessors;
   }
 

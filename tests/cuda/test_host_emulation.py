@@ -151,22 +151,23 @@ def test_overflow_tiles_of_supertiles(host, concurrent):
 @pytest.mark.parametrize("shape", [(57, 96), (20, 24, 40)], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_devices_of_any_size(host, shape, batch):
-    """Supertiles, and two pixels per thread in Apply, are for devices with much to do: the same results without."""
+    """Supertiles, or two pixels per thread in Apply, are for devices with much to do: the same results without."""
     inputs = away_from_kinks(make_inputs(shape, batch=batch, channels=6, classes=2, hidden=(48, 40), bias=True))
-    small, large = (requirements_of(inputs, multiprocessors=count, backward=False) for count in (1, 1000))
-    assert small.shared_supertiles > 0 == large.shared_supertiles
-    assert small.blocks_apply < large.blocks_apply
-    for host.multiprocessors in (1, 1000):
+    many, some, few = (requirements_of(inputs, multiprocessors=count, backward=False) for count in (1, 5, 1000))
+    assert many.shared_supertiles > 0 == some.shared_supertiles == few.shared_supertiles
+    assert some.blocks_apply < few.blocks_apply
+    for host.multiprocessors in (1, 5, 1000):
         check(inputs)
 
 
 def test_supertiles_where_they_pay():
     """By tiles, widths, kinds of gradients and multiprocessors; the figures are those of docs/gpu.md."""
-    for hidden, backward, pays in ((64, False, False), (64, True, True), (128, False, False), (256, False, True)):
+    cases = (64, False, False), (64, True, False), (128, False, False), (128, True, True), (256, False, True)
+    for hidden, backward, pays in cases:
         inputs = make_inputs((160, 224), channels=hidden // 8, hidden=(hidden, hidden))
         needs = requirements_of(inputs, multiprocessors=30, backward=backward)
         assert (needs.shared_supertiles > 0) is pays, (hidden, backward)
-        assert needs.blocks_apply == 140
+        assert needs.blocks_apply == (280 if pays else 140)
 
 
 def test_windows_of_supertiles(host):
@@ -344,12 +345,12 @@ def test_executed_multiply_adds_by_hand():
 
 
 def test_executed_multiply_adds_of_supertiles_by_hand(host):
-    """Supertiles of 8 tiles, folded once for both kernels of backward; tiles only recentre and inherit, two at once in
-    that of the features' gradient."""
+    """Supertiles of 8 tiles, folded once for both kernels of backward; tiles only recentre and inherit, as in a
+    forward."""
     host.multiprocessors = 1
     h1, h2, channels, tiles = 24, 40, 20, 64
     supertiles = 8 * (2 * 2 * h1 + 3 * h1 * h2 + 3 * h2 * channels)
-    apply = tiles * (channels + 128 * 24 * 2)
+    apply = tiles * (2 * channels + 128 * 24 * 2)
     parts = 2 * channels + 2 * (2 * h2 * 3 * 16) + (8 + 2) * 128 * 6
     parameters = tiles * (2 * 2 * h1 + 2 * h2 + parts + 3 * h1 * h2)
     collect = tiles * 3 * h1 * h2
