@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from scp_models.errors import Failures, UserError
+from scp_models.study.cli import app as study_app
+from scp_models.study.cli import reproduce
 
 app = typer.Typer(
     name="scp-models",
@@ -21,6 +23,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(study_app, name="study")
+app.command()(reproduce)
 
 Split = Literal["training", "validation", "test", "all"]
 Layout = Annotated[str, typer.Option(help="Layout of the data: auto, wmh, lits, datalist or nnunet.")]

@@ -1,0 +1,169 @@
+"""The page on when SCP helps: held to the studies' records, and honest about what they show."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scp_models.errors import UserError
+from scp_models.study.analysis import differences, spread
+from scp_models.study.frames import CONTROL, patients_study, phantoms_study
+from scp_models.study.page import BEGIN, END, PICTURE, advice, page_text, replace_block, write_page
+from scp_models.study.record import FORMAT, read_record
+from tests.support.commands import scp_models
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "docs" / "studies").glob("*.json"))
+PAGE = ROOT / "docs" / "when_scp_helps.md"
+
+
+def record_of(study, path: Path, means: dict[str, float], noise: float = 0.02):
+    """A record with made-up scores around these means."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for data in study.data:
+        for network in study.networks:
+            for seed in study.seeds:
+                scores = np.clip(means.get(network.name, 0.5) + rng.normal(0, noise, 20), 0, 1).round(5).tolist()
+                of_run = {key: scores for key in ("dice", "lesion_dice", "challenge_f1")}
+                runs.append({
+                    "data": data.name, "network": network.name, "seed": seed, "fold": None, "scores": of_run,
+                    "subjects": [f"s{k:02d}" for k in range(20)], "threshold": 0.5, "losses": [1.0], "parameters": 1,
+                    "macs": 1, "seconds": {"training": 1.0, "scoring": 1.0},
+                })  # fmt: skip
+    parts = {"training": 50, "validation": 6, "test": 20}
+    path.write_text(json.dumps({
+        "format": FORMAT, "study": {**study.as_json(), "runs": len(runs)}, "presets": {"recommended": {"bias": True}},
+        "data": {d.name: {"subjects": 76, "sites": {"A": 76}, "parts": [parts]} for d in study.data},
+        "machines": [{"device": "a machine", "cores": 2, "system": "Linux"}], "versions": [{"torch": "2"}],
+        "runs": runs,
+    }))  # fmt: skip
+    return read_record(path)
+
+
+@pytest.fixture(scope="module")
+def gain(tmp_path_factory):
+    """SCP is far above all else in the frame foreground, and as the others in the two others."""
+    return record_of(phantoms_study(), tmp_path_factory.mktemp("gain") / "study.json", {"SCP, foreground": 0.8})
+
+
+@pytest.fixture(scope="module")
+def null(tmp_path_factory):
+    """Nothing differs, but that SCP loses in one frame."""
+    return record_of(patients_study(), tmp_path_factory.mktemp("null") / "study.json", {"SCP, slice": 0.3})
+
+
+def test_the_page_is_what_the_records_say():
+    records = [read_record(path) for path in STUDIES]
+    assert records, "no study.json below docs/studies"
+    found = {record.name: differences(record) for record in records}
+    assert PAGE.read_text(encoding="utf-8") == page_text(records, found)
+    assert f"{BEGIN}\n\n{advice(records, found)}\n\n{END}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (PAGE.parent / PICTURE).is_file()
+
+
+def test_published_records_hold_scores_and_no_paths():
+    for path in STUDIES:
+        text = path.read_text(encoding="utf-8")
+        assert path.stat().st_size < 600_000 and "/home" not in text and "/tmp" not in text
+        record = read_record(path)
+        study = record.content["study"]
+        runs = sum(len(record.seeds) * (d["folds"] or 1) * len(record.networks(d["name"])) for d in record.data)
+        assert len(record.content["runs"]) == study["runs"] == runs
+        for run in record.content["runs"]:
+            assert all(len(values) == len(run["subjects"]) for values in run["scores"].values())
+
+
+def test_spreads_over_seeds_and_over_subjects_are_told_apart(tmp_path):
+    study = phantoms_study(seeds=2)
+    record = record_of(study, tmp_path / "study.json", {})
+    data = study.data[0].name
+    for run in record.content["runs"]:
+        # Seed 31 scores 0.4 and seed 32 0.6 on the one half of the subjects, 0.6 and 0.8 on the other.
+        run["scores"]["dice"] = [0.4 + 0.2 * (run["seed"] - 31) + 0.2 * (k % 2) for k in range(20)]
+    found = spread(record, data, "Base", "dice")
+    assert found.mean == pytest.approx(0.6)
+    assert found.seeds == pytest.approx(np.std([0.5, 0.7], ddof=1))
+    assert found.subjects == pytest.approx(np.std([0.5, 0.7] * 10, ddof=1))
+
+
+def test_a_comparison_is_paired_and_averaged_over_the_seeds(tmp_path):
+    """Subjects and seeds differ by far more than the networks do, and cancel."""
+    study = phantoms_study()
+    record = record_of(study, tmp_path / "study.json", {})
+    for run in record.content["runs"]:
+        gain = 0.01 if run["network"] == "SCP, foreground" else 0.0
+        run["scores"]["dice"] = [0.02 * k + 0.05 * (run["seed"] - 31) + gain for k in range(20)]
+        # Subjects in another order: they are paired by name.
+        if run["seed"] == 32:
+            run["subjects"], run["scores"]["dice"] = run["subjects"][::-1], run["scores"]["dice"][::-1]
+    over_base = [
+        d for d in differences(record) if (d.comparison.network, d.comparison.other) == ("SCP, foreground", "Base")
+    ]
+    for difference in over_base:
+        i = difference.interval
+        assert (i.family_low, i.mean, i.family_high) == pytest.approx((0.01, 0.01, 0.01)) and i.verdict == "higher"
+
+
+def test_a_gain_is_called_one(gain):
+    found = {gain.name: differences(gain)}
+    text = advice([gain], found)
+    assert text.count("**use it**") == 2 and "in the frame `foreground` (+0.3" in text
+    assert text.count("**do not expect a gain**") == 2 and "in the frame `slice`" in text
+    page = page_text([gain], found)
+    assert "widened for 30 comparisons" in page and "a machine, 2 cores, Linux" in page and "preset recommended" in page
+    assert "| SCP, foreground | **0.8" in page and "fixed before it was run" in page
+
+
+def test_a_null_is_called_one(null):
+    text = advice([null], {null.name: differences(null)})
+    assert "**use it**" not in text and "**lost** against Base in the frame `slice`" in text
+    assert "**do not expect a gain**" in text and "as much, as far as was shown" in text
+
+
+def test_a_gain_that_the_control_has_too_is_not_the_places(tmp_path):
+    means = {"SCP, foreground": 0.8, CONTROL: 0.8}
+    record = record_of(phantoms_study(), tmp_path / "study.json", means)
+    assert "**use it**" not in advice([record], {record.name: differences(record)})
+
+
+def test_a_record_without_all_its_runs_makes_no_page(gain, tmp_path):
+    content = json.loads(gain.path.read_text())
+    content["runs"].pop()
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="expected a run of 'Base B, foreground'"):
+        differences(read_record(tmp_path / "study.json"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99, "runs": [1]}', '{"format": 1, "runs": []}'])
+def test_a_file_of_something_else_is_no_record(text, tmp_path):
+    path = tmp_path / "study.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"study\.json: expected a study\.json of a finished study"):
+        read_record(path)
+
+
+def test_the_command_writes_page_picture_and_readme(gain, null, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    out = tmp_path / "docs" / "page.md"
+    done = scp_models("study", "page", gain.path, null.path, "--out", out, "--readme", readme)
+    assert done.stdout.strip() == str(out)
+    records = [gain, null]
+    found = {record.name: differences(record) for record in records}
+    assert out.read_text() == page_text(records, found) and (out.parent / PICTURE).stat().st_size > 10_000
+    assert readme.read_text() == f"before\n{BEGIN}\n\n{advice(records, found)}\n\n{END}\nafter\n"
+
+
+def test_the_picture_is_the_same_for_the_same_records(gain, tmp_path):
+    first, second = (write_page([gain], tmp_path / name / "page.md").parent / PICTURE for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_readme_without_the_marks_is_left_alone(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("no marks\n")
+    with pytest.raises(UserError, match="expected the lines"):
+        replace_block(readme, "text")
+    assert readme.read_text() == "no marks\n"
