@@ -23,7 +23,8 @@ DIRECT = {
     "inference": ("checkpoints",),
     "evaluation": ("inference",),
     "report": ("training", "evaluation", "phantoms"),
-    "cli": ("report",),
+    "options": ("errors",),
+    "cli": ("report", "options"),
 }
 KERNELS = set(__import__("scp_kernels").__all__)
 
