@@ -3,16 +3,16 @@
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from scp_models.errors import Failures, UserError
+from scp_models.options import EvaluateOptions, PhantomOptions, PredictOptions, ShowOptions
 from scp_models.study.cli import app as study_app
 from scp_models.study.cli import reproduce
 
@@ -26,18 +26,6 @@ app = typer.Typer(
 
 app.add_typer(study_app, name="study")
 app.command()(reproduce)
-
-Split = Literal["training", "validation", "test", "all"]
-Layout = Annotated[str, typer.Option(help="Layout of the data: auto, wmh, lits, datalist or nnunet.")]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first subject that cannot be read.")]
-Threshold = Annotated[
-    float | None, typer.Option(help="Of probabilities; by default the checkpoint's, or 0.5.", min=0, max=1)
-]
-
-Frame = Annotated[
-    str | None,
-    typer.Option(help="Path of each subject's transform ({subject}, {folder}), for a checkpoint trained with such."),
-]
 
 
 def command(function: Callable[[Any], None]) -> Callable[..., None]:
@@ -88,64 +76,6 @@ def fit(context: typer.Context) -> None:
     from scp_models.training.fit import fit as run
 
     run(context.args)
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """What ``evaluate`` takes."""
-
-    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint; none if --predictions is given.")] = None
-    data: Annotated[Path | None, typer.Option(help="Data set with references.")] = None
-    out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("scores")
-    split: Annotated[Split, typer.Option(help="Subjects to score, by the split that the checkpoint records.")] = "test"
-    split_file: Annotated[Path | None, typer.Option(help="JSON of three lists of names, for another split.")] = None
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the split of training, 0 if not given; with --predictions only.")
-    ] = None
-    layout: Layout = "auto"
-    threshold: Threshold = None
-    connectivity: Annotated[int, typer.Option(help="Of lesions: 6, 18 or 26 neighbours.")] = 26
-    predictions: Annotated[
-        Path | None,
-        typer.Option(
-            help="Score the <subject>.nii.gz of this folder instead: masks, probabilities, or label maps as the "
-            "references are, of which the target's labels count."
-        ),
-    ] = None
-    task: Annotated[str | None, typer.Option(help="wmh (if not given) or lits; with --predictions only.")] = None
-    target: Annotated[
-        list[int] | None, typer.Option(help="Label that is the target, again for more; with --predictions only.")
-    ] = None
-    ignored: Annotated[
-        list[int] | None,
-        typer.Option(
-            help="Label that is not scored; with --target, none is unless it is given. With --predictions only."
-        ),
-    ] = None
-    modality: Annotated[
-        list[str] | None, typer.Option(help="Channel of the images, again for more; with --predictions only.")
-    ] = None
-    label_affine: Annotated[
-        str | None,
-        typer.Option(help="Of references that lie elsewhere than their images: header or image counts; auto measures."),
-    ] = None
-    frame: Frame = None
-    fail_fast: FailFast = False
-
-    def check(self) -> None:
-        """Refuse what contradicts itself, before anything is read."""
-        if self.data is None:
-            raise UserError("--data: expected a data set with references, none was given")
-        if (self.checkpoint is None) == (self.predictions is None):
-            raise UserError("evaluate: expected a checkpoint or --predictions, one of the two")
-        if self.checkpoint is not None:
-            for name in ("seed", "task", "target", "ignored", "modality"):
-                if getattr(self, name) not in (None, []):
-                    raise UserError(f"--{name}: expected with --predictions only, {self.checkpoint} says it already")
-        elif self.frame is not None:
-            raise UserError("--frame: expected with a checkpoint only")
-        if self.connectivity not in (6, 18, 26):
-            raise UserError(f"--connectivity: expected 6, 18 or 26, got {self.connectivity}")
 
 
 @command
@@ -218,25 +148,6 @@ def compare(
         )
 
 
-@dataclass(frozen=True)
-class PredictOptions:
-    """What ``predict`` takes."""
-
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint written by `scp-models fit`.")]
-    inputs: Annotated[
-        list[Path] | None, typer.Argument(help="Subjects' folders, NIfTI volumes, data sets, datalist JSONs.")
-    ] = None
-    image: Annotated[
-        list[Path] | None, typer.Option(help="One subject's modalities, one file each, in the order of training.")
-    ] = None
-    out: Annotated[Path, typer.Option(help="Folder for <subject>.nii.gz.")] = Path("predictions")
-    probabilities: Annotated[bool, typer.Option(help="Write probabilities too.")] = False
-    threshold: Threshold = None
-    layout: Layout = "auto"
-    frame: Frame = None
-    fail_fast: FailFast = False
-
-
 @command
 def predict(options: PredictOptions) -> None:
     """Segment studies: NIfTI in, NIfTI out in the source's grid and affine."""
@@ -259,21 +170,6 @@ def predict(options: PredictOptions) -> None:
     for path in list(write_predictions(predictor, shown, options.out, options.probabilities, failures)):
         typer.echo(path)
     _finish(failures, total)
-
-
-@dataclass(frozen=True)
-class ShowOptions:
-    """What ``show`` takes."""
-
-    inputs: Annotated[list[Path], typer.Argument(help="Subjects' folders, NIfTI volumes, data sets, datalist JSONs.")]
-    out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("frames.png")
-    frame: Annotated[
-        str | None, typer.Option(help="foreground (if not given), image, or the path of each subject's transform.")
-    ] = None
-    checkpoint: Annotated[Path | None, typer.Option(help="Read images as it does, in its frame.")] = None
-    task: Annotated[str | None, typer.Option(help="wmh (if not given) or lits.")] = None
-    modality: Annotated[list[str] | None, typer.Option(help="Channel of the images, again for more.")] = None
-    layout: Layout = "auto"
 
 
 @command
@@ -307,27 +203,21 @@ def complexity(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
     run(as_json=as_json)
 
 
-@app.command()
-def phantom(
-    task: Annotated[Literal["wmh", "lits"], typer.Argument(help="What to imitate.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the data set.")],
-    subjects: Annotated[int, typer.Option(help="How many.")] = 12,
-    seed: Annotated[int, typer.Option(help="Fixes every voxel.")] = 0,
-    size: Annotated[Literal["full", "small"], typer.Option(help="The challenge's sizes, or small ones.")] = "full",
-    location_decided: Annotated[
-        bool, typer.Option(help="WMH: identical blobs everywhere, lesions only inside a central ellipse.")
-    ] = False,
-) -> None:
-    """Write synthetic subjects in the layout of the WMH or LiTS challenge."""
+@command
+def phantom(options: PhantomOptions) -> None:
+    """Write synthetic subjects in the layout of the WMH or LiTS challenge, or of nnU-Net."""
     from scp_models.phantoms import generate_lits, generate_wmh
 
-    if task == "wmh":
-        generate_wmh(out, subjects, seed, size=size, location_decided=location_decided)
-    elif location_decided:
-        raise UserError("--location-decided: expected with wmh only")
-    else:
-        generate_lits(out, subjects, seed, size=size)
-    typer.echo(out)
+    if options.task == "lits" and (options.location_decided or options.height_decided):
+        raise UserError("--location-decided, --height-decided: expected with wmh only")
+    parts = options.size.split("x")
+    size = (int(parts[0]), int(parts[1]), int(parts[2])) if [*map(str.isdecimal, parts)] == [True] * 3 else options.size
+    kinds = {"left_right": options.left_right, "pose": options.pose}
+    if options.task == "wmh":
+        kinds |= {"location_decided": options.location_decided, "height_decided": options.height_decided}
+    generate = generate_wmh if options.task == "wmh" else generate_lits
+    generate(options.out, options.subjects, options.seed, size=size, **kinds)
+    typer.echo(options.out)
 
 
 @app.command()

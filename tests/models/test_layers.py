@@ -24,7 +24,8 @@ DIRECT = {
     "evaluation": ("inference",),
     "report": ("training", "evaluation", "phantoms"),
     "study": ("report",),
-    "cli": ("study",),
+    "options": ("errors",),
+    "cli": ("study", "options"),
 }
 KERNELS = set(__import__("scp_kernels").__all__)
 

@@ -22,7 +22,7 @@ POSE = DataSet(
     "only the place in the patient tells lesions from look-alikes, and patients lie differently in the field of view",
     "wmh",
     (80, 112),
-    Phantoms("wmh", 84, PHANTOM_SEEDS[0], {"size": "small", "decided_by": "ellipse", "pose": True}),
+    Phantoms("wmh", 84, PHANTOM_SEEDS[0], {"size": "small", "location_decided": True, "pose": True}),
     split=(50, 6, 28),
 )
 HEIGHT = DataSet(
@@ -31,7 +31,7 @@ HEIGHT = DataSet(
     "only the height in the patient tells lesions from look-alikes",
     "wmh",
     (80, 112),
-    Phantoms("wmh", 84, PHANTOM_SEEDS[1], {"size": "small", "decided_by": "height"}),
+    Phantoms("wmh", 84, PHANTOM_SEEDS[1], {"size": "small", "height_decided": True}),
     split=(50, 6, 28),
 )
 PATIENTS = DataSet(
