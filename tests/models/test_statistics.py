@@ -97,8 +97,8 @@ def test_the_interval_of_one_difference_among_four_subjects_is_binomial():
 
 
 def test_the_interval_of_many_subjects_is_that_of_the_normal_distribution():
-    values = np.random.default_rng(3).normal(0.1, 1.0, 400)
-    interval = paired_interval(values.tolist(), 10)
+    values = np.random.default_rng(3).normal(0.1, 1.0, 200)
+    interval = paired_interval(values.tolist(), 10, resamples=20_000)
     error = values.std() / np.sqrt(len(values))
     for z, low, high in (
         (1.96, interval.low, interval.high),

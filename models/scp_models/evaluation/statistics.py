@@ -3,8 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 
@@ -100,8 +102,14 @@ def paired_interval(
         raise ValueError("differences: expected finite numbers")
     if comparisons < 1:
         raise ValueError(f"comparisons: expected at least 1, got {comparisons}")
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    means = _resampled_counts(len(values), resamples, seed) @ values / len(values)
     bounds = [np.quantile(means, (0.025 / m, 1 - 0.025 / m)) for m in (1, comparisons)]
     (low, high), (family_low, family_high) = ((float(a), float(b)) for a, b in bounds)
     return PairedInterval(len(values), float(values.mean()), low, high, family_low, family_high)
+
+
+@lru_cache(maxsize=2)
+def _resampled_counts(n: int, resamples: int, seed: int) -> NDArray[np.float64]:
+    """How often each of ``n`` subjects is drawn in each resample: the same for all comparisons of a family."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
