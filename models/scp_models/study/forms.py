@@ -56,7 +56,10 @@ def _head(network: SegmentationNetwork) -> FusedSCP:
 
 
 def _options(head: FusedSCP) -> dict[str, Any]:
+    """What a head of another form takes over."""
+    scale = getattr(head, "phi_scale", None)
     return {
+        **({} if scale is None else {"phi_scale": float(scale)}),
         "position_dims": head.position_dims,
         "position": head.position,
         "zero_init": head.zero_init,

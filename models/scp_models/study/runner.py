@@ -24,14 +24,13 @@ import torch
 
 from scp_models.errors import UserError
 from scp_models.files import atomic_path, ensure_writable
-from scp_models.networks.complexity import nominal_macs
 from scp_models.phantoms.writing import available_cores
-from scp_models.report.demo.progress import quiet
+from scp_models.report.quiet import quiet
 from scp_models.study.design import Run, Study
+from scp_models.study.job import RESULT, Job, work_of
 from scp_models.study.prepared import Prepared, prepare, write_splits
 from scp_models.study.progress import Display
 from scp_models.study.record import write_record
-from scp_models.study.single import RESULT, Job, build_module, execute
 
 SETTINGS = "settings.json"
 RECORD = "study.json"
@@ -144,13 +143,6 @@ def _locked(folder: Path, study: Study) -> Iterator[None]:
         yield
 
 
-def work_of(run: Run) -> float:
-    """Multiply-adds of a run's training, about: what its time is proportional to."""
-    module = build_module(run.data, run.network, run.recipe.learning_rate, run.recipe.weight_decay)
-    steps = run.recipe.steps if run.recipe.steps is not None else (run.recipe.epochs or 1) * 100
-    return float(nominal_macs(module.network, *run.data.roi_size)) * steps * run.recipe.batch_size
-
-
 def _devices() -> list[str]:
     count = torch.cuda.device_count()
     return [f"cuda:{k}" for k in range(count)] if count else ["cpu"]
@@ -203,7 +195,7 @@ def _run_all(left: Sequence[Job], jobs: int | None, display: Display, kept: int)
 def _start(job: Job) -> tuple[Any, connection.Connection]:
     """The run's process, and where it tells how it goes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scp_models.study.single", "scp_models.cli"])
+    context.set_forkserver_preload(["scp_models.study.single", "typer"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, sender), daemon=True)
     process.start()
@@ -222,6 +214,8 @@ def _receive(receiver: connection.Connection) -> tuple[str, Any]:
 
 def _work(job: Job, sender: connection.Connection) -> None:
     """In a process of its own: one run, whose end is told through ``sender``."""
+    from scp_models.study.single import execute  # the server of processes has it; the study does without Lightning
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study ends its runs itself
     _end_with_parent()
     # What there is to note of files was said when the slices were prepared.

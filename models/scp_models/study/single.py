@@ -2,9 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -17,7 +15,6 @@ from torch.utils.data import DataLoader
 from scp_models.checkpoints import TrainedModel
 from scp_models.data.find import find_subjects
 from scp_models.data.names import match_names
-from scp_models.data.preprocessing import Volume, VolumeReader
 from scp_models.data.sampling import SubjectSampler
 from scp_models.data.slices import SliceCache, SliceDataset
 from scp_models.data.subjects import Subject
@@ -26,50 +23,23 @@ from scp_models.evaluation.scores import score
 from scp_models.files import atomic_path
 from scp_models.inference.predictor import Predictor
 from scp_models.networks.complexity import count_parameters, nominal_macs
-from scp_models.study.design import DataSet, Network, Run
+from scp_models.study.design import Run
 from scp_models.study.forms import FORMS
+from scp_models.study.job import CHECKPOINT, RESULT, Job, model_options
 from scp_models.study.machine import describe_machine, describe_versions
+from scp_models.study.segment import segment
 from scp_models.training.module import SegmentationModule
 
-RESULT = "run.json"
-CHECKPOINT = "model.ckpt"
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 METRICS = ("dice", "lesion_dice", "lesion_f1", "lesion_ppv", "lesion_tpr", "challenge_f1")
 """What a run keeps of each subject's scores."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run, and where its files are."""
-
-    run: Run
-    root: Path
-    """Of the data set."""
-    split: Mapping[str, Sequence[str]]
-    """Names of the subjects for training, validation and test."""
-    cache: Path
-    folder: Path
-    """Of the run's results."""
-    device: str = "cpu"
-
-
-def build_module(data: DataSet, network: Network, learning_rate: float, weight_decay: float) -> SegmentationModule:
-    """The network with new weights, of the seed that is set."""
-    frame = {} if network.frame == "slice" else {"frame": network.frame}
+def build_module(run: Run) -> SegmentationModule:
+    """The run's network with new weights, of the seed that is set, and its optimizer's settings."""
+    recipe, network = run.recipe, run.network
     module = SegmentationModule(
-        network.variant,
-        data.task,
-        data.roi_size,
-        capacity=network.capacity,
-        levels=network.levels,
-        hidden_channels=network.hidden_channels,
-        preset=network.preset,
-        position=network.position,
-        logit_bias=network.logit_bias,
-        constant_position=network.constant_position,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        task_options={**data.task_options, **frame} or None,
+        **model_options(run.data, network), learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     if network.change is not None:
         FORMS[network.change](module.network)
@@ -94,7 +64,7 @@ def execute(job: Job, advance: Callable[[float], object] = lambda share: None) -
     shutil.rmtree(job.folder, ignore_errors=True)  # of a run that was stopped half-way
     torch.set_num_threads(1)
     L.seed_everything(run.seed, verbose=False)
-    module = build_module(run.data, run.network, run.recipe.learning_rate, run.recipe.weight_decay)
+    module = build_module(run)
     cache = SliceCache(job.cache, module.task)
     subjects = _divided(job, module)
     losses = _fit(job, module, cache, subjects["training"], lambda share: advance(0.9 * share))
@@ -198,16 +168,3 @@ def _divided(job: Job, module: SegmentationModule) -> dict[str, list[Subject]]:
     by_name = {subject.name: subject for subject in find_subjects(job.root, module.task)}
     matches = match_names([name for names in job.split.values() for name in names], by_name, str(job.root))
     return {part: [by_name[matches[name]] for name in names] for part, names in job.split.items()}
-
-
-def segment(predictor: Predictor, cache: SliceCache, subject: Subject) -> tuple[NDArray[np.float32], Volume]:
-    """Probabilities on the network's grid, of the slices that are prepared already."""
-    image, label = cache.open(subject)
-    reader: VolumeReader = predictor.reader
-    volume = Volume(
-        np.asarray(image).transpose(1, 2, 3, 0).astype(np.float32),
-        np.asarray(label).transpose(1, 2, 0),
-        reader.grid(subject),
-        cache.about(subject).geometry,
-    )
-    return predictor.probabilities(volume, cache.positions(subject)), volume

@@ -16,6 +16,8 @@ from scp_models.study.reproduce.costs import CostRow
 PLANES = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}
 """Axes (right, front, top) that a plane shows."""
 BINS = (64, 80, 56)
+_WITHIN = np.linspace(-0.5, 0.5, 8, endpoint=False) + 1 / 16
+"""Where in a slice's thickness its voxels are counted."""
 
 
 def lesion_density(cache: SliceCache, subjects: Sequence[Subject]) -> NDArray[np.float64]:
@@ -34,10 +36,13 @@ def lesion_density(cache: SliceCache, subjects: Sequence[Subject]) -> NDArray[np
         if not len(z):
             continue
         affine, extent = places.affine.numpy().astype(float), places.extent.numpy().astype(float)
+        # A slice fills the space up to the next ones.
+        step = (affine[-1, :, 2] - affine[0, :, 2]) / max(1, len(affine) - 1)
         index = np.stack([h, w, np.ones_like(h)], axis=1)
-        p = np.einsum("nkd,nd->nk", affine[z], index) / extent[z]
-        counts, _ = np.histogramdd(p, BINS, [(0.0, 1.0)] * 3)
-        total += counts / len(z)
+        p = np.einsum("nkd,nd->nk", affine[z], index)
+        within = p[:, None] + _WITHIN[:, None] * step
+        counts, _ = np.histogramdd((within / extent[z][:, None]).reshape(-1, 3), BINS, [(0.0, 1.0)] * 3)
+        total += counts / (len(z) * len(_WITHIN))
     return total / max(1, len(subjects))
 
 

@@ -1,7 +1,7 @@
 """What the report shows of trained networks: a case's segmentations, and the learned weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,12 @@ from scp_models.inference.predictor import Predictor
 from scp_models.report.demo.pictures import fullest_slice
 from scp_models.report.figures import OutlinedSlice
 from scp_models.study.design import DataSet, Run, Study
+from scp_models.study.job import CHECKPOINT, new_model
 from scp_models.study.prepared import Prepared
 from scp_models.study.record import Record
 from scp_models.study.reproduce.design import TESTED
 from scp_models.study.runner import read_result
-from scp_models.study.single import CHECKPOINT, build_module, segment
+from scp_models.study.segment import segment
 
 CASE = ("Base 256", TESTED)
 
@@ -48,12 +49,13 @@ def first_run(
 
 def load_network(folder: Path, run: Run) -> TrainedModel:
     """The network that a run trained, on the CPU."""
-    module = build_module(run.data, run.network, run.recipe.learning_rate, run.recipe.weight_decay)
-    module.load_state_dict(read_checkpoint(folder / "runs" / run.folder / CHECKPOINT)["state_dict"])
-    module.eval()
+    model = new_model(run.data, run.network)
+    weights = read_checkpoint(folder / "runs" / run.folder / CHECKPOINT)["state_dict"]
+    model.network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in weights.items()})
+    model.network.eval()
     result = read_result(folder, run)
     assert result is not None
-    return TrainedModel(module.network, module.task, result["threshold"], module.memory_format)
+    return replace(model, threshold=result["threshold"])
 
 
 def typical_subject(record: Record, data: str) -> str:
