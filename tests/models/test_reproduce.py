@@ -105,6 +105,9 @@ def test_costs_stand_beside_the_papers(finished):
 
 def test_every_figure_is_there(finished):
     _, page = finished
+    assert re.search(
+        r"SCP 256 against Base 512: memory −\d+\.\d % \(paper's operator −\d+\.\d %, printed −23\.8 %\)", page
+    )
     for figure in (1, 2, 5, 6, 7):
         assert re.search(rf"Fig\. {figure}\b", page), figure
     # A case, lesions and weights of both tasks, the box plots, the costs.
