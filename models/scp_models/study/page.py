@@ -109,14 +109,13 @@ def _sentence(data: Mapping[str, Any], found: Sequence[Difference]) -> str:
         phrases.append(f"it **lost** against Base {_listed(losses)}")
     if nulls:
         phrases.append(f"**do not expect a gain**: none over both Base and its control was shown {_listed(nulls)}")
-    for frame in FRAMES:
-        against = of_network(found, name, f"SCP, {frame}", f"Base F, {frame}")
-        if frame == "foreground" and against is not None:
-            words = {"higher": "less than SCP", "lower": "more than SCP", "none": "as much, as far as was shown"}
-            phrases.append(
-                f"the same positions as input channels (Base F, `{frame}`) gave {words[against.interval.verdict]} "
-                f"(SCP − Base F {_interval(against)})"
-            )
+    against = of_network(found, name, "SCP, foreground", "Base F, foreground")
+    if against is not None:
+        gave = {"higher": "less than SCP", "lower": "more than SCP", "none": "as much, as far as was shown"}
+        phrases.append(
+            f"the same positions as input channels (Base F, `foreground`) gave {gave[against.interval.verdict]} "
+            f"(SCP − Base F {_interval(against)})"
+        )
     return f"If {data['condition']} ({name}): {'; '.join(phrases)}."
 
 
