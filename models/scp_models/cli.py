@@ -13,8 +13,7 @@ import typer
 
 from scp_models.errors import Failures, UserError
 from scp_models.options import EvaluateOptions, PhantomOptions, PredictOptions, ShowOptions
-from scp_models.study.cli import app as study_app
-from scp_models.study.cli import reproduce
+from scp_models.study.cli import reproduce_command, study_app
 
 app = typer.Typer(
     name="scp-models",
@@ -25,7 +24,7 @@ app = typer.Typer(
 )
 
 app.add_typer(study_app, name="study")
-app.command()(reproduce)
+app.command("reproduce")(reproduce_command)
 
 
 def command(function: Callable[[Any], None]) -> Callable[..., None]:

@@ -20,8 +20,8 @@ from scp_models.study.forms import FORMS, PixelwiseBias, ScaleAndShift
 from scp_models.study.progress import Display
 from scp_models.study.record import read_record
 from scp_models.study.reproduce import costs as costs_module
-from scp_models.study.reproduce.costs import PAPER_OPERATOR, PaperHead, measure
-from scp_models.study.reproduce.design import AGAINST, BUDGETS, TASKS, TESTED, ablation_names, reproduction
+from scp_models.study.reproduce.costs import PAPER_OPERATOR, PaperOperatorHead, measure_printed_costs
+from scp_models.study.reproduce.design import AGAINST, BUDGETS, REPRODUCED_TASKS, TESTED, ablation_names, reproduction
 from scp_models.study.reproduce.paper import LITS, WMH
 from scp_models.study.reproduce.pictures import BINS, lesion_density
 from scp_models.study.reproduce.run import reproduce
@@ -143,7 +143,7 @@ def test_the_same_command_again_writes_the_same_report(finished):
 
 def test_budgets_have_every_row_and_paper_is_the_printed_recipe():
     for budget in BUDGETS.values():
-        study = reproduction(TASKS, budget, 3, 3)
+        study = reproduction(REPRODUCED_TASKS, budget, 3, 3)
         names = [n.name for n in study.networks if n.only_on is None]
         assert names == list(WMH) and len(study.data) == 2 and len(study.seeds) == 3
         assert set(AGAINST) <= set(names)
@@ -166,7 +166,7 @@ def test_the_papers_operator_is_the_same_function():
     with torch.no_grad():
         expected = plain(image)
         assert isinstance(plain.head, FusedSCP)
-        plain.head = PaperHead(plain.head).double()
+        plain.head = PaperOperatorHead(plain.head).double()
         assert relative_error(plain(image), expected) < 1e-12
 
 
@@ -204,9 +204,9 @@ def test_changed_forms_begin_as_a_plain_classifier():
 
 
 def test_memory_is_what_autograd_keeps(monkeypatch):
-    monkeypatch.setattr(costs_module, "CAPACITIES", (128,))
-    found = {(row.name, row.operator): row for row in measure()}
-    ours, theirs = found["SCP 128", "ours"], found["SCP 128", PAPER_OPERATOR]
+    monkeypatch.setattr(costs_module, "PRINTED_CAPACITIES", (128,))
+    rows_by_name = {(row.name, row.operator): row for row in measure_printed_costs()}
+    ours, theirs = rows_by_name["SCP 128", "ours"], rows_by_name["SCP 128", PAPER_OPERATOR]
     assert theirs.memory > 1.2 * ours.memory and theirs.parameters == ours.parameters
     assert theirs.paper == (1.78, 1.42, 1.02) and ours.paper is None
     assert theirs.macs == pytest.approx(1.42, rel=0.015) and ours.macs < theirs.macs

@@ -20,7 +20,7 @@ from scp_models.data.find import find_subjects
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import get_task
 from scp_models.errors import UserError
-from scp_models.study.design import Comparison, Network, Run
+from scp_models.study.design import Network, NetworkPair, Run
 from scp_models.study.frames import patients_study, phantoms_study
 from scp_models.study.prepared import stratified_folds
 from scp_models.study.progress import Display, duration, time_left
@@ -238,7 +238,7 @@ def test_the_study_of_frames_compares_what_it_runs():
         assert len(set(study.comparisons)) == len(study.comparisons) == 15 * len(study.data)
         runs = list(study.runs())
         assert len({run.folder for run in runs}) == len(runs) == 11 * 3 * (2 if len(study.data) == 2 else 3)
-        assert isinstance(runs[0], Run) and isinstance(study.comparisons[0], Comparison)
+        assert isinstance(runs[0], Run) and isinstance(study.comparisons[0], NetworkPair)
 
 
 def test_real_patients_are_divided_by_site():
@@ -262,7 +262,7 @@ def test_a_study_of_real_patients(tmp_path):
     (data,) = study.data
     data = replace(data, roi_size=(40, 56), task_options={"spacing": [4.0]}, validation=1)
     networks = tuple(n for n in study.networks if n.name in ("Base", "SCP, foreground"))
-    comparisons = (Comparison(data.name, "SCP, foreground", "Base"),)
+    comparisons = (NetworkPair(data.name, "SCP, foreground", "Base"),)
     study = replace(study, data=(data,), networks=networks, comparisons=comparisons)
     console = Console(file=io.StringIO(), width=200)
     path = run_study(study, tmp_path / "out", folders={data.name: tmp_path / "data"}, display=Display("real", console))

@@ -8,8 +8,8 @@ import pytest
 
 from scp_models.errors import UserError
 from scp_models.study.analysis import differences, spread
-from scp_models.study.frames import CONTROL, patients_study, phantoms_study
-from scp_models.study.page import BEGIN, END, PICTURE, advice, page_text, replace_block, write_page
+from scp_models.study.frames import FRAME_CONTROL, patients_study, phantoms_study
+from scp_models.study.page import PAGE_BEGIN, PAGE_END, PICTURE, advice, page_text, replace_advice, write_page
 from scp_models.study.record import FORMAT, read_record
 from tests.support.commands import scp_models
 
@@ -57,9 +57,11 @@ def null(tmp_path_factory):
 def test_the_page_is_what_the_records_say():
     records = [read_record(path) for path in STUDIES]
     assert records, "no study.json below docs/studies"
-    found = {record.name: differences(record) for record in records}
-    assert PAGE.read_text(encoding="utf-8") == page_text(records, found)
-    assert f"{BEGIN}\n\n{advice(records, found)}\n\n{END}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    outcomes = {record.name: differences(record) for record in records}
+    assert PAGE.read_text(encoding="utf-8") == page_text(records, outcomes)
+    assert f"{PAGE_BEGIN}\n\n{advice(records, outcomes)}\n\n{PAGE_END}" in (ROOT / "README.md").read_text(
+        encoding="utf-8"
+    )
     assert (PAGE.parent / PICTURE).is_file()
 
 
@@ -82,10 +84,10 @@ def test_spreads_over_seeds_and_over_subjects_are_told_apart(tmp_path):
     for run in record.content["runs"]:
         # Seed 31 scores 0.4 and seed 32 0.6 on the one half of the subjects, 0.6 and 0.8 on the other.
         run["scores"]["dice"] = [0.4 + 0.2 * (run["seed"] - 31) + 0.2 * (k % 2) for k in range(20)]
-    found = spread(record, data, "Base", "dice")
-    assert found.mean == pytest.approx(0.6)
-    assert found.seeds == pytest.approx(np.std([0.5, 0.7], ddof=1))
-    assert found.subjects == pytest.approx(np.std([0.5, 0.7] * 10, ddof=1))
+    outcomes = spread(record, data, "Base", "dice")
+    assert outcomes.mean == pytest.approx(0.6)
+    assert outcomes.seeds == pytest.approx(np.std([0.5, 0.7], ddof=1))
+    assert outcomes.subjects == pytest.approx(np.std([0.5, 0.7] * 10, ddof=1))
 
 
 def test_a_comparison_is_paired_and_averaged_over_the_seeds(tmp_path):
@@ -107,11 +109,11 @@ def test_a_comparison_is_paired_and_averaged_over_the_seeds(tmp_path):
 
 
 def test_a_gain_is_called_one(gain):
-    found = {gain.name: differences(gain)}
-    text = advice([gain], found)
+    outcomes = {gain.name: differences(gain)}
+    text = advice([gain], outcomes)
     assert text.count("**use it**") == 2 and "in the frame `foreground` (+0.2" in text
     assert text.count("**do not expect a gain**") == 2 and "in the frame `slice`" in text
-    page = page_text([gain], found)
+    page = page_text([gain], outcomes)
     assert "widened for 30 comparisons" in page and "a machine, 2 cores, Linux" in page and "preset recommended" in page
     assert "| SCP, foreground | **" in page and "fixed before it was run" in page
 
@@ -123,7 +125,7 @@ def test_a_null_is_called_one(null):
 
 
 def test_a_gain_that_the_control_has_too_is_not_the_places(tmp_path):
-    means = {"SCP, foreground": 0.8, CONTROL: 0.8}
+    means = {"SCP, foreground": 0.8, FRAME_CONTROL: 0.8}
     record = record_of(phantoms_study(), tmp_path / "study.json", means)
     assert "**use it**" not in advice([record], {record.name: differences(record)})
 
@@ -146,14 +148,14 @@ def test_a_file_of_something_else_is_no_record(text, tmp_path):
 
 def test_the_command_writes_page_picture_and_readme(gain, null, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    readme.write_text(f"before\n{PAGE_BEGIN}\nold\n{PAGE_END}\nafter\n")
     out = tmp_path / "docs" / "page.md"
     done = scp_models("study", "page", gain.path, null.path, "--out", out, "--readme", readme)
     assert done.stdout.strip() == str(out)
     records = [gain, null]
-    found = {record.name: differences(record) for record in records}
-    assert out.read_text() == page_text(records, found) and (out.parent / PICTURE).stat().st_size > 10_000
-    assert readme.read_text() == f"before\n{BEGIN}\n\n{advice(records, found)}\n\n{END}\nafter\n"
+    outcomes = {record.name: differences(record) for record in records}
+    assert out.read_text() == page_text(records, outcomes) and (out.parent / PICTURE).stat().st_size > 10_000
+    assert readme.read_text() == f"before\n{PAGE_BEGIN}\n\n{advice(records, outcomes)}\n\n{PAGE_END}\nafter\n"
 
 
 def test_the_picture_is_the_same_for_the_same_records(gain, tmp_path):
@@ -165,5 +167,5 @@ def test_a_readme_without_the_marks_is_left_alone(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("no marks\n")
     with pytest.raises(UserError, match="expected the lines"):
-        replace_block(readme, "text")
+        replace_advice(readme, "text")
     assert readme.read_text() == "no marks\n"

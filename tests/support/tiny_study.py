@@ -5,14 +5,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scp_models.study.design import Comparison, DataSet, Network, Phantoms, Recipe, Study
+from scp_models.study.design import Network, NetworkPair, Phantoms, Recipe, Study, StudyData
 from scp_models.study.progress import Display
 from scp_models.study.runner import run_study
 
 
 def tiny_study(seeds: int = 2, steps: int = 12) -> Study:
     """Base and SCP in two frames, on six small phantoms."""
-    data = DataSet(
+    data = StudyData(
         "Small phantoms",
         "Six of them.",
         "they are small",
@@ -26,7 +26,10 @@ def tiny_study(seeds: int = 2, steps: int = 12) -> Study:
         Network("SCP, slice", "scp", capacity=32),
         Network("SCP, foreground", "scp", "foreground", capacity=32),
     )
-    comparisons = (Comparison(data.name, "SCP, slice", "Base"), Comparison(data.name, "SCP, foreground", "SCP, slice"))
+    comparisons = (
+        NetworkPair(data.name, "SCP, slice", "Base"),
+        NetworkPair(data.name, "SCP, foreground", "SCP, slice"),
+    )
     recipe = Recipe(steps=steps, learning_rate=4e-3, batch_size=6)
     return Study("tiny", "A tiny study", (data,), networks, recipe, tuple(range(seeds)), comparisons)
 

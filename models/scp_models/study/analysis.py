@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scp_models.evaluation.statistics import PairedInterval, paired_interval
-from scp_models.study.design import Comparison
+from scp_models.study.design import NetworkPair
 from scp_models.study.record import Record
 
 METRIC = "dice"
@@ -28,7 +28,7 @@ class Spread:
 class Difference:
     """One comparison's outcome."""
 
-    comparison: Comparison
+    comparison: NetworkPair
     interval: PairedInterval
 
 
@@ -47,10 +47,10 @@ def spread(record: Record, data: str, network: str, metric: str) -> Spread:
 def differences(record: Record, metric: str = METRIC) -> list[Difference]:
     """All comparisons that the study decided on, with intervals widened for how many they are."""
     comparisons = record.comparisons
-    return [Difference(c, paired(record, c, metric, len(comparisons))) for c in comparisons]
+    return [Difference(c, paired_difference(record, c, metric, len(comparisons))) for c in comparisons]
 
 
-def paired(record: Record, comparison: Comparison, metric: str, comparisons: int) -> PairedInterval:
+def paired_difference(record: Record, comparison: NetworkPair, metric: str, comparisons: int) -> PairedInterval:
     """Of each subject the difference is averaged over the seeds; the bootstrap is over subjects."""
     first, second = (
         record.scores(comparison.data, network, metric) for network in (comparison.network, comparison.other)
@@ -71,5 +71,5 @@ def training_seconds(record: Record, data: str, network: str) -> float:
 
 def of_network(found: Sequence[Difference], data: str, network: str, other: str) -> Difference | None:
     """The one of these two on this data set, if it was decided on."""
-    wanted = Comparison(data, network, other)
+    wanted = NetworkPair(data, network, other)
     return next((d for d in found if d.comparison == wanted), None)

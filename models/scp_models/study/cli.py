@@ -5,14 +5,16 @@ from typing import Annotated, Literal
 
 import typer
 
-app = typer.Typer(help="Studies: many trainings side by side, resumed, compared and written up.", no_args_is_help=True)
+study_app = typer.Typer(
+    help="Studies: many trainings side by side, resumed, compared and written up.", no_args_is_help=True
+)
 
 Jobs = Annotated[int | None, typer.Option(help="Runs side by side; by default one per GPU, or per core.", min=1)]
 Seeds = Annotated[int, typer.Option(help="Trainings of each network.", min=1)]
 Folds = Annotated[int, typer.Option(help="Of the cross-validation on real data.", min=2)]
 
 
-@app.command()
+@study_app.command()
 def frames(
     out: Annotated[Path, typer.Option(help="Folder of the study; the same again resumes it.")],
     data: Annotated[
@@ -31,7 +33,7 @@ def frames(
     typer.echo(run_study(study, out, folders=folders, jobs=jobs))
 
 
-@app.command()
+@study_app.command()
 def page(
     records: Annotated[list[Path], typer.Argument(help="study.json files, in the page's order.")],
     out: Annotated[Path, typer.Option(help="The page, Markdown; its picture lies in images/ beside it.")],
@@ -44,7 +46,7 @@ def page(
     typer.echo(write_page([read_record(path) for path in records], out, readme))
 
 
-def reproduce(
+def reproduce_command(
     out: Annotated[Path, typer.Option(help="Folder of the study and its report; the same again resumes it.")],
     task: Annotated[Literal["wmh", "lits"] | None, typer.Option(help="Both if not given.")] = None,
     data: Annotated[
@@ -61,6 +63,6 @@ def reproduce(
     jobs: Jobs = None,
 ) -> None:
     """Run the paper's study: Tables 1 and 2, its figures and ablations, beside what the paper prints."""
-    from scp_models.study.reproduce.run import reproduce as run
+    from scp_models.study.reproduce.run import reproduce
 
-    typer.echo(run(out, task=task, data=data, seeds=seeds, folds=folds, budget=budget, jobs=jobs))
+    typer.echo(reproduce(out, task=task, data=data, seeds=seeds, folds=folds, budget=budget, jobs=jobs))

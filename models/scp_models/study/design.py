@@ -25,7 +25,7 @@ class Phantoms:
 
 
 @dataclass(frozen=True)
-class DataSet:
+class StudyData:
     """Subjects, how they are read, and how they are divided."""
 
     name: str
@@ -49,7 +49,7 @@ class DataSet:
 
     @property
     def slug(self) -> str:
-        return slug(self.name)
+        return folder_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Network:
 
     @property
     def slug(self) -> str:
-        return slug(self.name)
+        return folder_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class NetworkPair:
     """``network`` against ``other`` on one data set, paired by subject."""
 
     data: str
@@ -100,7 +100,7 @@ class Comparison:
 class Run:
     """One training and its scores."""
 
-    data: DataSet
+    data: StudyData
     network: Network
     recipe: Recipe
     seed: int
@@ -136,11 +136,11 @@ class Study:
 
     name: str
     title: str
-    data: tuple[DataSet, ...]
+    data: tuple[StudyData, ...]
     networks: tuple[Network, ...]
     recipe: Recipe
     seeds: tuple[int, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[NetworkPair, ...]
     """Decided before anything is run: intervals are widened for their number."""
     notes: tuple[str, ...] = ()
     """Sentences for its page: what was tried before, what the figures do not say."""
@@ -158,7 +158,7 @@ class Study:
         return as_json(asdict(self))
 
 
-def slug(name: str) -> str:
+def folder_name(name: str) -> str:
     """A folder's name: small letters, digits, hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 

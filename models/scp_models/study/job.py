@@ -7,7 +7,7 @@ from typing import Any
 
 from scp_models.checkpoints import TrainedModel, build_model
 from scp_models.networks.complexity import nominal_macs
-from scp_models.study.design import DataSet, Network, Run
+from scp_models.study.design import Network, Run, StudyData
 from scp_models.study.forms import FORMS
 
 RESULT = "run.json"
@@ -15,7 +15,7 @@ CHECKPOINT = "model.ckpt"
 
 
 @dataclass(frozen=True)
-class Job:
+class RunJob:
     """A run, and where its files are."""
 
     run: Run
@@ -29,7 +29,7 @@ class Job:
     device: str = "cpu"
 
 
-def model_options(data: DataSet, network: Network) -> dict[str, Any]:
+def model_options(data: StudyData, network: Network) -> dict[str, Any]:
     """Arguments of :func:`scp_models.checkpoints.build_model`, and of ``SegmentationModule``."""
     frame = {} if network.frame == "slice" else {"frame": network.frame}
     return {
@@ -47,7 +47,7 @@ def model_options(data: DataSet, network: Network) -> dict[str, Any]:
     }
 
 
-def new_model(data: DataSet, network: Network) -> TrainedModel:
+def new_model(data: StudyData, network: Network) -> TrainedModel:
     """The network with new weights."""
     model = build_model(**model_options(data, network))
     if network.change is not None:

@@ -10,7 +10,7 @@ import torch
 PACKAGES = ("torch", "scp_kernels", "lightning", "monai", "numpy")
 
 
-def describe_machine() -> dict[str, str | int]:
+def running_machine() -> dict[str, str | int]:
     """``device`` (processor or GPU), ``cores`` and ``system``."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return {"device": device, "cores": os.cpu_count() or 1, "system": platform.system()}

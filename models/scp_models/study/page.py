@@ -4,19 +4,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scp_models.data.tasks import FRAMES
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
 from scp_models.report.html import signed
 from scp_models.study.analysis import Difference, differences, of_network, spread, thresholds
-from scp_models.study.frames import CONTROL, FRAMES
+from scp_models.study.frames import FRAME_CONTROL
 from scp_models.study.pictures import forest
 from scp_models.study.record import Record
 
 PICTURE = "images/when_scp_helps.png"
-BEGIN = "<!-- written by scp-models study page: do not edit -->"
-END = "<!-- end of what is written -->"
+PAGE_BEGIN = "<!-- written by scp-models study page: do not edit -->"
+PAGE_END = "<!-- end of what is written -->"
 
-HEAD = """## How it is measured
+PAGE_METHOD = """## How it is measured
 
 Written by `scp-models study page` from the `study.json` files in `docs/studies/`: do not edit. They hold every
 setting and every subject's scores; `scp-models study frames --out DIR` makes one (`--data` for real patients), and
@@ -44,19 +45,19 @@ def write_page(records: Sequence[Record], path: Path, readme: Path | None = None
     Raises:
         UserError: runs are missing in a record, or a file that cannot be written.
     """
-    found = {record.name: differences(record) for record in records}
+    outcomes = {record.name: differences(record) for record in records}
     with atomic_path(path) as temporary:
-        temporary.write_text(page_text(records, found), encoding="utf-8")
+        temporary.write_text(page_text(records, outcomes), encoding="utf-8")
     picture = path.parent / PICTURE
-    shown = [(data["name"], _shown(found[record.name], data["name"])) for record in records for data in record.data]
+    shown = [(data["name"], _shown(outcomes[record.name], data["name"])) for record in records for data in record.data]
     with atomic_path(picture) as temporary:
         forest(shown).savefig(temporary, dpi=130, facecolor="white", metadata={"Software": None})
     if readme is not None:
-        replace_block(readme, advice(records, found))
+        replace_advice(readme, advice(records, outcomes))
     return path
 
 
-def page_text(records: Sequence[Record], found: dict[str, list[Difference]]) -> str:
+def page_text(records: Sequence[Record], outcomes: dict[str, list[Difference]]) -> str:
     """The page's Markdown."""
     caption = (
         "Differences in Dice with intervals that are widened for the number of comparisons. Right of the line the "
@@ -66,19 +67,19 @@ def page_text(records: Sequence[Record], found: dict[str, list[Difference]]) -> 
         "# When SCP helps\n",
         f"![Differences in Dice between SCP and the other networks]({PICTURE})\n",
         f"*{caption}*\n",
-        f"{advice(records, found)}\n",
-        HEAD,
+        f"{advice(records, outcomes)}\n",
+        PAGE_METHOD,
     ]
-    parts += [chapter(record, found[record.name]) for record in records]
+    parts += [chapter(record, outcomes[record.name]) for record in records]
     return "\n".join(parts)
 
 
-def advice(records: Sequence[Record], found: dict[str, list[Difference]]) -> str:
+def advice(records: Sequence[Record], outcomes: dict[str, list[Difference]]) -> str:
     """When to use SCP and when not, by rule: one sentence per data set, from its verdicts."""
     sentences = []
     for record in records:
         for data in record.data:
-            sentences.append(_sentence(data, found[record.name]))
+            sentences.append(_sentence(data, outcomes[record.name]))
     lead = (
         "Whether a spatially covariant head is worth having depends on whether place decides the label, on whether the "
         "backbone sees the place by itself, and on what positions are measured in."
@@ -86,12 +87,12 @@ def advice(records: Sequence[Record], found: dict[str, list[Difference]]) -> str
     return "\n".join([lead, "", *(f"- {sentence}" for sentence in sentences)])
 
 
-def _sentence(data: Mapping[str, Any], found: Sequence[Difference]) -> str:
+def _sentence(data: Mapping[str, Any], outcomes: Sequence[Difference]) -> str:
     name = data["name"]
     gains, nulls, losses = [], [], []
     for frame in FRAMES:
-        over_base = of_network(found, name, f"SCP, {frame}", "Base")
-        over_control = of_network(found, name, f"SCP, {frame}", CONTROL)
+        over_base = of_network(outcomes, name, f"SCP, {frame}", "Base")
+        over_control = of_network(outcomes, name, f"SCP, {frame}", FRAME_CONTROL)
         if over_base is None or over_control is None:
             continue
         words = f"in the frame `{frame}` ({_interval(over_base)})"
@@ -109,7 +110,7 @@ def _sentence(data: Mapping[str, Any], found: Sequence[Difference]) -> str:
         phrases.append(f"it **lost** against Base {_listed(losses)}")
     if nulls:
         phrases.append(f"**do not expect a gain**: none over both Base and its control was shown {_listed(nulls)}")
-    against = of_network(found, name, "SCP, foreground", "Base F, foreground")
+    against = of_network(outcomes, name, "SCP, foreground", "Base F, foreground")
     if against is not None:
         gave = {"higher": "less than SCP", "lower": "more than SCP", "none": "as much, as far as was shown"}
         phrases.append(
@@ -119,7 +120,7 @@ def _sentence(data: Mapping[str, Any], found: Sequence[Difference]) -> str:
     return f"If {data['condition']} ({name}): {'; '.join(phrases)}."
 
 
-def chapter(record: Record, found: Sequence[Difference]) -> str:
+def chapter(record: Record, outcomes: Sequence[Difference]) -> str:
     """What one study did and found."""
     study = record.content["study"]
     recipe = study["recipe"]
@@ -141,7 +142,7 @@ def chapter(record: Record, found: Sequence[Difference]) -> str:
     parts = [f"## {record.title}\n", table(("study", record.name), facts)]
     for data in record.data:
         parts += [f"### {data['name']}\n", f"{data['description']} {_division(record, data)}\n"]
-        parts += [_scores(record, data["name"]), _differences(found, data["name"])]
+        parts += [_scores(record, data["name"]), _differences(outcomes, data["name"])]
     parts += [f"{note}\n" for note in study["notes"]]
     return "\n".join(parts)
 
@@ -174,19 +175,19 @@ def _scores(record: Record, data: str) -> str:
     return table(headings, rows)
 
 
-def _differences(found: Sequence[Difference], data: str) -> str:
+def _differences(outcomes: Sequence[Difference], data: str) -> str:
     rows = []
-    for d in (d for d in found if d.comparison.data == data):
+    for d in (d for d in outcomes if d.comparison.data == data):
         i = d.interval
         rows.append([
             f"{d.comparison.network} − {d.comparison.other}", signed(i.mean), _bounds(i.low, i.high),
             _bounds(i.family_low, i.family_high), i.verdict,
         ])  # fmt: skip
-    return table(("Dice", "difference", "95 %", f"widened for {len(found)} comparisons", "shown"), rows)
+    return table(("Dice", "difference", "95 %", f"widened for {len(outcomes)} comparisons", "shown"), rows)
 
 
-def _shown(found: Sequence[Difference], data: str) -> list[Difference]:
-    return [d for d in found if d.comparison.data == data and d.comparison.network.startswith("SCP")]
+def _shown(outcomes: Sequence[Difference], data: str) -> list[Difference]:
+    return [d for d in outcomes if d.comparison.data == data and d.comparison.network.startswith("SCP")]
 
 
 def _interval(difference: Difference) -> str:
@@ -212,7 +213,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def replace_block(path: Path, text: str) -> None:
+def replace_advice(path: Path, text: str) -> None:
     """Write what stands between the two marks.
 
     Raises:
@@ -221,10 +222,12 @@ def replace_block(path: Path, text: str) -> None:
     try:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: expected a file with the lines {BEGIN} and {END} ({error.strerror})") from error
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
+        raise UserError(
+            f"{path}: expected a file with the lines {PAGE_BEGIN} and {PAGE_END} ({error.strerror})"
+        ) from error
+    before, begin, rest = content.partition(PAGE_BEGIN)
+    _, end, after = rest.partition(PAGE_END)
     if not (begin and end):
-        raise UserError(f"{path}: expected the lines {BEGIN} and {END}")
+        raise UserError(f"{path}: expected the lines {PAGE_BEGIN} and {PAGE_END}")
     with atomic_path(path) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+        temporary.write_text(f"{before}{PAGE_BEGIN}\n\n{text}\n\n{PAGE_END}{after}", encoding="utf-8")

@@ -14,7 +14,7 @@ from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task, get_task
 from scp_models.errors import UserError
 from scp_models.phantoms import generate_lits, generate_wmh
-from scp_models.study.design import DataSet
+from scp_models.study.design import StudyData
 from scp_models.study.progress import Display
 
 SPLIT_SEED = 0
@@ -34,7 +34,7 @@ class Prepared:
     """Number of subjects by site."""
 
 
-def prepare(data: DataSet, folder: Path | None, out: Path, display: Display) -> Prepared:
+def prepare(data: StudyData, folder: Path | None, out: Path, display: Display) -> Prepared:
     """Make the phantoms that are missing, divide the subjects, preprocess what the cache does not have.
 
     Args:
@@ -69,7 +69,7 @@ def prepare(data: DataSet, folder: Path | None, out: Path, display: Display) -> 
     return Prepared(root, splits, out / "cache", len(subjects), counts)
 
 
-def divide(data: DataSet, task: Task, subjects: Sequence[Subject], where: Path) -> tuple[dict[str, list[str]], ...]:
+def divide(data: StudyData, task: Task, subjects: Sequence[Subject], where: Path) -> tuple[dict[str, list[str]], ...]:
     """Names by part: of the one split, or of each fold."""
     if data.folds:
         return stratified_folds(subjects, data.folds, data.validation, SPLIT_SEED, str(where))

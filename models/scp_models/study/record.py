@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
-from scp_models.study.design import Comparison, Study
+from scp_models.study.design import NetworkPair, Study
 from scp_models.study.prepared import Prepared
 
 FORMAT = 1
@@ -97,8 +97,8 @@ class Record:
         return [network["name"] for network in everyone if network["only_on"] in (None, data)]
 
     @property
-    def comparisons(self) -> list[Comparison]:
-        return [Comparison(**c) for c in self.content["study"]["comparisons"]]
+    def comparisons(self) -> list[NetworkPair]:
+        return [NetworkPair(**c) for c in self.content["study"]["comparisons"]]
 
     def runs(self, data: str, network: str) -> list[Mapping[str, Any]]:
         return [run for run in self.content["runs"] if (run["data"], run["network"]) == (data, network)]

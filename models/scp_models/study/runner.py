@@ -27,13 +27,13 @@ from scp_models.files import atomic_path, ensure_writable
 from scp_models.phantoms.writing import available_cores
 from scp_models.report.quiet import quiet
 from scp_models.study.design import Run, Study
-from scp_models.study.job import RESULT, Job, work_of
+from scp_models.study.job import RESULT, RunJob, work_of
 from scp_models.study.prepared import Prepared, prepare, write_splits
 from scp_models.study.progress import Display
 from scp_models.study.record import write_record
 
 SETTINGS = "settings.json"
-RECORD = "study.json"
+STUDY_RECORD = "study.json"
 
 
 def run_study(
@@ -79,7 +79,7 @@ def run_study(
                     f"{message}); the same command runs them again"
                 )
         results = [read_result(folder, run) for run in runs]
-        return write_record(study, prepared, [r for r in results if r is not None], folder / RECORD)
+        return write_record(study, prepared, [r for r in results if r is not None], folder / STUDY_RECORD)
 
 
 def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
@@ -109,9 +109,9 @@ def _difference(there: Any, ours: Any, where: str = "settings") -> str:
     return f"{where}: {there!r}, not {ours!r}"
 
 
-def _job(run: Run, prepared: Prepared, folder: Path) -> Job:
+def _job(run: Run, prepared: Prepared, folder: Path) -> RunJob:
     split = prepared.splits[run.fold or 0]
-    return Job(run, prepared.root, split, prepared.cache, folder / "runs" / run.folder)
+    return RunJob(run, prepared.root, split, prepared.cache, folder / "runs" / run.folder)
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def _devices() -> list[str]:
     return [f"cuda:{k}" for k in range(count)] if count else ["cpu"]
 
 
-def _run_all(left: Sequence[Job], jobs: int | None, display: Display, kept: int) -> dict[str, str]:
+def _run_all(left: Sequence[RunJob], jobs: int | None, display: Display, kept: int) -> dict[str, str]:
     """Execute; the messages of runs without a result, by title."""
     devices = _devices()
     side_by_side = jobs or (len(devices) if devices != ["cpu"] else available_cores())
@@ -159,7 +159,7 @@ def _run_all(left: Sequence[Job], jobs: int | None, display: Display, kept: int)
             costs[run.data.name, run.network.name] = work_of(run)
     work = {job.run.title: costs[job.run.data.name, job.run.network.name] for job in left}
     waiting = list(reversed(left))
-    running: dict[connection.Connection, tuple[Any, Job]] = {}
+    running: dict[connection.Connection, tuple[Any, RunJob]] = {}
     failed: dict[str, str] = {}
     display.begin(work, kept)
     try:
@@ -192,7 +192,7 @@ def _run_all(left: Sequence[Job], jobs: int | None, display: Display, kept: int)
     return failed
 
 
-def _start(job: Job) -> tuple[Any, connection.Connection]:
+def _start(job: RunJob) -> tuple[Any, connection.Connection]:
     """The run's process, and where it tells how it goes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["scp_models.study.single", "typer"])
@@ -212,9 +212,9 @@ def _receive(receiver: connection.Connection) -> tuple[str, Any]:
         return "failed", "its process was killed"
 
 
-def _work(job: Job, sender: connection.Connection) -> None:
+def _work(job: RunJob, sender: connection.Connection) -> None:
     """In a process of its own: one run, whose end is told through ``sender``."""
-    from scp_models.study.single import execute  # the server of processes has it; the study does without Lightning
+    from scp_models.study.single import execute_run  # the server of processes has it; the study does without Lightning
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study ends its runs itself
     _end_with_parent()
@@ -222,7 +222,7 @@ def _work(job: Job, sender: connection.Connection) -> None:
     logging.getLogger("scp_models").setLevel(logging.ERROR)
     with suppress(OSError), quiet():
         try:
-            result = execute(job, lambda share: sender.send(("share", share)))
+            result = execute_run(job, lambda share: sender.send(("share", share)))
         except UserError as error:
             sender.send(("failed", str(error)))
         except Exception as error:

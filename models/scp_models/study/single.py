@@ -25,13 +25,13 @@ from scp_models.inference.predictor import Predictor
 from scp_models.networks.complexity import count_parameters, nominal_macs
 from scp_models.study.design import Run
 from scp_models.study.forms import FORMS
-from scp_models.study.job import CHECKPOINT, RESULT, Job, model_options
-from scp_models.study.machine import describe_machine, describe_versions
+from scp_models.study.job import CHECKPOINT, RESULT, RunJob, model_options
+from scp_models.study.machine import describe_versions, running_machine
 from scp_models.study.segment import segment
 from scp_models.training.module import SegmentationModule
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
-METRICS = ("dice", "lesion_dice", "lesion_f1", "lesion_ppv", "lesion_tpr", "challenge_f1")
+RUN_METRICS = ("dice", "lesion_dice", "lesion_f1", "lesion_ppv", "lesion_tpr", "challenge_f1")
 """What a run keeps of each subject's scores."""
 
 
@@ -46,7 +46,7 @@ def build_module(run: Run) -> SegmentationModule:
     return module
 
 
-def execute(job: Job, advance: Callable[[float], object] = lambda share: None) -> dict[str, Any]:
+def execute_run(job: RunJob, advance: Callable[[float], object] = lambda share: None) -> dict[str, Any]:
     """Train, score, and write ``run.json``, last.
 
     Args:
@@ -87,12 +87,12 @@ def execute(job: Job, advance: Callable[[float], object] = lambda share: None) -
         "threshold": threshold,
         "subjects": [row["subject"] for row in rows],
         "sites": [row["site"] for row in rows],
-        "scores": {metric: [round(float(row[metric]), 5) for row in rows] for metric in METRICS},
+        "scores": {metric: [round(float(row[metric]), 5) for row in rows] for metric in RUN_METRICS},
         "losses": [round(loss, 5) for loss in losses],
         "parameters": count_parameters(module.network),
         "macs": nominal_macs(module.network, *run.data.roi_size),
         "seconds": {"training": round(trained - start, 2), "scoring": round(perf_counter() - trained, 2)},
-        "machine": describe_machine(),
+        "machine": running_machine(),
         "versions": describe_versions(),
     }
     with atomic_path(job.folder / RESULT) as path:
@@ -131,7 +131,7 @@ class _Share(L.Callback):
 
 
 def _fit(
-    job: Job,
+    job: RunJob,
     module: SegmentationModule,
     cache: SliceCache,
     subjects: Sequence[Subject],
@@ -164,7 +164,7 @@ def _fit(
     return [float(part.mean()) for part in np.array_split(np.array(share.losses), min(10, len(share.losses)))]
 
 
-def _divided(job: Job, module: SegmentationModule) -> dict[str, list[Subject]]:
+def _divided(job: RunJob, module: SegmentationModule) -> dict[str, list[Subject]]:
     by_name = {subject.name: subject for subject in find_subjects(job.root, module.task)}
     matches = match_names([name for names in job.split.values() for name in names], by_name, str(job.root))
     return {part: [by_name[matches[name]] for name in names] for part, names in job.split.items()}

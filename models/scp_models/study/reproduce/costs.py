@@ -11,13 +11,13 @@ from scp_models.networks import SegmentationNetwork, build_network
 from scp_models.networks.complexity import PAPER as PAPER_RATIOS
 from scp_models.networks.complexity import count_parameters, nominal_macs
 from scp_models.networks.positions import position_channels
-from scp_models.study.reproduce.paper import CAPACITIES, MEMORY, VARIANTS
+from scp_models.study.reproduce.paper import PRINTED_CAPACITIES, PRINTED_MEMORY, PRINTED_VARIANTS
 
-CHANNELS, HEIGHT, WIDTH = 3, 160, 224
+PRINTED_SHAPE = (3, 160, 224)
 PAPER_OPERATOR = "paper's operator"
 
 
-class PaperHead(nn.Module):
+class PaperOperatorHead(nn.Module):
     """A ``FusedSCP`` evaluated as the paper does: positions of every image, Φ as 1×1 convolutions, W kept.
 
     For whole images: it has no position arguments.
@@ -65,32 +65,33 @@ class CostRow:
     """Memory, FLOPs, parameters; None where the paper has no such row."""
 
 
-def measure(advance: Callable[[str], object] = lambda name: None) -> list[CostRow]:
+def measure_printed_costs(advance: Callable[[str], object] = lambda name: None) -> list[CostRow]:
     """The networks in the printed form, SCP with either operator.
 
     Memory is what a training step keeps for backward beyond the parameters and the image: bytes of distinct storages
     that autograd saves. On a GPU the peak is more, by what a step needs for moments.
     """
     torch.manual_seed(0)
-    image = torch.randn(1, CHANNELS, HEIGHT, WIDTH)
+    channels, height, width = PRINTED_SHAPE
+    image = torch.randn(1, *PRINTED_SHAPE)
     measured: list[tuple[str, str, int, int, int]] = []
-    for capacity in CAPACITIES:
-        for title, variant in VARIANTS.items():
+    for capacity in PRINTED_CAPACITIES:
+        for title, variant in PRINTED_VARIANTS.items():
             name = f"{title} {capacity}"
-            network = build_network(variant, in_channels=CHANNELS, capacity=capacity, preset="paper")
-            nominal, parameters = nominal_macs(network, HEIGHT, WIDTH), count_parameters(network)
+            network = build_network(variant, in_channels=channels, capacity=capacity, preset="paper")
+            nominal, parameters = nominal_macs(network, height, width), count_parameters(network)
             advance(name)
             if not isinstance(network.head, FusedSCP):
                 measured.append((name, "", _kept(network, image), nominal, parameters))
                 continue
             with count_macs() as count:
                 kept = _kept(network, image)
-            phi = HEIGHT * WIDTH * count_parameters(network.head.phi)
+            phi = height * width * count_parameters(network.head.phi)
             # Where the backend cannot count (the reference), it executes what is nominal.
             executed = nominal - phi + count.macs if count.macs else nominal
             measured.append((name, "ours", kept, executed, parameters))
             head = network.head
-            network.head = PaperHead(head)  # type: ignore[assignment]
+            network.head = PaperOperatorHead(head)  # type: ignore[assignment]
             measured.append((name, PAPER_OPERATOR, _kept(network, image), nominal, parameters))
     _, _, memory, macs, parameters = measured[0]
     return [
@@ -103,8 +104,8 @@ def _paper(name: str, operator: str) -> tuple[float, float, float] | None:
     if operator == "ours":
         return None
     title, _, capacity = name.rpartition(" ")
-    ratios = PAPER_RATIOS[int(capacity)][VARIANTS[title]]
-    return MEMORY[name], ratios.macs, ratios.parameters
+    ratios = PAPER_RATIOS[int(capacity)][PRINTED_VARIANTS[title]]
+    return PRINTED_MEMORY[name], ratios.macs, ratios.parameters
 
 
 def _kept(network: SegmentationNetwork, image: Tensor) -> int:

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass, replace
 
-from scp_models.study.design import Comparison, DataSet, Network, Phantoms, Recipe, Study
-from scp_models.study.reproduce.paper import CAPACITIES, VARIANTS
+from scp_models.study.design import Network, NetworkPair, Phantoms, Recipe, Study, StudyData
+from scp_models.study.reproduce.paper import PRINTED_CAPACITIES, PRINTED_VARIANTS
 
-TASKS = ("wmh", "lits")
-NAMES = {"wmh": "WMH", "lits": "LiTS"}
+REPRODUCED_TASKS = ("wmh", "lits")
+TASK_TITLES = {"wmh": "WMH", "lits": "LiTS"}
 TESTED = "SCP 256"
 AGAINST = ("Base 256", "Base 512", "Base F 512", "Base B 512")
 """Whom Fig. 5 tests it against."""
-FIRST_SEED = 61
+REPRODUCE_SEED = 61
 _PHANTOM_SEEDS = {"wmh": 2111, "lits": 2112}
 _DESCRIPTIONS = {
     "wmh": "Lesions around the ventricles, with look-alikes elsewhere, as in the paper's Fig. 2.",
@@ -69,7 +69,7 @@ def reproduction(
     """All runs.
 
     Args:
-        tasks: of :data:`TASKS`.
+        tasks: of :data:`REPRODUCED_TASKS`.
         budget: how much.
         seeds: trainings of each network.
         folds: of the cross-validation on real data; 0 or 1: one split.
@@ -78,20 +78,20 @@ def reproduction(
     data = tuple(_data_set(task, budget, folds if task in real else 0, task in real) for task in tasks)
     networks = [
         Network(f"{title} {capacity}", variant, capacity=capacity // budget.scale, levels=5, preset=budget.preset)
-        for capacity in CAPACITIES
-        for title, variant in VARIANTS.items()
+        for capacity in PRINTED_CAPACITIES
+        for title, variant in PRINTED_VARIANTS.items()
     ]
     first = data[0].name
     networks += [replace(network, only_on=first) for network in ablations(budget)]
-    comparisons = [Comparison(d.name, TESTED, other) for d in data for other in AGAINST]
-    comparisons += [Comparison(first, name, reference(budget)) for name in ablation_names(budget)]
+    comparisons = [NetworkPair(d.name, TESTED, other) for d in data for other in AGAINST]
+    comparisons += [NetworkPair(first, name, reference(budget)) for name in ablation_names(budget)]
     return Study(
         f"reproduce-{budget.name}-{'-'.join(tasks)}",
         f"The paper's study, {budget.name} budget",
         data,
         tuple(networks),
         budget.recipe,
-        tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
+        tuple(range(REPRODUCE_SEED, REPRODUCE_SEED + seeds)),
         tuple(comparisons),
     )
 
@@ -125,17 +125,17 @@ def ablations(budget: Budget) -> list[Network]:
     return changed if reference(budget) == TESTED else [replace(plain, name=reference(budget)), *changed]
 
 
-def _data_set(task: str, budget: Budget, folds: int, real: bool) -> DataSet:
+def _data_set(task: str, budget: Budget, folds: int, real: bool) -> StudyData:
     if real:
         # In-plane size of a whole head or body at the printed resolution, at the budget's number of pixels.
         spacing = {"spacing": [160 / budget.roi_size[task][0]]} if task == "wmh" and budget.scale > 1 else {}
-        return DataSet(
-            NAMES[task], "Real data.", _CONDITIONS[task], task, budget.roi_size[task], task_options=spacing,
+        return StudyData(
+            TASK_TITLES[task], "Real data.", _CONDITIONS[task], task, budget.roi_size[task], task_options=spacing,
             folds=folds if folds > 1 else 0,
         )  # fmt: skip
     subjects, options = budget.phantoms[task]
     phantoms = Phantoms(task, subjects, _PHANTOM_SEEDS[task], options)
-    description = f"Phantoms in the layout of {NAMES[task]}, no patients. {_DESCRIPTIONS[task]}"
-    return DataSet(
-        NAMES[task], description, _CONDITIONS[task], task, budget.roi_size[task], phantoms, split=budget.split
+    description = f"Phantoms in the layout of {TASK_TITLES[task]}, no patients. {_DESCRIPTIONS[task]}"
+    return StudyData(
+        TASK_TITLES[task], description, _CONDITIONS[task], task, budget.roi_size[task], phantoms, split=budget.split
     )

@@ -17,13 +17,13 @@ from scp_models.study.reproduce import pictures
 from scp_models.study.reproduce.costs import PAPER_OPERATOR, CostRow
 from scp_models.study.reproduce.design import (
     AGAINST,
-    NAMES,
+    TASK_TITLES,
     TESTED,
     Budget,
     ablation_names,
     reference,
 )
-from scp_models.study.reproduce.tables import Table, ablation_table, score_table, subject_table, test_table
+from scp_models.study.reproduce.tables import Table, ablation_table, printed_score_table, subject_table, test_table
 from scp_models.study.reproduce.trained import case, cohort_density_cache, learned_weights
 
 SHOWN_COSTS = (
@@ -41,7 +41,9 @@ def make_tables(record: Record, study: Study, budget: Budget, costs: Sequence[Co
     made = []
     for data in study.data:
         made.append(
-            score_table(record, data.name, data.task, _NUMBERS[data.task], costs, _remark(budget, data.phantoms))
+            printed_score_table(
+                record, data.name, data.task, _NUMBERS[data.task], costs, _remark(budget, data.phantoms)
+            )
         )
         made.append(test_table(record, data.name))
     made.append(ablation_table(record, study.data[0].name, ablation_names(budget), reference(budget)))
@@ -145,7 +147,7 @@ def write_report(
     template = files("scp_models").joinpath("study/reproduce/report.html").read_text(encoding="utf-8")
     text = environment.from_string(template).render(
         title=study.title,
-        tasks=" and ".join(NAMES[data.task] for data in study.data),
+        tasks=" and ".join(TASK_TITLES[data.task] for data in study.data),
         tables=tables,
         pictures=make_pictures(record, folder, study, prepared, costs),
         facts=_facts(record, study),

@@ -13,8 +13,8 @@ class PaperScores(NamedTuple):
     lesion_tpr: float
 
 
-CAPACITIES = (128, 256, 512)
-VARIANTS = {"Base": "base", "Base F": "base_f", "Base B": "base_b", "SCP": "scp"}
+PRINTED_CAPACITIES = (128, 256, 512)
+PRINTED_VARIANTS = {"Base": "base", "Base F": "base_f", "Base B": "base_b", "SCP": "scp"}
 
 WMH = {
     "Base 128": PaperScores(67.41, 51.53, 57.53, 58.48, 56.62),
@@ -46,7 +46,7 @@ LITS = {
 }
 SCORES = {"wmh": WMH, "lits": LITS}
 
-MEMORY = {
+PRINTED_MEMORY = {
     "Base 128": 1.00, "Base F 128": 1.06, "Base B 128": 1.17, "SCP 128": 1.78,
     "Base 256": 2.13, "Base F 256": 2.19, "Base B 256": 2.43, "SCP 256": 3.69,
     "Base 512": 4.84, "Base F 512": 4.90, "Base B 512": 5.39, "SCP 512": 7.94,

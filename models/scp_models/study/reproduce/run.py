@@ -12,8 +12,8 @@ from scp_models.study.design import Study
 from scp_models.study.prepared import prepare
 from scp_models.study.progress import Display
 from scp_models.study.record import read_record
-from scp_models.study.reproduce.costs import CostRow, measure
-from scp_models.study.reproduce.design import BUDGETS, NAMES, TASKS, reproduction
+from scp_models.study.reproduce.costs import CostRow, measure_printed_costs
+from scp_models.study.reproduce.design import BUDGETS, REPRODUCED_TASKS, TASK_TITLES, reproduction
 from scp_models.study.reproduce.document import write_report
 from scp_models.study.runner import run_study
 
@@ -49,12 +49,12 @@ def reproduce(
     Raises:
         UserError: see :func:`scp_models.study.runner.run_study`.
     """
-    tasks = TASKS if task is None and data is None else (task or "wmh",)
+    tasks = REPRODUCED_TASKS if task is None and data is None else (task or "wmh",)
     chosen = BUDGETS[budget]
     real = frozenset(tasks) if data is not None else frozenset()
     study = reproduction(tasks, chosen, seeds, folds, real)
     if data is not None and not find_subjects(data, get_task(tasks[0])):
-        raise UserError(f"{data}: expected subjects of {NAMES[tasks[0]]}, found none")
+        raise UserError(f"{data}: expected subjects of {TASK_TITLES[tasks[0]]}, found none")
     folders = {d.name: data for d in study.data if data is not None}
     shown = display or Display(study.title)
     record = read_record(run_study(study, out, folders=folders, jobs=jobs, display=shown))
@@ -69,7 +69,7 @@ def _costs(out: Path, study: Study, display: Display) -> list[CostRow]:
     if path.is_file():
         return [CostRow(**row) for row in json.loads(path.read_text())]
     display.say(f"{study.title}: costs of the printed networks")
-    rows = measure()
+    rows = measure_printed_costs()
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return rows

@@ -8,14 +8,14 @@ from pathlib import Path
 from scp_models.evaluation.metrics import harmonic_mean
 from scp_models.files import atomic_path
 from scp_models.report.html import signed
-from scp_models.study.analysis import paired, spread, training_seconds
-from scp_models.study.design import Comparison
+from scp_models.study.analysis import paired_difference, spread, training_seconds
+from scp_models.study.design import NetworkPair
 from scp_models.study.record import Record
 from scp_models.study.reproduce.costs import PAPER_OPERATOR, CostRow
 from scp_models.study.reproduce.design import AGAINST, TESTED
-from scp_models.study.reproduce.paper import CAPACITIES, SCORES, VARIANTS
+from scp_models.study.reproduce.paper import PRINTED_CAPACITIES, PRINTED_VARIANTS, SCORES
 
-METRICS = {
+TABLE_METRICS = {
     "dice": "Dice (%)",
     "lesion_dice": "L-Dice (%)",
     "lesion_f1": "L-F1 (%)",
@@ -25,7 +25,7 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One number; ``bold``: the best of its group."""
 
     text: str
@@ -40,7 +40,7 @@ class Table:
     title: str
     remark: str
     headings: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     values: Sequence[Sequence[object]]
     columns: Sequence[str]
 
@@ -59,29 +59,34 @@ def mean_of(record: Record, data: str, network: str, metric: str) -> float:
     return 100 * harmonic_mean(tpr, ppv)
 
 
-def score_table(record: Record, data: str, task: str, number: int, costs: Sequence[CostRow], remark: str) -> Table:
+def printed_score_table(
+    record: Record, data: str, task: str, number: int, costs: Sequence[CostRow], remark: str
+) -> Table:
     """Table 1 or 2: means, the two spreads of Dice, and for Table 1 the costs at the printed size."""
     ours = {c.name: c for c in costs if c.operator != PAPER_OPERATOR}
     printed = {c.name: c.paper for c in costs if c.paper is not None}
     with_costs = number == 1
     rows, values = [], []
-    for capacity in CAPACITIES:
-        names = [f"{title} {capacity}" for title in VARIANTS]
-        means = {name: {m: mean_of(record, data, name, m) for m in METRICS} for name in names}
-        best = {metric: max(round(means[name][metric], 2) for name in names) for metric in METRICS}
+    for capacity in PRINTED_CAPACITIES:
+        names = [f"{title} {capacity}" for title in PRINTED_VARIANTS]
+        means = {name: {m: mean_of(record, data, name, m) for m in TABLE_METRICS} for name in names}
+        best = {metric: max(round(means[name][metric], 2) for name in names) for metric in TABLE_METRICS}
         for name in names:
             dice = spread(record, data, name, "dice")
             paper = SCORES[task][name]
-            row = [Cell(name)]
-            for k, metric in enumerate(METRICS):
+            row = [TableCell(name)]
+            for k, metric in enumerate(TABLE_METRICS):
                 value = means[name][metric]
-                row.append(Cell(f"{value:.2f} ({paper[k]:.2f})", round(value, 2) == best[metric]))
-            row += [Cell("" if dice.seeds is None else f"{100 * dice.seeds:.2f}"), Cell(f"{100 * dice.subjects:.2f}")]
-            line: list[object] = [name, *(means[name][m] for m in METRICS), dice.seeds, dice.subjects, *paper]
+                row.append(TableCell(f"{value:.2f} ({paper[k]:.2f})", round(value, 2) == best[metric]))
+            row += [
+                TableCell("" if dice.seeds is None else f"{100 * dice.seeds:.2f}"),
+                TableCell(f"{100 * dice.subjects:.2f}"),
+            ]
+            line: list[object] = [name, *(means[name][m] for m in TABLE_METRICS), dice.seeds, dice.subjects, *paper]
             if with_costs:
                 c, p = ours[name], printed[name]
                 row += [
-                    Cell(f"{here:.2f} ({there:.2f})")
+                    TableCell(f"{here:.2f} ({there:.2f})")
                     for here, there in zip((c.memory, c.macs, c.parameters), p, strict=True)
                 ]
                 line += [c.memory, c.macs, c.parameters, *p]
@@ -89,12 +94,12 @@ def score_table(record: Record, data: str, task: str, number: int, costs: Sequen
             values.append(line)
     spreads = ["SD over seeds", "SD over subjects"]
     ratios = ["memory ratio", "FLOPs ratio", "parameter ratio"] if with_costs else []
-    columns = ["network", *METRICS, "dice_sd_seeds", "dice_sd_subjects", *(f"paper_{m}" for m in METRICS)]
+    columns = ["network", *TABLE_METRICS, "dice_sd_seeds", "dice_sd_subjects", *(f"paper_{m}" for m in TABLE_METRICS)]
     columns += (
         [*("memory", "macs", "parameters"), *("paper_memory", "paper_macs", "paper_parameters")] if with_costs else []
     )
     return Table(
-        f"table-{number}", f"Table {number}: {data}", remark, ["network", *METRICS.values(), *spreads, *ratios], rows,
+        f"table-{number}", f"Table {number}: {data}", remark, ["network", *TABLE_METRICS.values(), *spreads, *ratios], rows,
         values, columns,
     )  # fmt: skip
 
@@ -102,10 +107,10 @@ def score_table(record: Record, data: str, task: str, number: int, costs: Sequen
 def test_table(record: Record, data: str) -> Table:
     """Differences of SCP 256 to those that Fig. 5 tests it against, with intervals."""
     family = len(record.comparisons)
-    pairs = [(other, paired(record, Comparison(data, TESTED, other), "dice", family)) for other in AGAINST]
+    pairs = [(other, paired_difference(record, NetworkPair(data, TESTED, other), "dice", family)) for other in AGAINST]
     rows = [
-        [Cell(f"{TESTED} − {other}"), Cell(signed(i.mean)), Cell(f"{signed(i.low)} to {signed(i.high)}"),
-         Cell(f"{signed(i.family_low)} to {signed(i.family_high)}"), Cell(i.verdict)]
+        [TableCell(f"{TESTED} − {other}"), TableCell(signed(i.mean)), TableCell(f"{signed(i.low)} to {signed(i.high)}"),
+         TableCell(f"{signed(i.family_low)} to {signed(i.family_high)}"), TableCell(i.verdict)]
         for other, i in pairs
     ]  # fmt: skip
     values = [[TESTED, other, i.mean, i.low, i.high, i.family_low, i.family_high, i.verdict] for other, i in pairs]
@@ -119,17 +124,27 @@ def ablation_table(record: Record, data: str, names: Sequence[str], to: str) -> 
     family = len(record.comparisons)
     base = record.runs(data, to)[0]["parameters"], training_seconds(record, data, to)
     dice = spread(record, data, to, "dice")
-    rows = [[Cell(to), Cell(f"{100 * dice.mean:.2f}"), Cell(""), Cell(""), Cell(""), Cell("1.00"), Cell("1.00")]]
+    rows = [
+        [
+            TableCell(to),
+            TableCell(f"{100 * dice.mean:.2f}"),
+            TableCell(""),
+            TableCell(""),
+            TableCell(""),
+            TableCell("1.00"),
+            TableCell("1.00"),
+        ]
+    ]
     values: list[list[object]] = [[to, dice.mean, None, None, None, None, 1.0, 1.0]]
     for name in names:
         mean = spread(record, data, name, "dice").mean
-        i = paired(record, Comparison(data, name, to), "dice", family)
+        i = paired_difference(record, NetworkPair(data, name, to), "dice", family)
         parameters = record.runs(data, name)[0]["parameters"] / base[0]
         seconds = training_seconds(record, data, name) / base[1]
         rows.append([
-            Cell(name), Cell(f"{100 * mean:.2f}"), Cell(signed(i.mean)),
-            Cell(f"{signed(i.family_low)} to {signed(i.family_high)}"), Cell(i.verdict), Cell(f"{parameters:.2f}"),
-            Cell(f"{seconds:.2f}"),
+            TableCell(name), TableCell(f"{100 * mean:.2f}"), TableCell(signed(i.mean)),
+            TableCell(f"{signed(i.family_low)} to {signed(i.family_high)}"), TableCell(i.verdict), TableCell(f"{parameters:.2f}"),
+            TableCell(f"{seconds:.2f}"),
         ])  # fmt: skip
         values.append([name, mean, i.mean, i.family_low, i.family_high, i.verdict, parameters, seconds])
     remark = (

@@ -16,7 +16,7 @@ from scp_models.data.tasks import get_task
 from scp_models.inference.predictor import Predictor
 from scp_models.report.demo.pictures import fullest_slice
 from scp_models.report.figures import OutlinedSlice
-from scp_models.study.design import DataSet, Run, Study
+from scp_models.study.design import Run, Study, StudyData
 from scp_models.study.job import CHECKPOINT, new_model
 from scp_models.study.prepared import Prepared
 from scp_models.study.record import Record
@@ -37,7 +37,7 @@ class Case:
 
 
 def first_run(
-    study: Study, data: DataSet, network: str, subject: str | None = None, record: Record | None = None
+    study: Study, data: StudyData, network: str, subject: str | None = None, record: Record | None = None
 ) -> Run:
     """The run of a network with the first seed; in cross-validation that which tests ``subject``."""
     runs = [r for r in study.runs() if r.data == data and r.network.name == network and r.seed == study.seeds[0]]
@@ -69,7 +69,7 @@ def typical_subject(record: Record, data: str) -> str:
     return ranked[len(ranked) // 2]
 
 
-def case(folder: Path, study: Study, data: DataSet, prepared: Prepared, record: Record) -> Case:
+def case(folder: Path, study: Study, data: StudyData, prepared: Prepared, record: Record) -> Case:
     """The typical subject, as the two networks of the first seed segment it."""
     name = typical_subject(record, data.name)
     panels: list[OutlinedSlice] = []
@@ -95,7 +95,7 @@ def case(folder: Path, study: Study, data: DataSet, prepared: Prepared, record: 
     return Case(name, panels, spacing)
 
 
-def learned_weights(folder: Path, study: Study, data: DataSet) -> NDArray[np.float32]:
+def learned_weights(folder: Path, study: Study, data: StudyData) -> NDArray[np.float32]:
     """W without w_r of SCP 256 after the first seed's training, ``[1, C, X, Y]`` (Fig. 7)."""
     head = load_network(folder, first_run(study, data, TESTED)).network.head
     assert isinstance(head, FusedSCP) and head.residual is not None
@@ -104,7 +104,7 @@ def learned_weights(folder: Path, study: Study, data: DataSet) -> NDArray[np.flo
     return field.numpy()
 
 
-def cohort_density_cache(data: DataSet, prepared: Prepared) -> tuple[SliceCache, list]:
+def cohort_density_cache(data: StudyData, prepared: Prepared) -> tuple[SliceCache, list]:
     """The slices of everybody, with their places in the box of the head or body (Fig. 2)."""
     task = get_task(data.task, data.roi_size, {**data.task_options, "frame": "foreground"})
     everybody = [s for s in find_subjects(prepared.root, task) if s.label is not None]
