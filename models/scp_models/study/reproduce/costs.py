@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from scp_kernels import FusedSCP, count_macs
 from scp_models.networks import SegmentationNetwork, build_network
-from scp_models.networks.complexity import PAPER as PAPER_RATIOS
-from scp_models.networks.complexity import count_parameters, nominal_macs
+from scp_models.networks.complexity import PAPER_TABLE, count_parameters, nominal_macs
 from scp_models.networks.positions import position_channels
 from scp_models.study.reproduce.paper import PRINTED_CAPACITIES, PRINTED_MEMORY, PRINTED_VARIANTS
 
@@ -104,7 +103,7 @@ def _paper(name: str, operator: str) -> tuple[float, float, float] | None:
     if operator == "ours":
         return None
     title, _, capacity = name.rpartition(" ")
-    ratios = PAPER_RATIOS[int(capacity)][PRINTED_VARIANTS[title]]
+    ratios = PAPER_TABLE[int(capacity)][PRINTED_VARIANTS[title]]
     return PRINTED_MEMORY[name], ratios.macs, ratios.parameters
 
 

@@ -23,7 +23,7 @@ from scp_models.study.reproduce.design import (
     ablation_names,
     reference,
 )
-from scp_models.study.reproduce.tables import Table, ablation_table, printed_score_table, subject_table, test_table
+from scp_models.study.reproduce.tables import Table, ablation_table, printed_score_table, subject_table, tested_table
 from scp_models.study.reproduce.trained import case, cohort_density_cache, learned_weights
 
 SHOWN_COSTS = (
@@ -45,7 +45,7 @@ def make_tables(record: Record, study: Study, budget: Budget, costs: Sequence[Co
                 record, data.name, data.task, _NUMBERS[data.task], costs, _remark(budget, data.phantoms)
             )
         )
-        made.append(test_table(record, data.name))
+        made.append(tested_table(record, data.name))
     made.append(ablation_table(record, study.data[0].name, ablation_names(budget), reference(budget)))
     return made
 

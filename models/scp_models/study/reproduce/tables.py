@@ -51,6 +51,10 @@ class Table:
         return path
 
 
+def _cells(*texts: str) -> list[TableCell]:
+    return [TableCell(text) for text in texts]
+
+
 def mean_of(record: Record, data: str, network: str, metric: str) -> float:
     """In per cent; L-F1 is the paper's: of the averaged L-TPR and L-PPV."""
     if metric != "lesion_f1":
@@ -94,23 +98,20 @@ def printed_score_table(
             values.append(line)
     spreads = ["SD over seeds", "SD over subjects"]
     ratios = ["memory ratio", "FLOPs ratio", "parameter ratio"] if with_costs else []
-    columns = ["network", *TABLE_METRICS, "dice_sd_seeds", "dice_sd_subjects", *(f"paper_{m}" for m in TABLE_METRICS)]
-    columns += (
-        [*("memory", "macs", "parameters"), *("paper_memory", "paper_macs", "paper_parameters")] if with_costs else []
-    )
-    return Table(
-        f"table-{number}", f"Table {number}: {data}", remark, ["network", *TABLE_METRICS.values(), *spreads, *ratios], rows,
-        values, columns,
-    )  # fmt: skip
+    costs_here = ["memory", "macs", "parameters"] if with_costs else []
+    columns = ["network", *TABLE_METRICS, "dice_sd_seeds", "dice_sd_subjects"]
+    columns += [*(f"paper_{m}" for m in TABLE_METRICS), *costs_here, *(f"paper_{c}" for c in costs_here)]
+    headings = ["network", *TABLE_METRICS.values(), *spreads, *ratios]
+    return Table(f"table-{number}", f"Table {number}: {data}", remark, headings, rows, values, columns)
 
 
-def test_table(record: Record, data: str) -> Table:
+def tested_table(record: Record, data: str) -> Table:
     """Differences of SCP 256 to those that Fig. 5 tests it against, with intervals."""
     family = len(record.comparisons)
     pairs = [(other, paired_difference(record, NetworkPair(data, TESTED, other), "dice", family)) for other in AGAINST]
     rows = [
-        [TableCell(f"{TESTED} − {other}"), TableCell(signed(i.mean)), TableCell(f"{signed(i.low)} to {signed(i.high)}"),
-         TableCell(f"{signed(i.family_low)} to {signed(i.family_high)}"), TableCell(i.verdict)]
+        _cells(f"{TESTED} − {other}", signed(i.mean), f"{signed(i.low)} to {signed(i.high)}",
+               f"{signed(i.family_low)} to {signed(i.family_high)}", i.verdict)
         for other, i in pairs
     ]  # fmt: skip
     values = [[TESTED, other, i.mean, i.low, i.high, i.family_low, i.family_high, i.verdict] for other, i in pairs]
@@ -124,28 +125,17 @@ def ablation_table(record: Record, data: str, names: Sequence[str], to: str) -> 
     family = len(record.comparisons)
     base = record.runs(data, to)[0]["parameters"], training_seconds(record, data, to)
     dice = spread(record, data, to, "dice")
-    rows = [
-        [
-            TableCell(to),
-            TableCell(f"{100 * dice.mean:.2f}"),
-            TableCell(""),
-            TableCell(""),
-            TableCell(""),
-            TableCell("1.00"),
-            TableCell("1.00"),
-        ]
-    ]
+    rows = [_cells(to, f"{100 * dice.mean:.2f}", "", "", "", "1.00", "1.00")]
     values: list[list[object]] = [[to, dice.mean, None, None, None, None, 1.0, 1.0]]
     for name in names:
         mean = spread(record, data, name, "dice").mean
         i = paired_difference(record, NetworkPair(data, name, to), "dice", family)
         parameters = record.runs(data, name)[0]["parameters"] / base[0]
         seconds = training_seconds(record, data, name) / base[1]
-        rows.append([
-            TableCell(name), TableCell(f"{100 * mean:.2f}"), TableCell(signed(i.mean)),
-            TableCell(f"{signed(i.family_low)} to {signed(i.family_high)}"), TableCell(i.verdict), TableCell(f"{parameters:.2f}"),
-            TableCell(f"{seconds:.2f}"),
-        ])  # fmt: skip
+        bounds = f"{signed(i.family_low)} to {signed(i.family_high)}"
+        rows.append(_cells(
+            name, f"{100 * mean:.2f}", signed(i.mean), bounds, i.verdict, f"{parameters:.2f}", f"{seconds:.2f}"
+        ))  # fmt: skip
         values.append([name, mean, i.mean, i.family_low, i.family_high, i.verdict, parameters, seconds])
     remark = (
         "Each row changes one thing of the first. Parameters and time of training (median, on one thread; runs "
