@@ -142,6 +142,17 @@ def test_another_study_is_not_taken_for_this_one(finished, change, named):
         run_study(change(tiny_study()), finished[0])
 
 
+def test_other_words_leave_the_runs_as_they_are(finished):
+    """A better description costs no training; the record has it."""
+    study = tiny_study()
+    worded = replace(study, notes=("A note.",), data=tuple(replace(d, description="Better.") for d in study.data))
+    before = {path: path.stat().st_mtime_ns for path in finished[0].rglob("run.json")}
+    record = read_record(run_study(worded, finished[0], display=Display("tiny", Console(file=io.StringIO()))))
+    assert {path: path.stat().st_mtime_ns for path in finished[0].rglob("run.json")} == before
+    assert record.content["study"]["notes"] == ["A note."] and record.data[0]["description"] == "Better."
+    run_study(study, finished[0], display=Display("tiny", Console(file=io.StringIO())))
+
+
 def test_another_meaning_of_the_preset_is_another_setting(finished, monkeypatch):
     """Runs of before a change of the recommended form and runs of after it make no comparison."""
     from scp_models.networks.segmentation import PRESETS

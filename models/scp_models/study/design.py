@@ -163,6 +163,17 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+WORDS = frozenset({"title", "description", "condition", "notes"})
+"""Settings that are only printed: with other words a run is still the same."""
+
+
+def without_words(value: Any) -> Any:
+    """Settings, as JSON has them, that decide figures."""
+    if isinstance(value, Mapping):
+        return {key: without_words(member) for key, member in value.items() if key not in WORDS}
+    return [without_words(member) for member in value] if isinstance(value, list) else value
+
+
 def as_json(value: Any) -> Any:
     """Tuples as lists, as JSON has them: what was written equals what is read."""
     if isinstance(value, Mapping):

@@ -36,7 +36,8 @@ HEIGHT_PHANTOMS = StudyData(
 )
 PATIENTS = StudyData(
     "Patients with multiple sclerosis",
-    "FLAIR and T1 with manual lesion masks; pixels of 2 mm (half resolution), slices as they were scanned.",
+    "FLAIR and T1 with manual lesion masks; pixels of 2 mm (half resolution), slices as they were scanned. Label 2, in "
+    "this cohort hyperintensities that are normal, is neither trained on nor scored.",
     "lesions look like lesions, as those of multiple sclerosis in FLAIR do",
     "wmh",
     (80, 112),

@@ -26,7 +26,7 @@ from scp_models.errors import UserError
 from scp_models.files import atomic_path, ensure_writable
 from scp_models.phantoms.writing import available_cores
 from scp_models.report.quiet import quiet
-from scp_models.study.design import Run, Study
+from scp_models.study.design import Run, Study, without_words
 from scp_models.study.job import RESULT, RunJob, work_of
 from scp_models.study.prepared import Prepared, prepare, write_splits
 from scp_models.study.progress import Display
@@ -95,7 +95,7 @@ def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: expected a run of this study ({error})") from error
-    if (there := result.get("settings")) != (ours := run.settings()):
+    if (there := without_words(result.get("settings"))) != (ours := without_words(run.settings())):
         raise UserError(f"{path}: expected a run of this study, it differs in {_difference(there, ours)}")
     return result
 
@@ -132,14 +132,13 @@ def _locked(folder: Path, study: Study) -> Iterator[None]:
                 there = json.loads(path.read_text())
             except (OSError, ValueError) as error:
                 raise UserError(f"{path}: expected the settings of a study ({error})") from error
-            if there != ours:
+            if without_words(there) != without_words(ours):
+                differs = _difference(without_words(there), without_words(ours))
                 raise UserError(
-                    f"{folder}: expected a study with these settings, it differs in {_difference(there, ours)} "
-                    "(another --out)"
+                    f"{folder}: expected a study with these settings, it differs in {differs} (another --out)"
                 )
-        else:
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(ours, indent=1) + "\n")
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(ours, indent=1) + "\n")
         yield
 
 
