@@ -8,6 +8,7 @@ import pytest
 
 from scp_models.errors import UserError
 from scp_models.study.analysis import differences, spread
+from scp_models.study.design import NetworkPair
 from scp_models.study.frames import FRAME_CONTROL, patients_study, phantoms_study
 from scp_models.study.page import PAGE_BEGIN, PAGE_END, PICTURE, advice, page_text, replace_advice, write_page
 from scp_models.study.record import FORMAT, read_record
@@ -105,7 +106,21 @@ def test_a_comparison_is_paired_and_averaged_over_the_seeds(tmp_path):
     ]
     for difference in over_base:
         i = difference.interval
-        assert (i.family_low, i.mean, i.family_high) == pytest.approx((0.01, 0.01, 0.01)) and i.verdict == "higher"
+        assert (i.family_low, i.mean, i.family_high) == pytest.approx((0.01, 0.01, 0.01))
+        assert difference.by_seed == pytest.approx((0.01, 0.01, 0.01)) and difference.verdict == "higher"
+
+
+def test_a_difference_that_one_training_does_not_have_is_not_shown(tmp_path):
+    """Subjects agree on the mean over seeds, but a seed is an accident that all subjects share."""
+    study = phantoms_study()
+    record = record_of(study, tmp_path / "study.json", {}, noise=0.0)
+    for run in record.content["runs"]:
+        if run["network"] == "SCP, slice":
+            shift = {31: 0.05, 32: 0.04, 33: -0.001}[run["seed"]]
+            run["scores"]["dice"] = [0.5 + shift + 1e-4 * k for k in range(20)]
+    pair = NetworkPair(study.data[0].name, "SCP, slice", "Base")
+    (difference,) = [d for d in differences(record) if d.comparison == pair]
+    assert difference.interval.verdict == "higher" and difference.verdict == "none"
 
 
 def test_a_gain_is_called_one(gain):

@@ -30,6 +30,17 @@ class Difference:
 
     comparison: NetworkPair
     interval: PairedInterval
+    """Over subjects, of the mean over seeds."""
+    by_seed: tuple[float, ...]
+    """Mean over subjects with each seed."""
+
+    @property
+    def verdict(self) -> str:
+        """``"higher"`` or ``"lower"`` where the widened interval leaves out 0 and every seed has the same sign; else
+        ``"none"``. An interval over subjects alone takes the accidents of one training for a difference.
+        """
+        agreed = all(value > 0 for value in self.by_seed) or all(value < 0 for value in self.by_seed)
+        return self.interval.verdict if agreed else "none"
 
 
 def spread(record: Record, data: str, network: str, metric: str) -> Spread:
@@ -47,15 +58,24 @@ def spread(record: Record, data: str, network: str, metric: str) -> Spread:
 def differences(record: Record, metric: str = METRIC) -> list[Difference]:
     """All comparisons that the study decided on, with intervals widened for how many they are."""
     comparisons = record.comparisons
-    return [Difference(c, paired_difference(record, c, metric, len(comparisons))) for c in comparisons]
+    return [paired_difference(record, c, metric, len(comparisons)) for c in comparisons]
 
 
-def paired_difference(record: Record, comparison: NetworkPair, metric: str, comparisons: int) -> PairedInterval:
-    """Of each subject the difference is averaged over the seeds; the bootstrap is over subjects."""
+def paired_difference(record: Record, comparison: NetworkPair, metric: str, comparisons: int) -> Difference:
+    """Of each subject the difference is averaged over the seeds; the bootstrap is over subjects.
+
+    Args:
+        record: of the study.
+        comparison: who with whom, and on what.
+        metric: of the scores.
+        comparisons: how many the interval is widened for.
+    """
     first, second = (
         record.scores(comparison.data, network, metric) for network in (comparison.network, comparison.other)
     )
-    return paired_interval((first - second).mean(axis=0).tolist(), comparisons)
+    pairs = first - second
+    by_seed = tuple(float(value) for value in pairs.mean(axis=1))
+    return Difference(comparison, paired_interval(pairs.mean(axis=0).tolist(), comparisons), by_seed)
 
 
 def thresholds(record: Record, data: str, network: str) -> tuple[float, float]:

@@ -33,9 +33,9 @@ Networks are compared in Dice, subject by subject. Each subject's difference is 
 interval is the percentile bootstrap of the mean over subjects (100 000 resamples). The comparisons of a study were
 fixed before it was run, and the intervals shown are widened for their number m to the level 1 − 0.05/m
 (Bonferroni), so that with 95 % all of a study's intervals hold. *Higher* and *lower* mean that 0 lies outside of
-the widened interval; *none* that no difference was shown, which is not the same as that there is none. Bootstrap
-intervals of few subjects are somewhat too narrow, and none contains the spread over other trainings: standard
-deviations over seeds and over subjects are given apart.
+the widened interval and that the difference has the same sign with every seed; *none* that no difference was shown,
+which is not the same as that there is none. Bootstrap intervals of few subjects are somewhat too narrow, and none
+contains the spread over other trainings: standard deviations over seeds and over subjects are given apart.
 """
 
 
@@ -96,10 +96,10 @@ def _sentence(data: Mapping[str, Any], outcomes: Sequence[Difference]) -> str:
         if over_base is None or over_control is None:
             continue
         words = f"in the frame `{frame}` ({_interval(over_base)})"
-        verdicts = {over_base.interval.verdict, over_control.interval.verdict}
+        verdicts = {over_base.verdict, over_control.verdict}
         if verdicts == {"higher"}:
             gains.append(words)
-        elif over_base.interval.verdict == "lower":
+        elif over_base.verdict == "lower":
             losses.append(words)
         else:
             nulls.append(words)
@@ -114,7 +114,7 @@ def _sentence(data: Mapping[str, Any], outcomes: Sequence[Difference]) -> str:
     if against is not None:
         gave = {"higher": "less than SCP", "lower": "more than SCP", "none": "as much, as far as was shown"}
         phrases.append(
-            f"the same positions as input channels (Base F, `foreground`) gave {gave[against.interval.verdict]} "
+            f"the same positions as input channels (Base F, `foreground`) gave {gave[against.verdict]} "
             f"(SCP − Base F {_interval(against)})"
         )
     return f"If {data['condition']} ({name}): {'; '.join(phrases)}."
@@ -181,9 +181,9 @@ def _differences(outcomes: Sequence[Difference], data: str) -> str:
         i = d.interval
         rows.append([
             f"{d.comparison.network} − {d.comparison.other}", signed(i.mean), _bounds(i.low, i.high),
-            _bounds(i.family_low, i.family_high), i.verdict,
+            _bounds(i.family_low, i.family_high), ", ".join(signed(value) for value in d.by_seed), d.verdict,
         ])  # fmt: skip
-    return table(("Dice", "difference", "95 %", f"widened for {len(outcomes)} comparisons", "shown"), rows)
+    return table(("Dice", "difference", "95 %", f"widened for {len(outcomes)} comparisons", "by seed", "shown"), rows)
 
 
 def _shown(outcomes: Sequence[Difference], data: str) -> list[Difference]:

@@ -24,7 +24,7 @@ def forest(groups: Sequence[tuple[str, Sequence[Difference]]], *, width: float =
         axis.axvline(0, color="#444444", linewidth=0.8, zorder=1)
         for k, difference in enumerate(found):
             i = difference.interval
-            colour = _COLOURS[i.verdict]
+            colour = _COLOURS[difference.verdict]
             axis.plot((i.family_low, i.family_high), (k, k), color=colour, linewidth=1.6, zorder=2)
             axis.plot(i.mean, k, "o", color=colour, markersize=4, zorder=3)
         names = [f"{d.comparison.network} − {d.comparison.other}" for d in found]

@@ -109,12 +109,14 @@ def tested_table(record: Record, data: str) -> Table:
     """Differences of SCP 256 to those that Fig. 5 tests it against, with intervals."""
     family = len(record.comparisons)
     pairs = [(other, paired_difference(record, NetworkPair(data, TESTED, other), "dice", family)) for other in AGAINST]
-    rows = [
-        _cells(f"{TESTED} − {other}", signed(i.mean), f"{signed(i.low)} to {signed(i.high)}",
-               f"{signed(i.family_low)} to {signed(i.family_high)}", i.verdict)
-        for other, i in pairs
-    ]  # fmt: skip
-    values = [[TESTED, other, i.mean, i.low, i.high, i.family_low, i.family_high, i.verdict] for other, i in pairs]
+    rows, values = [], []
+    for other, difference in pairs:
+        i, verdict = difference.interval, difference.verdict
+        bounds = f"{signed(i.family_low)} to {signed(i.family_high)}"
+        rows.append(
+            _cells(f"{TESTED} − {other}", signed(i.mean), f"{signed(i.low)} to {signed(i.high)}", bounds, verdict)
+        )
+        values.append([TESTED, other, i.mean, i.low, i.high, i.family_low, i.family_high, verdict])
     columns = ["network", "other", "mean", "low", "high", "family_low", "family_high", "verdict"]
     headings = ["Dice", "difference", "95 %", f"widened for {family} comparisons", "shown"]
     return Table(f"differences-{data.lower()}", f"{TESTED} against others: {data}", "", headings, rows, values, columns)
@@ -129,14 +131,15 @@ def ablation_table(record: Record, data: str, names: Sequence[str], to: str) -> 
     values: list[list[object]] = [[to, dice.mean, None, None, None, None, 1.0, 1.0]]
     for name in names:
         mean = spread(record, data, name, "dice").mean
-        i = paired_difference(record, NetworkPair(data, name, to), "dice", family)
+        difference = paired_difference(record, NetworkPair(data, name, to), "dice", family)
+        i, verdict = difference.interval, difference.verdict
         parameters = record.runs(data, name)[0]["parameters"] / base[0]
         seconds = training_seconds(record, data, name) / base[1]
         bounds = f"{signed(i.family_low)} to {signed(i.family_high)}"
         rows.append(_cells(
-            name, f"{100 * mean:.2f}", signed(i.mean), bounds, i.verdict, f"{parameters:.2f}", f"{seconds:.2f}"
+            name, f"{100 * mean:.2f}", signed(i.mean), bounds, verdict, f"{parameters:.2f}", f"{seconds:.2f}"
         ))  # fmt: skip
-        values.append([name, mean, i.mean, i.family_low, i.family_high, i.verdict, parameters, seconds])
+        values.append([name, mean, i.mean, i.family_low, i.family_high, verdict, parameters, seconds])
     remark = (
         "Each row changes one thing of the first. Parameters and time of training (median, on one thread; runs "
         "side by side disturb each other) are ratios to it. Intervals are widened for the study's comparisons."
