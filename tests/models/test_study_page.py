@@ -60,9 +60,8 @@ def test_the_page_is_what_the_records_say():
     assert records, "no study.json below docs/studies"
     outcomes = {record.name: differences(record) for record in records}
     assert PAGE.read_text(encoding="utf-8") == page_text(records, outcomes)
-    assert f"{PAGE_BEGIN}\n\n{advice(records, outcomes)}\n\n{PAGE_END}" in (ROOT / "README.md").read_text(
-        encoding="utf-8"
-    )
+    block = f"{PAGE_BEGIN}\n\n{advice(records, outcomes, 'docs/')}\n\n{PAGE_END}"
+    assert block in (ROOT / "README.md").read_text(encoding="utf-8")
     assert (PAGE.parent / PICTURE).is_file()
 
 
@@ -126,8 +125,10 @@ def test_a_difference_that_one_training_does_not_have_is_not_shown(tmp_path):
 def test_a_gain_is_called_one(gain):
     outcomes = {gain.name: differences(gain)}
     text = advice([gain], outcomes)
-    assert text.count("**use it**") == 2 and "in the frame `foreground` (+0.2" in text
-    assert text.count("**do not expect a gain**") == 2 and "in the frame `slice`" in text
+    assert text.count("**Use it** if only the") == 2 and "**Do not" not in text
+    assert text.count("higher than Base's and its control's in the frames `foreground` (+0.2") == 2
+    assert text.count("no gain over both Base and its control was shown in the frames `slice`") == 2
+    assert text.count("gave less: SCP − Base F +0.2") == 2
     page = page_text([gain], outcomes)
     assert "widened for 30 comparisons" in page and "a machine, 2 cores, Linux" in page and "preset recommended" in page
     assert "| SCP, foreground | **" in page and "fixed before it was run" in page
@@ -135,14 +136,15 @@ def test_a_gain_is_called_one(gain):
 
 def test_a_null_is_called_one(null):
     text = advice([null], {null.name: differences(null)})
-    assert "**use it**" not in text and "**lost** against Base in the frame `slice`" in text
-    assert "**do not expect a gain**" in text and "as much, as far as was shown" in text
+    assert "**Use it**" not in text and "**Do not expect a gain** if lesions look like lesions" in text
+    assert "lower than Base's in the frames `slice` (−0.2" in text
+    assert "was shown in the frames `image`" in text and "gave as much, as far as was shown" in text
 
 
 def test_a_gain_that_the_control_has_too_is_not_the_places(tmp_path):
     means = {"SCP, foreground": 0.8, FRAME_CONTROL: 0.8}
     record = record_of(phantoms_study(), tmp_path / "study.json", means)
-    assert "**use it**" not in advice([record], {record.name: differences(record)})
+    assert "**Use it**" not in advice([record], {record.name: differences(record)})
 
 
 def test_a_record_without_all_its_runs_makes_no_page(gain, tmp_path):
@@ -170,7 +172,8 @@ def test_the_command_writes_page_picture_and_readme(gain, null, tmp_path):
     records = [gain, null]
     outcomes = {record.name: differences(record) for record in records}
     assert out.read_text() == page_text(records, outcomes) and (out.parent / PICTURE).stat().st_size > 10_000
-    assert readme.read_text() == f"before\n{PAGE_BEGIN}\n\n{advice(records, outcomes)}\n\n{PAGE_END}\nafter\n"
+    text = advice(records, outcomes, "docs/")
+    assert "(docs/frames.md)" in text and readme.read_text() == f"before\n{PAGE_BEGIN}\n\n{text}\n\n{PAGE_END}\nafter\n"
 
 
 def test_the_picture_is_the_same_for_the_same_records(gain, tmp_path):

@@ -53,15 +53,16 @@ def write_page(records: Sequence[Record], path: Path, readme: Path | None = None
     with atomic_path(picture) as temporary:
         forest(shown).savefig(temporary, dpi=130, facecolor="white", metadata={"Software": None})
     if readme is not None:
-        replace_advice(readme, advice(records, outcomes))
+        replace_advice(readme, advice(records, outcomes, f"{path.parent.name}/"))
     return path
 
 
 def page_text(records: Sequence[Record], outcomes: dict[str, list[Difference]]) -> str:
     """The page's Markdown."""
     caption = (
-        "Differences in Dice with intervals that are widened for the number of comparisons. Right of the line the "
-        "network named first scored higher; an interval that crosses the line shows no difference."
+        "Right of the line SCP scored higher: differences in Dice, with intervals that are widened for the number of "
+        "comparisons. Hollow: no difference was shown. The control is SCP that is told the same position everywhere; "
+        "Base F has SCP's positions as input channels."
     )
     parts = [
         "# When SCP helps\n",
@@ -74,15 +75,22 @@ def page_text(records: Sequence[Record], outcomes: dict[str, list[Difference]]) 
     return "\n".join(parts)
 
 
-def advice(records: Sequence[Record], outcomes: dict[str, list[Difference]]) -> str:
-    """When to use SCP and when not, by rule: one sentence per data set, from its verdicts."""
+def advice(records: Sequence[Record], outcomes: dict[str, list[Difference]], docs: str = "") -> str:
+    """When to use SCP and when not, by rule: one sentence per data set, from its verdicts.
+
+    Args:
+        records: of the studies.
+        outcomes: of their comparisons, by the study's name.
+        docs: path of the documents from where the text will stand.
+    """
     sentences = []
     for record in records:
         for data in record.data:
             sentences.append(_sentence(data, outcomes[record.name]))
     lead = (
         "Whether a spatially covariant head is worth having depends on whether place decides the label, on whether the "
-        "backbone sees the place by itself, and on what positions are measured in."
+        f"backbone sees the place by itself, and on what positions are measured in ([frames]({docs}frames.md)). SCP − "
+        "Base in Dice, with intervals that are widened for the number of comparisons:"
     )
     return "\n".join([lead, "", *(f"- {sentence}" for sentence in sentences)])
 
@@ -95,9 +103,8 @@ def _sentence(data: Mapping[str, Any], outcomes: Sequence[Difference]) -> str:
         over_control = of_network(outcomes, name, f"SCP, {frame}", FRAME_CONTROL)
         if over_base is None or over_control is None:
             continue
-        words = f"in the frame `{frame}` ({_interval(over_base)})"
-        verdicts = {over_base.verdict, over_control.verdict}
-        if verdicts == {"higher"}:
+        words = f"`{frame}` ({_interval(over_base)})"
+        if {over_base.verdict, over_control.verdict} == {"higher"}:
             gains.append(words)
         elif over_base.verdict == "lower":
             losses.append(words)
@@ -105,19 +112,20 @@ def _sentence(data: Mapping[str, Any], outcomes: Sequence[Difference]) -> str:
             nulls.append(words)
     phrases = []
     if gains:
-        phrases.append(f"**use it**: its Dice was higher than Base's and its control's {_listed(gains)}")
+        phrases.append(f"its Dice was higher than Base's and its control's in the frames {_listed(gains)}")
     if losses:
-        phrases.append(f"it **lost** against Base {_listed(losses)}")
+        phrases.append(f"its Dice was lower than Base's in the frames {_listed(losses)}")
     if nulls:
-        phrases.append(f"**do not expect a gain**: none over both Base and its control was shown {_listed(nulls)}")
+        phrases.append(f"no gain over both Base and its control was shown in the frames {_listed(nulls)}")
     against = of_network(outcomes, name, "SCP, foreground", "Base F, foreground")
     if against is not None:
-        gave = {"higher": "less than SCP", "lower": "more than SCP", "none": "as much, as far as was shown"}
+        gave = {"higher": "gave less", "lower": "gave more", "none": "gave as much, as far as was shown"}
         phrases.append(
-            f"the same positions as input channels (Base F, `foreground`) gave {gave[against.verdict]} "
-            f"(SCP − Base F {_interval(against)})"
+            f"the same positions as input channels (Base F, `foreground`) {gave[against.verdict]}: SCP − Base F "
+            f"{_interval(against)}"
         )
-    return f"If {data['condition']} ({name}): {'; '.join(phrases)}."
+    lead = "**Use it**" if gains else "**Do not expect a gain**"
+    return f"{lead} if {data['condition']} ({name}): {'; '.join(phrases)}."
 
 
 def chapter(record: Record, outcomes: Sequence[Difference]) -> str:
@@ -186,8 +194,16 @@ def _differences(outcomes: Sequence[Difference], data: str) -> str:
     return table(("Dice", "difference", "95 %", f"widened for {len(outcomes)} comparisons", "by seed", "shown"), rows)
 
 
-def _shown(outcomes: Sequence[Difference], data: str) -> list[Difference]:
-    return [d for d in outcomes if d.comparison.data == data and d.comparison.network.startswith("SCP")]
+def _shown(outcomes: Sequence[Difference], data: str) -> dict[str, dict[str, Difference]]:
+    """What the picture has of a data set: SCP in each frame, against Base, its control and Base F."""
+    rows: dict[str, dict[str, Difference]] = {}
+    for frame in FRAMES:
+        others = {"SCP − Base": "Base", "SCP − its control": FRAME_CONTROL, "SCP − Base F": f"Base F, {frame}"}
+        for series, other in others.items():
+            difference = of_network(outcomes, data, f"SCP, {frame}", other)
+            if difference is not None:
+                rows.setdefault(f"frame {frame}", {})[series] = difference
+    return rows
 
 
 def _interval(difference: Difference) -> str:
