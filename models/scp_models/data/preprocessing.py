@@ -135,6 +135,21 @@ class SourceGrid:
             canonical[..., part] = slices if threshold is None else slices > threshold
         return apply_orientation(canonical, inverse(self.to_canonical))
 
+    def restore_classes(self, probabilities: NDArray[Any]) -> NDArray[np.uint8]:
+        """The class with the largest probability at the file's own resolution; background outside the crop.
+
+        Args:
+            probabilities: ``[K, H, W, Z]``, the background first; resized linearly before they are compared, a few
+                slices at a time.
+        """
+        shape = self.canonical_shape
+        canonical = np.zeros(shape, np.uint8)
+        for start in range(0, shape[2], CHUNK):
+            part = slice(start, start + CHUNK)
+            # Outside all are 0, and the first of equals counts.
+            canonical[..., part] = np.stack([self._unfit(p[..., part]) for p in probabilities]).argmax(axis=0)
+        return apply_orientation(canonical, inverse(self.to_canonical))
+
     def _unfit(self, slices: NDArray[Any]) -> NDArray[Any]:
         size = self.canonical_shape[:2]
         if self.task.resize:
@@ -161,7 +176,9 @@ class Volume:
     image: NDArray[np.float32]
     """``[C, H, W, Z]``."""
     label: NDArray[np.uint8] | None
-    """``[H, W, Z]``: 0 background, 1 target, 2 ignored; None if not read."""
+    """``[H, W, Z]``: 0 background, 1 target, 2 ignored; of several classes their numbers, and 255 ignored; None if not
+    read.
+    """
     grid: SourceGrid
     geometry: VolumeGeometry
     """Where the slices lie, and what frames are made of."""
@@ -215,7 +232,7 @@ class VolumeReader:
             for chunk in self._label_chunks(volume, grid.to_canonical):
                 mapped = _mapped(chunk, self.task)
                 if not self.task.resize:
-                    loss += _target_loss(mapped == 1, grid)
+                    loss += _target_loss((mapped > 0) & (mapped != self.task.ignored_label), grid)
                 fitted.append(grid.fit(mapped))
             label = np.concatenate(fitted, axis=2)
         box = None if area is None else bounding_box(area, grid.affine, self.task.max_height)
@@ -231,7 +248,7 @@ class VolumeReader:
         return SourceGrid(self._open_images(subject)[0], self.task)
 
     def read_label(self, subject: Subject) -> NDArray[np.uint8]:
-        """Reference in the grid of the first image, ``[x, y, z]``: 0 background, 1 target, 2 ignored."""
+        """Reference in the grid of the first image, ``[x, y, z]``, with the numbers of :attr:`Volume.label`."""
         return _mapped(self._stored_label(subject), self.task)
 
     def stored_labels(self, subject: Subject) -> list[int]:
@@ -335,7 +352,8 @@ class VolumeReader:
             if not known.all():
                 expected = f"labels {allowed}" if allowed else "labels that are integers"
                 others = [float(v) for v in values[~known]][:5]
-                raise UserError(f"{path}: expected {expected}, got also {others}{_hint(values, allowed)}")
+                hint = _hint(values, allowed, bool(self.task.classes))
+                raise UserError(f"{path}: expected {expected}, got also {others}{hint}")
             yield chunk
 
 
@@ -349,9 +367,11 @@ def _must_be_single(file: VolumeFile) -> None:
         raise UserError(f"{file.path}: expected a 3-D volume, got shape {tuple(file.data.shape)}")
 
 
-def _hint(values: NDArray[Any], allowed: tuple[int, ...] | None) -> str:
+def _hint(values: NDArray[Any], allowed: tuple[int, ...] | None, classes: bool) -> str:
     if allowed is None or (values % 1).any():
         return ""
+    if classes:
+        return " (--data.classes may name them as background, --data.ignored as ignored)"
     if len(values) <= 2 and values.min() >= 0 and values.max() > max(allowed):
         return f" (a mask of 0 and {int(values.max())}: --data.target {int(values.max())})"
     return " (other labels: --data.target, --data.ignored)"
@@ -373,10 +393,20 @@ def _target_loss(target: NDArray[np.bool_], grid: SourceGrid) -> CropLoss:
 
 
 def _mapped(stored: NDArray[Any], task: Task) -> NDArray[np.uint8]:
-    """0 background, 1 target, 2 ignored."""
-    label = np.isin(stored, task.target).astype(np.uint8)
+    """Stored label values as the numbers of :attr:`Volume.label`."""
+    label = class_numbers(stored, task)
     if task.ignored:
-        label[np.isin(stored, task.ignored)] = 2
+        label[np.isin(stored, task.ignored)] = task.ignored_label
+    return label
+
+
+def class_numbers(stored: NDArray[Any], task: Task) -> NDArray[np.uint8]:
+    """Values of label files as 0 and 1 for the target, or as 0 and the classes' numbers."""
+    if not task.classes:
+        return np.isin(stored, task.target).astype(np.uint8)
+    label = np.zeros(stored.shape, np.uint8)
+    for k, (_, values) in enumerate(task.classes):
+        label[np.isin(stored, values)] = k + 1
     return label
 
 

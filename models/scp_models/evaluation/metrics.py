@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from scp_models.data.classes import IGNORED_AMONG_CLASSES
 from scp_models.data.tasks import IGNORED_LABEL, TARGET_LABEL
 
 METRICS = (
@@ -109,6 +110,49 @@ def subject_scores(
         "predicted_lesions": float(predicted_lesions),
         "reference_ml": reference_voxels * millilitres,
         "predicted_ml": predicted_voxels * millilitres,
+    }
+
+
+def class_scores(
+    prediction: NDArray[Any],
+    reference: NDArray[Any],
+    spacing: Sequence[float],
+    classes: Sequence[str],
+    *,
+    connectivity: Connectivity = 26,
+    ignore_label: int = IGNORED_AMONG_CLASSES,
+) -> dict[str, dict[str, float]]:
+    """:func:`subject_scores` of each of several exclusive classes against all else, by name.
+
+    Args:
+        prediction: ``[X, Y, Z]``, 0 and the classes' numbers from 1 on.
+        reference: the same, and ``ignore_label``.
+        spacing: voxel size in mm along the three axes.
+        classes: their names, in the order of their numbers.
+        connectivity: of lesions.
+        ignore_label: label of voxels that count for no class.
+
+    Raises:
+        ValueError: shapes, labels, spacing or connectivity other than these.
+    """
+    numbers = range(1 + len(classes))
+    for name, volume, allowed in (
+        ("prediction", prediction, (*numbers,)),
+        ("reference", reference, (*numbers, ignore_label)),
+    ):
+        values = np.unique(volume)
+        strange = values[~np.isin(values, allowed)]
+        if len(strange):
+            raise ValueError(f"{name}: expected labels among {allowed}, got also {strange[:5].tolist()}")
+    ignored = np.uint8(IGNORED_LABEL) * (reference == ignore_label)
+    return {
+        name: subject_scores(
+            prediction == number,
+            ignored + np.uint8(TARGET_LABEL) * (reference == number),
+            spacing,
+            connectivity=connectivity,
+        )
+        for number, name in enumerate(classes, start=1)
     }
 
 
