@@ -87,8 +87,9 @@ def evaluate(options: EvaluateOptions) -> None:
     from scp_models.files import ensure_writable
 
     data = DataSet(options.data, options.layout, options.split, options.split_file, options.label_affine)
+    failures = Failures(_report, fail_fast=options.fail_fast)
     if options.checkpoint is not None:
-        masks, subjects = masks_of_checkpoint(options.checkpoint, data, options.threshold, options.frame)
+        masks, subjects = masks_of_checkpoint(options.checkpoint, data, options.threshold, options.frame, failures)
     else:
         assert options.predictions is not None
         description = {
@@ -101,11 +102,11 @@ def evaluate(options: EvaluateOptions) -> None:
         }
         masks, subjects = masks_of_files(options.predictions, data, description, options.threshold)
     ensure_writable(options.out)
+    total = len(subjects) + len(failures.messages)
     shown = track(subjects, "Evaluating", transient=True)
-    failures = Failures(_report, fail_fast=options.fail_fast)
     rows = scores_of(masks, shown, options.connectivity, failures)  # type: ignore[arg-type]
     if not rows:
-        _finish(failures, len(subjects))
+        _finish(failures, total)
     about: dict[str, Any] = {
         "of": str(options.checkpoint or options.predictions),
         "data": str(options.data),
@@ -124,7 +125,7 @@ def evaluate(options: EvaluateOptions) -> None:
     typer.echo(headline(summary))
     for name in ("scores.csv", "summary.json"):
         typer.echo(options.out / name)
-    _finish(failures, len(subjects))
+    _finish(failures, total)
 
 
 @app.command()

@@ -15,7 +15,7 @@ Threshold = Annotated[
     float | None, typer.Option(help="Of probabilities; by default the checkpoint's, or 0.5.", min=0, max=1)
 ]
 
-Frame = Annotated[
+FrameOption = Annotated[
     str | None,
     typer.Option(help="Path of each subject's transform ({subject}, {folder}), for a checkpoint trained with such."),
 ]
@@ -67,7 +67,7 @@ class EvaluateOptions:
         str | None,
         typer.Option(help="Of references that lie elsewhere than their images: header or image counts; auto measures."),
     ] = None
-    frame: Frame = None
+    frame: FrameOption = None
     fail_fast: FailFast = False
 
     def check(self) -> None:
@@ -101,7 +101,7 @@ class PredictOptions:
     probabilities: Annotated[bool, typer.Option(help="Write probabilities too.")] = False
     threshold: Threshold = None
     layout: Layout = "auto"
-    frame: Frame = None
+    frame: FrameOption = None
     fail_fast: FailFast = False
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scp_kernels import BackendUnavailable, count_macs, dispatch, scp, scp_reference
 from scp_kernels.backends import cuda
-from scp_kernels.backends.cuda import requirements, sizes
+from scp_kernels.backends.cuda import requirements, sized_cuda_call
 from scp_kernels.problem import Problem
 from tests.support.agreement import (
     NON_FINITE,
@@ -128,7 +128,7 @@ def concurrent_lines(shape, h1, dtype=torch.float64, concurrent=None):
 
 
 def requirements_of(inputs, groups=1):
-    return requirements(build(), sizes(problem_like(inputs, groups), HostCuda().shared_memory, 4), True)
+    return requirements(build(), sized_cuda_call(problem_like(inputs, groups), HostCuda().shared_memory, 4), True)
 
 
 def capacity(inputs):
@@ -196,7 +196,7 @@ def test_chunks():
     """Wide enough that partial gradients of all tiles do not fit at once; a chunk may end within a position map."""
     inputs = make_inputs((20, 34), batch=3, channels=64, classes=6, hidden=(6, 512), dtype=torch.float64)
     groups = torch.eye(2, 3, dtype=torch.float64).repeat(3, 1, 1) + torch.arange(3.0).double()[:, None, None] / 7
-    call = sizes(problem_like(inputs, groups=3), HostCuda().shared_memory, 4)
+    call = sized_cuda_call(problem_like(inputs, groups=3), HostCuda().shared_memory, 4)
     assert requirements(build(), call, True).chunks > 1
     check(inputs, affine=groups)
 
@@ -369,7 +369,7 @@ def test_executed_multiply_adds_of_unstable_units_and_overflow_tiles():
 def test_partial_gradients_lie_in_the_features_gradient():
     """Which is written last: where it is large enough, backward needs next to no memory of its own."""
     inputs = make_inputs((21, 40), batch=16, channels=8, hidden=(24, 20), classes=2, bias=True)
-    call = sizes(problem_like(inputs), HostCuda().shared_memory, 4)
+    call = sized_cuda_call(problem_like(inputs), HostCuda().shared_memory, 4)
     alone = requirements(build(), call, True).workspace_bytes
     call.scratch_alias_bytes = inputs.features.nbytes
     assert requirements(build(), call, True).workspace_bytes < alone / 8
@@ -395,10 +395,10 @@ def test_the_scratch_alias_is_no_larger_than_the_features_gradient(monkeypatch, 
 def test_workspace_is_bounded():
     """At the paper's largest head, and at maps of any size."""
     head = Problem(14, 32, 1, (256, 256), (160, 224), 1, torch.float32, torch.float32, torch.device("cpu"))
-    call = sizes(head, 227 * 1024, 132)
+    call = sized_cuda_call(head, 227 * 1024, 132)
     assert requirements(build(), call, True).workspace_bytes < 32 * 2**20
     call.scratch_alias_bytes = 14 * 32 * 160 * 224 * 4
     assert requirements(build(), call, True).workspace_bytes < 2 * 2**20
     large = Problem(1, 32, 1, (256, 256), (4096, 4096), 1, torch.float32, torch.float32, torch.device("cpu"))
     flags = 4 * (4096 * 4096 // 128)
-    assert requirements(build(), sizes(large, 227 * 1024, 132), True).workspace_bytes < 32 * 2**20 + flags
+    assert requirements(build(), sized_cuda_call(large, 227 * 1024, 132), True).workspace_bytes < 32 * 2**20 + flags

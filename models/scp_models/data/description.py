@@ -48,8 +48,8 @@ class Description:
             return options
         values = {value for members in self.labels.values() for value in members}
         if "classes" in options:
-            named = {label: members for label, members in self.labels.items() if label != "ignore"}
-            options["classes"] = resolve_classes(options["classes"], named, str(self.path))
+            by_name = {label: members for label, members in self.labels.items() if label != "ignore"}
+            options["classes"] = resolve_classes(options["classes"], by_name, str(self.path))
         elif "target" not in options:
             if len(self.foreground) == 1:
                 options["target"] = list(*self.foreground.values())

@@ -1,6 +1,7 @@
 """One person's head: the average anatomy, moved, scaled, warped and aged at random, sampled on a scanner's grid."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Variability:
     ageing: tuple[float, float] = (0.1, 0.35)
 
 
-POSE = {"rotation_deg": 7.0, "log_scale": 0.09, "shift_mm": 12.0}
+POSE: dict[str, Any] = {"rotation_deg": 7.0, "log_scale": 0.09, "shift_mm": 12.0}
 """Of :class:`Variability`: heads that lie anywhere in the field of view."""
 
 

@@ -17,6 +17,7 @@ from scp_models.phantoms.templates import BrainTemplate, load_brain_template
 from scp_models.phantoms.writing import (
     available_cores,
     check_arguments,
+    check_shape,
     make_image,
     oriented,
     record_options,
@@ -87,9 +88,7 @@ def grid_of(
     whole = decided_by in ("height", "side")
     if size == "small":
         size = (80, 112, 24 if whole else 8)
-    if isinstance(size, str) or len(size) != 3 or min(size) < 1:
-        raise UserError(f"--size {size}: expected full, small or a shape of three positive numbers")
-    x, y, z = size
+    x, y, z = check_shape(size)
     margin = 2 * _POSE_MARGIN if pose else 0.0
     step = (_BRAIN_HEIGHT + margin) / z if whole else _SLAB_SPACING
     spacing = ((_SLAB_FIELD_OF_VIEW[0] + margin) / x, (_SLAB_FIELD_OF_VIEW[1] + margin) / y, step)

@@ -269,7 +269,7 @@ def test_overflow_boxes_are_exact(small_blocks, monkeypatch, capacity, overflows
     problem = Problem(**SMALL | {"hidden": (24, 11), "spatial_shape": (7, 19), "batch": 2})
     extent = torch.tensor([7.0, 19.0]).double()
     matrix = position_matrix(identity_affine(2, extent.device), extent, "centered")
-    passes = launch.forward(SCPInputs(inputs.features, inputs.phi, inputs.residual, None, matrix, problem), 75)
+    passes = launch.forward_sequence(SCPInputs(inputs.features, inputs.phi, inputs.residual, None, matrix, problem), 75)
     passes.run()
     sizes = {}
     for item in passes.launches:
@@ -363,7 +363,9 @@ def test_unstable_units_of_layer_1_are_those_that_change_sign_on_a_tile(small_bl
     matrix = position_matrix(identity_affine(2, extent.device), extent, "pixels")
     coefficients = first_layer_coefficients(*inputs.phi[:2], matrix)
     problem = Problem(**SMALL | {"batch": 1, "num_classes": 1, "hidden": (21, 18), "spatial_shape": (13, 37)})
-    passes = launch.forward(SCPInputs(inputs.features[:1], inputs.phi, inputs.residual, None, matrix, problem), 75)
+    passes = launch.forward_sequence(
+        SCPInputs(inputs.features[:1], inputs.phi, inputs.residual, None, matrix, problem), 75
+    )
     passes.run()
     expected = []
     for super_row, super_column, column in itertools.product(range(0, 13, 4), range(0, 37, 8), (0, 4)):
@@ -384,7 +386,7 @@ def test_no_unit_of_layer_2_that_changes_sign_is_folded(seed):
     extent = torch.tensor([height, width], dtype=torch.float64)
     matrix = position_matrix(identity_affine(2, extent.device), extent, "pixels")
     problem = Problem(**SMALL | {"batch": 2, "num_classes": 1, "hidden": (32, 40), "spatial_shape": (height, width)})
-    passes = launch.forward(SCPInputs(inputs.features, inputs.phi, inputs.residual, None, matrix, problem), 75)
+    passes = launch.forward_sequence(SCPInputs(inputs.features, inputs.phi, inputs.residual, None, matrix, problem), 75)
     i, j = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
     w1, b1, w2, b2, *_ = (t.double() for t in inputs.phi)
     s = torch.stack([i, j, height - i, width - j]).flatten(1).double()
@@ -425,9 +427,9 @@ def test_executed_multiply_adds():
         phi = (w1, bias, second, b2, *rest)
         call = SCPInputs(inputs.features, phi, inputs.residual, None, matrix, problem)
         if backward:
-            sequence = launch.backward(call, inputs.grad_logits, GradientNeeds(True, True), 75)
+            sequence = launch.backward_sequence(call, inputs.grad_logits, GradientNeeds(True, True), 75)
         else:
-            sequence = launch.forward(call, 75)
+            sequence = launch.forward_sequence(call, 75)
         with count_macs() as count:
             triton_backend._run(sequence)
         return count.macs
