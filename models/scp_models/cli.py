@@ -117,9 +117,9 @@ def evaluate(options: EvaluateOptions) -> None:
     if failures.messages:
         about["skipped"] = failures.messages
     summary = write_scores(rows, options.out, about)
-    found = {row.get("class") for row in rows if row["reference_lesions"]}
+    present = {row.get("class") for row in rows if row["reference_lesions"]}
     for name in dict.fromkeys(row.get("class") for row in rows):
-        if name not in found:
+        if name not in present:
             what = f"the target label {list(masks.reader.task.target)}" if name is None else f"the class {name!r}"
             typer.echo(f"warning: {data.root}: no reference has {what}: its scores say nothing", err=True)
     typer.echo(headline(summary))

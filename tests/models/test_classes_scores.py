@@ -17,6 +17,7 @@ from scp_models.errors import UserError
 from scp_models.evaluation.metrics import METRICS, class_scores
 from scp_models.evaluation.scores import headline, paired_scores, read_scores, write_scores
 from scp_models.report import figures
+from scp_models.report.demo.pictures import slices_picture
 from tests.support.commands import fit_arguments, scp_models
 from tests.support.tiny_data import write_classes, write_lits
 
@@ -114,6 +115,11 @@ def test_each_class_has_an_outline_of_its_own_colour():
         "left, reference", "left, prediction", "right, reference", "right, prediction", "unseen, reference",
         "unseen, prediction", "not scored",
     ]  # fmt: skip
+    volume = np.stack([np.zeros_like(reference), reference], axis=2)
+    volume[..., 0] = 255
+    predicted, classes = {"SCP": volume % 255}, ("left", "right")
+    picture = slices_picture("median", "a", volume * 1.0, volume, predicted, {"SCP": 0.5}, (1, 1), classes)
+    assert "slice 2 of 2" in picture.caption
     figures.weight_field_statistics(np.random.default_rng(0).random((3, 4, 6, 5)))
 
 

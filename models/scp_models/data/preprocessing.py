@@ -5,7 +5,7 @@ The canonical grid is nibabel's closest to RAS+, so its first axis is left-right
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,16 +27,13 @@ from scp_models.data.geometry import (
     resized_axis,
     turned_shape,
 )
+from scp_models.data.labels import label_numbers, label_values
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import LabelAffine, Task
 from scp_models.data.volume import VolumeFile
 from scp_models.data.volume_files import open_volume
 from scp_models.errors import UserError
 from scp_models.notes import note
-
-# Of a scaled integer to the label it stands for: 255 times a slope of 1/255 is 1.00000006. Of a value in floating
-# point, its rounding: what is further away was interpolated.
-_SCALED_TOLERANCE, _ROUNDING = 1e-3, 1e-6
 
 
 @dataclass(frozen=True)
@@ -235,8 +232,8 @@ class VolumeReader:
             volume, lines = self._open_label(subject, grid)
             notes += lines
             fitted = []
-            for chunk in self._label_chunks(volume, grid.to_canonical):
-                mapped = _mapped(chunk, self.task)
+            for chunk in label_values(volume, self.task, grid.to_canonical):
+                mapped = label_numbers(chunk, self.task)
                 if not self.task.resize:
                     loss += _target_loss((mapped > 0) & (mapped != self.task.ignored_label), grid)
                 fitted.append(grid.fit(mapped))
@@ -255,7 +252,7 @@ class VolumeReader:
 
     def read_label(self, subject: Subject) -> NDArray[np.uint8]:
         """Reference in the grid of the first image, ``[x, y, z]``, with the numbers of :attr:`Volume.label`."""
-        return _mapped(self._stored_label(subject), self.task)
+        return label_numbers(self._stored_label(subject), self.task)
 
     def stored_labels(self, subject: Subject) -> list[int]:
         """The values in the reference's file, sorted."""
@@ -286,7 +283,7 @@ class VolumeReader:
         grid = self.grid(subject)
         volume, notes = self._open_label(subject, grid)
         _say(notes)
-        return np.concatenate(list(self._label_chunks(volume)), axis=2)
+        return np.concatenate(list(label_values(volume, self.task)), axis=2)
 
     def _open_images(self, subject: Subject) -> list[VolumeFile]:
         files = [open_volume(path) for path in subject.images]
@@ -356,23 +353,6 @@ class VolumeReader:
         coarse = np.concatenate([chunk[x // 2 :: x, y // 2 :: y] for chunk in chunks], axis=2)[..., z // 2 :: z]
         return find_foreground(self._windowed(coarse.astype(np.float32)), steps)
 
-    def _label_chunks(self, volume: AlignedVolume, axes: Orientation = SAME_AXES) -> Iterator[NDArray[Any]]:
-        """Stored label values, which are integers and, for some tasks, known ones."""
-        path = volume.file.path
-        for chunk in volume.chunks(axes):
-            if chunk.dtype.kind == "f":
-                rounded = np.rint(chunk)
-                limit = _SCALED_TOLERANCE if volume.file.scaled else _ROUNDING * np.maximum(1, np.abs(rounded))
-                chunk = np.where(np.abs(chunk - rounded) <= limit, rounded, chunk)
-            values, allowed = np.unique(chunk), self.task.labels
-            known = np.isin(values, allowed) if allowed else values == np.rint(values)
-            if not known.all():
-                expected = f"labels {allowed}" if allowed else "labels that are integers"
-                others = [float(v) for v in values[~known]][:5]
-                hint = _hint(values, allowed, bool(self.task.classes))
-                raise UserError(f"{path}: expected {expected}, got also {others}{hint}")
-            yield chunk
-
 
 def _say(notes: Iterable[str]) -> None:
     for line in notes:
@@ -382,16 +362,6 @@ def _say(notes: Iterable[str]) -> None:
 def _must_be_single(file: VolumeFile) -> None:
     if file.channels != 1:
         raise UserError(f"{file.path}: expected a 3-D volume, got shape {tuple(file.data.shape)}")
-
-
-def _hint(values: NDArray[Any], allowed: tuple[int, ...] | None, classes: bool) -> str:
-    if allowed is None or (values % 1).any():
-        return ""
-    if classes:
-        return " (--data.classes may name them as background, --data.ignored as ignored)"
-    if len(values) <= 2 and values.min() >= 0 and values.max() > max(allowed):
-        return f" (a mask of 0 and {int(values.max())}: --data.target {int(values.max())})"
-    return " (other labels: --data.target, --data.ignored)"
 
 
 def _foreground_loss(area: Foreground, grid: SourceGrid) -> CropLoss:
@@ -407,21 +377,3 @@ def _foreground_loss(area: Foreground, grid: SourceGrid) -> CropLoss:
 
 def _target_loss(target: NDArray[np.bool_], grid: SourceGrid) -> CropLoss:
     return CropLoss(target=int(target.sum()), target_outside=int(target[~grid.inside()].sum()))
-
-
-def _mapped(stored: NDArray[Any], task: Task) -> NDArray[np.uint8]:
-    """Stored label values as the numbers of :attr:`Volume.label`."""
-    label = class_numbers(stored, task)
-    if task.ignored:
-        label[np.isin(stored, task.ignored)] = task.ignored_label
-    return label
-
-
-def class_numbers(stored: NDArray[Any], task: Task) -> NDArray[np.uint8]:
-    """Values of label files as 0 and 1 for the target, or as 0 and the classes' numbers."""
-    if not task.classes:
-        return np.isin(stored, task.target).astype(np.uint8)
-    label = np.zeros(stored.shape, np.uint8)
-    for k, (_, values) in enumerate(task.classes):
-        label[np.isin(stored, values)] = k + 1
-    return label

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scp_models.data.classes import describe_classes
+from scp_models.data.labels import class_numbers
 from scp_models.data.names import match_names
-from scp_models.data.preprocessing import SourceGrid, VolumeReader, class_numbers
+from scp_models.data.preprocessing import SourceGrid, VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task
 from scp_models.data.volume import VolumeFile, is_clutter
