@@ -121,7 +121,8 @@ def evaluate(options: EvaluateOptions) -> None:
     for name in dict.fromkeys(row.get("class") for row in rows):
         if name not in present:
             what = f"the target label {list(masks.reader.task.target)}" if name is None else f"the class {name!r}"
-            typer.echo(f"warning: {data.root}: no reference has {what}: its scores say nothing", err=True)
+            of = "the scores" if name is None else "its scores"
+            typer.echo(f"warning: {data.root}: no reference has {what}: {of} say nothing", err=True)
     typer.echo(headline(summary))
     for name in ("scores.csv", "summary.json"):
         typer.echo(options.out / name)

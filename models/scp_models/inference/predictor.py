@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -41,12 +42,12 @@ class Segmentation:
             return self.grid.restore_classes(self.probabilities)
         return self.grid.restore(self.probabilities, self.threshold)
 
-    def label_map(self) -> NDArray[np.integer]:
+    def label_map(self) -> NDArray[np.integer[Any]]:
         """The mask in the values of the label files: of a class with several values its first."""
         if not self.grid.task.classes:
             return self.mask()
         largest = _largest(self.grid.task)
-        dtype = np.uint8 if largest < 2**8 else np.int16 if largest < 2**15 else np.int32
+        dtype: type[np.integer[Any]] = np.uint8 if largest < 2**8 else np.int16 if largest < 2**15 else np.int32
         values = np.array([0, *(members[0] for _, members in self.grid.task.classes)], dtype)
         return values[self.mask()]
 
