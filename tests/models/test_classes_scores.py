@@ -212,21 +212,11 @@ def test_label_maps_of_several_classes_are_scored(run):
 
 def test_a_class_that_no_reference_has_is_told(run):
     folder, root, _ = run
-    options = (
-        "--data",
-        root,
-        "--split",
-        "all",
-        "--classes",
-        "left=1",
-        "--classes",
-        "ghost=9",
-        "--out",
-        folder / "ghost",
-    )
+    classes = [word for name in ("left=1", "right=2", "ghost=9") for word in ("--classes", name)]
+    options = ("--data", root, "--split", "all", *classes, "--out", folder / "ghost")
     output = command("evaluate", "--predictions", root / "labelsTr", *options)
     assert f"warning: {root}: no reference has the class 'ghost': its scores say nothing" in output
-    assert "the class 'left'" not in output
+    assert "has the class 'left'" not in output
 
 
 def test_what_is_refused_in_one_line(run, tmp_path):
