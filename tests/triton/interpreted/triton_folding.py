@@ -44,7 +44,7 @@ def test_overflow_boxes_are_exact(small_blocks, monkeypatch, capacity, overflows
 
 @pytest.mark.parametrize("capacity", [0, 4])
 def test_overflow_boxes_of_slices_of_a_volume(small_blocks, monkeypatch, capacity):
-    """Two maps in 3-D space: boxes of each overflow, and every access is looked at."""
+    """Two maps in 3-D space: boxes overflow, and every access is looked at."""
     monkeypatch.setattr(supertiles, "row_capacity", lambda problem: capacity)
     inputs = make_inputs((7, 19), batch=2, hidden=(24, 11), bias=True, seed=3, position_dims=3)
     maps = slices_of_a_volume(2)
