@@ -201,6 +201,13 @@ def test_batches_hold_the_classes_numbers(tmp_path):
     assert (dataset[dataset.length - 1]["label"] == 255).all()
 
 
+def test_what_augmentation_moves_in_is_ignored(tmp_path):
+    data = module_of(write_classes(tmp_path / "data"), tmp_path, classes="all", augment="spatial", frame="foreground")
+    labels = torch.cat([batch["label"] for batch in data.train_dataloader()])
+    assert set(labels.unique().tolist()) == {0, 1, 2, 3, 255}
+    assert (data.val_dataloader().dataset[0]["label"] != 255).all()
+
+
 def test_a_class_that_no_training_subject_has_is_noted(tmp_path, caplog):
     root = write_classes(tmp_path / "data")
     described = json.loads((root / "dataset.json").read_text())

@@ -146,7 +146,7 @@ def refusal(*arguments):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classes")
     root = write_classes(folder / "data", 6)
-    more = ("--data.classes", "all", "--data.window", "[]", "--model.learning_rate", "0.03")
+    more = ("--data.augment", "none", "--data.classes", "all", "--data.window", "[]", "--model.learning_rate", "0.03")
     done = scp_models(*fit_arguments(root, folder / "run", 12, *more), cache=folder)
     return folder, root, done
 
@@ -253,7 +253,8 @@ def test_what_is_refused_in_one_line(run, tmp_path):
 
 def test_going_on_with_other_classes_is_refused(run):
     folder, root, _ = run
-    fit = fit_arguments(root, folder / "run", 13, "--data.window", "[]", "--model.learning_rate", "0.03")
+    same = ("--data.augment", "none", "--data.window", "[]", "--model.learning_rate", "0.03")
+    fit = fit_arguments(root, folder / "run", 13, *same)
     assert "with task_options" in refusal(*fit, "--data.classes", "[left,right]", "--ckpt_path", "last")
 
 
