@@ -17,7 +17,7 @@ from scp_models.data.subjects import Subject
 from scp_models.data.tasks import SLICE_FRAME, task_of_data_set
 from scp_models.data.timing import TimedDataLoader
 from scp_models.data.transforms import read_transform, transform_path
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
 from scp_models.files import ensure_writable
 from scp_models.notes import note
 
@@ -167,8 +167,14 @@ class SegmentationDataModule(L.LightningDataModule):
                     f"there is no home folder to write to: preprocessed slices are kept in {self.cache.folder} "
                     "(--data.cache_dir or XDG_CACHE_HOME choose another folder)"
                 )
+            failures = Failures(note)
             for subject in track(missing, description="Preprocessing", transient=True):
-                self.cache.prepare(subject)
+                with failures.skip(subject.name):
+                    self.cache.prepare(subject)
+            if failures.messages:
+                first, *others = failures.messages.items()
+                more = f" (and {len(others)} more: {', '.join(other for other, _ in others)})" if others else ""
+                raise UserError(first[1] + more)
         for line in describe_duplicates(subjects):
             note(line)
         known = {subject.name: self.cache.about(subject) for subject in wanted}

@@ -1,5 +1,6 @@
 """``scp-models fit``: Lightning's command line over this package's module and data."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -150,6 +151,8 @@ def fit(arguments: Sequence[str]) -> None:
             elif argument == flag and k + 1 < len(resolved):
                 resolved[k + 1] = resolve_config(resolved[k + 1])
     parsing = {"prog": "scp-models", "exit_on_error": False, "fit": {"exit_on_error": False}}
+    for part in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{part}.utilities.rank_zero").addFilter(_is_no_advertisement)
     with warnings.catch_warnings():
         # A remark on the number of workers: mapped memory needs none, as the logged share of waiting shows.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -170,3 +173,8 @@ def fit(arguments: Sequence[str]) -> None:
             )
         except (ArgumentError, MisconfigurationException) as error:
             raise UserError(f"fit: {error}") from error
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    """Lightning recommends other packages of its makers in the middle of a training's log."""
+    return "Tip: For seamless cloud" not in record.getMessage()
