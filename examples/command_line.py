@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 
-from scp_models.data import find_subjects, get_task
+from scp_models.data import Task, find_subjects, get_task
 
 SMALL = {"wmh": ["--data.roi_size", "[80,112]"], "lits": ["--data.roi_size", "[96,96]"]}
 
@@ -31,16 +31,16 @@ def scp_models(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "scp_models.cli", *words], check=True)
 
 
-def picture(image: Path, reference: Path, prediction: Path, labels: tuple[int, ...], out: Path) -> None:
+def picture(image: Path, reference: Path, prediction: Path, task: Task, out: Path) -> None:
     """The slice with most of the reference: outlines of the reference (green) and of the prediction (red)."""
     volumes = [nib.as_closest_canonical(nib.load(path)) for path in (image, reference, prediction)]
     values, target, mask = (np.asarray(volume.dataobj) for volume in volumes)
-    target = np.isin(np.rint(target), labels)
+    target = np.isin(np.rint(target), task.target)
     z = int(target.sum(axis=(0, 1)).argmax())
     aspect = volumes[0].header.get_zooms()[1] / volumes[0].header.get_zooms()[0]
     figure, axes = plt.subplots(1, 2, figsize=(9, 5), layout="constrained")
     for axis, title in zip(axes, ("picture", "reference (green), predicted (red)"), strict=True):
-        low, high = np.percentile(values[..., z], [1, 99.5])
+        low, high = task.window or np.percentile(values[..., z], [1, 99.5])
         axis.imshow(values[::-1, :, z].T, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect)
         axis.set_title(title)
         axis.axis("off")
@@ -75,7 +75,7 @@ def main() -> None:
     subject = next(subject for subject in find_subjects(data, get_task(task)) if subject.name == name)
     image = subject.images[-1]
     scp_models("predict", checkpoint, image if task == "lits" else image.parents[1], "--out", run / "predictions")
-    picture(image, subject.label, run / "predictions" / f"{name}.nii.gz", get_task(task).target, out / f"{task}.png")
+    picture(image, subject.label, run / "predictions" / f"{name}.nii.gz", get_task(task), out / f"{task}.png")
 
 
 if __name__ == "__main__":
