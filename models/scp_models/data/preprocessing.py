@@ -4,14 +4,12 @@ The canonical grid is nibabel's closest to RAS+, so its first axis is left-right
 ``[X, Y]`` of it are the network's ``[H, W]``.
 """
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
@@ -22,6 +20,7 @@ from scp_models.data.geometry import (
     SAME_AXES,
     Orientation,
     centre_windows,
+    field_of_view,
     inverse,
     resize,
     resized_axis,
@@ -78,8 +77,7 @@ class SourceGrid:
     @property
     def field_of_view(self) -> NDArray[np.float64]:
         """``[2, 3]``: lower and upper corner in mm of the box, along the patient's axes, around all voxels."""
-        corners = apply_affine(self.affine, list(itertools.product(*((-0.5, n - 0.5) for n in self.shape))))
-        return np.stack([corners.min(axis=0), corners.max(axis=0)])
+        return field_of_view(self.affine, self.shape)
 
     @cached_property
     def plane(self) -> tuple[int, int]:
