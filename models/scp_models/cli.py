@@ -84,6 +84,7 @@ def evaluate(options: EvaluateOptions) -> None:
     assert options.data is not None
     from rich.progress import track
 
+    from scp_models.data.classes import parse_classes
     from scp_models.evaluation.scores import evaluate as scores_of
     from scp_models.evaluation.scores import headline, write_scores
     from scp_models.evaluation.selection import DataSet, masks_of_checkpoint, masks_of_files
@@ -101,6 +102,7 @@ def evaluate(options: EvaluateOptions) -> None:
             "target": options.target,
             "ignored": options.ignored,
             "modalities": options.modality,
+            "classes": parse_classes(options.classes) if options.classes else None,
         }
         masks, subjects = masks_of_files(options.predictions, data, description, options.threshold)
     ensure_writable(options.out)
@@ -114,16 +116,17 @@ def evaluate(options: EvaluateOptions) -> None:
         "data": str(options.data),
         "split": options.split,
         "connectivity": options.connectivity,
-        "threshold": masks.threshold,
+        "threshold": None if masks.reader.task.classes else masks.threshold,
     }
     if failures.messages:
         about["skipped"] = failures.messages
     summary = write_scores(rows, options.out, about)
-    if not any(row["reference_lesions"] for row in rows):
-        target = list(masks.reader.task.target)
-        typer.echo(
-            f"warning: {data.root}: no reference has the target label {target}: the scores say nothing", err=True
-        )
+    present = {row.get("class") for row in rows if row["reference_lesions"]}
+    for name in dict.fromkeys(row.get("class") for row in rows):
+        if name not in present:
+            what = f"the target label {list(masks.reader.task.target)}" if name is None else f"the class {name!r}"
+            of = "the scores" if name is None else "its scores"
+            typer.echo(f"warning: {data.root}: no reference has {what}: {of} say nothing", err=True)
     typer.echo(headline(summary))
     for name in ("scores.csv", "summary.json"):
         typer.echo(options.out / name)
@@ -135,13 +138,16 @@ def compare(
     a: Annotated[Path, typer.Argument(help="scores.csv of one model.")],
     b: Annotated[Path, typer.Argument(help="scores.csv of another, on the same subjects.")],
     metric: Annotated[list[str], typer.Option(help="Scores to compare.")] = ["dice", "lesion_dice"],  # noqa: B006
+    of_class: Annotated[
+        str | None, typer.Option("--class", help="One of several classes; their mean if not given.")
+    ] = None,
 ) -> None:
     """Paired two-tailed t-tests between two models, subject by subject."""
     from scp_models.evaluation.scores import paired_scores
     from scp_models.evaluation.statistics import paired_comparison
 
     for name in metric:
-        test = paired_comparison(*paired_scores(a, b, name))
+        test = paired_comparison(*paired_scores(a, b, name, of_class))
         typer.echo(
             f"{name}: difference {test.mean_difference:+.4f}, p = {test.p_value:.3g} ({test.stars}), "
             f"d_z = {test.cohen_dz:.2f}, {test.n} subjects"
@@ -159,6 +165,7 @@ def predict(options: PredictOptions) -> None:
     from scp_models.inference.predictor import predict as write_predictions
 
     model = load_model(options.checkpoint)
+    model.check_threshold(options.threshold, options.checkpoint)
     if options.frame is not None:
         model = model.with_transforms(options.frame)
     failures = Failures(_report, fail_fast=options.fail_fast)
@@ -175,7 +182,8 @@ def predict(options: PredictOptions) -> None:
 @command
 def show(options: ShowOptions) -> None:
     """Draw subjects' frames on their slices: is the foreground the patient, and which way is right, front and top?"""
-    from scp_models.data.tasks import get_task, read_description, with_frame
+    from scp_models.data.description import read_description
+    from scp_models.data.tasks import get_task, with_frame
     from scp_models.inference.predictor import subjects_of
 
     if options.checkpoint is not None:
@@ -189,7 +197,9 @@ def show(options: ShowOptions) -> None:
         given = {"modalities": options.modality or None, "frame": options.frame or "foreground"}
         description = read_description(options.inputs[0])
         name = options.task or "wmh"
-        task = get_task(name, None, description.options(name, {**given, "target": [1]}) if description else given)
+        # Labels are not drawn.
+        of_labels = {"target": [1], "ignored": []}
+        task = get_task(name, None, description.options(name, {**given, **of_labels}) if description else given)
     from scp_models.report.frames import draw_frames
 
     typer.echo(draw_frames(subjects_of(options.inputs, [], task, options.layout), task, options.out))

@@ -53,6 +53,13 @@ class EvaluateOptions:
             help="Label that is not scored; with --target, none is unless it is given. With --predictions only."
         ),
     ] = None
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Several classes instead of the target, again for more: a label's value or name, NAME=VALUE[,VALUE], "
+            "or all of dataset.json's; with --predictions only."
+        ),
+    ] = None
     modality: Annotated[
         list[str] | None, typer.Option(help="Channel of the images, again for more; with --predictions only.")
     ] = None
@@ -70,7 +77,7 @@ class EvaluateOptions:
         if (self.checkpoint is None) == (self.predictions is None):
             raise UserError("evaluate: expected a checkpoint or --predictions, one of the two")
         if self.checkpoint is not None:
-            for name in ("seed", "task", "target", "ignored", "modality"):
+            for name in ("seed", "task", "target", "ignored", "modality", "classes"):
                 if getattr(self, name) not in (None, []):
                     raise UserError(f"--{name}: expected with --predictions only, {self.checkpoint} says it already")
         elif self.frame is not None:

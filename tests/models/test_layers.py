@@ -18,6 +18,7 @@ DIRECT = {
     "phantoms": ("files",),
     "data": ("files", "notes"),
     "networks": (),
+    "monai": ("data", "networks"),
     "checkpoints": ("data", "networks"),
     "training": ("checkpoints",),
     "inference": ("checkpoints",),

@@ -15,9 +15,9 @@ _CORTICAL_PER_ML = 0.075
 _JUXTACORTICAL_PER_ML = 0.09
 _EVERYWHERE_PER_ML = 0.165  # the study's 110 blobs in its slab of 665 ml of tissue
 
-_PAIRS = (4, 8)
+_PAIRS = (6, 11)
 # Of a pair's blobs: least distance in mm from the midline, and of one from its partner's mirror image.
-_FROM_MIDLINE, _PAIR_JITTER_MM = 14.0, 3.0
+_FROM_MIDLINE, _PAIR_JITTER_MM = 18.0, 3.0
 
 # The honest comparison's ellipse: semi-axes in mm to the side and to the front, centre in front-back (MNI).
 ELLIPSE_SEMI_AXES = (26.0, 44.0)
@@ -187,7 +187,7 @@ def paired(head: Head, rng: np.random.Generator) -> Pathology:
         for side in (-1.0, 1.0):
             target = place * (side, 1.0, 1.0) + rng.normal(0, _PAIR_JITTER_MM, 3)
             target[0] = side * max(side * target[0], _FROM_MIDLINE)
-            radii = np.exp(rng.uniform(*np.log((5.0, 8.0)))) * np.exp(rng.normal(0, 0.15, 3))
+            radii = np.exp(rng.uniform(*np.log((7.0, 11.0)))) * np.exp(rng.normal(0, 0.15, 3))
             # At least as high as a thick slice, so that none lies between two.
             radii[2] = max(radii[2], 0.8 * head.grid.spacing[2])
             distance = sum((head.template_point[k] - np.float32(target[k])) ** 2 for k in range(3))
