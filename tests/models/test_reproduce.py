@@ -120,7 +120,7 @@ def test_ablations_differ_in_one_thing_and_cost_something(finished):
     assert list(table) == [TESTED, *ablation_names(TINY)]
     parameters = {name: float(row["parameters"]) for name, row in table.items()}
     assert parameters["P and Q (eq. 10)"] > 1 and parameters["pixel-wise bias (eq. 11)"] > 1
-    assert parameters["last ReLU"] == parameters["constant position"] == 1
+    assert parameters["last ReLU"] == parameters["constant position"] == parameters["Φ without its scale"] == 1
     assert parameters["no logit bias"] < 1 < parameters["frame foreground"]
 
 
@@ -199,6 +199,10 @@ def test_changed_forms_begin_as_a_plain_classifier():
     assert isinstance(changed.head, ScaleAndShift)
     expected = changed.head.classifier(features) - 3.0
     assert relative_error(changed(image), expected) < 1e-6
+    plain, unscaled = network(), network()
+    FORMS["unscaled"](unscaled)
+    assert isinstance(plain.head, FusedSCP) and isinstance(unscaled.head, FusedSCP)
+    assert plain.head.phi_scale is not None and plain.head.phi_scale < 1 and unscaled.head.phi_scale is None
     with pytest.raises(ValueError, match="expected an SCP head"):
         FORMS["no logit bias"](build_network("base", capacity=32))
 
@@ -237,4 +241,4 @@ def test_lesions_are_counted_where_they_lie_in_the_box():
 
 def test_the_record_says_what_was_run(finished):
     content = json.loads((finished[0] / "study.json").read_text())
-    assert content["study"]["recipe"]["steps"] == 2 and len(content["runs"]) == 12 * 2 + 11
+    assert content["study"]["recipe"]["steps"] == 2 and len(content["runs"]) == 12 * 2 + 12

@@ -57,9 +57,8 @@ def _head(network: SegmentationNetwork) -> FusedSCP:
 
 def _options(head: FusedSCP) -> dict[str, Any]:
     """What a head of another form takes over."""
-    scale = getattr(head, "phi_scale", None)
     return {
-        **({} if scale is None else {"phi_scale": float(scale)}),
+        "phi_scale": 1.0 if head.phi_scale is None else float(head.phi_scale),
         "position_dims": head.position_dims,
         "position": head.position,
         "zero_init": head.zero_init,
@@ -92,6 +91,14 @@ def no_logit_bias(network: SegmentationNetwork) -> None:
     network.head = FusedSCP(head.in_channels, head.num_classes, head.hidden_channels, **options)
 
 
+def unscaled(network: SegmentationNetwork) -> None:
+    """Φ without the scale of its output that keeps its steps as small as a convolution's."""
+    head = _head(network)
+    network.head = FusedSCP(
+        head.in_channels, head.num_classes, head.hidden_channels, **{**_options(head), "phi_scale": 1.0}
+    )
+
+
 def last_relu(network: SegmentationNetwork) -> None:
     """The layer before the head with its ReLU, as printed."""
     network.last.append(nn.ReLU(inplace=True))
@@ -103,5 +110,6 @@ FORMS: dict[str, Callable[[SegmentationNetwork], None]] = {
     "default initialisation": default_init,
     "no logit bias": no_logit_bias,
     "last ReLU": last_relu,
+    "unscaled": unscaled,
 }
 """What ``Network.change`` names."""

@@ -24,7 +24,7 @@ class PaperOperatorHead(nn.Module):
 
     def __init__(self, head: FusedSCP) -> None:
         super().__init__()
-        assert head.residual is not None
+        assert head.residual is not None and head.phi_scale is None
         self.phi = nn.Sequential(*(_pointwise(m) if isinstance(m, nn.Linear) else m for m in head.phi))
         self.residual = _pointwise(head.residual)
         self.bias = head.bias
