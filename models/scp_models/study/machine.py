@@ -2,6 +2,7 @@
 
 import os
 import platform
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,5 +35,5 @@ def describe_versions() -> dict[str, str]:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:
-        return str(torch.__version__) if package == "torch" else "not installed"
+    except PackageNotFoundError:  # run from its sources
+        return str(getattr(import_module(package), "__version__", "unknown"))
