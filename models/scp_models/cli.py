@@ -351,6 +351,17 @@ def n4(
 
 
 @app.command()
+def nnunet(
+    action: Annotated[Literal["install", "uninstall", "path"], typer.Argument(help="What to do.")],
+) -> None:
+    """Make nnU-Net v2 find nnUNetTrainerSCP: a file in its folder, or none any more; path: for nnUNet_extTrainer."""
+    from scp_models.nnunet import install
+
+    done = {"install": install.install, "uninstall": install.uninstall, "path": install.external_folder}
+    typer.echo(done[action]())
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all that is made, and the report.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Of phantoms and training.")] = 0,

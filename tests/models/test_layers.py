@@ -19,11 +19,12 @@ DIRECT = {
     "data": ("files", "notes"),
     "networks": (),
     "checkpoints": ("data", "networks"),
+    "nnunet": ("data", "networks"),
     "training": ("checkpoints",),
     "inference": ("checkpoints",),
     "evaluation": ("inference",),
     "report": ("training", "evaluation", "phantoms"),
-    "cli": ("report",),
+    "cli": ("report", "nnunet"),
 }
 KERNELS = set(__import__("scp_kernels").__all__)
 
