@@ -36,7 +36,7 @@ BATCH = {"2d": 8, "3d_fullres": 2}
 FEATURES = (8, 16, 32)
 EPOCHS, STEPS = 8, 50
 SEEDS = (101, 102, 103)
-TRAINING, TEST = 20, 10
+TRAINING, TEST = 15, 8
 
 
 def run(command, *arguments):
@@ -51,7 +51,7 @@ def set_environment(folder):
     """Of all runs; before nnU-Net is imported, which reads some of it then."""
     os.environ |= {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
     trainers = os.pathsep.join([str(external_folder()), str(HERE / "nnunet_trainers")])
-    os.environ |= {"nnUNet_extTrainer": trainers, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+    os.environ |= {"nnUNet_extTrainer": trainers, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
     os.environ |= {"LEFT_RIGHT_EPOCHS": str(EPOCHS), "LEFT_RIGHT_STEPS": str(STEPS), "OMP_NUM_THREADS": "1"}
     os.environ["LEFT_RIGHT_LOG"] = str(folder / "log.txt")
     os.environ["PYTHONPATH"] = nnunet_copy(folder / "site")["PYTHONPATH"]
@@ -63,6 +63,7 @@ def prepare(folder, seed):
     name = f"Dataset{seed}_Sides"
     if (folder / f"{name}.ready").exists():
         return name
+    os.environ["nnUNet_n_proc_DA"] = "1"  # planning takes as many threads
     shutil.rmtree(folder / "raw" / name, ignore_errors=True)
     write_dataset(folder / "raw" / name, TRAINING, TEST, seed)
     run("extract_fingerprint", "-d", seed, "-np", 1, "--no_pbar")
@@ -95,7 +96,7 @@ def score(predictions, references):
 
 
 def train_and_score(folder, name, seed, configuration, trainer):
-    os.environ["LEFT_RIGHT_SEED"] = str(seed)
+    os.environ |= {"LEFT_RIGHT_SEED": str(seed), "nnUNet_n_proc_DA": "0"}  # no process to load, so that seeds hold
     out = folder / "predictions" / f"{configuration}_{trainer}_{seed}"
     shutil.rmtree(out, ignore_errors=True)
     start = time.process_time()

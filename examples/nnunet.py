@@ -1,18 +1,22 @@
 """nnU-Net end to end, left and right told apart: phantoms, plan, preprocess, train, predict, a picture.
 
     pip install "scp_kernels[nnunet]"
-    python examples/nnunet.py OUT
+    python examples/nnunet.py --out pictures
 
 All commands are nnU-Net's own. A real training leaves out what makes this one short: the trainer below and the change
 of the plans. It takes less than two minutes on two cores.
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
@@ -28,6 +32,10 @@ class nnUNetTrainerSCPShort(nnUNetTrainerSCP):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 6, 40, 2
+
+    def initialize(self):
+        torch.set_num_threads(1)  # for networks as small as this one more would wait for each other
+        super().initialize()
 """
 
 
@@ -61,7 +69,7 @@ def main(out: Path) -> None:
     (out / "trainers" / "short.py").write_text(SHORT_TRAINER)
     os.environ |= {f"nnUNet_{name}": str(out / name) for name in ("raw", "preprocessed", "results")}
     trainers = os.pathsep.join([str(external_folder()), str(out / "trainers")])
-    os.environ |= {"nnUNet_extTrainer": trainers, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+    os.environ |= {"nnUNet_extTrainer": trainers, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
 
     nnunet("extract_fingerprint", "-d", 1, "-np", 1)
     nnunet("plan_experiment", "-d", 1)
@@ -100,4 +108,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("pictures"), help="folder of all that is made")
+    main(parser.parse_args().out)

@@ -24,7 +24,7 @@ from scp_models.errors import UserError
 from scp_models.nnunet import install
 from scp_models.nnunet.dataset import PositionedArray
 from scp_models.nnunet.geometry import file_affine, grid_affine, position_affine, position_channels
-from scp_models.nnunet.network import PositionedNetwork, attach_to_segmentation_layers
+from scp_models.nnunet.network import PlannedNetwork, attach_to_segmentation_layers
 from scp_models.nnunet.trainer import nnUNetTrainerSCP
 from tests.support import nnunet_parallel
 from tests.support.left_right import forget_what_needs_torchvision, nnunet_copy, rotation
@@ -202,7 +202,7 @@ def backbone(kind, dims, deep_supervision, channels=2, seed=0):
 def positioned_network(kind=PlainConvUNet, dims=2, deep_supervision=True, channels=2, image_channels=2):
     network = backbone(kind, dims, deep_supervision, channels)
     attach_to_segmentation_layers(network, 8)
-    return PositionedNetwork(network, channels, image_channels)
+    return PlannedNetwork(network, channels, image_channels)
 
 
 def randomise(network):

@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
         for name, value in nnunet_copy(root / "site").items():
             patch.setenv(name, value)
         forget_what_needs_torchvision(patch)
-        patch.setenv("nnUNet_n_proc_DA", "0")
+        patch.setenv("nnUNet_n_proc_DA", "1")
         patch.setenv("nnUNet_def_n_proc", "1")
         for module in ("evaluation.evaluate_predictions", "training.nnUNetTrainer.nnUNetTrainer"):
             patch.setattr(f"nnunetv2.{module}.default_num_processes", 1)  # read when they were imported
@@ -76,6 +76,7 @@ def folder(tmp_path_factory):
         call(plan_and_preprocess_entrypoints.plan_experiment_entry, "-d", 901)
         shrink_plans(root / "preprocessed" / NAME / "nnUNetPlans.json", PATCHES)
         call(plan_and_preprocess_entrypoints.preprocess_entry, "-d", 901, "-c", *PATCHES, "-np", 1, 1, "--no_pbar")
+        patch.setenv("nnUNet_n_proc_DA", "0")  # planning takes as many threads; loading, no process then
         yield root
     torch.set_num_threads(threads)
 

@@ -114,7 +114,7 @@ def nnunet_copy(folder, whole=False):
     lies behind them fails: the copy does without them, unless it is to be ``whole``.
     """
     (source,) = find_spec("nnunetv2").submodule_search_locations
-    left_out = ["__pycache__"] if whole or find_spec("torchvision") else ["__pycache__", "primus"]
+    left_out = [] if whole or find_spec("torchvision") else ["primus"]
     shutil.copytree(source, Path(folder) / "nnunetv2", ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path}

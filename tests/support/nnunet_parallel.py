@@ -12,12 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scp_kernels import FusedSCP
 from scp_models.nnunet.geometry import position_channels
-from scp_models.nnunet.network import PositionedNetwork, attach_to_segmentation_layers
+from scp_models.nnunet.network import PlannedNetwork, attach_to_segmentation_layers
 
 PROCESSES = 2
 
 
-def build() -> PositionedNetwork:
+def build() -> PlannedNetwork:
     """With heads whose positions matter."""
     torch.manual_seed(0)
     network = PlainConvUNet(
@@ -28,7 +28,7 @@ def build() -> PositionedNetwork:
     for head in network.modules():
         if isinstance(head, FusedSCP):
             nn.init.normal_(head.phi[4].weight)
-    return PositionedNetwork(network, 2, 2)
+    return PlannedNetwork(network, 2, 2)
 
 
 def samples() -> torch.Tensor:

@@ -14,7 +14,7 @@ from scp_models.nnunet.geometry import POSITION_CHANNELS, POSITION_DIMS
 _SEGMENTATION_LAYER = re.compile(r"(.*\.)?seg_layers\.\d+")
 
 
-class PositionedNetwork(nn.Module):
+class PlannedNetwork(nn.Module):
     """Takes coordinate channels off its input, and gives them to the heads of ``backbone``.
 
     It has the backbone's parameters, buffers and modules as its own, under the same names, so that nnU-Net finds
@@ -35,7 +35,7 @@ class PositionedNetwork(nn.Module):
         self.input_channels = input_channels
         self.image_channels = image_channels
 
-    def train(self, mode: bool = True) -> "PositionedNetwork":
+    def train(self, mode: bool = True) -> "PlannedNetwork":
         """Of the backbone's own flag too."""
         self.backbone.training = mode
         return super().train(mode)

@@ -16,7 +16,7 @@ from torch import nn
 
 from scp_models.nnunet.dataset import PositionedDatasets
 from scp_models.nnunet.geometry import POSITION_CHANNELS
-from scp_models.nnunet.network import PositionedNetwork, attach_to_segmentation_layers
+from scp_models.nnunet.network import PlannedNetwork, attach_to_segmentation_layers
 from scp_models.nnunet.preprocessing import PositionedConfiguration
 
 
@@ -66,7 +66,7 @@ class nnUNetTrainerSCP(nnUNetTrainer):  # type: ignore[misc]
         attach_to_segmentation_layers(network, cls.hidden_channels)
         PositionedConfiguration.adopt(configuration_manager, cls.position_frame)
         # One scheme for each channel of the image, and none for the labels of a previous stage.
-        return PositionedNetwork(network, num_input_channels, len(configuration_manager.normalization_schemes))
+        return PlannedNetwork(network, num_input_channels, len(configuration_manager.normalization_schemes))
 
     def initialize(self) -> None:
         """Network, optimizer and loss; and data sets with coordinate channels."""
