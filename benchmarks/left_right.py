@@ -63,7 +63,7 @@ def prepare(folder, seed):
     name = f"Dataset{seed}_Sides"
     if (folder / f"{name}.ready").exists():
         return name
-    os.environ["nnUNet_n_proc_DA"] = "1"  # planning takes as many threads
+    os.environ |= {"nnUNet_n_proc_DA": "1"}  # planning takes as many threads
     shutil.rmtree(folder / "raw" / name, ignore_errors=True)
     write_dataset(folder / "raw" / name, TRAINING, TEST, seed)
     run("extract_fingerprint", "-d", seed, "-np", 1, "--no_pbar")
