@@ -12,9 +12,9 @@ from benchmarks.peers import COMPILED, PAPER_STYLE, PLAIN
 
 Figures = Mapping[str, Any]
 
-SCP, BASE = "SCP 256", "Base 512"
+SCP_256, BASE_512 = "SCP 256", "Base 512"
 # Claimed and the paper's (Table 1): the change from Base 512 to SCP 256. Its SCP keeps W, ours does not.
-PARAMETERS = (-0.747, -0.747)
+PARAMETERS_CHANGE = (-0.747, -0.747)
 OPERATIONS = (-0.74, -0.649)
 MEMORY = (-0.5, -0.238)
 HEADS = {
@@ -49,26 +49,26 @@ def change(what: str, of: float, against: float, bounds: tuple[float, float]) ->
 
 
 def parameters(scp: Figures, base: Figures) -> Claim:
-    return change(f"parameters, {SCP} against {BASE}", scp["parameters"], base["parameters"], PARAMETERS)
+    return change(f"parameters, {SCP_256} against {BASE_512}", scp["parameters"], base["parameters"], PARAMETERS_CHANGE)
 
 
 def operations(scp: Figures, base: Figures) -> Claim:
-    what = f"multiply-adds executed, {SCP} against {BASE}"
+    what = f"multiply-adds executed, {SCP_256} against {BASE_512}"
     return change(what, scp["executed_macs"], base["executed_macs"], OPERATIONS)
 
 
 def memory(scp: Figures, base: Figures, device: str) -> Claim:
     """On a GPU the peak of a training step; on a CPU, where it is not known exactly, what is kept for backward."""
     key, words = ("peak_bytes", "peak") if device == "cuda" else ("saved_bytes", "kept for backward")
-    return change(f"memory of a training step ({words}), {SCP} against {BASE}", scp[key], base[key], MEMORY)
+    return change(f"memory of a training step ({words}), {SCP_256} against {BASE_512}", scp[key], base[key], MEMORY)
 
 
 def networks(races: Mapping[str, Figures], device: str) -> list[Claim]:
     """Of a training step with batch 1, as in the paper's Table 1."""
     for race in races.values():
         figures = race["subjects"]
-        if race.get("batch") == 1 and race["step"] == "training" and {SCP, BASE} <= figures.keys():
-            scp, base = figures[SCP], figures[BASE]
+        if race.get("batch") == 1 and race["step"] == "training" and {SCP_256, BASE_512} <= figures.keys():
+            scp, base = figures[SCP_256], figures[BASE_512]
             return [memory(scp, base, device), operations(scp, base), parameters(scp, base)]
     return []
 
@@ -112,7 +112,7 @@ def shown_times(races: Mapping[str, Figures]) -> str | None:
 def machine_sentence(machine: Mapping[str, Any], races: Mapping[str, Figures]) -> str:
     """What was measured on, and how quiet it was."""
     described = f"{machine['device']}, {machine['cores']} cores" if machine["kind"] == "cpu" else machine["device"]
-    observed = noise.summarise(race.get("noise") for race in races.values())
+    observed = noise.summarise_noise(race.get("noise") for race in races.values())
     return f"Machine: {described}. {observed.sentence if observed else 'Its noise was not recorded.'}"
 
 

@@ -88,7 +88,7 @@ class BenchmarkSession:
         self.budget: float = config.getoption("--budget")
         # Like is compared with like: our float32 is exact, and the convolutions of others shall be so too.
         torch.backends.cudnn.allow_tf32 = False
-        self.machine = machine.describe(self.device)
+        self.machine = machine.describe_machine(self.device)
         self.fresh: FreshProcesses | None = None
         if self.device == "cpu" and not self.short:
             self.fresh = FreshProcesses("torch", "benchmarks.peers", "benchmarks.networks")

@@ -26,12 +26,12 @@ from tests.support.cases import Case
 from tests.support.cuda_host import HostCuda, build, compiler
 
 CAPABILITY = 75
-MULTIPROCESSORS = 30
+MULTIPROCESSOR_COUNT = 30
 BYTES_PER_CYCLE = 200
 """An RTX 2060: 336 GB/s at 1.68 GHz."""
 SECTOR_BYTES = 32
 MOST_LAUNCHES = 64
-CASES = {
+SIMULATED_CASES = {
     "h64 forward": (Case(64, 8, 1), False),
     "h128 forward": (Case(128, 16, 1), False),
     "h256 forward": (Case(256, 32, 1), False),
@@ -51,7 +51,7 @@ class LaunchCounts(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Launch:
+class SimulatedLaunch:
     """What one launch does: of an average block, and of all blocks together."""
 
     kernel: str
@@ -76,13 +76,13 @@ class Launch:
 # Counts of the kernels of commit 75daff4 at 160 × 224 in float32, and the least and the most cycles that the simulation
 # gave them. These are good to 30 to 50 %; the simulation makes two assumptions on the order of instructions.
 CALIBRATION = {
-    "Apply, forward, h 64": (Launch("Apply", 280 / 30 / 4, 199.4, 731.1, 15.56, 1.291e6), 77e3, 98e3),
-    "Apply, forward, h 128": (Launch("Apply", 280 / 30 / 3, 297.9, 1404.6, 18.81, 2.438e6), 197e3, 197e3),
-    "Apply, forward, h 256": (Launch("Apply", 280 / 30 / 2, 610.4, 3737.3, 22.22, 4.731e6), 367e3, 699e3),
-    "Apply, forward, h 64, B 14": (Launch("Apply", 280 / 30 / 4, 342.4, 731.1, 15.56, 18.06e6), 172e3, 197e3),
-    "Parameters, h 64": (Launch("Parameters", 280 / 30 / 2, 314.0, 2874.0, 29.15, 2.894e6), 307e3, 485e3),
-    "Collect, h 64": (Launch("Collect", 1.0, 3103.3, 0.0, 1.0, 0.021e6), 216e3, 221e3),
-    "Apply, backward, h 64": (Launch("Apply", 280 / 30 / 4, 205.4, 731.1, 15.56, 1.147e6), 72e3, 92e3),
+    "Apply, forward, h 64": (SimulatedLaunch("Apply", 280 / 30 / 4, 199.4, 731.1, 15.56, 1.291e6), 77e3, 98e3),
+    "Apply, forward, h 128": (SimulatedLaunch("Apply", 280 / 30 / 3, 297.9, 1404.6, 18.81, 2.438e6), 197e3, 197e3),
+    "Apply, forward, h 256": (SimulatedLaunch("Apply", 280 / 30 / 2, 610.4, 3737.3, 22.22, 4.731e6), 367e3, 699e3),
+    "Apply, forward, h 64, B 14": (SimulatedLaunch("Apply", 280 / 30 / 4, 342.4, 731.1, 15.56, 18.06e6), 172e3, 197e3),
+    "Parameters, h 64": (SimulatedLaunch("Parameters", 280 / 30 / 2, 314.0, 2874.0, 29.15, 2.894e6), 307e3, 485e3),
+    "Collect, h 64": (SimulatedLaunch("Collect", 1.0, 3103.3, 0.0, 1.0, 0.021e6), 216e3, 221e3),
+    "Apply, backward, h 64": (SimulatedLaunch("Apply", 280 / 30 / 4, 205.4, 731.1, 15.56, 1.147e6), 72e3, 92e3),
 }
 
 
@@ -105,7 +105,7 @@ def constants(left_out: str | None = None) -> tuple[float, float, float]:
     return load, shared_pass, barrier
 
 
-def predicted(launch: Launch, left_out: str | None = None) -> float:
+def predicted(launch: SimulatedLaunch, left_out: str | None = None) -> float:
     """Cycles of a launch."""
     waits = sum(c * wait for c, wait in zip(constants(left_out), launch.waits, strict=True))
     return waits + launch.streaming
@@ -123,7 +123,9 @@ class CountedCuda(HostCuda):
     """The ``"cuda"`` backend with the host in the place of an RTX 2060, which counts."""
 
     def __init__(self) -> None:
-        super().__init__(static_cuda.MULTIPROCESSORS[CAPABILITY].shared_kib_per_block * 1024, MULTIPROCESSORS)
+        super().__init__(
+            static_cuda.MULTIPROCESSOR_LIMITS[CAPABILITY].shared_kib_per_block * 1024, MULTIPROCESSOR_COUNT
+        )
 
     def library(self) -> ctypes.CDLL:
         return build(counts=True)
@@ -136,7 +138,7 @@ class CountedCuda(HostCuda):
         return list(launches[:count])
 
 
-def run(case: Case, backward: bool) -> list[LaunchCounts]:
+def simulate(case: Case, backward: bool) -> list[LaunchCounts]:
     """The launches of a forward or a backward pass."""
     inputs, problem, backend = case.inputs(), case.problem(), CountedCuda()
     positions = whole_image_matrix(case.shape, "pixels")
@@ -149,7 +151,7 @@ def run(case: Case, backward: bool) -> list[LaunchCounts]:
     return backend.take()
 
 
-def launch_of(counts: LaunchCounts, kernels: Sequence[static_cuda.Kernel]) -> Launch:
+def launch_of(counts: LaunchCounts, kernels: Sequence[static_cuda.Kernel]) -> SimulatedLaunch:
     """With the number of blocks that run at once, from the registers of the compiled kernel."""
     match = re.search(r"\d([A-Z][A-Za-z]+)I([fd])(?:Li(\d)E)?", counts.program.decode())
     assert match is not None, counts.program
@@ -157,8 +159,8 @@ def launch_of(counts: LaunchCounts, kernels: Sequence[static_cuda.Kernel]) -> La
     axes = None if match[3] is None else int(match[3])
     kernel = next(k for k in kernels if (k.name, k.dtype, k.axes) == (name, dtype, axes))
     resident = kernel.blocks(int(counts.shared_bytes))
-    per_multiprocessor = counts.blocks / MULTIPROCESSORS
-    return Launch(
+    per_multiprocessor = counts.blocks / MULTIPROCESSOR_COUNT
+    return SimulatedLaunch(
         name,
         max(1.0, per_multiprocessor / resident),
         counts.longest_loads / counts.blocks,
@@ -168,8 +170,8 @@ def launch_of(counts: LaunchCounts, kernels: Sequence[static_cuda.Kernel]) -> La
     )
 
 
-def report() -> None:
-    """Prints one line per launch of :data:`CASES`, and how far the model is from what it is fitted to."""
+def report_cycles() -> None:
+    """Prints one line per launch of :data:`SIMULATED_CASES`, and how far the model is from what it is fitted to."""
     print("\nPredicted cycles on an RTX 2060, float32, 160×224.")
     costs = "{:.0f}, {:.0f} and {:.0f} cycles".format(*constants())
     print(f"Loads, passes over shared memory and barriers are an average block's, and cost {costs} each.")
@@ -186,8 +188,8 @@ def report() -> None:
         return
     headings = ("cycles", 10), ("waves", 7), ("loads", 8), ("passes", 8), ("barriers", 9), ("new KB", 8)
     print(f"\n{'case':16} {'kernel':20}", "".join(f"{heading:>{width}}" for heading, width in headings))
-    for name, (case, backward) in CASES.items():
-        launches = [launch_of(counts, kernels) for counts in run(case, backward)]
+    for name, (case, backward) in SIMULATED_CASES.items():
+        launches = [launch_of(counts, kernels) for counts in simulate(case, backward)]
         for launch in launches:
             print(
                 f"{name:16} {launch.kernel:20}{predicted(launch):11,.0f}{launch.waves:7.2f}{launch.loads:8.0f}"

@@ -17,7 +17,7 @@ import scp_kernels
 ROOT = Path(__file__).parent.parent
 
 
-def describe(device: str) -> dict[str, Any]:
+def describe_machine(device: str) -> dict[str, Any]:
     """Device, versions and thread counts, ready for JSON."""
     described: dict[str, Any] = {
         "kind": device,

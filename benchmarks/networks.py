@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.peers import PaperStyle
+from benchmarks.peers import PAPER_STYLE, PaperStyle
 from scp_kernels import FusedSCP, count_macs, dispatch
 from scp_kernels.backends import cpu
 from scp_kernels.problem import problem_of
@@ -18,14 +18,13 @@ from tests.support.memory import bytes_saved_for_backward, resident_growth
 
 CHANNELS, HEIGHT, WIDTH = 3, 160, 224
 CAPACITIES = (128, 256, 512)
-PAPER_STYLE = "paper-style"
 # Table 1's column of memory, as ratios to Base 128; its other columns are in scp_models.networks.complexity.
 PAPER_MEMORY = {
     "Base 128": 1.00, "Base F 128": 1.06, "Base B 128": 1.17, "SCP 128": 1.78,
     "Base 256": 2.13, "Base F 256": 2.19, "Base B 256": 2.43, "SCP 256": 3.69,
     "Base 512": 4.84, "Base F 512": 4.90, "Base B 512": 5.39, "SCP 512": 7.94,
 }  # fmt: skip
-VARIANTS = {title: variant for variant, title in TITLES.items()}
+VARIANT_BY_TITLE = {title: variant for variant, title in TITLES.items()}
 
 
 def names(capacities: tuple[int, ...] = CAPACITIES) -> list[str]:
@@ -40,7 +39,7 @@ def build(name: str, device: str = "cpu", backend: str = "auto") -> Segmentation
     title, _, capacity = name.removesuffix(f" {PAPER_STYLE}").rpartition(" ")
     torch.manual_seed(0)
     network = build_network(
-        VARIANTS[title], in_channels=CHANNELS, capacity=int(capacity), preset="paper", backend=backend
+        VARIANT_BY_TITLE[title], in_channels=CHANNELS, capacity=int(capacity), preset="paper", backend=backend
     )
     if name.endswith(PAPER_STYLE):
         assert isinstance(network.head, FusedSCP)
@@ -91,14 +90,14 @@ def activation_bytes(network: nn.Module, x: Tensor) -> int:
     return bytes_saved_for_backward(lambda: kept.append(network(x)), known)
 
 
-def resident(name: str, batch: int, step: str) -> int | None:
+def resident_bytes_of_network(name: str, batch: int, step: str) -> int | None:
     """Growth of a fresh process's resident memory at the peak of one step, in bytes (CPU)."""
     x = image(batch)
     STEPS[step](build(name), x[:1, :, :32, :32])()  # loads the code
     return resident_growth(STEPS[step](build(name), x))
 
 
-def executed_macs(network: SegmentationNetwork, batch: int = 1) -> int:
+def network_macs(network: SegmentationNetwork, batch: int = 1) -> int:
     """Multiply-adds executed in an inference: convolutions, and what the head's backend really does for Φ."""
     on_meta = copy.deepcopy(network).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

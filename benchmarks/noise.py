@@ -48,7 +48,7 @@ class Noise:
         return {"reference_seconds": self.reference_seconds, "foreign_cores": self.foreign_cores, "cores": self.cores}
 
 
-def summarise(records: Iterable[dict[str, Any] | None]) -> Noise | None:
+def summarise_noise(records: Iterable[dict[str, Any] | None]) -> Noise | None:
     """Of all races; None if one has no record of it."""
     noises = [record and Noise(**record) for record in records]
     if not noises or not all(noises):
@@ -84,7 +84,7 @@ class NoiseMonitor:
         now_used = self._used_seconds()
         foreign = None if used is None or now_used is None else max(0.0, (now_used - used - process_seconds) / wall)
         self._references.append(self._reference())
-        self.noise = Noise(self._references, foreign, len(available_cores()))
+        self.noise = Noise(self._references, foreign, len(usable_cores()))
 
     def _reference(self) -> float:
         times = []
@@ -109,7 +109,7 @@ def fixed_work(device: str) -> Callable[[], None]:
     return work
 
 
-def available_cores() -> set[int]:
+def usable_cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
@@ -119,7 +119,7 @@ def used_processor_seconds() -> float | None:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:
         return None
-    names = {f"cpu{core}" for core in available_cores()}
+    names = {f"cpu{core}" for core in usable_cores()}
     ticks = 0
     for name, *counts in (line.split() for line in lines if line.startswith("cpu")):
         if name in names:

@@ -123,7 +123,7 @@ class Precomputed(nn.Module):
 
 
 @dataclass
-class Subject:
+class Peer:
     """One thing that is timed."""
 
     module: nn.Module
@@ -149,9 +149,9 @@ def weights_changed(head: nn.Module) -> Callable[[], None]:
     return step
 
 
-def subjects(
+def peers_of(
     case: Case, inputs: Inputs, step: str, *, compiled: bool = True, only: str | None = None
-) -> dict[str, Subject]:
+) -> dict[str, Peer]:
     """Everything that is timed in one run, by name, ours last; all but ``OTHER_FUNCTIONS`` compute the same function.
 
     Args:
@@ -164,39 +164,39 @@ def subjects(
     affine = case.affine(device)
     positions = {} if affine is None else {"affine": affine}
 
-    def plain() -> Subject:
+    def plain() -> Peer:
         convolution = CONVOLUTIONS[len(case.shape)](case.channels, 1, 1, bias=False, device=device, dtype=case.dtype)
         convolution.weight.data.copy_(inputs.residual.reshape(convolution.weight.shape))
-        return Subject(convolution)
+        return Peer(convolution)
 
-    def compile_reference() -> Subject:
+    def compile_reference() -> Peer:
         torch._dynamo.reset()  # it refuses the ninth specialisation of one function
-        return Subject(torch.compile(fused(inputs, "reference"), dynamic=False), positions=positions)
+        return Peer(torch.compile(fused(inputs, "reference"), dynamic=False), positions=positions)
 
-    def changing(name: str) -> Subject:
+    def changing(name: str) -> Peer:
         head = fused(inputs, name)
-        return Subject(head, ours=True, prepare=weights_changed(head), positions=positions)
+        return Peer(head, ours=True, prepare=weights_changed(head), positions=positions)
 
-    makers: dict[str, Callable[[], Subject]] = {
+    makers: dict[str, Callable[[], Peer]] = {
         PLAIN: plain,
-        PRODUCT: lambda: Subject(PlainProduct(inputs.residual.to(case.dtype, copy=True))),
-        PAPER_STYLE: lambda: Subject(PaperStyle(fused(inputs, "reference")), positions=positions),
-        BATCH_SHARED: lambda: Subject(fused(inputs, "reference"), positions=positions),
+        PRODUCT: lambda: Peer(PlainProduct(inputs.residual.to(case.dtype, copy=True))),
+        PAPER_STYLE: lambda: Peer(PaperStyle(fused(inputs, "reference")), positions=positions),
+        BATCH_SHARED: lambda: Peer(fused(inputs, "reference"), positions=positions),
     }
     if case.per_sample:
-        makers[COORDCONV] = lambda: Subject(CoordConv(case.channels, 1, device), positions=positions)
+        makers[COORDCONV] = lambda: Peer(CoordConv(case.channels, 1, device), positions=positions)
     if compiled:
         makers[COMPILED] = compile_reference
     if step == "forward" and not case.per_sample:
-        makers[PRECOMPUTED] = lambda: Subject(Precomputed(fused(inputs, "reference"), case.shape))
+        makers[PRECOMPUTED] = lambda: Peer(Precomputed(fused(inputs, "reference"), case.shape))
     for name in reversed(case.backends(device)):
         if step == "forward" and name == "cpu":
-            makers[name + FROZEN] = lambda: Subject(fused(inputs, "cpu"), ours=True, positions=positions)
+            makers[name + FROZEN] = lambda: Peer(fused(inputs, "cpu"), ours=True, positions=positions)
         makers[name] = partial(changing, name)
     return {name: make() for name, make in makers.items() if only in (None, name)}
 
 
-def call(subject: Subject, inputs: Inputs, step: str) -> Callable[[], object]:
+def call(subject: Peer, inputs: Inputs, step: str) -> Callable[[], object]:
     """What is timed: a forward with gradients off, or a forward and the gradients of features and parameters."""
     module = subject.module
     if step == "forward":
@@ -205,17 +205,17 @@ def call(subject: Subject, inputs: Inputs, step: str) -> Callable[[], object]:
     return lambda: torch.autograd.grad(module(leaves[0], **subject.positions), leaves, inputs.grad_logits)
 
 
-def resident(case: Case, step: str, name: str) -> int | None:
+def resident_bytes_of_call(case: Case, step: str, name: str) -> int | None:
     """Growth of a fresh process's resident memory at the peak of one call, in bytes (CPU)."""
     inputs = case.inputs()
-    subject = subjects(case, inputs, step, only=name)[name]
+    subject = peers_of(case, inputs, step, only=name)[name]
     # A small call loads the code. These two know one size only.
     small = inputs if name in (COMPILED, PRECOMPUTED) else replace(case, shape=(24,) * len(case.shape)).inputs()
     call(subject, small, step)()
     return resident_growth(call(subject, inputs, step))
 
 
-def executed_macs(name: str, subject: Subject, case: Case, inputs: Inputs, step: str) -> int:
+def call_macs(name: str, subject: Peer, case: Case, inputs: Inputs, step: str) -> int:
     """Multiply-adds that one call executes."""
     problem = case.problem(inputs.features.device)
     product = problem.product_macs * (3 if step == "training" else 1)  # Y; the gradients of X and of W

@@ -47,14 +47,14 @@ def label(case: dict[str, Any]) -> str:
     return f"h {case['hidden']}, C {case['channels']}\nB {case['batch']}, {size}{dtype}{maps}"
 
 
-def subjects(races: Iterable[Race]) -> list[str]:
+def peer_names(races: Iterable[Race]) -> list[str]:
     """All names that occur, in the order of the colours, then of appearance."""
     present = dict.fromkeys(name for race in races for name in race["subjects"])
     known = [name for name in COLOURS if name in present]
     return known + [name for name in present if name not in COLOURS]
 
 
-def seconds(figure: dict[str, Any]) -> float:
+def median_seconds(figure: dict[str, Any]) -> float:
     return figure[figure["clock"]]["median"]
 
 
@@ -63,7 +63,7 @@ def bars(races: dict[str, list[Race]], path: Path) -> Path:
     longest = max(len(of_step) for of_step in races.values())
     figure, axes = plt.subplots(len(races), 1, figsize=(max(8.0, 1.5 * longest), 3.4 * len(races)), squeeze=False)
     for axis, (step, of_step) in zip(axes[:, 0], races.items(), strict=True):
-        names = [name for name in subjects(of_step) if any(race["ours"] != name for race in of_step)]
+        names = [name for name in peer_names(of_step) if any(race["ours"] != name for race in of_step)]
         width = 0.85 / len(names)
         for k, name in enumerate(names):
             places = [
@@ -95,10 +95,10 @@ def scaling(lines: dict[str, tuple[list[Race], Callable[[Race], float]]], steps:
     for row, step in zip(axes, steps, strict=True):
         for axis, (title, (races, along)) in zip(row, lines.items(), strict=True):
             of_step = sorted((race for race in races if race["step"] == step), key=along)
-            names = list(dict.fromkeys([*names, *subjects(of_step)]))
-            for name in subjects(of_step):
+            names = list(dict.fromkeys([*names, *peer_names(of_step)]))
+            for name in peer_names(of_step):
                 here = [race for race in of_step if name in race["subjects"]]
-                times = [1e3 * seconds(race["subjects"][name]) for race in here]
+                times = [1e3 * median_seconds(race["subjects"][name]) for race in here]
                 axis.plot(
                     [along(race) for race in here], times, "o-", ms=3.5, lw=1.2, color=COLOURS.get(name, FALLBACK)
                 )
@@ -120,11 +120,11 @@ def roofline(races: list[Race], path: Path) -> Path:
     """Rate of the multiply-adds executed against their number per byte that nobody can avoid."""
     figure, axis = plt.subplots(figsize=(7.5, 4.6))
     bandwidth = max(race["copy_bandwidth"] for race in races)
-    names = subjects(races)
+    names = peer_names(races)
     shown: list[tuple[float, float]] = []
     for name in names:
         points = [
-            (f["executed_macs"] / race["bytes_moved"], f["executed_macs"] / seconds(f))
+            (f["executed_macs"] / race["bytes_moved"], f["executed_macs"] / median_seconds(f))
             for race in races
             if (f := race["subjects"].get(name)) and f["executed_macs"]
         ]

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import claims, plots
 from benchmarks.claims import HEADINGS, percent, rows
 from benchmarks.claims import digits as short
-from benchmarks.plots import Race, seconds, subjects
+from benchmarks.plots import Race, median_seconds, peer_names
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -151,13 +151,13 @@ class MachineChapter:
         for step in steps:
             races = self.operator(step)
             ours = list(dict.fromkeys(race["ours"] for race in races))
-            names = [name for name in subjects(races) if ours != [name]]
+            names = [name for name in peer_names(races) if ours != [name]]
             rows = []
             for race in races:
                 figure = race["subjects"][race["ours"]]
                 share = f"{figure['bandwidth_share']:.0%}"
                 ratios = [short(race["subjects"][n]["ratio"]) if n in race["subjects"] else "" for n in names]
-                rows.append([case_name(race["case"]), milliseconds(seconds(figure)), *ratios, share])
+                rows.append([case_name(race["case"]), milliseconds(median_seconds(figure)), *ratios, share])
             title = (
                 f"**{step.capitalize()}**: milliseconds of {' or '.join(ours)}, the others' time over that, and the"
                 " bandwidth reached\n(what cannot but be moved, over the time) as a share of a plain copy's, which"
@@ -176,7 +176,7 @@ class MachineChapter:
         races = self.operator("training")
         if not races:
             return ""
-        names = subjects(races)
+        names = peer_names(races)
         on_gpu = self.machine["kind"] == "cuda"
         peak = (
             "allocated at the peak above inputs and parameters" if on_gpu else "growth of a fresh process at its peak"

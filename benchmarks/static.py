@@ -48,7 +48,7 @@ class Specialization:
 
 
 # The paper's widths, then one case for each thing that makes another kernel of them.
-CASES = {
+STATIC_CASES = {
     "h64": Specialization(64, 8),
     "h128": Specialization(128, 16),
     "h256": Specialization(256, 32),
@@ -85,7 +85,7 @@ def resources(case: Specialization, capability: int) -> Iterator[offline.Resourc
                 yield offline.compile_launch(launch, capability)
 
 
-def report(cases: list[str], capabilities: list[int]) -> bool:
+def report_triton(cases: list[str], capabilities: list[int]) -> bool:
     """Prints one line per Triton kernel; returns whether any has a fault."""
     print(f"Triton {triton.__version__}; shared memory in KiB of what a block may have\n")
     print(f"{'case':24} {'cc':>4} {'kernel':34} {'threads':>7} {'registers':>9} {'stack':>5} {'shared':>10}")
@@ -93,7 +93,7 @@ def report(cases: list[str], capabilities: list[int]) -> bool:
     for name in cases:
         for capability in capabilities:
             # Launches that differ only in their arguments share a kernel: one line for them.
-            for kernel in dict.fromkeys(resources(CASES[name], capability)):
+            for kernel in dict.fromkeys(resources(STATIC_CASES[name], capability)):
                 shared = f"{kernel.shared_bytes / 1024:.1f}/{kernel.shared_limit // 1024}"
                 print(
                     f"{name:24} {capability:4} {kernel.kernel:34} {kernel.threads:7} {kernel.registers:9}"
@@ -110,14 +110,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backend", nargs="*", default=["triton", "cuda"], choices=["triton", "cuda"])
     parser.add_argument("--capability", type=int, nargs="*", default=list(tables.SHARED_MEMORY_KIB), metavar="CC")
     parser.add_argument(
-        "--case", help="of the Triton kernels", nargs="*", default=list(CASES), choices=list(CASES), metavar="NAME"
+        "--case",
+        help="of the Triton kernels",
+        nargs="*",
+        default=list(STATIC_CASES),
+        choices=list(STATIC_CASES),
+        metavar="NAME",
     )
     options = parser.parse_args(arguments)
-    failed = "triton" in options.backend and report(options.case, options.capability)
+    failed = "triton" in options.backend and report_triton(options.case, options.capability)
     if "cuda" in options.backend:
-        failed |= static_cuda.report(options.capability)
+        failed |= static_cuda.report_cuda(options.capability)
         if cycles.CAPABILITY in options.capability and static_cuda.installed():
-            cycles.report()
+            cycles.report_cycles()
     return int(failed)
 
 

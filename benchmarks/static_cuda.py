@@ -31,7 +31,7 @@ class Multiprocessor:
     registers: int = 65536
 
 
-MULTIPROCESSORS = {
+MULTIPROCESSOR_LIMITS = {
     75: Multiprocessor(64, 64, 1024, 16),
     80: Multiprocessor(164, 163, 2048, 32),
     86: Multiprocessor(100, 99, 1536, 16),
@@ -80,7 +80,7 @@ class Kernel:
 
     def blocks(self, dynamic_shared: int) -> int:
         """How many blocks a multiprocessor holds at once, at most."""
-        has = MULTIPROCESSORS[self.capability]
+        has = MULTIPROCESSOR_LIMITS[self.capability]
         of_registers = has.registers // (THREADS * -(-self.registers // 8) * 8)
         # From compute capability 8.0 on the system takes 1 KiB of every block; newer cubins count it as static.
         shared = dynamic_shared + max(self.static_shared, 1024 if self.capability >= 80 else 0)
@@ -134,7 +134,7 @@ def compiled() -> list[Kernel]:
     tool = find_cuobjdump()
     if tool is None:
         raise _libraries.LibraryUnavailable("cuobjdump was not found (it comes with the CUDA toolkit, and with Triton)")
-    command = [tool, "-res-usage", str(_libraries.find("cuda"))]
+    command = [tool, "-res-usage", str(_libraries.find_library("cuda"))]
     return list(kernels(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
 
@@ -143,10 +143,12 @@ def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
     axes = 3 if problem.compute_dtype == torch.float64 else problem.spatial_dims
     if kernel.dtype != str(problem.compute_dtype).removeprefix("torch.") or kernel.axes != axes:
         return None
-    limit = MULTIPROCESSORS[kernel.capability].shared_kib_per_block * 1024
+    limit = MULTIPROCESSOR_LIMITS[kernel.capability].shared_kib_per_block * 1024
     try:
         needs = cuda.requirements(
-            cuda.declare(_libraries.load("cuda")), cuda.sizes(problem, limit, 1), kernel.name == "ParameterGradients"
+            cuda.declare(_libraries.load("cuda")),
+            cuda.sized_cuda_call(problem, limit, 1),
+            kernel.name == "ParameterGradients",
         )
     except RuntimeError:
         return None
@@ -157,7 +159,7 @@ def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
     }.get(kernel.name)
 
 
-def report(capabilities: list[int]) -> bool:
+def report_cuda(capabilities: list[int]) -> bool:
     """Prints one line per kernel and architecture; returns whether any has a fault."""
     try:
         _libraries.load("cuda")  # a library of another version has other kernels

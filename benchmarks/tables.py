@@ -38,9 +38,9 @@ def _table(name: str, race: Mapping[str, Any]) -> Table:
         errors = figure.get("errors", {})
         lines.append((
             subject,
-            seconds(times["median"]),
-            f"{seconds(times['p05'])} – {seconds(times['p95'])}",
-            seconds(alone["median"]) if isinstance(alone, dict) else "",
+            format_seconds(times["median"]),
+            f"{format_seconds(times['p05'])} – {format_seconds(times['p95'])}",
+            format_seconds(alone["median"]) if isinstance(alone, dict) else "",
             f"{figure['ratio']:.2f}",
             size(figure.get("saved_bytes")),
             size(figure.get("peak_bytes")),
@@ -73,7 +73,7 @@ def claim_table(claims: Sequence[Claim], width: int = LEAST_WIDTH) -> str:
     return file.getvalue()
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """Three digits with a unit: ``"1.23 ms"``."""
     return _scaled(value, (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)))
 
@@ -103,7 +103,7 @@ def short_table(races: Mapping[str, Mapping[str, Any]]) -> str:
         ours = race["subjects"][race["ours"]]
         ratios = [f"{who} {f['ratio']:.2f}" for who, f in race["subjects"].items() if who != race["ours"]]
         share = f", {ours['bandwidth_share']:.0%} of a copy" if "bandwidth_share" in ours else ""
-        median = seconds(ours[ours["clock"]]["median"])
+        median = format_seconds(ours[ours["clock"]]["median"])
         lines.append(f"{name}: {race['ours']} {median}{share}; {', '.join(ratios)}")
         lines += [f"    WRONG {who}: {reason.splitlines()[0]}" for who, reason in race.get("wrong", {}).items()]
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from benchmarks.claims import BASE, SCP
+from benchmarks.claims import BASE_512, SCP_256
 from benchmarks.networks import (
     CAPACITIES,
     PAPER_MEMORY,
@@ -13,10 +13,10 @@ from benchmarks.networks import (
     STEPS,
     activation_bytes,
     build,
-    executed_macs,
     image,
     names,
-    resident,
+    network_macs,
+    resident_bytes_of_network,
 )
 from benchmarks.race import Entrant
 from scp_models.networks.complexity import complexity_table, count_parameters
@@ -25,8 +25,8 @@ from tests.support.tolerances import LOGITS, relative_error
 
 ANCHOR = "Base 128"
 # The verdict's networks, and all of Table 1; 512 in batches of 14 is minutes per round on a few cores.
-VERDICT = (ANCHOR, BASE, f"{SCP} {PAPER_STYLE}", SCP)
-RUNS = [
+VERDICT = (ANCHOR, BASE_512, f"{SCP_256} {PAPER_STYLE}", SCP_256)
+NETWORK_RUNS = [
     pytest.param("training", 1, VERDICT, "verdict", id="training-verdict"),
     *(
         pytest.param(step, batch, networks, size, id=f"{step}-{size}", marks=pytest.mark.slow)
@@ -53,16 +53,16 @@ def check_heads(networks: dict[str, torch.nn.Module], x: torch.Tensor) -> None:
         assert error <= max(2 * peers, LOGITS[torch.float32]), f"{title}: logits are off by {error:.1e}"
 
 
-@pytest.mark.parametrize(("step", "batch", "wanted", "size"), RUNS)
+@pytest.mark.parametrize(("step", "batch", "wanted", "size"), NETWORK_RUNS)
 def test_networks(benchmark, bench_session, step: str, batch: int, wanted: Sequence[str], size: str):
     device = bench_session.device
     benchmark.group = f"networks {step}"
-    ours = SCP if SCP in wanted else f"SCP {CAPACITIES[-1]}"
+    ours = SCP_256 if SCP_256 in wanted else f"SCP {CAPACITIES[-1]}"
     peers = dict.fromkeys(name for name in (ANCHOR, *wanted) if name != ours)
     networks = {name: build(name, device) for name in (*peers, ours)}
     x = image(batch, device)
     check_heads(networks, x[:1])
-    executed = {name: executed_macs(network, batch) for name, network in networks.items()}
+    executed = {name: network_macs(network, batch) for name, network in networks.items()}
     kept = {name: activation_bytes(network, x) for name, network in networks.items()} if step == "training" else {}
     steps = {name: STEPS[step](network, x) for name, network in networks.items()}
 
@@ -78,7 +78,7 @@ def test_networks(benchmark, bench_session, step: str, batch: int, wanted: Seque
             network.zero_grad(set_to_none=True)
             peak = cuda_peak(steps[name]) + state
         else:
-            peak = bench_session.fresh(resident, name, batch, step)
+            peak = bench_session.fresh(resident_bytes_of_network, name, batch, step)
         figure |= {
             "saved_bytes": kept.get(name),
             "peak_bytes": peak,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.peers import COMPILED, FROZEN, OTHER_FUNCTIONS, Subject, call, executed_macs, resident, subjects
+from benchmarks.peers import COMPILED, FROZEN, OTHER_FUNCTIONS, Peer, call, call_macs, peers_of, resident_bytes_of_call
 from benchmarks.race import Entrant
 from tests.support import cases
 from tests.support.cases import Case
@@ -29,7 +29,7 @@ def exact_results(case: Case, device: str) -> tuple[Inputs, Tensor, list[Tensor]
     return inputs, logits, list(gradients.values())
 
 
-def exact_plain(subject: Subject, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+def exact_plain(subject: Peer, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
     """Float64 logits and gradients of a head that computes another function."""
     module = copy.deepcopy(subject.module).double()
     leaves = [inputs.features.double().requires_grad_(), *module.parameters()]
@@ -37,7 +37,7 @@ def exact_plain(subject: Subject, inputs: Inputs) -> tuple[Tensor, list[Tensor]]
     return logits.detach(), list(torch.autograd.grad(logits, leaves, inputs.grad_logits.double()))
 
 
-def check(name: str, subject: Subject, case: Case, device: str, step: str) -> tuple[dict[str, float], int | None]:
+def check(name: str, subject: Peer, case: Case, device: str, step: str) -> tuple[dict[str, float], int | None]:
     """Relative errors of logits and gradients against float64, within tolerance; bytes that a training step keeps."""
     inputs, true_logits, true_gradients = exact_results(case, device)
     if name in OTHER_FUNCTIONS:
@@ -77,7 +77,7 @@ def test_operator(benchmark, bench_session, case: Case, step: str):
     name = f"operator {step} {case}"
     benchmark.group = f"operator {step}"
     inputs = exact_results(case, device)[0]
-    entered = subjects(case, inputs, step, compiled=not bench_session.short)
+    entered = peers_of(case, inputs, step, compiled=not bench_session.short)
     checked, wrong = {}, {}
     for who, subject in list(entered.items()):
         try:
@@ -87,7 +87,7 @@ def test_operator(benchmark, bench_session, case: Case, step: str):
             del entered[who]
     assert any(subject.ours for subject in entered.values()), wrong
     calls = {who: call(subject, inputs, step) for who, subject in entered.items()}
-    executed = {who: executed_macs(who, subject, case, inputs, step) for who, subject in entered.items()}
+    executed = {who: call_macs(who, subject, case, inputs, step) for who, subject in entered.items()}
 
     figures, noise = bench_session.race(benchmark, {who: Entrant(calls[who], entered[who].prepare) for who in entered})
     moved = bytes_moved(case, step)
@@ -96,7 +96,7 @@ def test_operator(benchmark, bench_session, case: Case, step: str):
         peak = cuda_peak(calls[who]) if device == "cuda" else None
         # Compiling once more takes longer than all the rest of a race.
         if bench_session.fresh is not None and (bench_session.slow or who != COMPILED):
-            peak = bench_session.fresh(resident, case, step, who)
+            peak = bench_session.fresh(resident_bytes_of_call, case, step, who)
         errors, saved = checked[who]
         figure |= {
             "saved_bytes": saved,

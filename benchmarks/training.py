@@ -21,15 +21,17 @@ import torch
 
 from benchmarks import machine
 from benchmarks.networks import PaperHead
+from benchmarks.peers import PAPER_STYLE
 from scp_models.data import SegmentationDataModule
 from scp_models.phantoms import generate_wmh
 from scp_models.report.demo.progress import quiet
 from scp_models.training.module import SegmentationModule
 
-FUSED, NUDGED, PAPER_STYLE = RUNS = ("fused", "fused, nudged", "paper-style")
+FUSED, NUDGED = "fused", "fused, nudged"
+RUNS = (FUSED, NUDGED, PAPER_STYLE)
 NUDGE = 1 + 2**-22
 # Two runs that differ by rounding have drifted apart by chance, and one pair of them says only roughly how far.
-HEADROOM = 3
+ROUNDING_HEADROOM = 3
 WARMUP_STEPS = 5
 SMOOTHING_STEPS = 20
 
@@ -116,7 +118,7 @@ def distance(a: list[float], b: list[float]) -> float:
     return statistics.fmean(abs(x - y) for x, y in zip(smoothed(a), smoothed(b), strict=True))
 
 
-def compare(runs: dict[str, dict[str, Any]]) -> dict[str, float]:
+def compare_runs(runs: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The paper-style head beside the fused one: distance of the curves (and what rounding does), ratios of costs."""
     fused, nudged, paper_style = (runs[name] for name in RUNS)
     result = {
@@ -150,13 +152,13 @@ def main(arguments: list[str] | None = None) -> int:
                 runs[name] = train(name, phantoms, Path(folder) / "cache", options)
             seconds = runs[name]["median_step_seconds"]
             print(f"{name:20} {seconds * 1e3:9.2f} ms per step, last loss {smoothed(runs[name]['losses'])[-1]:.4f}")
-    compared = compare(runs)
+    compared = compare_runs(runs)
     settings = {name: getattr(options, name) for name in ("capacity", "batch", "size", "subjects", "epochs")}
-    record = {"machine": machine.describe(options.device), **settings, "runs": runs, **compared}
+    record = {"machine": machine.describe_machine(options.device), **settings, "runs": runs, **compared}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=1) + "\n")
     print(*(f"{name} {value:.4g}" for name, value in compared.items()), sep=", ")
-    if compared["curve_distance"] > HEADROOM * compared["curve_distance_of_rounding"]:
+    if compared["curve_distance"] > ROUNDING_HEADROOM * compared["curve_distance_of_rounding"]:
         print("the heads' curves differ by more than rounding explains")
         return 1
     return 0

@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 import triton
 
-from benchmarks.static import CASES
+from benchmarks.static import STATIC_CASES
 from scp_kernels.backends.triton import launch, offline, tables
 from scp_kernels.backends.triton.sequence import LaunchSequence
 from scp_kernels.backends.triton.tables import Configuration, TableEntry
@@ -29,7 +29,7 @@ from scp_kernels.problem import Problem
 
 KERNELS = (tables.FORWARD, tables.FEATURES, tables.PARAMETERS)
 # Relative difference of two configurations' results: rounding may put a pixel on the other side of a kink.
-TOLERANCE = 1e-3
+AGREEMENT = 1e-3
 
 
 def candidates(kernel: str, problem: Problem, capability: int) -> Iterator[Configuration]:
@@ -136,7 +136,7 @@ def measure(kernel: str, problem: Problem, capability: int, device: torch.device
         with first_in_table(kernel, configuration):
             sequence = on_device(launches_of(kernel, problem, capability), problem, device)
         value = result(sequence, kernel)
-        if (value - reference).norm() > TOLERANCE * reference.norm():
+        if (value - reference).norm() > AGREEMENT * reference.norm():
             raise RuntimeError(f"{kernel} with {configuration} gives another result than the table's entry")
         timings.append((triton.testing.do_bench(partial(execute, sequence), return_mode="median"), configuration))
     return sorted(timings, key=lambda timing: timing[0])
@@ -144,14 +144,16 @@ def measure(kernel: str, problem: Problem, capability: int, device: torch.device
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.splitlines()[0])
-    parser.add_argument("--case", nargs="*", default=["h64", "h128", "h256"], choices=list(CASES), metavar="NAME")
+    parser.add_argument(
+        "--case", nargs="*", default=["h64", "h128", "h256"], choices=list(STATIC_CASES), metavar="NAME"
+    )
     parser.add_argument("--kernel", nargs="*", default=list(KERNELS), choices=list(KERNELS), metavar="PASS")
     parser.add_argument("--capability", type=int, metavar="CC", help="compile only, for this compute capability")
     options = parser.parse_args(arguments)
     if options.capability is None and not torch.cuda.is_available():
         parser.error("no CUDA device to measure on; --capability CC compiles the candidates without one")
     for name, kernel in itertools.product(options.case, options.kernel):
-        problem = CASES[name].problem
+        problem = STATIC_CASES[name].problem
         if options.capability is not None:
             for configuration in candidates(kernel, problem, options.capability):
                 verdict = "fits" if fits(kernel, configuration, problem, options.capability) else "does not fit"

@@ -52,7 +52,7 @@ X86_TARGETS = {
         "-mprefer-vector-width=512",
     ],
 }
-ISA_TARGETS = {"x86_64": X86_TARGETS}
+TARGETS_BY_MACHINE = {"x86_64": X86_TARGETS}
 PORTABLE_TARGETS: dict[str, list[str]] = {"portable": []}
 
 CPU = Library(
@@ -70,7 +70,7 @@ CPU = Library(
     # GCC else spills the operands of the leaves' products inside their loops.
     tuning_flags=("-fira-region=all",),
     per_isa_target=(CSRC / "cpu" / "kernels.cpp",),
-    isa_targets=ISA_TARGETS.get(platform.machine(), PORTABLE_TARGETS),
+    isa_targets=TARGETS_BY_MACHINE.get(platform.machine(), PORTABLE_TARGETS),
 )
 
 CUDA = Library(

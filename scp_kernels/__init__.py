@@ -10,6 +10,7 @@ from scp_kernels.coordinates import affine_of_coordinates
 from scp_kernels.counting import count_macs
 from scp_kernels.dispatch import BackendStatus, BackendUnavailable, available_backends
 from scp_kernels.functional import pixel_positions, scp
+from scp_kernels.layers import is_pointwise
 from scp_kernels.module import FusedSCP
 from scp_kernels.placement import Placement
 from scp_kernels.ptflops import ptflops_hook
@@ -26,6 +27,7 @@ __all__ = [
     "available_backends",
     "backends",
     "count_macs",
+    "is_pointwise",
     "pixel_positions",
     "positioned",
     "ptflops_hook",

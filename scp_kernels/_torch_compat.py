@@ -44,16 +44,16 @@ def _find(path: str) -> Any:
         return None
 
 
-_found = {path: _find(path) for path in PRIVATE}
-_dispatch_keys = _found["torch._C._dispatch_keys"]
-_included_keys = _found["torch._C._dispatch_tls_local_include_set"]
-_raw_repr = _found["torch._C.DispatchKeySet.raw_repr"]
-_profiler_enabled = _found["torch.autograd._profiler_enabled"]
-_transforms_active = _found["torch._C._are_functorch_transforms_active"]
-_interpreter_stack = _found["torch._C._functorch.get_interpreter_stack"]
-_graph_task = _found["torch._C._current_graph_task_id"]
-_make_autograd_impl = _found["torch._library.autograd.make_autograd_impl"]
-_Info = _found["torch._library.autograd.Info"]
+_private = {path: _find(path) for path in PRIVATE}
+_dispatch_keys = _private["torch._C._dispatch_keys"]
+_included_keys = _private["torch._C._dispatch_tls_local_include_set"]
+_raw_repr = _private["torch._C.DispatchKeySet.raw_repr"]
+_profiler_enabled = _private["torch.autograd._profiler_enabled"]
+_transforms_active = _private["torch._C._are_functorch_transforms_active"]
+_interpreter_stack = _private["torch._C._functorch.get_interpreter_stack"]
+_graph_task = _private["torch._C._current_graph_task_id"]
+_make_autograd_impl = _private["torch._library.autograd.make_autograd_impl"]
+_Info = _private["torch._library.autograd.Info"]
 
 _PLAIN_KEYS = {f"{prefix}{device}" for prefix in ("", "Autograd", "Autocast") for device in ("CPU", "CUDA")}
 _PLAIN_KEYS |= {"ADInplaceOrView", "BackendSelect"}

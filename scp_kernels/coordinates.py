@@ -52,12 +52,12 @@ def affine_of_coordinates(coordinates: Tensor, extent: ArrayLike, *, coordinates
     extent = position_tensor("extent", extent, coordinates.device)
     axes = extent.shape[-1] if extent.ndim else 0
     p, valid, extent = check_coordinates(coordinates, coordinates, coordinates_as, None, None, extent, axes)
-    affine = told_affine(p, valid, extent, tuple(coordinates.shape[2:]), coordinates_as)
+    affine = checked_affine(p, valid, extent, tuple(coordinates.shape[2:]), coordinates_as)
     return affine if affine.shape[0] > 1 else affine[0]
 
 
-def told_affine(p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tuple[int, ...], way: str) -> Tensor:
-    """:func:`read_affine`, and what is not affine told: an error where that waits for nobody, else NaN."""
+def checked_affine(p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tuple[int, ...], way: str) -> Tensor:
+    """:func:`read_affine`, checked: what is not affine is an error where that waits for nobody, else NaN."""
     with without_autocast(p.device):
         affine, is_affine = read_affine(p, valid, extent, spatial_shape, way)
         if way != "affine":

@@ -80,7 +80,7 @@ def scp(
         )
         if coordinates_as == "pixelwise":
             return _pixelwise(features, phi, residual, bias, p, valid, extent, position, backend)
-        affine = coordinate_channels.told_affine(p, valid, extent, tuple(features.shape[2:]), coordinates_as)
+        affine = coordinate_channels.checked_affine(p, valid, extent, tuple(features.shape[2:]), coordinates_as)
         affine = affine if affine.shape[0] == features.shape[0] else affine[0]
     affine, extent = check_position(features, origin, affine, extent, position, position_dims)
     tensors = [t for t in (features, *phi, residual, bias, affine, extent) if t is not None]

@@ -1,7 +1,7 @@
 """``FusedSCP``: parameters, initialisation, state_dict."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,17 @@ from scp_kernels.checks import (
 from scp_kernels.context import HeadState, current_placement, placement_for_replica
 from scp_kernels.dispatch import check_name
 from scp_kernels.functional import scp
+from scp_kernels.layers import (
+    PointwiseLayer,
+    check_layer,
+    check_layers,
+    match_linear_and_convolution,
+    pointwise_layers,
+    weight_and_bias,
+)
 from scp_kernels.placement import Placement
 from scp_kernels.positions import POSITIONS
 from scp_kernels.problem import Problem
-
-PointwiseLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-"""What applies one matrix to each pixel's channels: a linear layer, or a convolution that is found to be 1×1."""
 
 
 class FusedSCP(nn.Module):
@@ -124,7 +129,7 @@ class FusedSCP(nn.Module):
         self.register_parameter("bias", bias)
         self.in_channels = in_channels
         self.num_classes = num_classes
-        first, second, _ = _pointwise_layers(phi)
+        first, second, _ = pointwise_layers(phi)
         self.hidden_channels = (first.weight.shape[0], second.weight.shape[0])
         self.spatial_dims = spatial_dims
         self.position_dims = first.weight.shape[1] // 2
@@ -134,7 +139,7 @@ class FusedSCP(nn.Module):
         self.position_state = HeadState()
         self.zero_init = False
         self.bias_init = 0.0
-        self.register_load_state_dict_pre_hook(_match_linear_and_convolution)
+        self.register_load_state_dict_pre_hook(match_linear_and_convolution)
         # Wrong names raise at construction, not at the first batch.
         if position not in POSITIONS:
             raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
@@ -166,11 +171,11 @@ class FusedSCP(nn.Module):
         Raises:
             ValueError: a structure other than this, naming what was found.
         """
-        _check_layers(phi)
+        check_layers(phi)
         spatial_dims = _spatial_dims(spatial_dims, phi)
-        outputs = _pointwise_layers(phi)[2].weight.shape[0]
+        outputs = pointwise_layers(phi)[2].weight.shape[0]
         if residual is not None:
-            _check_layer("residual", residual)
+            check_layer("residual", residual)
             if getattr(residual, "bias", None) is not None:
                 raise ValueError("residual: expected no bias (β is FusedSCP's own parameter), got a layer with one")
             num_classes, channels = residual.weight.shape[:2]
@@ -188,7 +193,7 @@ class FusedSCP(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise all parameters again, as the constructor does."""
-        for layer in (*_pointwise_layers(self.phi), self.residual):
+        for layer in (*pointwise_layers(self.phi), self.residual):
             if layer is not None:
                 layer.reset_parameters()
         self._initialise_last_layer_and_bias()
@@ -206,11 +211,11 @@ class FusedSCP(nn.Module):
 
     def _phi_tensors(self) -> tuple[Tensor, ...]:
         first, _, second, _, third = self.phi._modules.values()
-        return (*_weight_and_bias(first), *_weight_and_bias(second), *_weight_and_bias(third))
+        return (*weight_and_bias(first), *weight_and_bias(second), *weight_and_bias(third))
 
     def _residual_tensor(self) -> Tensor | None:
         residual = self.residual
-        return None if residual is None else _weight_and_bias(residual)[0]
+        return None if residual is None else weight_and_bias(residual)[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("placement", "position_state")}
@@ -321,12 +326,6 @@ class FusedSCP(nn.Module):
         )
 
 
-def _pointwise_layers(phi: nn.Sequential) -> tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]:
-    """Φ's three layers, without the ReLUs between them."""
-    first, _, second, _, third = phi
-    return cast("tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]", (first, second, third))
-
-
 def _widths(hidden_channels: int | Sequence[int]) -> tuple[int, int]:
     """h₁ and h₂, of one width or two."""
     widths = hidden_channels if isinstance(hidden_channels, Sequence | torch.Tensor) else (hidden_channels,) * 2
@@ -336,40 +335,9 @@ def _widths(hidden_channels: int | Sequence[int]) -> tuple[int, int]:
     return h1, h2
 
 
-def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """A layer's parameters; those that its own hooks compute, as for a call of the layer."""
-    parameters = layer._parameters
-    weight = parameters.get("weight")
-    if weight is None or "bias" not in parameters:
-        # Pruning and the old weight_norm and spectral_norm compute a plain attribute in a hook of the layer.
-        for hook in layer._forward_pre_hooks.values():
-            if hook(layer, ()) is not None:
-                raise RuntimeError(f"{layer}: expected hooks that leave the layer's input alone, got {hook}")
-        return cast("tuple[Tensor, Tensor]", (layer.weight, layer.bias))
-    return cast("tuple[Tensor, Tensor]", (weight, parameters["bias"]))
-
-
-def _check_layers(phi: nn.Module) -> None:
-    """Check that ``phi`` is (layer, ReLU, layer, ReLU, layer) with fitting widths."""
-    names = [type(layer).__name__ for layer in phi] if isinstance(phi, nn.Sequential) else type(phi).__name__
-    if not isinstance(phi, nn.Sequential) or len(phi) != 5 or not all(isinstance(phi[k], nn.ReLU) for k in (1, 3)):
-        raise ValueError(f"phi: expected Sequential(layer, ReLU, layer, ReLU, layer), got {names}")
-    inputs = None
-    for k, layer in zip((0, 2, 4), _pointwise_layers(phi), strict=True):
-        _check_layer(f"phi[{k}]", layer)
-        if layer.bias is None:
-            raise ValueError(f"phi[{k}]: expected a layer with a bias, got {layer}")
-        columns = layer.weight.shape[1]
-        if inputs is None and (columns % 2 or columns < 4):
-            raise ValueError(f"phi[0]: expected 2K position channels for K position axes, from 4 on, got {layer}")
-        if inputs not in (None, columns):
-            raise ValueError(f"phi[{k}]: expected {inputs} inputs, got {layer}")
-        inputs = layer.weight.shape[0]
-
-
 def _spatial_dims(spatial_dims: int | None, phi: nn.Sequential) -> int:
-    """d of a head that is made of ``phi``'s layers: as told, or as many as there are position axes."""
-    position_dims = _pointwise_layers(phi)[0].weight.shape[1] // 2
+    """d of a head that is made of ``phi``'s layers: what was asked for, or as many as there are position axes."""
+    position_dims = pointwise_layers(phi)[0].weight.shape[1] // 2
     dims = position_dims if spatial_dims is None else spatial_dims
     if dims not in (2, 3) or dims > position_dims:
         raise ValueError(
@@ -377,25 +345,3 @@ def _spatial_dims(spatial_dims: int | None, phi: nn.Sequential) -> int:
             f"got {spatial_dims}"
         )
     return dims
-
-
-def _check_layer(name: str, layer: nn.Module) -> None:
-    """Check that a layer applies one matrix to each pixel's channels."""
-    pointwise = isinstance(layer, nn.Linear)
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        padded = not isinstance(layer.padding, str) and any(layer.padding)
-        pointwise = {*layer.kernel_size, *layer.stride, layer.groups} == {1} and not padded
-    if not pointwise:
-        raise ValueError(f"{name}: expected nn.Linear or a 1×1 convolution, got {layer}")
-
-
-def _match_linear_and_convolution(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Let a checkpoint of 1×1 convolutions load into linear layers, and the other way round."""
-    parameters: Mapping[str, Tensor] = dict(module.named_parameters())
-    for name in ("phi.0.weight", "phi.2.weight", "phi.4.weight", "residual.weight"):
-        key = prefix + name
-        saved, parameter = state_dict.get(key), parameters.get(name)
-        if saved is None or parameter is None or saved.ndim == parameter.ndim:
-            continue
-        if saved.shape[:2] == parameter.shape[:2] and saved.numel() == parameter.numel():
-            state_dict[key] = saved.reshape(parameter.shape)

@@ -237,9 +237,9 @@ class _EagerFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        *arguments, problem = inputs
+        arguments, problem = inputs[:-1], inputs[-1]
         logits = _forward(problem, *arguments)
-        _setup_context(ctx, tuple(arguments), logits)
+        _setup_context(ctx, arguments, logits)
         ctx.problem = problem
         return logits
 

@@ -67,11 +67,11 @@ class Placement:
         extent: ArrayLike | None = None,
     ) -> tuple[ArrayLike | None, ArrayLike | None, ArrayLike | None]:
         """Positions in pixels of the features' grid: those given, else this placement's, else the outer's."""
-        own_origin, own_affine, own_extent = self._on_grid_of(features)
+        placed_origin, placed_affine, placed_extent = self._on_grid_of(features)
         if origin is None and affine is None:
-            origin, affine = own_origin, own_affine
+            origin, affine = placed_origin, placed_affine
         if extent is None:
-            extent = own_extent
+            extent = placed_extent
         if self.outer is not None and (extent is None or (origin is None and affine is None)):
             return self.outer.resolve(features, origin, affine, extent)
         return origin, affine, extent

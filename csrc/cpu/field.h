@@ -257,12 +257,12 @@ void channel_backward(const T* const* gy, const T* const* w, const T* x, const T
 }  // namespace detail
 
 // gX[b, c] = sum_n gY[b, n] W[n, c], and the field becomes gW[n, c] = sum_b gY[b, n] X[b, c]; either only where wanted.
-// `non_temporal`: gX is too large to stay in a cache until it is read, so its stores bypass the caches.
 template <class T, int D, bool kFeatures, bool kWeights>
 void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T, D>& gY, const Rows<T, D>& gX,
-                     const Samples& samples, int N, int C, bool non_temporal, ScratchStack& scratch) {
+                     const Samples& samples, int N, int C, ScratchStack& scratch) {
   const ScratchStack::Mark mark = scratch.mark();
   const int longest = longest_stretch(kBackwardStretch, N);
+  const bool non_temporal = kFeatures && gX.stores == Stores::kNonTemporal;
   const int together = gY.in_place() ? 1 : 4;  // channels that share the conversion of gY
   const bool merged = field_rows_adjoin(field) && rows_adjoin(gY, field) && (!kWeights || rows_adjoin(X, field)) &&
                       (!kFeatures || rows_adjoin(gX, field));
@@ -308,7 +308,7 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
             w[n] = field.values + (int64_t(n) * C + c0 + i) * field.plane + at;
             gw[n] = gw_buffer + (int64_t(i) * N + n) * longest;
           }
-          const bool bypass = kFeatures && non_temporal && gX.in_place() && is_aligned(gx);
+          const bool bypass = non_temporal && gX.in_place() && is_aligned(gx);
           const auto backward = bypass ? detail::channel_backward<T, kFeatures, kWeights, true>
                                        : detail::channel_backward<T, kFeatures, kWeights, false>;
           backward(gy, w, x, ahead, gx, gw, N, count, s == 0);

@@ -5,7 +5,7 @@
 
 namespace scp {
 
-void parallel_for(int count, int threads, void (*body)(void* context, int i), void* context) {
+void parallel_for(int count, int threads, void (*body)(const void* context, int i), const void* context) {
   if (threads > count) threads = count;
   if (threads <= 1) {
     for (int i = 0; i < count; ++i) body(context, i);

@@ -6,7 +6,7 @@ namespace scp {
 
 // body(context, i) for i in [0, count). One thread opens no parallel region, so a forked worker may call it. Throws
 // std::bad_alloc if a body did.
-void parallel_for(int count, int threads, void (*body)(void* context, int i), void* context);
+void parallel_for(int count, int threads, void (*body)(const void* context, int i), const void* context);
 
 }  // namespace scp
 

@@ -69,11 +69,15 @@ inline void write_strided(const T* from, S* to, int64_t stride, int count) {
 template <class T>
 constexpr int kDtypeOf = sizeof(T) == 8 ? SCP_FLOAT64 : SCP_FLOAT32;
 
+// How rows in place are stored: through the caches, or bypassing them where they are evicted before they are read.
+enum class Stores { kTemporal, kNonTemporal };
+
 // A tensor [batch, channels, *spatial] of a dtype known only at run time, row by row.
 template <class T, int D>
 struct Rows {
   scp_tensor tensor;
   int dtype;
+  Stores stores = Stores::kTemporal;
 
   // Rows can be used in place: of type T, neighbours in memory.
   bool in_place() const { return dtype == kDtypeOf<T> && tensor.stride_spatial[D - 1] == 1; }

@@ -13,9 +13,6 @@ namespace SCP_NAMESPACE {
 constexpr int64_t kFieldBytes = 1152 * 1024;
 // Rows longer than this are cut before fields are: the basis of a long thin box is large.
 constexpr int kLongestRow = 512;
-// A gradient of the features of at least so many bytes is stored non-temporally.
-constexpr int64_t kNonTemporalBytes = int64_t(16) << 20;
-
 // What a call computes.
 enum class Results { kLogits, kFeatureGradient, kParameterGradients, kAllGradients };
 
@@ -30,7 +27,10 @@ constexpr bool include_parameters(Results results) {
 // How the leaves hand W on: to features of many samples by a field, to those of a single one in registers.
 enum class WeightPath { kField, kRegisters };
 
-// What all tasks of a call share.
+// Which network a block is evaluated with: that of its leaf of the tree, or the root's.
+enum class Method { kTree, kDense };
+
+// What all tasks of a run share.
 template <class T, int D>
 struct Job {
   PhiParameters<T> params;
@@ -40,15 +40,15 @@ struct Job {
   Box<D> map;
   Results results;
   WeightPath weight_path;
-  bool dense;         // no tree: every block is evaluated with the root's network
-  bool non_temporal;  // gX is larger than any cache that it could be found in later
+  Method method;
 
+  bool is_dense() const { return method == Method::kDense; }
   int64_t field_pixels() const { return kFieldBytes / int64_t(sizeof(T)) / params.nc; }
 };
 
 // The samples that share a position map, and what a thread needs to work on a part of their map.
 template <class T, int D>
-struct Task {
+struct CallTask {
   const Job<T, D>& job;
   Samples samples;
   const Field<T, D>* cached;  // W of the map in the weight field cache: read, or written there to stay; or null

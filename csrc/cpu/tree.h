@@ -40,8 +40,9 @@ void move_root(const Node<T, D>& root, const Box<D>& box, ScratchStack& scratch,
 // The node of `box` from its parent; gradients of its matrices start at 0 where they are wanted. A dense call has one
 // network, whose gradients are the root's.
 template <class T, int D>
-void make_node(const Task<T, D>& task, const Node<T, D>& parent, const Box<D>& box, bool gradients, Node<T, D>& node) {
-  if (task.job.dense) return move_root(parent, box, task.scratch, node);
+void make_node(const CallTask<T, D>& task, const Node<T, D>& parent, const Box<D>& box, bool gradients,
+               Node<T, D>& node) {
+  if (task.job.is_dense()) return move_root(parent, box, task.scratch, node);
   fold(task.job.params, parent, box, task.scratch, node, task.counters);
   if (!gradients) return;
   const auto zeros = [&](int64_t count) {
@@ -67,10 +68,10 @@ constexpr bool carries_gradients(Pass pass) {
 
 // First pixel of the box that a pass comes to after the present one: its features are fetched ahead.
 template <int D>
-struct Corner {
+struct FirstPixel {
   int index[D];
 
-  explicit Corner(const Box<D>& box) {
+  explicit FirstPixel(const Box<D>& box) {
     for (int axis = 0; axis < D; ++axis) index[axis] = box.lower[axis];
   }
 };
@@ -80,44 +81,44 @@ template <class T, int D>
 class TreePass {
  public:
   // `field`: which is filled or read; null for the passes of a single sample.
-  TreePass(const Task<T, D>& task, Pass pass, const Field<T, D>* field) : task_(task), pass_(pass), field_(field) {}
+  TreePass(const CallTask<T, D>& task, Pass pass, const Field<T, D>* field) : task_(task), pass_(pass), field_(field) {}
 
   // The node of `box` and all below it. `next`: where the pass goes afterwards.
-  void visit(const Node<T, D>& parent, const Box<D>& box, const Corner<D>& next) const {
+  void visit(const Node<T, D>& parent, const Box<D>& box, const FirstPixel<D>& next) const {
     const ScratchStack::Mark mark = task_.scratch.mark();
     Node<T, D> node;
     make_node(task_, parent, box, carries_gradients(pass_), node);
     descend(node, next);
-    if (carries_gradients(pass_) && !task_.job.dense)
+    if (carries_gradients(pass_) && !task_.job.is_dense())
       fold_backward(task_.job.params, parent, node, task_.sums, task_.scratch, task_.counters);
     task_.scratch.release(mark);
   }
 
   // All below a node: its children, or the leaf that it is.
-  void descend(const Node<T, D>& node, const Corner<D>& next) const {
+  void descend(const Node<T, D>& node, const FirstPixel<D>& next) const {
     const int axis = axis_to_cut(node.box, grain_.extent);
     if (axis < 0 || is_cheap(node)) return leaf(node, next);
     // Small networks are cut in several: the children in between would cost more than they spare.
-    const bool small = node.m1 + node.m2 <= kSmallNetwork && !task_.job.dense;
+    const bool small = node.m1 + node.m2 <= kSmallNetwork && !task_.job.is_dense();
     visit_parts(node, node.box, axis, small ? kCutsAtOnce : 1, next);
   }
 
  private:
   // A network that a cut cannot simplify enough is a leaf of many blocks.
   bool is_cheap(const Node<T, D>& node) const {
-    return !task_.job.dense && int64_t(node.m1 + node.m2) * task_.job.params.nc * node.box.pixels() <= kLeafWork;
+    return !task_.job.is_dense() && int64_t(node.m1 + node.m2) * task_.job.params.nc * node.box.pixels() <= kLeafWork;
   }
 
   // Cuts a part of the node's box, `cuts` times, and visits the pieces.
-  void visit_parts(const Node<T, D>& node, const Box<D>& box, int axis, int cuts, const Corner<D>& next) const {
+  void visit_parts(const Node<T, D>& node, const Box<D>& box, int axis, int cuts, const FirstPixel<D>& next) const {
     if (cuts == 0 || axis < 0) return visit(node, box, next);
     Box<D> half[2];
     cut_box<T, D>(box, axis, half[0], half[1]);
-    visit_parts(node, half[0], axis_to_cut(half[0], grain_.extent), cuts - 1, Corner<D>(half[1]));
+    visit_parts(node, half[0], axis_to_cut(half[0], grain_.extent), cuts - 1, FirstPixel<D>(half[1]));
     visit_parts(node, half[1], axis_to_cut(half[1], grain_.extent), cuts - 1, next);
   }
 
-  void leaf(const Node<T, D>& node, const Corner<D>& next) const {
+  void leaf(const Node<T, D>& node, const FirstPixel<D>& next) const {
     const ScratchStack::Mark mark = task_.scratch.mark();
     const BasisBlock<T, D> basis = make_basis_block(task_.job.params, node, task_.scratch);
     switch (pass_) {
@@ -150,7 +151,7 @@ class TreePass {
     });
   }
 
-  void forward(const Node<T, D>& node, const BasisBlock<T, D>& basis, const Corner<D>& next) const {
+  void forward(const Node<T, D>& node, const BasisBlock<T, D>& basis, const FirstPixel<D>& next) const {
     const Job<T, D>& job = task_.job;
     const Block<T, D> next_block = block_at<T, D>(job.map, next.index);
     for_each_block<T, D>(node.box, [&](const Block<T, D>& block) {
@@ -159,7 +160,7 @@ class TreePass {
     });
   }
 
-  void backward(const Node<T, D>& node, const BasisBlock<T, D>& basis, const Corner<D>& next) const {
+  void backward(const Node<T, D>& node, const BasisBlock<T, D>& basis, const FirstPixel<D>& next) const {
     const Job<T, D>& job = task_.job;
     const Rows<T, D>* const gX = include_features(job.results) ? &job.gX : nullptr;
     T* const gW = make_gradient_block();
@@ -201,34 +202,34 @@ class TreePass {
     return !carries_gradients(pass_) || (pass_ == Pass::kSingleSampleBackward && include_features(task_.job.results));
   }
 
-  const Task<T, D>& task_;
+  const CallTask<T, D>& task_;
   const Pass pass_;
   const Field<T, D>* const field_;
   const Grain<T, D> grain_;
 };
 
 template <class T, int D>
-void stream_logits(const Task<T, D>& task, const Field<T, D>& field) {
+void stream_logits(const CallTask<T, D>& task, const Field<T, D>& field) {
   const Job<T, D>& job = task.job;
   stream_forward(field, job.X, job.Y, job.bias, task.samples, job.N, job.C, task.scratch);
 }
 
 template <class T, int D>
-void stream_gradients(const Task<T, D>& task, const Field<T, D>& field) {
+void stream_gradients(const CallTask<T, D>& task, const Field<T, D>& field) {
   const Job<T, D>& job = task.job;
   const auto stream = job.results == Results::kAllGradients      ? stream_backward<T, D, true, true>
                       : job.results == Results::kFeatureGradient ? stream_backward<T, D, true, false>
                                                                  : stream_backward<T, D, false, true>;
-  stream(field, job.X, job.Y, job.gX, task.samples, job.N, job.C, job.non_temporal, task.scratch);
+  stream(field, job.X, job.Y, job.gX, task.samples, job.N, job.C, task.scratch);
 }
 
 // The passes on a node whose W fits into a field.
 template <class T, int D>
-void run_field(const Task<T, D>& task, const Node<T, D>& node) {
+void run_field(const CallTask<T, D>& task, const Node<T, D>& node) {
   const Results results = task.job.results;
   const Field<T, D> field = task.cached != nullptr ? part_of(*task.cached, node.box)
                                                    : make_field<T, D>(node.box, task.job.params.nc, task.scratch);
-  const Corner<D> next(node.box);  // not looked at: a field is filled and read without the features
+  const FirstPixel<D> next(node.box);  // not looked at: a field is filled and read without the features
   if (!is_backward(results) || include_features(results)) TreePass<T, D>(task, Pass::kFill, &field).descend(node, next);
   if (!is_backward(results)) return stream_logits(task, field);
   stream_gradients(task, field);
@@ -237,7 +238,7 @@ void run_field(const Task<T, D>& task, const Node<T, D>& node) {
 
 // The node of `box`, cut until W of a part fits into a field.
 template <class T, int D>
-void visit_fields(const Task<T, D>& task, const Node<T, D>& parent, const Box<D>& box) {
+void visit_fields(const CallTask<T, D>& task, const Node<T, D>& parent, const Box<D>& box) {
   const ScratchStack::Mark mark = task.scratch.mark();
   const bool gradients = include_parameters(task.job.results);
   Node<T, D> node;
@@ -250,16 +251,16 @@ void visit_fields(const Task<T, D>& task, const Node<T, D>& parent, const Box<D>
     cut_box<T, D>(box, axis, half[0], half[1]);
     for (const Box<D>& part : half) visit_fields(task, node, part);
   }
-  if (gradients && !task.job.dense)
+  if (gradients && !task.job.is_dense())
     fold_backward(task.job.params, parent, node, task.sums, task.scratch, task.counters);
   task.scratch.release(mark);
 }
 
 // Does a whole task: `root` carries its gradients where parameters need them.
 template <class T, int D>
-void run_task(const Task<T, D>& task, const Node<T, D>& root, const Box<D>& box) {
+void run_task(const CallTask<T, D>& task, const Node<T, D>& root, const Box<D>& box) {
   if (task.job.weight_path == WeightPath::kField) return visit_fields(task, root, box);
-  const Corner<D> next(box);
+  const FirstPixel<D> next(box);
   if (task.cached != nullptr) {
     const Field<T, D> field = part_of(*task.cached, box);
     TreePass<T, D>(task, Pass::kFill, &field).visit(root, box, next);

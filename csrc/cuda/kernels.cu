@@ -1,7 +1,7 @@
 // The CUDA library: every program as a kernel, and the entry points.
 #include <cuda_runtime.h>
 
-#include "launch_sequence.h"
+#include "entry.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
@@ -70,7 +70,9 @@ class CurrentDevice {
   bool changed_ = false;
 };
 
-int run_on_device(const scp_cuda_call* call, bool backward, char* message, int64_t size) {
+}  // namespace
+
+int run_call_here(const scp_cuda_call* call, bool backward, char* message, int64_t size) {
   return run_call(call, backward, message, size, [&](auto& sequence) {
     CurrentDevice current(call->device);
     Stream stream(call->stream, call->shared_limit);
@@ -78,30 +80,10 @@ int run_on_device(const scp_cuda_call* call, bool backward, char* message, int64
   });
 }
 
-}  // namespace
 }  // namespace SCP_NAMESPACE
 }  // namespace scp
 
-extern "C" {
-
-int scp_abi_version(void) { return SCP_ABI_VERSION; }
-
-int scp_cuda_driver(int32_t* driver, int32_t* built_with) {
+extern "C" int scp_cuda_driver(int32_t* driver, int32_t* built_with) {
   *driver = 0, *built_with = CUDART_VERSION;
   return cudaDriverGetVersion(driver) == cudaSuccess ? SCP_OK : SCP_DEVICE_ERROR;
 }
-
-int scp_cuda_query_requirements(const scp_cuda_call* call, int32_t backward, scp_cuda_requirements* requirements,
-                                char* message, int64_t size) {
-  return scp::common::query_call(call, backward != 0, requirements, message, size);
-}
-
-int scp_cuda_forward(const scp_cuda_call* call, char* message, int64_t size) {
-  return scp::common::run_on_device(call, false, message, size);
-}
-
-int scp_cuda_backward(const scp_cuda_call* call, char* message, int64_t size) {
-  return scp::common::run_on_device(call, true, message, size);
-}
-
-}  // extern "C"

@@ -7,7 +7,6 @@
 
 #include "apply.h"
 #include "collect.h"
-#include "common/check.h"
 #include "parameter_gradients.h"
 #include "prepare.h"
 #include "supertile.h"
@@ -336,64 +335,6 @@ class LaunchSequence {
   T *w2t_ = nullptr, *w3t_ = nullptr;
   char *partials_ = nullptr, *sums_ = nullptr;
 };
-
-// Calls use(sequence) with the launches of the call's type and number of axes. In float64 maps of two axes are volumes
-// of one slice.
-template <class Use>
-void with_launch_sequence(const scp_cuda_call& call, bool backward, const Use& use) {
-  if (call.call.compute_dtype == SCP_FLOAT64) {
-    LaunchSequence<double, 3> sequence(call, backward);
-    use(sequence);
-  } else if (call.call.spatial_dims == 2) {
-    LaunchSequence<float, 2> sequence(call, backward);
-    use(sequence);
-  } else {
-    LaunchSequence<float, 3> sequence(call, backward);
-    use(sequence);
-  }
-}
-
-// The part of an entry point that device and host share: checks, then body(), which does the work or throws Failure.
-template <class Body>
-int guarded(const scp_cuda_call* call, bool backward, bool with_data, char* message, int64_t size, const Body& body) {
-  if (call == nullptr) return common::fail(message, size, SCP_BAD_ARGUMENT, "call: expected one");
-  const scp_call& of = call->call;
-  if (const char* what = common::size_fault(of)) return common::fail(message, size, SCP_BAD_ARGUMENT, what);
-  if (with_data) {
-    if (of.coefficients == nullptr) return common::fail(message, size, SCP_BAD_ARGUMENT, "coefficients: expected data");
-    if (const char* what = common::data_fault(of, backward, of.grad_coefficients))
-      return common::fail(message, size, SCP_BAD_ARGUMENT, what);
-  }
-  if (of.dtype == SCP_FLOAT64 && of.compute_dtype != SCP_FLOAT64)
-    return common::fail(message, size, SCP_BAD_ARGUMENT, "compute_dtype: expected float64 for float64 features");
-  try {
-    body();
-  } catch (const Failure& failure) {
-    return common::fail(message, size, failure.status, failure.what);
-  }
-  return SCP_OK;
-}
-
-// Forward or backward: with_launcher(sequence) calls sequence with a launcher.
-template <class WithLauncher>
-int run_call(const scp_cuda_call* call, bool backward, char* message, int64_t size, const WithLauncher& with_launcher) {
-  return guarded(call, backward, true, message, size, [&] {
-    with_launch_sequence(*call, backward, [&](auto& sequence) {
-      if (call->workspace == nullptr || call->workspace_bytes < sequence.requirements().workspace_bytes)
-        throw Failure{SCP_BAD_ARGUMENT, "workspace: smaller than scp_cuda_query_requirements says"};
-      if (call->scratch_alias == nullptr && call->scratch_alias_bytes > 0)
-        throw Failure{SCP_BAD_ARGUMENT, "scratch_alias: expected memory"};
-      with_launcher(sequence);
-    });
-  });
-}
-
-inline int query_call(const scp_cuda_call* call, bool backward, scp_cuda_requirements* requirements, char* message,
-                      int64_t size) {
-  return guarded(call, backward, false, message, size, [&] {
-    with_launch_sequence(*call, backward, [&](auto& sequence) { *requirements = sequence.requirements(); });
-  });
-}
 
 }  // namespace SCP_NAMESPACE
 }  // namespace scp

@@ -29,7 +29,7 @@ Threshold = Annotated[
     float | None, typer.Option(help="Of probabilities; by default the checkpoint's, or 0.5.", min=0, max=1)
 ]
 
-Frame = Annotated[
+FrameOption = Annotated[
     str | None,
     typer.Option(help="Path of each subject's transform ({subject}, {folder}), for a checkpoint trained with such."),
 ]
@@ -124,7 +124,7 @@ class EvaluateOptions:
         str | None,
         typer.Option(help="Of references that lie elsewhere than their images: header or image counts; auto measures."),
     ] = None
-    frame: Frame = None
+    frame: FrameOption = None
     fail_fast: FailFast = False
 
     def check(self) -> None:
@@ -156,8 +156,9 @@ def evaluate(options: EvaluateOptions) -> None:
     from scp_models.files import ensure_writable
 
     data = DataSet(options.data, options.layout, options.split, options.split_file, options.label_affine)
+    failures = Failures(_report, fail_fast=options.fail_fast)
     if options.checkpoint is not None:
-        masks, subjects = masks_of_checkpoint(options.checkpoint, data, options.threshold, options.frame)
+        masks, subjects = masks_of_checkpoint(options.checkpoint, data, options.threshold, options.frame, failures)
     else:
         assert options.predictions is not None
         description = {
@@ -169,11 +170,11 @@ def evaluate(options: EvaluateOptions) -> None:
         }
         masks, subjects = masks_of_files(options.predictions, data, description, options.threshold)
     ensure_writable(options.out)
+    total = len(subjects) + len(failures.messages)
     shown = track(subjects, "Evaluating", transient=True)
-    failures = Failures(_report, fail_fast=options.fail_fast)
     rows = scores_of(masks, shown, options.connectivity, failures)  # type: ignore[arg-type]
     if not rows:
-        _finish(failures, len(subjects))
+        _finish(failures, total)
     about: dict[str, Any] = {
         "of": str(options.checkpoint or options.predictions),
         "data": str(options.data),
@@ -192,7 +193,7 @@ def evaluate(options: EvaluateOptions) -> None:
     typer.echo(headline(summary))
     for name in ("scores.csv", "summary.json"):
         typer.echo(options.out / name)
-    _finish(failures, len(subjects))
+    _finish(failures, total)
 
 
 @app.command()
@@ -228,7 +229,7 @@ class PredictOptions:
     probabilities: Annotated[bool, typer.Option(help="Write probabilities too.")] = False
     threshold: Threshold = None
     layout: Layout = "auto"
-    frame: Frame = None
+    frame: FrameOption = None
     fail_fast: FailFast = False
 
 

@@ -48,7 +48,7 @@ class Call(ctypes.Structure):
     )
 
 
-def describe(tensor: Tensor) -> _Tensor:
+def describe_tensor(tensor: Tensor) -> _Tensor:
     """``struct scp_tensor``: where ``[batch, channels, *spatial]`` lies."""
     return _strided(tensor.data_ptr(), tensor.stride())
 
@@ -58,7 +58,7 @@ def _strided(data: int, strides: tuple[int, ...]) -> _Tensor:
     return _Tensor(data, batch, channel, tuple(spatial))
 
 
-def sizes(problem: Problem) -> Call:
+def sized_call(problem: Problem) -> Call:
     """A call that has its sizes and dtypes, and no data."""
     return Call.from_buffer_copy(_sizes(problem))
 
@@ -83,7 +83,7 @@ def _sizes(problem: Problem) -> Call:
 @functools.lru_cache(maxsize=256)
 def _layout(problem: Problem, features: tuple[int, ...], logits: tuple[int, ...]) -> Call:
     """A call with its sizes and its tensors' strides."""
-    call = sizes(problem)
+    call = sized_call(problem)
     call.features, call.logits = _strided(0, features), _strided(0, logits)
     return call
 

@@ -33,7 +33,7 @@ def build_record() -> dict[str, dict[str, Any]]:
     return {name: {"built": False, "reason": _NOT_INSTALLED} for name in ("cpu", "cuda")}
 
 
-def find(name: str) -> Path:
+def find_library(name: str) -> Path:
     """The file of the library ``"cpu"`` or ``"cuda"``.
 
     Raises:
@@ -54,9 +54,9 @@ def load(name: str) -> ctypes.CDLL:
     """The library ``"cpu"`` or ``"cuda"``, loaded once and its ABI version checked.
 
     Raises:
-        LibraryUnavailable: as :func:`find`, or it fails to load, or was built for another version of the ABI.
+        LibraryUnavailable: as :func:`find_library`, or it fails to load, or was built for another version of the ABI.
     """
-    path = find(name)
+    path = find_library(name)
     try:
         library = ctypes.CDLL(str(path))
         version = library.scp_abi_version()

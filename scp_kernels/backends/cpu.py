@@ -177,7 +177,7 @@ class CpuBackend:
         call = _call(features, grad_logits, phi, residual, matrix, problem)
         grad_features = torch.empty_like(features) if needs.features else None
         if grad_features is not None:
-            call.grad_features = _abi.describe(grad_features)
+            call.grad_features = _abi.describe_tensor(grad_features)
         parameters = _abi.gradients(call, dict(zip(_abi.PHI, phi, strict=True))) if needs.parameters else None
         _run(_library().scp_cpu_backward, call, problem)
         return grad_features, parameters

@@ -68,9 +68,9 @@ def requirements(loaded: ctypes.CDLL, call: CudaCall, backward: bool) -> Require
     return result
 
 
-def sizes(problem: Problem, shared_limit: int, multiprocessors: int) -> CudaCall:
+def sized_cuda_call(problem: Problem, shared_limit: int, multiprocessors: int) -> CudaCall:
     """A call without data that asks for every gradient."""
-    call = CudaCall(call=_abi.sizes(problem), shared_limit=shared_limit, multiprocessors=multiprocessors)
+    call = CudaCall(call=_abi.sized_call(problem), shared_limit=shared_limit, multiprocessors=multiprocessors)
     call.call.grad_coefficients = 1  # only its presence matters
     return call
 
@@ -121,7 +121,7 @@ class CudaBackend:
             # Of the backward too: a forward that cannot be differentiated would be a trap.
             multiprocessors, shared_limit = self.limits(problem.device)
             for backward in (False, True):
-                requirements(self.library(), sizes(problem, shared_limit, multiprocessors), backward)
+                requirements(self.library(), sized_cuda_call(problem, shared_limit, multiprocessors), backward)
         except RuntimeError as error:
             return str(error)
         return None
@@ -148,7 +148,7 @@ class CudaBackend:
         call.coefficients = coefficients.data_ptr()
         grad_features = torch.empty_like(features) if needs.features else None
         if grad_features is not None:
-            call.grad_features = _abi.describe(grad_features)
+            call.grad_features = _abi.describe_tensor(grad_features)
         if not needs.parameters:
             self._run(call, problem, backward=True)
             return grad_features, None

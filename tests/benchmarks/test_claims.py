@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import claims
-from benchmarks.networks import CAPACITIES, STEPS, activation_bytes, build, executed_macs, image
+from benchmarks.networks import CAPACITIES, STEPS, activation_bytes, build, image, network_macs
 from benchmarks.noise import Noise
 from scp_models.networks.complexity import count_parameters
 from tests.support.cpu_settings import needs_cpu
@@ -14,20 +14,22 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 def test_scp_256_has_three_quarters_fewer_parameters_than_base_512():
-    scp, base = ({"parameters": count_parameters(build(name))} for name in (claims.SCP, claims.BASE))
+    scp, base = ({"parameters": count_parameters(build(name))} for name in (claims.SCP_256, claims.BASE_512))
     claim = claims.parameters(scp, base)
     assert claim.holds and claim.measured == claim.paper == "−74.7%"
 
 
 @needs_cpu
 def test_scp_256_executes_74_percent_fewer_operations_than_base_512():
-    scp, base = ({"executed_macs": executed_macs(build(*of))} for of in ((claims.SCP, "cpu", "cpu"), (claims.BASE,)))
+    scp, base = (
+        {"executed_macs": network_macs(build(*of))} for of in ((claims.SCP_256, "cpu", "cpu"), (claims.BASE_512,))
+    )
     assert claims.operations(scp, base).holds
 
 
 @needs_cpu
 def test_scp_256_keeps_half_of_what_base_512_keeps():
-    scp, base = ({"saved_bytes": activation_bytes(build(name), image(1))} for name in (claims.SCP, claims.BASE))
+    scp, base = ({"saved_bytes": activation_bytes(build(name), image(1))} for name in (claims.SCP_256, claims.BASE_512))
     assert claims.memory(scp, base, "cpu").holds
 
 
@@ -52,7 +54,7 @@ def test_a_training_step_of_scp_256_needs_half_the_memory_of_base_512():
         state = sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
         return {"peak_bytes": cuda_peak(step) + state}
 
-    assert claims.memory(peak(claims.SCP), peak(claims.BASE), "cuda").holds
+    assert claims.memory(peak(claims.SCP_256), peak(claims.BASE_512), "cuda").holds
 
 
 def operator_race(paper_style: float, compiled: float, plain: float, noise: Noise | None = None) -> dict:
@@ -70,8 +72,8 @@ def operator_race(paper_style: float, compiled: float, plain: float, noise: Nois
 
 def network_race(saved: int, executed: int, parameters: int) -> dict:
     figures = {
-        claims.SCP: {"saved_bytes": saved, "executed_macs": executed, "parameters": parameters},
-        claims.BASE: {"saved_bytes": 1000, "executed_macs": 1000, "parameters": 1000},
+        claims.SCP_256: {"saved_bytes": saved, "executed_macs": executed, "parameters": parameters},
+        claims.BASE_512: {"saved_bytes": 1000, "executed_macs": 1000, "parameters": 1000},
     }
     return {"what": "verdict", "step": "training", "batch": 1, "subjects": figures}
 

@@ -86,7 +86,7 @@ def test_warps_are_counted_as_a_gpu_makes_them(tmp_path):
 
 @needs_gcc
 def test_every_launch_of_a_call_is_counted():
-    forward, backward = (cycles.run(Case(16, 4, 2, (16, 32)), backward) for backward in (False, True))
+    forward, backward = (cycles.simulate(Case(16, 4, 2, (16, 32)), backward) for backward in (False, True))
     assert len(backward) > len(forward) >= 2
     assert b"Prepare" in forward[0].program and b"Apply" in forward[-1].program
     for counts in (*forward, *backward):

@@ -37,9 +37,9 @@ def test_processor_seconds_grow_with_work():
 
 def test_a_session_is_as_noisy_as_its_worst_race():
     races = [Noise([1.0, 1.1], 0.1, 2).record(), Noise([1.0, 1.3], 0.4, 2).record()]
-    session = noise.summarise(races)
+    session = noise.summarise_noise(races)
     assert session.spread == pytest.approx(0.3) and session.foreign_cores == 0.4 and session.busy
-    assert noise.summarise([*races, None]) is None and noise.summarise([]) is None
+    assert noise.summarise_noise([*races, None]) is None and noise.summarise_noise([]) is None
 
 
 def test_the_estimate_follows_the_pace_of_the_run():

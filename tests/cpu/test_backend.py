@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scp_kernels import FusedSCP, available_backends, scp, scp_reference
+from scp_kernels import FusedSCP, scp, scp_reference
 from scp_kernels.backends import cpu
 from tests.support.agreement import (
     NON_FINITE,
@@ -23,6 +23,7 @@ from tests.support.agreement import (
 )
 from tests.support.cpu_settings import ISA_TARGETS, ask_cpu, needs_cpu
 from tests.support.problems import away_from_kinks, evaluate, make_inputs
+from tests.support.strategies import shapes, widths
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 
 pytestmark = [needs_cpu, pytest.mark.usefixtures("empty_weight_field_cache")]
@@ -350,14 +351,11 @@ def test_gradcheck(shape):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(
-    shape=st.one_of(
-        st.tuples(st.integers(1, 40), st.integers(1, 60)),
-        st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20)),
-    ),
+    shape=shapes((40, 60), (9, 9, 20)),
     batch=st.integers(1, 4),
     channels=st.integers(1, 20),
     classes=st.integers(1, 3),
-    hidden=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    hidden=widths(40),
     seed=st.integers(0, 10**6),
 )
 def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
@@ -400,42 +398,3 @@ def test_the_report_of_the_last_call():
     assert 2 * forward.macs < backward.macs < 2 * forward.dense_macs / 15
     scp(inputs.features[..., :16, :16], inputs.phi, inputs.residual, backend="cpu")
     assert cpu.last_report().dense
-
-
-VARIABLES = (cpu.ISA_VARIABLE, cpu.METHOD_VARIABLE, cpu.CACHE_VARIABLE)
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        (cpu.ISA_VARIABLE, "mmx", "SCP_CPU_ISA: expected one of"),
-        (cpu.METHOD_VARIABLE, "fast", "SCP_CPU_METHOD: expected one of"),
-        (cpu.CACHE_VARIABLE, "much", "SCP_CPU_KEEP_MB: expected a number"),
-    ],
-)
-def test_the_environment_is_checked(monkeypatch, variable, value, message):
-    monkeypatch.setattr(cpu, "settings", cpu.settings.__wrapped__)  # as before the first call
-    assert available_backends()["cpu"].usable
-    monkeypatch.setenv(variable, value)
-    assert message in available_backends()["cpu"].reason
-    inputs = make_inputs()
-    for backend in ("auto", "cpu"):
-        with pytest.raises(ValueError, match=message):
-            scp(inputs.features, inputs.phi, inputs.residual, backend=backend)
-
-
-def test_the_former_name_of_the_isa_target_is_deprecated(monkeypatch):
-    monkeypatch.delenv(cpu.ISA_VARIABLE, raising=False)
-    monkeypatch.setenv("SCP_CPU_LEVEL", "portable")
-    with pytest.warns(DeprecationWarning, match="SCP_CPU_LEVEL is now SCP_CPU_ISA"):
-        asked = cpu.settings.__wrapped__()
-    assert asked.isa_target == cpu.ISA_TARGETS["portable"]
-    monkeypatch.setenv(cpu.ISA_VARIABLE, "avx2")
-    assert cpu.settings.__wrapped__().isa_target == cpu.ISA_TARGETS["avx2"]
-
-
-def test_the_environment_is_followed(monkeypatch):
-    for variable, value in zip(VARIABLES, ("portable", "dense", "3"), strict=True):
-        monkeypatch.setenv(variable, value)
-    asked = cpu.settings.__wrapped__()
-    assert asked == cpu.Settings(cpu.ISA_TARGETS["portable"], cpu.METHODS["dense"], 3 << 20)

@@ -40,7 +40,7 @@ def worst_error(*command: str, **environment: str) -> float:
 @pytest.mark.skipif(compiler is None, reason="needs a C++ compiler")
 @needs_cpu
 def test_the_installed_library(tmp_path):
-    installed = _libraries.find("cpu")
+    installed = _libraries.find_library("cpu")
     program = tmp_path / "program"
     subprocess.run([compiler, *FLAGS, str(DRIVER), str(installed), "-o", str(program)], check=True)
     assert worst_error(str(program), LD_LIBRARY_PATH=str(installed.parent)) <= GRADIENTS[torch.float32]

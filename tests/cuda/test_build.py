@@ -25,7 +25,7 @@ def problem(**changes) -> Problem:
 
 
 def call(**changes) -> cuda.CudaCall:
-    return cuda.sizes(problem(**changes), 64 * 1024, 40)
+    return cuda.sized_cuda_call(problem(**changes), 64 * 1024, 40)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -7,10 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scp_kernels import BackendUnavailable, count_macs, dispatch, scp, scp_reference
-from scp_kernels.backends import cuda
-from scp_kernels.backends.cuda import requirements, sizes
-from scp_kernels.problem import Problem
+from scp_kernels import BackendUnavailable, count_macs, scp, scp_reference
+from scp_kernels.backends.cuda import requirements, sized_cuda_call
 from tests.support.agreement import (
     NON_FINITE,
     POSITION_MAPS,
@@ -22,25 +20,20 @@ from tests.support.agreement import (
     integer_inputs,
     slices_of_a_volume,
 )
-from tests.support.cuda_host import ORDER_VARIABLE, HostCuda, build, compiler
+from tests.support.cuda_host import ORDER_VARIABLE, HostCuda, build, compiler, problem_like
 from tests.support.poison import poisoned_memory  # noqa: F401  (of every test)
 from tests.support.problems import away_from_kinks, evaluate, make_inputs
+from tests.support.strategies import shapes, widths
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 
 pytestmark = [
     pytest.mark.skipif(compiler is None, reason="needs a C++ compiler"),
     # One process compiles and runs them (with pytest-xdist's --dist loadgroup).
     pytest.mark.xdist_group("cuda_host"),
+    pytest.mark.usefixtures("host"),
 ]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 check = partial(agree, backend="cuda")
-
-
-@pytest.fixture(autouse=True)
-def host(monkeypatch):
-    backend = HostCuda()
-    monkeypatch.setitem(dispatch.BACKENDS, "cuda", backend)
-    return backend
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -128,7 +121,7 @@ def concurrent_lines(shape, h1, dtype=torch.float64, concurrent=None):
 
 
 def requirements_of(inputs, groups=1):
-    return requirements(build(), sizes(problem_like(inputs, groups), HostCuda().shared_memory, 4), True)
+    return requirements(build(), sized_cuda_call(problem_like(inputs, groups), HostCuda().shared_memory, 4), True)
 
 
 def capacity(inputs):
@@ -196,7 +189,7 @@ def test_chunks():
     """Wide enough that partial gradients of all tiles do not fit at once; a chunk may end within a position map."""
     inputs = make_inputs((20, 34), batch=3, channels=64, classes=6, hidden=(6, 512), dtype=torch.float64)
     groups = torch.eye(2, 3, dtype=torch.float64).repeat(3, 1, 1) + torch.arange(3.0).double()[:, None, None] / 7
-    call = sizes(problem_like(inputs, groups=3), HostCuda().shared_memory, 4)
+    call = sized_cuda_call(problem_like(inputs, groups=3), HostCuda().shared_memory, 4)
     assert requirements(build(), call, True).chunks > 1
     check(inputs, affine=groups)
 
@@ -210,21 +203,6 @@ def test_samples_in_parts(host, batch):
     host.multiprocessors = 100
     _, several = check(inputs)
     assert not torch.equal(one["w2"], several["w2"]), "nothing was divided: the test tests nothing"
-
-
-def problem_like(inputs, groups=1):
-    batch, channels, *shape = inputs.features.shape
-    return Problem(
-        batch=batch,
-        channels=channels,
-        num_classes=inputs.residual.shape[0],
-        hidden=(len(inputs.phi[1]), len(inputs.phi[3])),
-        spatial_shape=tuple(shape),
-        groups=groups,
-        dtype=inputs.features.dtype,
-        compute_dtype=torch.promote_types(inputs.features.dtype, torch.float32),
-        device=torch.device("cpu"),
-    )
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -294,14 +272,11 @@ def test_gradcheck(shape):
 
 @settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
-    shape=st.one_of(
-        st.tuples(st.integers(1, 30), st.integers(1, 40)),
-        st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12)),
-    ),
+    shape=shapes((30, 40), (9, 9, 12)),
     batch=st.integers(1, 4),
     channels=st.integers(1, 20),
     classes=st.integers(1, 3),
-    hidden=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    hidden=widths(70),
     seed=st.integers(0, 10**6),
 )
 def test_any_size_and_width(shape, batch, channels, classes, hidden, seed):
@@ -364,41 +339,3 @@ def test_executed_multiply_adds_of_unstable_units_and_overflow_tiles():
     assert capacity(concurrent_lines((64, 128), 90)) < 90
     overflow, overflow_both = executed(concurrent_lines((64, 128), 90, torch.float32))
     assert overflow > unstable and overflow_both - overflow > unstable_both - unstable
-
-
-def test_partial_gradients_lie_in_the_features_gradient():
-    """Which is written last: where it is large enough, backward needs next to no memory of its own."""
-    inputs = make_inputs((21, 40), batch=16, channels=8, hidden=(24, 20), classes=2, bias=True)
-    call = sizes(problem_like(inputs), HostCuda().shared_memory, 4)
-    alone = requirements(build(), call, True).workspace_bytes
-    call.scratch_alias_bytes = inputs.features.nbytes
-    assert requirements(build(), call, True).workspace_bytes < alone / 8
-    check(away_from_kinks(inputs))
-    for call.scratch_alias_bytes in range(0, inputs.features.nbytes, 64):
-        assert alone - requirements(build(), call, True).workspace_bytes <= call.scratch_alias_bytes
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_scratch_alias_is_no_larger_than_the_features_gradient(monkeypatch, dtype):
-    sizes_of_alias = []
-
-    def recorded(loaded, call, backward):
-        sizes_of_alias.append(call.scratch_alias_bytes)
-        return requirements(loaded, call, backward)
-
-    monkeypatch.setattr(cuda, "requirements", recorded)
-    inputs = make_inputs(dtype=dtype)
-    evaluate(scp, inputs, backend="cuda")
-    assert sizes_of_alias[-1] == inputs.features.nbytes
-
-
-def test_workspace_is_bounded():
-    """At the paper's largest head, and at maps of any size."""
-    head = Problem(14, 32, 1, (256, 256), (160, 224), 1, torch.float32, torch.float32, torch.device("cpu"))
-    call = sizes(head, 227 * 1024, 132)
-    assert requirements(build(), call, True).workspace_bytes < 32 * 2**20
-    call.scratch_alias_bytes = 14 * 32 * 160 * 224 * 4
-    assert requirements(build(), call, True).workspace_bytes < 2 * 2**20
-    large = Problem(1, 32, 1, (256, 256), (4096, 4096), 1, torch.float32, torch.float32, torch.device("cpu"))
-    flags = 4 * (4096 * 4096 // 128)
-    assert requirements(build(), sizes(large, 227 * 1024, 132), True).workspace_bytes < 32 * 2**20 + flags

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from scp_models.networks import build_network, complexity
-from scp_models.networks.complexity import complexity_table, count_parameters, nominal_macs, render
+from scp_models.networks.complexity import as_rich_table, complexity_table, count_parameters, nominal_macs
 
 # Table 1: FLOPs and parameters as ratios to Base 128, copied from the paper and not from the code.
 TABLE_1 = """
@@ -85,7 +85,7 @@ def test_json_is_a_list_of_objects_with_the_agreed_keys(capsys):
 
 def test_the_table_shows_each_ratio_beside_the_papers(rows):
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render(rows))
+    console.print(as_rich_table(rows))
     text = console.export_text()
     assert "5.51 (5.51)" in text
     assert "2.0292 M" in text

@@ -1,6 +1,7 @@
 """From files to the network's grid and back, with the faults that real files have."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -192,11 +193,32 @@ def test_wrong_content(tmp_path):
         reader.read(subject)
     subject = subject_at(tmp_path / "nan")
     save(subject.images[0], np.full((20, 24, 6), np.nan, np.float32), affine_for("RAS"))
-    with pytest.raises(UserError, match=r"T1.nii.gz: expected finite intensities"):
+    with pytest.raises(UserError, match=r"T1.nii.gz: expected intensities, every voxel is NaN"):
+        reader.read(subject)
+    subject = subject_at(tmp_path / "infinite")
+    save(subject.images[0], np.full((20, 24, 6), np.inf, np.float32), affine_for("RAS"))
+    with pytest.raises(UserError, match=r"T1.nii.gz: expected finite intensities, got infinity"):
         reader.read(subject)
     subject = subject_at(tmp_path / "unlabelled")
     with pytest.raises(UserError, match="expected a reference segmentation for this image, there is none"):
         reader.read(Subject("x", subject.images, None))
+
+
+@pytest.mark.parametrize("task", ["wmh", "lits"])
+def test_nan_outside_of_the_brain_is_background(tmp_path, task):
+    def volume(folder, outside):
+        values = np.random.default_rng(0).normal(40, 20, (20, 24, 6)).astype(np.float32)
+        values[:3], values[:, -2:] = outside, outside
+        save(path := tmp_path / folder / "volume-0.nii.gz", values, affine_for("LPS"))
+        reader = VolumeReader(replace(get_task(task), modalities=("one",)))
+        return reader.read(Subject("0", (path,), None), with_label=False)
+
+    expected = volume("filled", 0.0 if task == "wmh" else get_task("lits").window[0])
+    result = volume("spm", np.nan)
+    assert np.array_equal(result.image, expected.image) and repr(result.geometry) == repr(expected.geometry)
+    (line,) = result.notes
+    share = 1 - 17 / 20 * 22 / 24
+    assert line.endswith(f"volume-0.nii.gz: {share:.2%} of the voxels are NaN, read as {0 if task == 'wmh' else -200}")
 
 
 @pytest.mark.parametrize("slope", [1 / 255, 1 / 3, 0.1, 1e-4], ids=str)

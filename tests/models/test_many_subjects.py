@@ -118,6 +118,34 @@ def test_evaluate_scores_the_others(run, root, checkpoint, tmp_path):
     assert summary["subjects"] == 3 and list(summary["skipped"]) == [BAD]
 
 
+@pytest.mark.parametrize("who", ["--split all", "--split-file", "checkpoint"])
+def test_evaluate_passes_over_a_missing_modality(run, root, checkpoint, tmp_path, who):
+    missing = root / "training" / "Utrecht" / "0" / "pre" / "FLAIR.nii.gz"
+    names = sorted(subject.name for subject in find_subjects(root, get_task("wmh")))
+    # One that trained is incomplete too: that concerns nobody.
+    other = root / "training" / "Utrecht" / "3" / "pre" / "FLAIR.nii.gz"
+    split = {"training": names[3:], "validation": names[:1], "test": [BAD, *names[:1]]}
+    arguments = ["--out", tmp_path / "out", "--data", root]
+    if who == "checkpoint":
+        torch.save({**torch.load(checkpoint, weights_only=False), "split": split}, checkpoint)
+    elif who == "--split-file":
+        (tmp_path / "split.json").write_text(json.dumps({**split, "validation": names[1:2]}))
+        arguments += ["--split-file", tmp_path / "split.json"]
+    else:
+        arguments += ["--split", "all"]
+    assert names[2:] == [BAD, "training_Utrecht_3"]
+    missing.unlink()
+    if who != "--split all":
+        other.unlink()
+    code, out, err = run("evaluate", checkpoint, *arguments)
+    total = 4 if who == "--split all" else 2
+    errors = [line for line in err if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1 and str(missing) in errors[0]
+    assert err[-1] == f"skipped 1 of {total} subjects: {BAD}" and out[-3].startswith(f"{total - 1} subject")
+    code, _, err = run("evaluate", checkpoint, *arguments, "--fail-fast")
+    assert code == 2 and not any(line.startswith("skipped") for line in err)
+
+
 @pytest.mark.parametrize("damage", [corrupt, lambda path: save(path, np.full((20, 24, 6), -3.0), np.eye(4))])
 def test_evaluate_passes_over_a_bad_prediction(run, root, tmp_path, damage):
     for subject in find_subjects(root, get_task("wmh")):

@@ -17,6 +17,7 @@ from tests.support.agreement import slices_of_a_volume
 from tests.support.augmentation import STEPS, Augmented
 from tests.support.backend_names import BACKENDS, device_of
 from tests.support.problems import by_definition, make_inputs
+from tests.support.strategies import shapes
 from tests.support.tolerances import LOGITS, relative_error
 
 # Of positions in the extent. Float32 has 6e-8 of a coordinate; interpolations in a chain add their own rounding.
@@ -48,10 +49,7 @@ def head_of(backend: str = "auto", axes: int = 3, dims: int = 2) -> FusedSCP:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shape=st.one_of(
-        st.tuples(st.integers(1, 40), st.integers(1, 40)),
-        st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12)),
-    ),
+    shape=shapes((40, 40), (9, 9, 12)),
     extra=st.integers(0, 2),
     keep=st.floats(0.05, 1),
     seed=st.integers(0, 10**6),
@@ -247,8 +245,8 @@ def test_gradients_flow_into_everything_else(backend):
     coordinates, extent = picture_of(affine, (30, 37)).to(features.device), EXTENT.to(features.device)
     leaves = [features, *head.parameters()]
     loss = head(features, coordinates=coordinates, extent=extent).square().sum()
-    told = head(features, affine=affine.to(features.device), extent=extent).square().sum()
-    for gradient, expected in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(told, leaves), strict=True):
+    stated = head(features, affine=affine.to(features.device), extent=extent).square().sum()
+    for gradient, expected in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(stated, leaves), strict=True):
         assert relative_error(gradient, expected) <= 1e-4
 
 

@@ -13,6 +13,7 @@ from tests.support.agreement import VOLUME_MAPS, agree, slices_of_a_volume
 from tests.support.backend_names import BACKENDS, device_of
 from tests.support.cpu_settings import needs_cpu
 from tests.support.problems import away_from_kinks, by_definition, evaluate, make_inputs
+from tests.support.strategies import shapes, widths
 from tests.support.tolerances import LOGITS, relative_error
 
 EXTENT = torch.tensor([20.0, 24.0, 30.0])
@@ -52,13 +53,10 @@ def test_slices_of_a_volume(name, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=40, deadline=None)
 @given(
-    shape=st.one_of(
-        st.tuples(st.integers(1, 30), st.integers(1, 40)),
-        st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 12)),
-    ),
+    shape=shapes((30, 40), (7, 9, 12)),
     extra=st.integers(0, 3),
     batch=st.integers(1, 4),
-    hidden=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    hidden=widths(40),
     position=st.sampled_from(["pixels", "centered"]),
     per_sample=st.booleans(),
     seed=st.integers(0, 10**6),

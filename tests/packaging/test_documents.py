@@ -17,6 +17,8 @@ LINK = re.compile(r"\]\(([^)\s#]+)")
 MODULE = re.compile(r"python -m (benchmarks[\w.]*)")
 TARGET = re.compile(r"\bmake ([a-z]+)\b(?! (?:a|the|it)\b)")
 VARIABLE = re.compile(r"\bSCP_[A-Z]+(?:_[A-Z]+)*\b")
+# What a source holds: `cpu/fold.h: classify_layer1, fold_columns`, or `fold.h`: `fold`, `list_units`.
+HELD = re.compile(r"`([\w./]+\.(?:h|cpp|cu|py)):((?: \w+,?)+)`|`([\w./]+\.(?:h|cpp|cu|py))`:((?:,? `\w+`)+)")
 
 
 def lines(document: Path) -> Iterator[str]:
@@ -56,6 +58,12 @@ def missing(document: Path, files: set[str], source: str) -> Iterator[str]:
             for variable in VARIABLE.findall(code_span):
                 if variable not in source:
                     yield f"variable {variable}"
+        for together, names, apart, spans in HELD.findall(line):
+            file = together or apart
+            sources = [(ROOT / path).read_text() for path in files if path == file or path.endswith(f"/{file}")]
+            for name in re.findall(r"\w+", names or spans):
+                if not any(re.search(rf"\b{name}\b", text) for text in sources):
+                    yield f"{file}: {name}"
         for module in MODULE.findall(line):
             if f"{module.replace('.', '/')}.py" not in files:
                 yield f"module {module}"
@@ -66,11 +74,25 @@ def test_what_a_document_names_is_there(document):
     assert not (problems := list(missing(document, tree_files(), code()))), problems
 
 
+def bullets(changelog: str) -> list[str]:
+    return re.findall(r"^- .*(?:\n  .*)*", changelog, re.MULTILINE)
+
+
+def test_the_changelog_is_short():
+    """Each bullet stands once, in one or two lines."""
+    entries = bullets((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    assert len(entries) > 20 and len(set(entries)) == len(entries)
+    assert [entry for entry in entries if entry.count("\n") > 1] == []
+    assert bullets("- one\n  two\n  three\n- four\n") == ["- one\n  two\n  three", "- four"]
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
         ("see `scp_kernels/nowhere.py`", "file scp_kernels/nowhere.py"),
         ("see [there](docs/nowhere.md#part)", "link docs/nowhere.md"),
+        ("`cpu/fold.h: fold, nowhere`", "cpu/fold.h: nowhere"),
+        ("`cpu/fold.h`: `fold`, `nowhere`", "cpu/fold.h: nowhere"),
         ("run `make nothing`", "make nothing"),
         ("run `python -m benchmarks.nowhere`", "module benchmarks.nowhere"),
         ("set `SCP_NOWHERE_" + "READ=1`", "variable SCP_NOWHERE_" + "READ"),

@@ -7,17 +7,11 @@ import ctypes
 import functools
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
-from email.message import Message
-from email.parser import Parser
 from pathlib import Path
 
 import pytest
@@ -26,107 +20,28 @@ from packaging.utils import canonicalize_name
 
 from scp_kernels import __version__
 from scp_kernels.backends import _libraries
-
-ROOT = Path(__file__).parents[2]
-NATIVE = "scp_kernels_native"
-COPIED = ("scp_kernels", "models", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "Makefile")
-
-HEADER = f"""
-#define SCP_EXPORT extern "C" __attribute__((visibility("default")))
-#define SCP_ABI_VERSION {_libraries.ABI_VERSION}
-"""
-ENTRY = """
-#include <omp.h>
-#include "scp.h"
-extern "C" int scp_not_exported() { return 1; }
-SCP_EXPORT int scp_threads() { return omp_get_max_threads(); }
-SCP_EXPORT int scp_abi_version() { return SCP_ABI_VERSION; }
-"""
-KERNELS = """
-#include "scp.h"
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
-SCP_EXPORT int JOIN(scp_vectors_, SCP_ISA_TARGET)() {
-#if defined(__AVX512F__)
-  return 512;
-#elif defined(__AVX2__)
-  return 256;
-#else
-  return 0;
-#endif
-}
-"""
-CUDA = """
-#include "scp.h"
-__global__ void fill(float* x) { x[threadIdx.x] = 1; }
-SCP_EXPORT void scp_fill(float* x) { fill<<<1, 32>>>(x); }
-SCP_EXPORT int scp_abi_version() { return SCP_ABI_VERSION; }
-"""
-
-needs_compiler = pytest.mark.skipif(
-    platform.system() != "Linux" or not any(map(shutil.which, ("c++", "g++", "clang++"))),
-    reason="needs Linux and a C++ compiler",
+from tests.support.wheels import (
+    CUDA,
+    ENTRY,
+    NATIVE,
+    ROOT,
+    build_wheel,
+    copy_tree,
+    metadata_in,
+    needs_compiler,
+    pip_wheel,
+    record_in,
+    record_of,
+    run,
 )
+
 # One process builds the wheel that several tests look at (with pytest-xdist's --dist loadgroup).
 pytestmark = pytest.mark.xdist_group("packaging")
-
-
-def copy_tree(destination: Path) -> Path:
-    """The repository without what tests do not build, and with small kernels."""
-    destination.mkdir()
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, destination / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, destination)
-    (destination / "csrc" / "cpu").mkdir(parents=True)
-    (destination / "csrc" / "include").mkdir()
-    (destination / "csrc" / NATIVE).mkdir()
-    shutil.copy(ROOT / "csrc" / NATIVE / "__init__.py", destination / "csrc" / NATIVE)
-    shutil.copy(ROOT / "csrc" / "build_description.py", destination / "csrc")
-    (destination / "csrc" / "include" / "scp.h").write_text(HEADER)
-    (destination / "csrc" / "cpu" / "entry.cpp").write_text(ENTRY)
-    (destination / "csrc" / "cpu" / "kernels.cpp").write_text(KERNELS)
-    return destination
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     return copy_tree(tmp_path / "tree")
-
-
-def run(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("SCP_") and k not in ("CXX", "NVCC")}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env={**inherited, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-    )
-
-
-def pip_wheel(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    arguments = ("-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", "wheels", ".")
-    return run(*arguments, cwd=tree, **environment)
-
-
-def build_wheel(tree: Path, **environment: str) -> Path:
-    result = pip_wheel(tree, **environment)
-    assert result.returncode == 0, result.stdout
-    (wheel,) = (tree / "wheels").glob("*.whl")
-    return wheel
-
-
-def record_in(wheel: Path) -> dict:
-    return json.loads(zipfile.ZipFile(wheel).read(f"{NATIVE}/build.json"))
-
-
-def metadata_in(wheel: Path) -> Message:
-    return Parser().parsestr(zipfile.ZipFile(wheel).read(f"scp_kernels-{__version__}.dist-info/METADATA").decode())
 
 
 @pytest.fixture(scope="module")
@@ -237,10 +152,6 @@ class TestInstalled:
         package, loaded = result.stdout.splitlines()[-2:]
         assert Path(package).is_relative_to(tree)
         assert Path(loaded) == installed / NATIVE / "libscp_cpu.so"
-
-
-def record_of(installed: Path) -> dict:
-    return json.loads((installed / NATIVE / "build.json").read_text())
 
 
 class TestWithoutCompiler:
@@ -367,55 +278,6 @@ print(scp_kernels.__file__, scp_models.__file__, _libraries.load('cpu')._name, s
     assert kernels == tree / "scp_kernels" / "__init__.py"
     assert models == tree / "models" / "scp_models" / "__init__.py"
     assert loaded == tree / "csrc" / NATIVE / "libscp_cpu.so"
-
-
-class TestLoader:
-    @pytest.fixture
-    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-        """An installed package of libraries, empty but for a record that says that the CPU's was built."""
-        package = "scp_kernels_native_of_a_test"
-        folder = tmp_path / package
-        folder.mkdir()
-        (folder / "__init__.py").touch()
-        (folder / "build.json").write_text('{"cpu": {"built": true}, "cuda": {"built": false, "reason": "no nvcc"}}')
-        monkeypatch.setattr(_libraries, "PACKAGE", package)
-        monkeypatch.syspath_prepend(tmp_path)
-        self.forget()
-        yield folder
-        self.forget()
-
-    @staticmethod
-    def forget() -> None:
-        _libraries.build_record.cache_clear()
-        _libraries.load.cache_clear()
-
-    @needs_compiler
-    def test_library_of_another_abi_is_refused(self, folder: Path) -> None:
-        source = folder / "other.cpp"
-        source.write_text('extern "C" int scp_abi_version() { return 999; }\n')
-        compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
-        subprocess.run([compiler, "-shared", "-fPIC", source, "-o", folder / "libscp_cpu.so"], check=True)
-        with pytest.raises(
-            _libraries.LibraryUnavailable, match=r"ABI version 999, this scp_kernels needs \d+: reinstall"
-        ):
-            _libraries.load("cpu")
-
-    def test_missing_and_damaged_libraries_are_told_apart(self, folder: Path) -> None:
-        with pytest.raises(_libraries.LibraryUnavailable, match="gone from the installation"):
-            _libraries.load("cpu")
-        (folder / "libscp_cpu.so").write_bytes(b"not a library")
-        with pytest.raises(_libraries.LibraryUnavailable, match="does not load"):
-            _libraries.load("cpu")
-
-    def test_library_that_was_not_built_gives_the_reason_of_the_record(self, folder: Path) -> None:
-        with pytest.raises(_libraries.LibraryUnavailable, match="no nvcc"):
-            _libraries.load("cuda")
-
-    def test_sources_alone_say_that_nothing_is_installed(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_libraries, "PACKAGE", "scp_kernels_native_nowhere")
-        assert not any(state["built"] for state in _libraries.build_record().values())
-        with pytest.raises(_libraries.LibraryUnavailable, match="pip install"):
-            _libraries.load("cpu")
 
 
 @functools.cache

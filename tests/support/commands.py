@@ -1,4 +1,4 @@
-"""Running the console command as a user does: in a process of its own."""
+"""Running the console command as a user does, in a process of its own, and what a refusal is."""
 
 import os
 import subprocess
@@ -32,3 +32,17 @@ def fit_arguments(root: Path, out: Path, epochs: int, *more) -> list:
         "--trainer.max_epochs", epochs, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
         "--out", out, *more,
     ]  # fmt: skip
+
+
+def refused(result, *words):
+    """The contract of bad input: exit code 2, and one line on stderr that has all the words."""
+    code, _, err = result
+    assert code == 2, err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in err, err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def nothing_left(folder):
+    return not folder.exists() or not [p for p in folder.rglob("*") if p.is_file()]

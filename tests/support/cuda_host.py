@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from scp_kernels.backends.cuda import CudaBackend, declare
+from scp_kernels.problem import Problem
 
 SOURCES = Path(__file__).parents[2] / "csrc"
 ORDER_VARIABLE = "SCP_HOST_ORDER"
@@ -79,3 +80,19 @@ class HostCuda(CudaBackend):
 
     def on(self, device: torch.device) -> AbstractContextManager[object]:
         return nullcontext()
+
+
+def problem_like(inputs, groups=1):
+    """The problem of a call of these inputs."""
+    batch, channels, *shape = inputs.features.shape
+    return Problem(
+        batch=batch,
+        channels=channels,
+        num_classes=inputs.residual.shape[0],
+        hidden=(len(inputs.phi[1]), len(inputs.phi[3])),
+        spatial_shape=tuple(shape),
+        groups=groups,
+        dtype=inputs.features.dtype,
+        compute_dtype=torch.promote_types(inputs.features.dtype, torch.float32),
+        device=torch.device("cpu"),
+    )

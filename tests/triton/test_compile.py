@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 leave
 
 
 @pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path_factory):
+def separate_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
 
 
@@ -197,9 +197,9 @@ def test_tiles_that_do_not_fill_a_supertile_are_refused(monkeypatch):
 def test_the_table_has_an_entry_for_every_call(capability, kernel, hidden):
     for outputs in (1, 16, 1000):
         for precision in ("ieee", "tf32"):
-            tables.find(kernel, capability, hidden, outputs, 4, precision)
+            tables.find_configuration(kernel, capability, hidden, outputs, 4, precision)
     with pytest.raises(LookupError, match="no configuration for"):
-        tables.find(kernel, capability, hidden, 16, 8, "ieee")
+        tables.find_configuration(kernel, capability, hidden, 16, 8, "ieee")
 
 
 REASONS = [

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-FILES = ("interpreted/triton_kernels.py", "interpreted/triton_torch.py", "test_gpu.py")
+FILES = ("interpreted/triton_kernels.py", "interpreted/triton_folding.py", "interpreted/triton_torch.py", "test_gpu.py")
 
 
 # A process per file: together they take minutes, and several test processes share them.

@@ -6,7 +6,7 @@
 #include <typeinfo>
 
 #include "block.h"
-#include "cuda/launch_sequence.h"
+#include "cuda/entry.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
@@ -30,7 +30,9 @@ class Host {
   }
 };
 
-int run_on_host(const scp_cuda_call* call, bool backward, char* message, int64_t size) {
+}  // namespace
+
+int run_call_here(const scp_cuda_call* call, bool backward, char* message, int64_t size) {
   try {
     return run_call(call, backward, message, size, [](auto& sequence) {
       Host host;
@@ -41,30 +43,10 @@ int run_on_host(const scp_cuda_call* call, bool backward, char* message, int64_t
   }
 }
 
-}  // namespace
 }  // namespace SCP_NAMESPACE
 }  // namespace scp
 
-extern "C" {
-
-int scp_abi_version(void) { return SCP_ABI_VERSION; }
-
-int scp_cuda_driver(int32_t* driver, int32_t* built_with) {
+extern "C" int scp_cuda_driver(int32_t* driver, int32_t* built_with) {
   *driver = *built_with = 0;
   return SCP_OK;
 }
-
-int scp_cuda_query_requirements(const scp_cuda_call* call, int32_t backward, scp_cuda_requirements* requirements,
-                                char* message, int64_t size) {
-  return scp::common::query_call(call, backward != 0, requirements, message, size);
-}
-
-int scp_cuda_forward(const scp_cuda_call* call, char* message, int64_t size) {
-  return scp::common::run_on_host(call, false, message, size);
-}
-
-int scp_cuda_backward(const scp_cuda_call* call, char* message, int64_t size) {
-  return scp::common::run_on_host(call, true, message, size);
-}
-
-}  // extern "C"

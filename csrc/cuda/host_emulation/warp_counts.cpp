@@ -18,7 +18,7 @@ namespace scp {
 namespace races {
 namespace {
 
-constexpr int kLanes = 32, kBanks = 32, kWordBytes = 4, kSectorBytes = 32, kNameBytes = 64;
+constexpr int kWarpLanes = 32, kBanks = 32, kWordBytes = 4, kSectorBytes = 32, kNameBytes = 64;
 // What one pass over shared memory delivers: wider accesses take a pass per part of a warp.
 constexpr int kPassBytes = kBanks * kWordBytes;
 
@@ -46,9 +46,9 @@ uintptr_t address(const void* memory) { return reinterpret_cast<uintptr_t>(memor
 
 // Passes over shared memory of one instruction: distinct words of one bank take one each.
 int passes(const Access* first, const Access* end) {
-  const int lanes = std::max(1, std::min(kLanes, kPassBytes / int(std::max(first->bytes, uint32_t(kWordBytes)))));
+  const int lanes = std::max(1, std::min(kWarpLanes, kPassBytes / int(std::max(first->bytes, uint32_t(kWordBytes)))));
   int result = 0;
-  for (int part = 0; part < kLanes; part += lanes) {
+  for (int part = 0; part < kWarpLanes; part += lanes) {
     std::array<std::vector<uintptr_t>, kBanks> words;
     size_t most = 0;
     for (const Access* access = first; access != end; ++access) {
@@ -86,12 +86,12 @@ class Counter {
     const uintptr_t at = address(memory);
     if (!on_ || (at >= own_ && at < own_end_)) return;
     const bool shared = at >= shared_ && at < shared_end_;
-    if (thread_ >= turns_.size()) turns_.resize(thread_ + 1), warps_.resize(turns_.size() / kLanes + 1);
+    if (thread_ >= turns_.size()) turns_.resize(thread_ + 1), warps_.resize(turns_.size() / kWarpLanes + 1);
     const uint32_t number = places_.try_emplace(place, uint32_t(places_.size())).first->second;
     std::vector<uint32_t>& turns = turns_[thread_];
     if (number >= turns.size()) turns.resize(number + 1);
-    const int lane = int(thread_ % kLanes);
-    warps_[thread_ / kLanes].push_back({number, turns[number]++, at, uint32_t(bytes), lane, shared, writes});
+    const int lane = int(thread_ % kWarpLanes);
+    warps_[thread_ / kWarpLanes].push_back({number, turns[number]++, at, uint32_t(bytes), lane, shared, writes});
     if (shared) return;
     for (uintptr_t sector = at / kSectorBytes; sector * kSectorBytes < at + bytes; ++sector)
       if (touched_.insert(sector).second) ++launches_.back().new_sectors;

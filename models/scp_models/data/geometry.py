@@ -1,11 +1,14 @@
 """Places of voxels: how the axes of two volumes correspond, by their affines."""
 
 import itertools
+from typing import Any
 
 import numpy as np
+import torch
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
+from torch.nn.functional import interpolate
 
 TOLERANCE = 0.1
 """Of two places of one voxel, in voxels: headers are in single precision, and some writers go through quaternions."""
@@ -69,3 +72,24 @@ def resized_axis(source: int, target: int) -> NDArray[np.float64]:
     """
     scale = source / target
     return np.array([scale, 0.5 * scale - 0.5])
+
+
+def resize(slices: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """``[X, Y, K]`` to ``[*size, K]``: labels by the nearest voxel, intensities linearly (antialiased where they
+    shrink).
+    """
+    x = torch.from_numpy(np.ascontiguousarray(slices.transpose(2, 0, 1)))[:, None]
+    if slices.dtype == np.uint8:
+        y = interpolate(x.float(), size=size, mode="nearest-exact").to(torch.uint8)
+    else:
+        y = interpolate(x.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+    return y[:, 0].numpy().transpose(1, 2, 0)
+
+
+def centre_windows(source: tuple[int, ...], target: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The common part of two sizes that share their centre, as indices into either."""
+    windows = []
+    for n, m in zip(source, target, strict=True):
+        length, first, second = min(n, m), max((n - m) // 2, 0), max((m - n) // 2, 0)
+        windows.append((slice(first, first + length), slice(second, second + length)))
+    return (windows[0][0], windows[1][0]), (windows[0][1], windows[1][1])

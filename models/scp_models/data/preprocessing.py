@@ -11,16 +11,22 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
 
 from scp_models.data.alignment import CHUNK, AlignedVolume, align_image, align_label
 from scp_models.data.foreground import CropLoss, Foreground, bounding_box, coarse_steps, find_foreground
 from scp_models.data.frames import VolumeGeometry
-from scp_models.data.geometry import SAME_AXES, Orientation, inverse, resized_axis, turned_shape
+from scp_models.data.geometry import (
+    SAME_AXES,
+    Orientation,
+    centre_windows,
+    inverse,
+    resize,
+    resized_axis,
+    turned_shape,
+)
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import LabelAffine, Task
 from scp_models.data.volume import VolumeFile
@@ -101,7 +107,7 @@ class SourceGrid:
             plane, shift = self.task.roi_size, (0, 0)
         else:
             plane = self.plane
-            source, target = _centre_windows(plane, self.task.roi_size)
+            source, target = centre_windows(plane, self.task.roi_size)
             shift = (source[0].start - target[0].start, source[1].start - target[1].start)
         for axis in range(2):
             scale, offset = resized_axis(self.canonical_shape[axis], plane[axis])
@@ -113,10 +119,10 @@ class SourceGrid:
         """Canonical slices ``[X, Y, K]`` as the network sees them, ``[H, W, K]``; intensities as they are."""
         size = self.task.roi_size
         if self.task.resize:
-            return _resize(slices, size)
+            return resize(slices, size)
         if self.plane != slices.shape[:2]:
-            slices = _resize(slices, self.plane)
-        source, target = _centre_windows(self.plane, size)
+            slices = resize(slices, self.plane)
+        source, target = centre_windows(self.plane, size)
         out = np.zeros((*size, slices.shape[2]), slices.dtype)
         out[target] = slices[source]
         return out
@@ -138,11 +144,11 @@ class SourceGrid:
     def _unfit(self, slices: NDArray[Any]) -> NDArray[Any]:
         size = self.canonical_shape[:2]
         if self.task.resize:
-            return _resize(slices, size)
-        source, target = _centre_windows(self.plane, self.task.roi_size)
+            return resize(slices, size)
+        source, target = centre_windows(self.plane, self.task.roi_size)
         out = np.zeros((*self.plane, slices.shape[2]), slices.dtype)
         out[source] = slices[target]
-        return out if self.plane == size else _resize(out, size)
+        return out if self.plane == size else resize(out, size)
 
     def inside(self) -> NDArray[np.bool_]:
         """``[X, Y]``: which pixels of the canonical slices the network sees."""
@@ -190,8 +196,8 @@ class VolumeReader:
         """Image and label of a subject, on the network's grid.
 
         Raises:
-            UserError: a file that is missing, truncated, corrupt, of another place, with other labels or values that
-                are not finite; or ``with_label`` and there is none.
+            UserError: a file that is missing, truncated, corrupt, of another place, with other labels or infinite
+                values; or ``with_label`` and there is none.
         """
         files = self._open_images(subject)
         grid = SourceGrid(files[0], self.task)
@@ -201,7 +207,7 @@ class VolumeReader:
             volume, line = align_image(file, files[0])
             aligned.append(volume)
             notes += [line] if line else []
-        image = np.stack([self._normalise(self._read_channel(volume, grid)) for volume in aligned])
+        image = np.stack([self._normalise(self._read_channel(volume, grid, notes)) for volume in aligned])
         label, loss = None, CropLoss()
         # A cache serves every frame.
         measured = with_label or self.task.frame == "foreground" or not self.task.resize
@@ -294,16 +300,27 @@ class VolumeReader:
         volume, line = align_label(file, grid.file, rule, lambda: self._foreground(grid))
         return volume, [*file.notes, *([line] if line else [])]
 
-    def _read_channel(self, volume: AlignedVolume, grid: SourceGrid) -> NDArray[np.float32]:
-        fitted = []
+    def _read_channel(self, volume: AlignedVolume, grid: SourceGrid, notes: list[str]) -> NDArray[np.float32]:
+        fitted, missing, total = [], 0, 0
         for chunk in volume.chunks(grid.to_canonical):
             values = chunk.astype(np.float32)
-            if not np.isfinite(values).all():
-                raise UserError(f"{volume.file.path}: expected finite intensities, got NaN or infinity")
+            if np.isinf(values).any():
+                raise UserError(f"{volume.file.path}: expected finite intensities, got infinity")
+            missing, total = missing + int(np.isnan(values).sum()), total + values.size
             fitted.append(grid.fit(self._windowed(values)))
+        if missing == total:
+            raise UserError(f"{volume.file.path}: expected intensities, every voxel is NaN")
+        if missing:
+            notes.append(f"{volume.file.path}: {missing / total:.2%} of the voxels are NaN, read as {self._empty:g}")
         return np.concatenate(fitted, axis=2)
 
+    @property
+    def _empty(self) -> float:
+        """Intensity where nothing was measured: SPM, for one, writes NaN outside of the brain."""
+        return 0.0 if self.task.window is None else self.task.window[0]
+
     def _windowed(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        values = np.where(np.isnan(values), np.float32(self._empty), values)
         return values if self.task.window is None else np.clip(values, *self.task.window)
 
     def _normalise(self, channel: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -378,26 +395,3 @@ def _mapped(stored: NDArray[Any], task: Task) -> NDArray[np.uint8]:
     if task.ignored:
         label[np.isin(stored, task.ignored)] = 2
     return label
-
-
-def _resize(slices: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """``[X, Y, K]`` to ``[*size, K]``: labels by the nearest voxel, intensities linearly (antialiased where they
-    shrink).
-    """
-    x = torch.from_numpy(np.ascontiguousarray(slices.transpose(2, 0, 1)))[:, None]
-    if slices.dtype == np.uint8:
-        y = interpolate(x.float(), size=size, mode="nearest-exact").to(torch.uint8)
-    else:
-        y = interpolate(x.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
-    return y[:, 0].numpy().transpose(1, 2, 0)
-
-
-def _centre_windows(
-    source: tuple[int, ...], target: tuple[int, int]
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The common part of two sizes that share their centre, as indices into either."""
-    windows = []
-    for n, m in zip(source, target, strict=True):
-        length, first, second = min(n, m), max((n - m) // 2, 0), max((m - n) // 2, 0)
-        windows.append((slice(first, first + length), slice(second, second + length)))
-    return (windows[0][0], windows[1][0]), (windows[0][1], windows[1][1])

@@ -1,6 +1,6 @@
 """Which masks of which subjects are scored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from scp_models.data.preprocessing import VolumeReader
 from scp_models.data.splits import read_split, split_subjects
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task, task_of_data_set, with_label_affine
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
 from scp_models.evaluation.predictions import PredictionFiles
 from scp_models.evaluation.scores import MaskSource
 from scp_models.inference.predictor import Predictor
@@ -31,17 +31,41 @@ class DataSet:
     label_affine: str | None = None
     """Which affine of its references counts; None: what the checkpoint records, or ``auto``."""
 
-    def subjects(self, task: Task) -> list[Subject] | None:
-        """The subjects to score, where neither a checkpoint nor a seed has to say who they are."""
+    def subjects(self, task: Task, failures: Failures) -> list[Subject] | None:
+        """The subjects to score, where neither a checkpoint nor a seed has to say who they are.
+
+        ``failures`` takes those of which a file is missing.
+        """
         if self.split == "all":
-            return [subject for subject in find_subjects(self.root, task, self.layout) if subject.label is not None]
-        if self.split_file is not None:
-            return read_split(self.split_file, find_subjects(self.root, task, self.layout))[self.split]
+            everyone = find_subjects(self.root, task, self.layout, failures)
+            return [subject for subject in everyone if subject.label is not None]
+        if (path := self.split_file) is not None:
+            return self.divided(task, lambda everyone: read_split(path, everyone)[self.split], failures)
         return None
+
+    def divided(
+        self, task: Task, choose: Callable[[list[Subject]], list[Subject]], failures: Failures
+    ) -> list[Subject]:
+        """Those whom ``choose`` takes of all; ``failures`` takes those of which a file is missing."""
+        incomplete = Failures()
+        complete = find_subjects(self.root, task, self.layout, incomplete)
+        # They count while subjects are chosen by name.
+        files_missing = [Subject(name, (), self.root) for name in incomplete.messages]
+        result = []
+        for subject in choose([*complete, *files_missing]):
+            with failures.skip(subject.name):
+                if subject.name in incomplete.messages:
+                    raise UserError(incomplete.messages[subject.name])
+                result.append(subject)
+        return result
 
 
 def masks_of_checkpoint(
-    checkpoint: Path, data: DataSet, threshold: float | None = None, frame: str | None = None
+    checkpoint: Path,
+    data: DataSet,
+    threshold: float | None = None,
+    frame: str | None = None,
+    failures: Failures | None = None,
 ) -> tuple[MaskSource, list[Subject]]:
     """A trained model, and by default the subjects that it was not trained with.
 
@@ -50,6 +74,7 @@ def masks_of_checkpoint(
         data: what to score.
         threshold: of probabilities; None: the model's.
         frame: path of each subject's transform, where they lie elsewhere than in training.
+        failures: takes subjects of which a file is missing; None: the first one is an error.
 
     Raises:
         UserError: a checkpoint or data that cannot be read, or no subject with a reference.
@@ -57,14 +82,17 @@ def masks_of_checkpoint(
     model = load_model(checkpoint)
     if frame is not None:
         model = model.with_transforms(frame)
-    subjects = data.subjects(model.task)
+    failures = failures or Failures(fail_fast=True)
+    subjects = data.subjects(model.task, failures)
     if subjects is None:
-        everyone = find_subjects(data.root, model.task, data.layout)
-        subjects = held_out(everyone, model.split, data.split, checkpoint, data.root)
+        recorded = model.split
+        subjects = data.divided(
+            model.task, lambda everyone: held_out(everyone, recorded, data.split, checkpoint, data.root), failures
+        )
     predictor = Predictor(model, threshold=threshold)
     if data.label_affine is not None:
         predictor.reader = VolumeReader(with_label_affine(model.task, data.label_affine))
-    return predictor, _some(subjects, data)
+    return predictor, subjects if failures.messages else _some(subjects, data)
 
 
 def masks_of_files(
@@ -87,7 +115,7 @@ def masks_of_files(
         given.setdefault("ignored", [])
     name, seed = given.pop("task", "wmh"), given.pop("seed", 0)
     task, _ = task_of_data_set(data.root, name, label_affine=data.label_affine, **given)
-    subjects = data.subjects(task)
+    subjects = data.subjects(task, Failures(fail_fast=True))
     if subjects is None:
         everyone = find_subjects(data.root, task, data.layout)
         subjects = split_subjects(everyone, task.split, seed, str(data.root))[data.split]

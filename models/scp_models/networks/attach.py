@@ -1,17 +1,17 @@
 """Give any network a spatially covariant head in the place of its last 1×1 convolution."""
 
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import nn
 
-from scp_kernels import FusedSCP
+from scp_kernels import FusedSCP, is_pointwise
 
-Network = TypeVar("Network", bound=nn.Module)
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 
 
 def attach(
-    network: Network,
+    network: AnyNetwork,
     layer: str,
     *,
     hidden_channels: int | tuple[int, int] | None = None,
@@ -20,7 +20,7 @@ def attach(
     zero_init: bool = True,
     logit_bias: float | None = None,
     backend: str = "auto",
-) -> Network:
+) -> AnyNetwork:
     """Replace the 1×1 convolution at ``layer`` by :class:`scp_kernels.FusedSCP`, in place; return the network.
 
     The convolution's weight becomes w_r and its bias β. With ``zero_init`` (the default) the network's outputs are at
@@ -85,7 +85,7 @@ def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 def _find_convolution(network: nn.Module, path: str) -> tuple[nn.Module, nn.Conv2d | nn.Conv3d]:
     """What is at ``path``, and the convolution that it is or holds."""
-    pointwise = [name for name, module in network.named_modules() if _is_pointwise(module)]
+    pointwise = [name for name, module in network.named_modules() if _is_convolution(module)]
     expected = f"layer: expected the path of a 1×1 convolution (here: {', '.join(pointwise) or 'there is none'})"
     try:
         named = network.get_submodule(path)
@@ -93,16 +93,12 @@ def _find_convolution(network: nn.Module, path: str) -> tuple[nn.Module, nn.Conv
         raise ValueError(f"{expected}, got {path!r}, which {type(network).__name__} does not have") from error
     leaves = [module for module in named.modules() if not list(module.children())]
     layer = leaves[0] if len(leaves) == 1 else named
-    if not path or not isinstance(layer, nn.Conv2d | nn.Conv3d) or not _is_pointwise(layer):
+    if not path or not _is_convolution(layer):
         # A container prints as many lines; its name is enough.
         what = type(layer).__name__ if list(layer.children()) else str(layer)
         raise ValueError(f"{expected}, got {path!r}, which is {what}")
     return named, layer
 
 
-def _is_pointwise(layer: nn.Module) -> bool:
-    """Whether the layer applies one matrix to each pixel's channels and keeps the grid."""
-    if not isinstance(layer, nn.Conv2d | nn.Conv3d):
-        return False
-    padded = not isinstance(layer.padding, str) and any(layer.padding)
-    return {*layer.kernel_size, *layer.stride, layer.groups} == {1} and not padded
+def _is_convolution(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+    return isinstance(layer, nn.Conv2d | nn.Conv3d) and is_pointwise(layer)

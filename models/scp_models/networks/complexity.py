@@ -26,7 +26,7 @@ class PaperRatios(NamedTuple):
 
 
 TITLES = {"base": "Base", "base_f": "Base F", "base_b": "Base B", "scp": "SCP"}
-PAPER = {
+PAPER_TABLE = {
     128: {
         "base": PaperRatios(1.00, 1.00),
         "base_f": PaperRatios(1.02, 1.00),
@@ -94,7 +94,7 @@ def complexity_table(height: int = 160, width: int = 224, in_channels: int = 3) 
         ``macs_ratio``, and the paper's own ratios as ``paper_parameters_ratio`` and ``paper_macs_ratio``.
     """
     counts = []
-    for nc, variants in PAPER.items():
+    for nc, variants in PAPER_TABLE.items():
         for variant, paper in variants.items():
             network = build_network(variant, in_channels=in_channels, capacity=nc, preset="paper")
             counts.append((TITLES[variant], nc, count_parameters(network), nominal_macs(network, height, width), paper))
@@ -114,7 +114,7 @@ def complexity_table(height: int = 160, width: int = 224, in_channels: int = 3) 
     ]
 
 
-def render(rows: Sequence[Mapping[str, str | int | float]]) -> Table:
+def as_rich_table(rows: Sequence[Mapping[str, str | int | float]]) -> Table:
     """The rows of :func:`complexity_table` as a table for the terminal."""
     table = Table(
         title="Complexity, as ratios to Base 128 (in brackets: the paper's Table 1)",
@@ -141,4 +141,4 @@ def main(*, as_json: bool = False) -> None:
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     else:
-        Console().print(render(rows))
+        Console().print(as_rich_table(rows))

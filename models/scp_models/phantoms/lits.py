@@ -7,11 +7,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from scp_models.errors import UserError
 from scp_models.phantoms.abdomen import make_abdomen
 from scp_models.phantoms.writing import (
     available_cores,
     check_arguments,
+    check_shape,
     make_image,
     oriented,
     record_options,
@@ -52,9 +52,7 @@ def _grid(
         return (512, 512, round(extent / step)), (pixel, pixel, step)
     if size == "small":
         size = (128, 128, 24)
-    if isinstance(size, str) or len(size) != 3 or min(size) < 1:
-        raise UserError(f"--size {size}: expected full, small or a shape of three positive numbers")
-    x, y, z = size
+    x, y, z = check_shape(size)
     # The body always fits, and the slices cover the liver.
     return (x, y, z), (512 * pixel / x, 512 * pixel / y, 176.0 / z)
 

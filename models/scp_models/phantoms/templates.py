@@ -78,7 +78,7 @@ def _distance_to(mask: np.ndarray) -> np.ndarray:
 
 @cache
 def load_brain_template() -> BrainTemplate:
-    """Read the templates and compute the distance maps, once a process.
+    """Read the templates and compute the distance maps, once per process.
 
     Raises:
         UserError: nilearn, or the templates inside it, cannot be found.

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from nibabel.processing import resample_to_output
 
-from scp_models.errors import UserError
 from scp_models.phantoms.anatomy import Grid
 from scp_models.phantoms.brain import make_brain
 from scp_models.phantoms.templates import BrainTemplate, load_brain_template
 from scp_models.phantoms.writing import (
     available_cores,
     check_arguments,
+    check_shape,
     make_image,
     oriented,
     record_options,
@@ -77,9 +77,7 @@ def grid_of(index: int, size: str | tuple[int, int, int]) -> Grid:
         return Grid(scanner.shape, scanner.spacing, scanner.center)
     if size == "small":
         size = (80, 112, 8)
-    if isinstance(size, str) or len(size) != 3 or min(size) < 1:
-        raise UserError(f"--size {size}: expected full, small or a shape of three positive numbers")
-    x, y, z = size
+    x, y, z = check_shape(size)
     return Grid((x, y, z), (_SLAB_FIELD_OF_VIEW[0] / x, _SLAB_FIELD_OF_VIEW[1] / y, _SLAB_SPACING), _SLAB_CENTER)
 
 

@@ -132,6 +132,17 @@ def run_all(work: Callable[[int], Path], count: int, description: str, *, progre
     return [results[index] for index in range(count)]
 
 
+def check_shape(size: str | tuple[int, int, int]) -> tuple[int, int, int]:
+    """A size that is no name, as a shape.
+
+    Raises:
+        UserError: it is another name, or no shape.
+    """
+    if isinstance(size, str) or len(size) != 3 or min(size) < 1:
+        raise UserError(f"--size {size}: expected full, small or a shape of three positive numbers")
+    return size
+
+
 def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -119,7 +119,7 @@ class TritonBackend:
 
         device = inputs.problem.device
         with _on(device):
-            return _run(launch.forward(inputs, _capability(device)))
+            return _run(launch.forward_sequence(inputs, _capability(device)))
 
     def backward(
         self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
@@ -128,7 +128,7 @@ class TritonBackend:
 
         device = inputs.problem.device
         with _on(device):
-            return _run(launch.backward(inputs, grad_logits, needs, _capability(device)))
+            return _run(launch.backward_sequence(inputs, grad_logits, needs, _capability(device)))
 
 
 def _run(sequence: "LaunchSequence") -> Any:

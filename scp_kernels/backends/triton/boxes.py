@@ -67,3 +67,13 @@ def position(
     if DIMS == 3:
         centre += tl.load(entries) * depth.to(tl.float64)
     return centre, slope_i, slope_j
+
+
+@triton.jit
+def load_affine(functions, place, stride, mask):
+    """Values at the centre and slopes of affine functions on a box, three rows ``stride`` apart; 0 where masked."""
+    return (
+        tl.load(functions + place, mask=mask, other=0.0),
+        tl.load(functions + stride + place, mask=mask, other=0.0),
+        tl.load(functions + 2 * stride + place, mask=mask, other=0.0),
+    )

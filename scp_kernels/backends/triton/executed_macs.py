@@ -1,4 +1,4 @@
-"""How many multiply-adds a launch executes for Φ.
+"""Multiply-adds of Φ that launches execute.
 
 A launch's sizes fix a part of it; the rest are the units that the kernels of ``folding`` list and count on every box.
 """

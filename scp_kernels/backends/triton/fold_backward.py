@@ -1,4 +1,4 @@
-"""The backward of folding: docs/tile_linear.md, "Pull". It runs on tiles, then their sums on supertiles.
+"""The backward of folding: docs/tile_linear.md, "Fold, backward". It runs on tiles, then their sums on supertiles.
 
 The exact adjoint of the kernels of ``folding``: from the gradients of a box's outputs and rows to those of the weights
 of what was folded there, and to the gradients of the parent's outputs and rows.
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from scp_kernels.backends.triton.backward_parameters import add_to
-from scp_kernels.backends.triton.boxes import box_origin, position, shift_in_supertile
+from scp_kernels.backends.triton.boxes import box_origin, load_affine, position, shift_in_supertile
 from scp_kernels.backends.triton.folding import GEOMETRY_SIZES
 
 
@@ -51,9 +51,7 @@ def fold_outputs_backward(
         place = first + tl.arange(0, BLOCK_K)
         ok = place < active2
         k = tl.load(hidden + place, mask=ok, other=0)  # [BLOCK_K]
-        z_0 = tl.load(rows + place, mask=ok, other=0.0)
-        z_i = tl.load(rows + h2 + place, mask=ok, other=0.0)
-        z_j = tl.load(rows + 2 * h2 + place, mask=ok, other=0.0)
+        z_0, z_i, z_j = load_affine(rows, place, h2, ok)
         gz_0 = tl.zeros([BLOCK_K], dtype)
         gz_i = tl.zeros([BLOCK_K], dtype)
         gz_j = tl.zeros([BLOCK_K], dtype)
@@ -63,9 +61,7 @@ def fold_outputs_backward(
             mask = ok[:, None] & q_ok[None, :]
             w3 = tl.load(w3t + k[:, None] * output_count + q[None, :], mask=mask, other=0.0)  # [BLOCK_K, BLOCK_Q]
             # The affine rows.
-            g_0 = tl.load(grad_outputs + q, mask=q_ok, other=0.0)
-            g_i = tl.load(grad_outputs + output_count + q, mask=q_ok, other=0.0)
-            g_j = tl.load(grad_outputs + 2 * output_count + q, mask=q_ok, other=0.0)
+            g_0, g_i, g_j = load_affine(grad_outputs, q, output_count, q_ok)
             gz_0 += tl.sum(w3 * g_0[None, :], 1)
             gz_i += tl.sum(w3 * g_i[None, :], 1)
             gz_j += tl.sum(w3 * g_j[None, :], 1)
@@ -148,9 +144,7 @@ def scp_fold_bwd_kernel(
                 place = first + tl.arange(0, BLOCK_U)
                 ok = place < active1
                 u = tl.load(box_units + place, mask=ok, other=0)  # [BLOCK_U]
-                c = tl.load(box_lines + place, mask=ok, other=0.0)
-                a = tl.load(box_lines + h1 + place, mask=ok, other=0.0)
-                b = tl.load(box_lines + 2 * h1 + place, mask=ok, other=0.0)
+                c, a, b = load_affine(box_lines, place, h1, ok)
                 moment_0 = tl.zeros([BLOCK_U], dtype)
                 moment_i = tl.zeros([BLOCK_U], dtype)
                 moment_j = tl.zeros([BLOCK_U], dtype)
@@ -159,9 +153,7 @@ def scp_fold_bwd_kernel(
                     k_ok = slot2 < columns
                     k_place = tl.where(slot2 < active2, slot2, h2 - 1 - (slot2 - active2))
                     k = tl.load(box_hidden + k_place, mask=k_ok, other=0)  # [BLOCK_K]
-                    gz_0 = tl.load(g_rows + k, mask=k_ok, other=0.0)
-                    gz_i = tl.load(g_rows + h2 + k, mask=k_ok, other=0.0)
-                    gz_j = tl.load(g_rows + 2 * h2 + k, mask=k_ok, other=0.0)
+                    gz_0, gz_i, gz_j = load_affine(g_rows, k, h2, k_ok)
                     offset = u[:, None] * h2 + k[None, :]
                     mask = ok[:, None] & k_ok[None, :]
                     w = tl.load(w2t + offset, mask=mask, other=0.0)  # [BLOCK_U, BLOCK_K]
@@ -285,9 +277,7 @@ def scp_collect_bwd_kernel(
             if (row < height) & (column < width):
                 di, dj = shift_in_supertile(local, dtype, SUPER_H, SUPER_W, BOX_H, BOX_W)
                 source = grad_outputs + local * (3 + capacity) * output_count
-                g_0 = tl.load(source + q, mask=q_ok, other=0.0)
-                g_i = tl.load(source + output_count + q, mask=q_ok, other=0.0)
-                g_j = tl.load(source + 2 * output_count + q, mask=q_ok, other=0.0)
+                g_0, g_i, g_j = load_affine(source, q, output_count, q_ok)
                 total_0 += g_0
                 total_i += g_i + di * g_0
                 total_j += g_j + dj * g_0

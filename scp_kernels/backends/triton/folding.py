@@ -21,7 +21,7 @@ be active for one kernel and unstable for another.
 import triton
 import triton.language as tl
 
-from scp_kernels.backends.triton.boxes import box_origin, position, shift_in_supertile
+from scp_kernels.backends.triton.boxes import box_origin, load_affine, position, shift_in_supertile
 
 # Sizes whose value or alignment would not make better code: they must not cost a compilation each.
 GEOMETRY_SIZES = ("first_supertile", "supertiles_per_map", "supertiles_h", "supertiles_w", "height", "width")
@@ -55,6 +55,23 @@ def bound_radius(c, a, b, BOX_H: tl.constexpr, BOX_W: tl.constexpr):
     """:func:`radius_of`, widened against the rounding of c and of itself."""
     radius = radius_of(a, b, BOX_H, BOX_W)
     return radius + BOUND_SLACK * (tl.abs(c) + radius)
+
+
+@triton.jit
+def places(is_active, is_unstable, active_count, unstable_count, length, BLOCK: tl.constexpr):
+    """Where a block's units go in their list of ``length``: active ones from its start, unstable ones from its end.
+
+    Compaction: a unit's place is the number of those of its class before it. Returns places ``[BLOCK]``, which units
+    are listed, and how many of the block are active and unstable.
+    """
+    active = one_value(is_active.to(tl.int32), BLOCK)
+    unstable = one_value(is_unstable.to(tl.int32), BLOCK)
+    place = tl.where(
+        active == 1,
+        active_count + tl.cumsum(active, 0) - 1,
+        length - unstable_count - tl.cumsum(unstable, 0),
+    )
+    return place, (active | unstable) == 1, tl.sum(active, 0), tl.sum(unstable, 0)
 
 
 @triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "matrix_stride"))
@@ -115,22 +132,16 @@ def scp_classify_fwd_kernel(
         radius = bound_radius(c, a, b, BOX_H, BOX_W)
         is_active = c - radius > 0
         is_unstable = (is_active | (c + radius <= 0)) == 0
-        active = one_value((inside & is_active).to(tl.int32), BLOCK)
-        unstable = one_value((inside & is_unstable).to(tl.int32), BLOCK)
-        # Compaction: a unit's place in its list is the number of those before it.
-        place = tl.where(
-            active == 1,
-            active_count + tl.cumsum(active, 0) - 1,
-            h1 - unstable_count - tl.cumsum(unstable, 0),
+        place, listed, active, unstable = places(
+            inside & is_active, inside & is_unstable, active_count, unstable_count, h1, BLOCK
         )
-        listed = (active | unstable) == 1
         tl.store(units + place, u, mask=listed)
         tl.store(slots + place, slot, mask=listed)
         tl.store(lines + place, c, mask=listed)
         tl.store(lines + h1 + place, a, mask=listed)
         tl.store(lines + 2 * h1 + place, b, mask=listed)
-        active_count += tl.sum(active, 0)
-        unstable_count += tl.sum(unstable, 0)
+        active_count += active
+        unstable_count += unstable
     tl.store(counts + local * 4, active_count)
     tl.store(counts + local * 4 + 1, unstable_count)
 
@@ -210,9 +221,7 @@ def scp_fold_hidden_fwd_kernel(
             ok = m < unstable1
             place = h1 - 1 - m
             u = tl.load(units + place, mask=ok, other=0)
-            c = tl.load(lines + place, mask=ok, other=0.0)
-            a = tl.load(lines + h1 + place, mask=ok, other=0.0)
-            b = tl.load(lines + 2 * h1 + place, mask=ok, other=0.0)
+            c, a, b = load_affine(lines, place, h1, ok)
             radius = bound_radius(c, a, b, BOX_H, BOX_W)
             scale = (c + radius) / tl.where(ok, 2 * radius, 1.0)
             gap = scale * (radius - c) * 0.5
@@ -224,21 +233,15 @@ def scp_fold_hidden_fwd_kernel(
         deviation = (radius_of(slope_i, slope_j, BOX_H, BOX_W) + slack) * BOUND_WIDENING
         is_active = (centre - deviation > 0) & bounded
         is_unstable = ((is_active | (centre + deviation <= 0)) == 0) | (bounded == 0)
-        active = one_value((inside & is_active).to(tl.int32), BLOCK_K)
-        unstable = one_value((inside & is_unstable).to(tl.int32), BLOCK_K)
-        # Compaction, as in layer 1.
-        place = tl.where(
-            active == 1,
-            active_count + tl.cumsum(active, 0) - 1,
-            h2 - unstable_count - tl.cumsum(unstable, 0),
+        place, listed, active, unstable = places(
+            inside & is_active, inside & is_unstable, active_count, unstable_count, h2, BLOCK_K
         )
-        listed = (active | unstable) == 1
         tl.store(hidden + place, k, mask=listed)
         tl.store(rows + place, z_0, mask=listed)
         tl.store(rows + h2 + place, z_i, mask=listed)
         tl.store(rows + 2 * h2 + place, z_j, mask=listed)
-        active_count += tl.sum(active, 0)
-        unstable_count += tl.sum(unstable, 0)
+        active_count += active
+        unstable_count += unstable
     tl.store(counts + local * 4 + 2, active_count)
     tl.store(counts + local * 4 + 3, unstable_count)
 
@@ -299,9 +302,7 @@ def scp_fold_outputs_fwd_kernel(
             y_j = tl.zeros([BLOCK_Q], dtype)
         else:
             di, dj = shift_in_supertile(local, dtype, SUPER_H, SUPER_W, BOX_H, BOX_W)
-            y_0 = tl.load(parent_outputs + q, mask=q_ok, other=0.0)
-            y_i = tl.load(parent_outputs + output_count + q, mask=q_ok, other=0.0)
-            y_j = tl.load(parent_outputs + 2 * output_count + q, mask=q_ok, other=0.0)
+            y_0, y_i, y_j = load_affine(parent_outputs, q, output_count, q_ok)
             y_0 += di * y_i + dj * y_j
             # Active units of layer 1: of what the parent has folded for them.
             for start in range(0, tl.where(folded_rows > 0, tl.load(counts + local * 4), 0), BLOCK_R):

@@ -18,7 +18,7 @@ from scp_kernels.backends.triton.backward_features import scp_bwd_features_kerne
 from scp_kernels.backends.triton.backward_parameters import scp_bwd_parameters_kernel
 from scp_kernels.backends.triton.forward import scp_fwd_kernel
 from scp_kernels.backends.triton.sequence import Launch, LaunchSequence
-from scp_kernels.backends.triton.supertiles import FoldedTiles, Network, Slabs
+from scp_kernels.backends.triton.supertiles import FoldedTiles, PreparedNetwork, Slabs
 from scp_kernels.backends.triton.tables import Configuration
 from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
@@ -60,7 +60,9 @@ def _strides(tensor: Tensor, prefix: str, channel_name: str) -> dict[str, int]:
 def configuration_for(kernel: str, problem: Problem, capability: int) -> Configuration:
     outputs = problem.num_classes * problem.channels
     itemsize = problem.compute_dtype.itemsize
-    return tables.find(kernel, capability, problem.hidden, outputs, itemsize, precision(problem, capability))
+    return tables.find_configuration(
+        kernel, capability, problem.hidden, outputs, itemsize, precision(problem, capability)
+    )
 
 
 def _on_tiles(problem: Problem, configuration: Configuration, folded: FoldedTiles, first: int) -> dict[str, Any]:
@@ -81,11 +83,11 @@ def _on_tiles(problem: Problem, configuration: Configuration, folded: FoldedTile
     }
 
 
-def forward(inputs: SCPInputs, capability: int) -> LaunchSequence:
+def forward_sequence(inputs: SCPInputs, capability: int) -> LaunchSequence:
     """The forward pass, a launch per block of channels (one, up to 64 channels); finishes as the logits."""
     features, phi, residual, bias, matrix, problem = inputs
     configuration = configuration_for(tables.FORWARD, problem, capability)
-    network = Network(phi, residual)
+    network = PreparedNetwork(phi, residual)
     folded = FoldedTiles(configuration.tile, network, matrix, problem, gradients=False)
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=False
@@ -125,14 +127,14 @@ def forward(inputs: SCPInputs, capability: int) -> LaunchSequence:
     return LaunchSequence((*network.launches(), *folded.launches([launches])), lambda: logits.to(problem.dtype))
 
 
-def backward(inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds, capability: int) -> LaunchSequence:
+def backward_sequence(inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds, capability: int) -> LaunchSequence:
     """The backward pass; finishes as the gradients of the features, and of Φ (None if not needed).
 
     Both share one folding, if the table gives them one size of tile.
     """
     features, phi, residual, _, matrix, problem = inputs
     call = _Backward(grad_logits, features, problem, capability)
-    network = Network(phi, residual)
+    network = PreparedNetwork(phi, residual)
     needed = {
         kernel: configuration_for(kernel, problem, capability)
         for kernel, is_needed in ((tables.FEATURES, needs.features), (tables.PARAMETERS, needs.parameters))

@@ -73,9 +73,9 @@ def abstract_sequences(problem: Problem, capability: int, *, channels_last: bool
     residual, bias = empty(problem.num_classes, problem.channels), empty(problem.num_classes)
     matrix = empty(*([problem.groups] if problem.groups > 1 else []), rows, d + 1, dtype=torch.float64)
     inputs = SCPInputs(features, phi, residual, bias, matrix, problem)
-    yield launch.forward(inputs, capability)
+    yield launch.forward_sequence(inputs, capability)
     for needs in (GradientNeeds(True, False), GradientNeeds(False, True)):
-        yield launch.backward(inputs, grad_logits, needs, capability)
+        yield launch.backward_sequence(inputs, grad_logits, needs, capability)
 
 
 def compile_launch(item: Launch, capability: int) -> Resources:

@@ -58,7 +58,7 @@ class Slabs:
         return triton.cdiv(boxes, per_slab), arguments
 
 
-class Network:
+class PreparedNetwork:
     """Φ as the kernels load it: w₂ᵀ, w₃ᵀ, and the biases of layers 2 and 3 with w_r, checked (``prepare``)."""
 
     def __init__(self, phi: tuple[Tensor, ...], residual: Tensor) -> None:
@@ -80,7 +80,7 @@ class Network:
                 "HAS_RESIDUAL": residual is not None, **tables.PREPARE,
             }  # fmt: skip
             grid = (triton.cdiv(rows, tables.PREPARE["BLOCK_ROWS"]), 1, 1)
-            result.append(Launch(scp_prepare_fwd_kernel, grid, arguments, tables.options(4)))
+            result.append(Launch(scp_prepare_fwd_kernel, grid, arguments, tables.compile_options(4)))
         return result
 
 
@@ -129,7 +129,7 @@ class FoldedTiles:
     """The tiles of all position maps, supertile by supertile, and Φ folded on a chunk of them."""
 
     def __init__(
-        self, tile: tuple[int, int], network: Network, matrix: Tensor, problem: Problem, *, gradients: bool
+        self, tile: tuple[int, int], network: PreparedNetwork, matrix: Tensor, problem: Problem, *, gradients: bool
     ) -> None:
         supertile = tables.SUPERTILE
         if any(n % of_tile for n, of_tile in zip(supertile, tile, strict=True)):
@@ -201,9 +201,9 @@ class FoldedTiles:
         }  # fmt: skip
         blocks = 1 + triton.cdiv(self.capacity, block_r), triton.cdiv(outputs, block_q)
         return [
-            Launch(scp_classify_fwd_kernel, (count, 1, 1), classify, tables.options(1)),
-            Launch(scp_fold_hidden_fwd_kernel, (count, 1, 1), hidden, tables.options(level.num_warps)),
-            Launch(scp_fold_outputs_fwd_kernel, (count, *blocks), folded, tables.options(1)),
+            Launch(scp_classify_fwd_kernel, (count, 1, 1), classify, tables.compile_options(1)),
+            Launch(scp_fold_hidden_fwd_kernel, (count, 1, 1), hidden, tables.compile_options(level.num_warps)),
+            Launch(scp_fold_outputs_fwd_kernel, (count, *blocks), folded, tables.compile_options(1)),
         ]
 
     def fold_backward(self, slabs: Slabs, first: int, supertiles: int) -> list[Launch]:
@@ -227,7 +227,7 @@ class FoldedTiles:
             **tables.FOLD_BACKWARD, **of_slabs, **self.positions, **self.on_boxes(boxes, first),
         }  # fmt: skip
         arguments |= {"first_layer": slabs.first_layer}
-        return Launch(scp_fold_bwd_kernel, (count, 1, 1), arguments, tables.options(4, max_registers=168))
+        return Launch(scp_fold_bwd_kernel, (count, 1, 1), arguments, tables.compile_options(4, max_registers=168))
 
     def _collect(self, first: int, supertiles: int) -> Launch:
         h1, h2 = self.problem.hidden
@@ -240,4 +240,4 @@ class FoldedTiles:
             **tables.COLLECT, **self.on_boxes(self.tiles, first),
         }  # fmt: skip
         grid = (supertiles, 1 + triton.cdiv(outputs, block_q), 1)
-        return Launch(scp_collect_bwd_kernel, grid, arguments, tables.options(1))
+        return Launch(scp_collect_bwd_kernel, grid, arguments, tables.compile_options(1))

@@ -30,7 +30,7 @@ FOLD_BACKWARD = {"BLOCK_U": 8, "BLOCK_K": 16}
 COLLECT = {"BLOCK_U": 8, "BLOCK_K": 64}
 
 
-def options(num_warps: int, max_registers: int | None = None) -> dict[str, int | bool]:
+def compile_options(num_warps: int, max_registers: int | None = None) -> dict[str, int | bool]:
     """What the compiler is told: only loops that ask for it are pipelined, and multiply-adds round once.
 
     (Triton 3.10 rounds them twice unless told otherwise, at twice the instructions.)
@@ -81,7 +81,7 @@ class Configuration:
     @property
     def options(self) -> dict[str, int | bool]:
         """What the compiler is told."""
-        return options(self.num_warps, self.max_registers)
+        return compile_options(self.num_warps, self.max_registers)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ TABLE = (
 )
 
 
-def find(
+def find_configuration(
     kernel: str, capability: int, hidden: tuple[int, int], outputs: int, itemsize: int, precision: str
 ) -> Configuration:
     """The configuration of the first entry that matches.

@@ -11,7 +11,7 @@ with everything that is active in the affine rows x and the outputs cf that the 
 import triton
 import triton.language as tl
 
-from scp_kernels.backends.triton.boxes import tile_offsets
+from scp_kernels.backends.triton.boxes import load_affine, tile_offsets
 
 # Samples on their way from memory while one is worked on.
 BATCH_STAGES = tl.constexpr(4)
@@ -36,9 +36,7 @@ def second_layer(
     """Pre-activations z of unstable units of layer 2 at a tile's pixels, ``[P, BLOCK_K]``; 0 where there is no unit."""
     dtype: tl.constexpr = w2t.dtype.element_ty
     di, dj = tile_offsets(dtype, TILE_H, TILE_W)
-    z_0 = tl.load(rows + place, mask=ok, other=0.0)
-    z_i = tl.load(rows + h2 + place, mask=ok, other=0.0)
-    z_j = tl.load(rows + 2 * h2 + place, mask=ok, other=0.0)
+    z_0, z_i, z_j = load_affine(rows, place, h2, ok)
     z = z_0[None, :] + di[:, None] * z_i[None, :] + dj[:, None] * z_j[None, :]
     # One rank-one update per unstable unit of layer 1.
     for m in range(0, unstable1):
@@ -68,9 +66,7 @@ def weight_tile(
     unstable1 = tl.load(counts + 1)
     unstable2 = tl.load(counts + 3)
     # The affine rows.
-    y_0 = tl.load(outputs + output, mask=valid, other=0.0)
-    y_i = tl.load(outputs + output_count + output, mask=valid, other=0.0)
-    y_j = tl.load(outputs + 2 * output_count + output, mask=valid, other=0.0)
+    y_0, y_i, y_j = load_affine(outputs, output, output_count, valid)
     weight = y_0[None, :] + di[:, None] * y_i[None, :] + dj[:, None] * y_j[None, :]
     # Unstable units of layer 1, as far as they act through active units of layer 2.
     for m in range(0, tl.where(unstable1 <= capacity, unstable1, 0)):

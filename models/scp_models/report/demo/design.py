@@ -31,7 +31,7 @@ class DemoModel:
 
 
 @dataclass(frozen=True)
-class Settings:
+class DemoSettings:
     """A run's fixed budget.
 
     Attributes:

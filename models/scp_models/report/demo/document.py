@@ -29,7 +29,7 @@ from scp_models.report.demo.pictures import (
     typical_subjects,
     weight_pictures,
 )
-from scp_models.report.demo.results import Results
+from scp_models.report.demo.results import DemoResults
 from scp_models.report.html import TESTED_COLUMNS, Comparison, ModelResult, Picture, Report, compare
 
 NOTES = (
@@ -54,7 +54,7 @@ def comparisons(models: Sequence[ModelResult]) -> list[Comparison]:
     ]
 
 
-def make_report(results: Results) -> Report:
+def make_report(results: DemoResults) -> Report:
     """The page's content."""
     models = results.models()
     tests = comparisons(models)
@@ -75,7 +75,7 @@ def make_report(results: Results) -> Report:
     )
 
 
-def facts(results: Results) -> dict[str, str]:
+def facts(results: DemoResults) -> dict[str, str]:
     """What was done, on what, and how long it took."""
     s, data = results.settings, results.data
     parts = [len(data.subjects[part]) for part in ("training", "validation", "test")]
@@ -95,7 +95,7 @@ def facts(results: Results) -> dict[str, str]:
     }
 
 
-def write_tables(folder: Path, results: Results) -> None:
+def write_tables(folder: Path, results: DemoResults) -> None:
     """``scores.csv``, ``losses.csv`` and ``results.json``: the numbers of the page, and those behind them."""
     for name, table in {"scores.csv": results.scores, "losses.csv": results.losses}.items():
         with atomic_path(folder / name) as path:
@@ -132,7 +132,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _slices(results: Results, models: Sequence[ModelResult]) -> list[Picture]:
+def _slices(results: DemoResults, models: Sequence[ModelResult]) -> list[Picture]:
     """Typical test subjects on the network's grid, whose axes are left-right and back-front."""
     reader = VolumeReader(results.data.task)
     subjects = {subject.name: subject for subject in results.data.test_subjects}
@@ -151,7 +151,7 @@ def _slices(results: Results, models: Sequence[ModelResult]) -> list[Picture]:
     return pictures
 
 
-def _weights(results: Results) -> list[Picture]:
+def _weights(results: DemoResults) -> list[Picture]:
     """W of SCP's first training beside the training lesions' frequency."""
     training = next(t for t in results.trainings if t.model.name == SCP)
     head = load_model(training.checkpoint).network.head

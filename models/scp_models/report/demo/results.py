@@ -10,7 +10,7 @@ from scp_models.data.module import SegmentationDataModule
 from scp_models.evaluation.metrics import METRICS
 from scp_models.inference.predictor import Segmentation
 from scp_models.report.demo.costs import Cost
-from scp_models.report.demo.design import DemoModel, Settings
+from scp_models.report.demo.design import DemoModel, DemoSettings
 from scp_models.report.html import ModelResult
 
 
@@ -26,10 +26,10 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Results:
+class DemoResults:
     """Everything that a finished run has to show."""
 
-    settings: Settings
+    settings: DemoSettings
     data: SegmentationDataModule
     scores: pd.DataFrame
     """One row per training and test subject: ``model``, ``seed``, ``subject``, ``site`` and all metrics."""
@@ -51,7 +51,7 @@ class Results:
         by_seed = {seed: scores[scores["seed"] == seed].set_index("subject")[list(METRICS)] for seed in model.seeds}
         return ModelResult(
             model.name,
-            describe(model),
+            describe_model(model),
             cost.parameters,
             cost.macs,
             cost.step_seconds,
@@ -60,7 +60,7 @@ class Results:
         )
 
 
-def describe(model: DemoModel) -> str:
+def describe_model(model: DemoModel) -> str:
     """One line of what a model is."""
     widths = ", ".join(str(model.capacity // 16 * 2**level) for level in range(model.levels))
     head = "a spatially covariant head" if model.variant == "scp" else "a 1×1 convolution as head"

@@ -26,10 +26,10 @@ from scp_models.files import atomic_path
 from scp_models.inference.predictor import Predictor, Segmentation, write_segmentation
 from scp_models.phantoms import generate_wmh
 from scp_models.report.demo.costs import Cost, measure_costs
-from scp_models.report.demo.design import DemoModel, Settings
+from scp_models.report.demo.design import DemoModel, DemoSettings
 from scp_models.report.demo.document import make_report, write_tables
 from scp_models.report.demo.progress import EpochProgress, LossHistory, Stages, quiet
-from scp_models.report.demo.results import Results, Training
+from scp_models.report.demo.results import DemoResults, Training
 from scp_models.report.html import write
 from scp_models.training.module import SegmentationModule
 
@@ -61,7 +61,7 @@ def run(
 
     Args:
         out: a new or empty folder, or that of an earlier demo, whose results are replaced.
-        subjects, epochs, seeds, deep_seeds, seed: see :class:`Settings`.
+        subjects, epochs, seeds, deep_seeds, seed: see :class:`DemoSettings`.
         console: where progress and the path are printed; None: standard output.
 
     Returns:
@@ -70,7 +70,7 @@ def run(
     Raises:
         UserError: numbers too small, or a folder that cannot be written or holds something else.
     """
-    settings = Settings(subjects, epochs, seed, seeds, deep_seeds)
+    settings = DemoSettings(subjects, epochs, seed, seeds, deep_seeds)
     folder = _prepare_folder(Path(out), settings)
     console = console or Console()
     models = settings.models()
@@ -89,14 +89,14 @@ def run(
             costs = _costs(models, trainings, data, stage.advance)
         losses = pd.concat([t.losses.assign(model=t.model.name, seed=t.seed) for t in trainings], ignore_index=True)
         with stages.stage("Report", 1):
-            results = Results(settings, data, scores, losses, costs, shown, stages.seconds, trainings)
+            results = DemoResults(settings, data, scores, losses, costs, shown, stages.seconds, trainings)
             write_tables(folder, results)
             path = write(make_report(results), folder / "report.html")
     console.print(str(path), soft_wrap=True, highlight=False, markup=False)
     return path
 
 
-def _prepare_folder(folder: Path, settings: Settings) -> Path:
+def _prepare_folder(folder: Path, settings: DemoSettings) -> Path:
     """Check the settings and the folder before any work, and clear what an earlier demo left."""
     for name, least in (
         ("subjects", FEWEST_DEMO_SUBJECTS),
@@ -143,7 +143,7 @@ def _data(folder: Path, seed: int, cache: str) -> SegmentationDataModule:
     return module
 
 
-def _train(folder: Path, settings: Settings, model: DemoModel, seed: int, cache: str, stages: Stages) -> Training:
+def _train(folder: Path, settings: DemoSettings, model: DemoModel, seed: int, cache: str, stages: Stages) -> Training:
     """One training; its seed fixes the initial weights and the order of the slices."""
     L.seed_everything(seed, verbose=False)
     module = SegmentationModule(

@@ -1,0 +1,217 @@
+// One run through the tasks of a call: the fixed partition of the map, and the sums over tasks in a fixed order.
+#ifndef SCP_CPU_TASK_RUN_H
+#define SCP_CPU_TASK_RUN_H
+
+#include "parallel.h"
+#include "phi_parameters.h"
+#include "tree.h"
+#include "weight_field_cache.h"
+
+namespace scp {
+namespace SCP_NAMESPACE {
+
+// A task has about this many pixels, and a call at most this many tasks per position map: building the tree from the root
+// for each costs less than 2 % then, and the partition does not depend on the number of threads.
+constexpr int64_t kTaskPixels = 8192;
+constexpr int kMostTasks = 16;
+// Sums of gradients are held for at most this many groups of tasks.
+constexpr int kMostSlots = 16;
+
+// Boxes that the map is cut into, the same for every number of threads and every position map.
+template <class T, int D>
+struct TaskBoxes {
+  Box<D> box[kMostTasks];
+  int count = 1;
+
+  TaskBoxes(WeightPath weight_path, const Box<D>& map) {
+    box[0] = map;
+    while (count * 2 <= kMostTasks && map.pixels() >= count * 2 * kTaskPixels) {
+      Box<D> finer[kMostTasks];
+      int made = 0;
+      for (int i = 0; i < count; ++i) {
+        const int axis = axis_to_cut_for<T>(weight_path, box[i]);
+        if (axis < 0) {
+          finer[made++] = box[i];
+        } else {
+          cut_box<T, D>(box[i], axis, finer[made], finer[made + 1]);
+          made += 2;
+        }
+      }
+      if (made == count) break;
+      for (int i = 0; i < made; ++i) box[i] = finer[i];
+      count = made;
+    }
+  }
+};
+
+// The first layer of every position map as the nodes hold it: [maps, D + 1, h1 padded], values before slopes.
+struct FirstLayers {
+  const double* values;
+  int stride;          // h1 padded
+  const int* numbers;  // 0, 1, 2, ...: the units of the root
+  bool finite;
+};
+
+template <class T, int D>
+FirstLayers first_layers(const scp_call& call, const PositionMaps& maps, ScratchStack& scratch) {
+  constexpr int A = kAffineTerms<D>;
+  const int h1 = int(call.hidden1), h2 = int(call.hidden2), stride = padded<double>(h1);
+  double* const values = take<double>(scratch, maps.count() * A * stride);
+  double finite = 0;
+  for (int64_t m = 0; m < maps.count(); ++m) {
+    double* const to = values + m * A * stride;
+    const double* const from = call.coefficients + maps.source(m) * h1 * A;
+    for (int u = 0; u < stride; ++u) {
+      for (int a = 0; a < A; ++a) {
+        const double c = u < h1 ? from[u * A + (a == 0 ? D : a - 1)] : 0;
+        to[a * stride + u] = c;
+        finite += c * 0;
+      }
+    }
+  }
+  const int most = padded<T>(h1 > h2 ? h1 : h2);
+  int* const numbers = take<int>(scratch, most);
+  for (int u = 0; u < most; ++u) numbers[u] = u;
+  return {values, stride, numbers, finite == 0};
+}
+
+template <class T, int D>
+Node<T, D> make_root(const PhiParameters<T>& params, const Box<D>& map, const FirstLayers& layers, int64_t number) {
+  Node<T, D> root{};
+  root.box = map;
+  root.m1 = params.h1, root.m1p = layers.stride, root.unit1 = layers.numbers;
+  root.line1 = layers.values + number * kAffineTerms<D> * layers.stride;
+  root.m2 = params.h2, root.unit2 = layers.numbers, root.m2p = params.h2p;
+  root.A2 = params.A2, root.cf = params.cf;
+  return root;
+}
+
+// W of every position map in the weight field cache.
+template <class T, int D>
+struct CachedFields {
+  FieldHandle handle;
+  Field<T, D> first{};  // of the first position map; no values where none is cached
+  int64_t size = 0;     // of one
+
+  bool held() const { return handle.field != nullptr; }
+  Field<T, D> of_map(int64_t map) const {
+    Field<T, D> field = first;
+    field.values += map * size;
+    return field;
+  }
+};
+
+// Every task of every position map, shared out to slots: each slot has its own sums of gradients, and belongs to one
+// thread at a time.
+template <class T, int D>
+class TaskRun {
+ public:
+  TaskRun(const scp_call& call, const Job<T, D>& job, const PositionMaps& maps, const FirstLayers& layers,
+          const CachedFields<T, D>& cached, ScratchStack& scratch)
+      : call_(call),
+        job_(job),
+        maps_(maps),
+        layers_(layers),
+        cached_(cached),
+        boxes_(job.weight_path, job.map),
+        all_tasks_(boxes_.count * maps.count()),
+        slots_(int(all_tasks_ < kMostSlots ? all_tasks_ : kMostSlots)),
+        sequential_(call.threads <= 1 || slots_ == 1),
+        moment_size_(call.hidden1 * (D + 1)),
+        counters_(take<Counters>(scratch, slots_)) {
+    if (!include_parameters(job.results)) return;
+    sums_ = take<SlotSums<T>>(scratch, slots_);
+    // One thread adds each slot to the first as it ends: the same order of additions, with two arrays.
+    for (int s = 0; s < slots_; ++s) sums_[s] = sequential_ && s > 1 ? sums_[1] : make_sums<T, D>(job.params, scratch);
+    moments_ = take<double>(scratch, all_tasks_ * moment_size_);
+    std::memset(moments_, 0, size_t(all_tasks_ * moment_size_) * sizeof(double));
+  }
+
+  void operator()() const {
+    const auto body = [](const void* self, int slot) { static_cast<const TaskRun*>(self)->run_slot(slot); };
+    parallel_for(slots_, call_.threads, body, this);
+    if (include_parameters(job_.results)) sum_gradients();
+    report();
+  }
+
+ private:
+  void run_slot(int slot) const {
+    ScratchStack& scratch = thread_scratch();
+    const ScratchScope scope(scratch);
+    const bool parameters = include_parameters(job_.results);
+    counters_[slot] = Counters{};
+    if (parameters) std::memset(sums_[slot].all, 0, size_t(sums_[slot].size) * sizeof(T));
+    for (int64_t task = all_tasks_ * slot / slots_; task < all_tasks_ * (slot + 1) / slots_; ++task) {
+      const int64_t map = task / boxes_.count;
+      Node<T, D> root = make_root<T, D>(job_.params, job_.map, layers_, map);
+      GradientSums<T> sums{};
+      if (parameters) {
+        root.g_A2 = sums_[slot].A2;
+        root.g_cf = sums_[slot].cf;
+        sums.W3T = sums_[slot].W3T;
+        sums.moments = moments_ + task * moment_size_;
+      }
+      Field<T, D> field{};
+      if (cached_.held()) field = cached_.of_map(map);
+      run_task(
+          CallTask<T, D>{job_, maps_.samples(map), cached_.held() ? &field : nullptr, sums, scratch, counters_[slot]},
+          root, boxes_.box[task % boxes_.count]);
+    }
+    if (parameters && sequential_ && slot > 0) add_sums(sums_[slot], sums_[0]);
+  }
+
+  // Sums over slots and tasks, in an order that does not depend on the number of threads, and to the caller's layouts.
+  void sum_gradients() const {
+    if (!sequential_)
+      for (int s = 1; s < slots_; ++s) add_sums(sums_[s], sums_[0]);
+    write_gradients<T, D>(job_.params, sums_[0], call_);
+    // Of equal position maps the first has the gradient of all.
+    std::memset(call_.grad_coefficients, 0, size_t(call_.groups * moment_size_) * sizeof(double));
+    for (int64_t m = 0; m < maps_.count(); ++m) {
+      double* to = call_.grad_coefficients + maps_.source(m) * moment_size_;
+      for (int64_t i = 0; i < moment_size_; ++i) {
+        double sum = 0;
+        for (int t = 0; t < boxes_.count; ++t) sum += moments_[(m * boxes_.count + t) * moment_size_ + i];
+        to[i] = sum;
+      }
+    }
+  }
+
+  void report() const {
+    if (call_.report == nullptr) return;
+    Counters total{};
+    for (int s = 0; s < slots_; ++s) total.add(counters_[s]);
+    double* to = call_.report;
+    to[SCP_REPORT_DENSE] = job_.is_dense();
+    to[SCP_REPORT_NODES] = total.nodes;
+    to[SCP_REPORT_LEAVES] = total.leaves;
+    to[SCP_REPORT_PIXELS] = total.pixels;
+    to[SCP_REPORT_UNSTABLE1] = total.unstable1;
+    to[SCP_REPORT_UNSTABLE2] = total.unstable2;
+    to[SCP_REPORT_MOST_UNSTABLE1] = total.most_unstable1;
+    to[SCP_REPORT_MOST_UNSTABLE2] = total.most_unstable2;
+    to[SCP_REPORT_BUILD_MACS] = total.build_macs;
+    to[SCP_REPORT_LEAF_MACS] = total.leaf_macs;
+    to[SCP_REPORT_MAPS] = double(maps_.count());
+    to[SCP_REPORT_FIELD_CACHE] = cached_.held() ? SCP_FIELD_CACHE_STORED : SCP_FIELD_CACHE_UNUSED;
+  }
+
+  const scp_call& call_;
+  const Job<T, D>& job_;
+  const PositionMaps& maps_;
+  const FirstLayers& layers_;
+  const CachedFields<T, D>& cached_;
+  const TaskBoxes<T, D> boxes_;
+  const int64_t all_tasks_;
+  const int slots_;
+  const bool sequential_;
+  const int64_t moment_size_;
+  Counters* const counters_;     // one per slot
+  SlotSums<T>* sums_ = nullptr;  // one per slot, where gradients of parameters are wanted
+  double* moments_ = nullptr;    // one per task, likewise
+};
+
+}  // namespace SCP_NAMESPACE
+}  // namespace scp
+
+#endif
