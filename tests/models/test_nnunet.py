@@ -176,7 +176,7 @@ def test_coordinates_follow_every_augmentation(patch, dummy_2d, cascaded):
         assert data.shape == (2 + 4 + (2 if cascaded else 0), *patch)
         p, valid = data[2:6][:3], data[5] > 1 - 1e-5
         valid &= found[0] > 0  # −1 became background
-        assert valid.float().mean() > 0.3
+        assert valid.float().mean() > 0.2  # else the rest would say little
         # Labels are those of the nearest voxels: half a label's width, and half a voxel along each axis.
         nearest = 0.51 / steps + 0.51 * np.abs(affine[0, 3 - dims : 3]).sum()
         assert (p[0] - (found[0] - 1000) / steps)[valid].abs().max() < nearest < 0.2
@@ -288,6 +288,20 @@ class TestNetwork:
                 torch.testing.assert_close(own[name], value, atol=0, rtol=0)
         extra = own.keys() - plain.state_dict().keys()
         assert extra and all(".seg_layers." in name for name in extra)
+
+
+@pytest.mark.parametrize(("dims", "size"), [(2, 200), (3, 68)])
+def test_large_patches_are_read_at_some_voxels(dims, size):
+    network = randomise(positioned_network(dims=dims, deep_supervision=False))
+    head = [m for m in network.modules() if isinstance(m, FusedSCP)][-1]
+    seen = []
+    head.register_forward_hook(lambda head, x, y: seen.append((x[0], y)))
+    image, p = batch(dims, size=size)
+    p[:, :, : size // 3] = 0  # padding
+    network(torch.cat([image, p], 1))
+    ((features, logits),) = seen
+    expected = head(features, coordinates=p, extent=(1, 1, 1))
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-4)
 
 
 def test_channels_of_a_previous_stage_lie_behind_the_coordinates():
