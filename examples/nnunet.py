@@ -22,8 +22,8 @@ import nibabel as nib
 import numpy as np
 
 from scp_models.nnunet.install import external_folder
-from scp_models.phantoms import generate_wmh
 
+SHAPE = (64, 56, 20)
 SHORT_TRAINER = """
 import torch
 from scp_models.nnunet.trainer import nnUNetTrainerSCP
@@ -39,6 +39,35 @@ class nnUNetTrainerSCPShort(nnUNetTrainerSCP):
 """
 
 
+def write_phantom(raw: Path, name: str, rng: np.random.Generator) -> None:
+    """A head somewhere in the field of view, with structures of equal contrast: 1 on the left, 2 on the right."""
+    index = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
+    place = 3 * (index - (np.array(SHAPE) - 1) / 2) + rng.normal(0, 6, 3)  # mm from the head's middle
+    image = ((place / (68, 58, 26)) ** 2).sum(-1) < 1
+    label = np.zeros(SHAPE, np.uint8)
+    for _ in range(3):
+        centre = rng.uniform((14, -32, -14), (42, 32, 14))
+        for side, sign in ((1, -1), (2, 1)):
+            away = place - (centre + rng.normal(0, 3, 3)) * (sign, 1, 1)
+            label[np.linalg.norm(away, axis=-1) < rng.uniform(7, 10)] = side
+    image = 100 * np.abs(image + 0.8 * (label > 0) + rng.normal(0, 0.06, SHAPE))
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])  # RAS+: the first axis runs to the right
+    nib.save(nib.Nifti1Image(image.astype(np.float32), affine), raw / "imagesTr" / f"{name}_0000.nii.gz")
+    nib.save(nib.Nifti1Image(label, affine), raw / "labelsTr" / f"{name}.nii.gz")
+
+
+def write_dataset(raw: Path, cases: int) -> None:
+    """nnU-Net's raw layout."""
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / folder).mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for k in range(cases):
+        write_phantom(raw, f"case_{k:02}", rng)
+    labels = {"background": 0, "left": 1, "right": 2}
+    about = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": cases, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(about))
+
+
 def nnunet(command: str, *arguments: object) -> None:
     """One of nnU-Net's commands, those of this environment."""
     print(command, *arguments, flush=True)
@@ -49,7 +78,7 @@ def nnunet(command: str, *arguments: object) -> None:
 def shrink(path: Path) -> None:
     """Small patches and a small network, for a processor."""
     plans = json.loads(path.read_text())
-    plans["configurations"]["2d"] |= {"patch_size": [40, 32], "batch_size": 8}
+    plans["configurations"]["2d"] |= {"patch_size": [32, 32], "batch_size": 8}
     plans["configurations"]["2d"]["architecture"]["arch_kwargs"] |= {
         "n_stages": 3,
         "features_per_stage": [8, 16, 32],
@@ -64,7 +93,7 @@ def shrink(path: Path) -> None:
 def main(out: Path) -> None:
     out = out.resolve()
     raw = out / "raw" / "Dataset001_Sides"
-    generate_wmh(raw, 12, 0, size=(64, 80, 24), left_right=True, pose=True, progress=False)
+    write_dataset(raw, cases=12)
     (out / "trainers").mkdir(exist_ok=True)
     (out / "trainers" / "short.py").write_text(SHORT_TRAINER)
     os.environ |= {f"nnUNet_{name}": str(out / name) for name in ("raw", "preprocessed", "results")}
