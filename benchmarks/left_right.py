@@ -17,7 +17,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe_machine
 from scp_models.nnunet.install import external_folder
 from tests.support.left_right import SHAPE, SPACING, nnunet_copy, shrink_plans, write_dataset
 
@@ -128,7 +128,7 @@ def record(folder):
     result = read()
     if result["setting"] not in (None, setting()):
         raise SystemExit(f"{RECORD}: expected runs of the same setting; remove it to begin anew")
-    result |= {"setting": setting(), "machine": describe("cpu"), "nnunetv2": version("nnunetv2")}
+    result |= {"setting": setting(), "machine": describe_machine("cpu"), "nnunetv2": version("nnunetv2")}
     for seed in SEEDS:
         for configuration in PATCHES:
             for trainer in TRAINERS:
