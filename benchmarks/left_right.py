@@ -85,12 +85,12 @@ def score(predictions, references):
         reference, prediction = (np.asarray(nibabel.load(p).dataobj) for p in (path, predictions / path.name))
         np.add.at(counts, (reference.ravel().astype(int), prediction.ravel().astype(int)), 1)
     dice = [2 * counts[k, k] / max(counts[k].sum() + counts[:, k].sum(), 1) for k in (1, 2)]
-    found = counts[1:, 1:]
+    sides = counts[1:, 1:]
     return {
         "dice_left": float(dice[0]),
         "dice_right": float(dice[1]),
-        "wrong_side": float((found[0, 1] + found[1, 0]) / max(found.sum(), 1)),
-        "found": float(found.sum() / counts[1:].sum()),
+        "wrong_side": float((sides[0, 1] + sides[1, 0]) / max(sides.sum(), 1)),
+        "found": float(sides.sum() / counts[1:].sum()),
         "cases": len(paths),
     }
 

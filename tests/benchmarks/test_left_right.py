@@ -19,8 +19,8 @@ def test_no_number_of_the_document_is_typed():
 def test_the_record_is_whole_and_of_this_setting():
     result = json.loads(left_right.RECORD.read_text())
     assert result["setting"] == left_right.setting()
-    found = sorted((run["configuration"], run["trainer"], run["seed"]) for run in result["runs"])
-    assert found == sorted(itertools.product(left_right.PATCHES, left_right.TRAINERS, left_right.SEEDS))
+    runs = sorted((run["configuration"], run["trainer"], run["seed"]) for run in result["runs"])
+    assert runs == sorted(itertools.product(left_right.PATCHES, left_right.TRAINERS, left_right.SEEDS))
 
 
 def test_scores(tmp_path):

@@ -83,8 +83,8 @@ def test_preprocessed_voxels_lie_where_cropping_transposing_and_resampling_put_t
         "shape_after_cropping_and_before_resampling": cropped.shape[1:],
     }
     inner = (slice(None), slice(1, -1), slice(1, -1), slice(None))  # where interpolation has both neighbours
-    found = mm(grid_affine(properties, transpose, new), new)
-    np.testing.assert_allclose(found[inner], resampled[inner], atol=1e-9)
+    places_of_grid = mm(grid_affine(properties, transpose, new), new)
+    np.testing.assert_allclose(places_of_grid[inner], resampled[inner], atol=1e-9)
 
 
 class TestFrame:
@@ -97,8 +97,8 @@ class TestFrame:
 
     def borders(self, image, outside=None, frame="foreground"):
         """Where each axis' position is 0 and 1: to the right, front, top, in voxels."""
-        found = position_affine(image, outside, self.affine, frame)
-        slopes, offsets = found[:, :3].max(1), found[:, 3]
+        affine = position_affine(image, outside, self.affine, frame)
+        slopes, offsets = affine[:, :3].max(1), affine[:, 3]
         return np.stack([-offsets / slopes, (1 - offsets) / slopes], 1) + 0.5
 
     def test_is_the_box_of_the_head(self):
@@ -107,17 +107,17 @@ class TestFrame:
 
     def test_does_not_change_with_normalisation(self):
         image = self.head(0.02)
-        found = position_affine(image, None, self.affine, "foreground")
+        affine = position_affine(image, None, self.affine, "foreground")
         again = position_affine(5 * image - 7, None, self.affine, "foreground")
-        np.testing.assert_allclose(again, found, rtol=1e-6)
+        np.testing.assert_allclose(again, affine, rtol=1e-6)
 
     def test_what_was_zero_is_outside_whatever_normalisation_made_of_it(self):
         """nnU-Net's z-score within the mask leaves 0 outside, which is the mean of the brain."""
         image = self.head()
         outside = image == 0
         image = np.where(outside, 0, np.random.default_rng(0).normal(size=image.shape)).astype(np.float32)
-        found = self.borders(image, outside)
-        np.testing.assert_allclose(found, [[6, 36], [10, 30], [4, 16]], atol=1)
+        borders = self.borders(image, outside)
+        np.testing.assert_allclose(borders, [[6, 36], [10, 30], [4, 16]], atol=1)
 
     def test_is_the_whole_image_if_asked_for_or_if_there_is_no_foreground(self):
         whole = [[0, 48], [0, 40], [0, 20]]
@@ -172,19 +172,23 @@ def test_coordinates_follow_every_augmentation(patch, dummy_2d, cascaded):
         result = transforms(
             image=torch.cat([image, padded]), segmentation=torch.cat([labels, previous] if cascaded else [labels])
         )
-        data, found = result["image"], result["segmentation"]
+        data, moved_labels = result["image"], result["segmentation"]
         assert data.shape == (2 + 4 + (2 if cascaded else 0), *patch)
         p, valid = data[2:6][:3], data[5] > 1 - 1e-5
-        valid &= found[0] > 0  # −1 became background
+        valid &= moved_labels[0] > 0  # −1 became background
         assert valid.float().mean() > 0.2  # else the rest would say little
         # Labels are those of the nearest voxels: half a label's width, and half a voxel along each axis.
         nearest = 0.51 / steps + 0.51 * np.abs(affine[0, 3 - dims : 3]).sum()
-        assert (p[0] - (found[0] - 1000) / steps)[valid].abs().max() < nearest < 0.2
-        told = affine_of_coordinates(data[2:6][None], extent)  # raises where they are not affine
+        assert (p[0] - (moved_labels[0] - 1000) / steps)[valid].abs().max() < nearest < 0.2
+        affine_of_patch = affine_of_coordinates(data[2:6][None], extent)  # raises where they are not affine
         index = torch.stack(torch.meshgrid(*map(torch.arange, patch), indexing="ij")).double()
-        again = torch.einsum("kd,d...->k...", told[:, :dims].double(), index) + told[:, dims].reshape(-1, *[1] * dims)
+        again = torch.einsum("kd,d...->k...", affine_of_patch[:, :dims].double(), index) + affine_of_patch[
+            :, dims
+        ].reshape(-1, *[1] * dims)
         assert (again - p)[:, valid].abs().max() < 1e-4
-        moved += not torch.allclose(told[:, :dims].double(), torch.from_numpy(affine[:, 3 - dims : 3]), atol=1e-5)
+        moved += not torch.allclose(
+            affine_of_patch[:, :dims].double(), torch.from_numpy(affine[:, 3 - dims : 3]), atol=1e-5
+        )
     assert moved > 15  # mirrored, turned or scaled
 
 
@@ -337,8 +341,8 @@ def test_compiled_networks_follow_positions(deep_supervision):
     for seed in range(4):
         data = torch.cat(batch(2, seed=seed), 1)
         with torch.inference_mode():
-            expected, found = network(data), compiled(data)
-        for a, b in zip(found, expected, strict=True) if deep_supervision else [(found, expected)]:
+            expected, result = network(data), compiled(data)
+        for a, b in zip(result, expected, strict=True) if deep_supervision else [(result, expected)]:
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
         if seed == 1:
             graphs = counter.frame_count
@@ -354,8 +358,8 @@ def test_training_and_evaluation_reach_the_backbone():
 
 FIND = """
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
-found = find("nnUNetTrainerSCP")
-assert found.__module__ == "scp_models.nnunet.trainer", found
+trainer = find("nnUNetTrainerSCP")
+assert trainer.__module__ == "scp_models.nnunet.trainer", trainer
 """
 
 
@@ -398,8 +402,8 @@ class TestFinding:
 def test_processes_that_share_a_batch_learn_what_one_does(tmp_path):
     """nnU-Net's -num_gpus, but for the GPUs."""
     torch.multiprocessing.spawn(nnunet_parallel.work, args=(str(tmp_path),), nprocs=nnunet_parallel.PROCESSES)
-    found = torch.load(tmp_path / "gradients.pt")
+    shared = torch.load(tmp_path / "gradients.pt")
     expected = nnunet_parallel.gradients(nnunet_parallel.build(), nnunet_parallel.samples())
-    assert found.keys() == expected.keys()
+    assert shared.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm().clamp(min=1e-3), name
+        assert (shared[name] - gradient).norm() <= 1e-4 * gradient.norm().clamp(min=1e-3), name

@@ -53,9 +53,9 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
     network = DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(build()))
     network.module.decoder.deep_supervision = True
-    found = gradients(network, samples()[rank::PROCESSES])
+    result = gradients(network, samples()[rank::PROCESSES])
     if rank == 0:
-        torch.save(found, f"{folder}/gradients.pt")
+        torch.save(result, f"{folder}/gradients.pt")
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # a thread of PyTorch's that is still there can abort the process

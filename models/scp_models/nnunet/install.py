@@ -11,7 +11,7 @@ TEXT = '''"""Written by `scp-models nnunet install`; `scp-models nnunet uninstal
 
 try:
     from scp_models.nnunet.trainer import nnUNetTrainerSCP
-except ImportError:  # gone: other trainers are still to be found
+except ImportError:  # gone: other trainers are still to be spec
     pass
 '''
 
@@ -27,10 +27,10 @@ def trainer_file() -> Path:
     Raises:
         UserError: nnU-Net is not installed.
     """
-    found = find_spec("nnunetv2")
-    if found is None or not found.submodule_search_locations:
+    spec = find_spec("nnunetv2")
+    if spec is None or not spec.submodule_search_locations:
         raise UserError('nnunetv2: expected nnU-Net v2, which is not installed: pip install "scp_kernels[nnunet]"')
-    return Path(next(iter(found.submodule_search_locations))) / "training" / "nnUNetTrainer" / NAME
+    return Path(next(iter(spec.submodule_search_locations))) / "training" / "nnUNetTrainer" / NAME
 
 
 def install() -> Path:
