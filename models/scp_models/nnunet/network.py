@@ -27,6 +27,8 @@ class PlannedNetwork(nn.Module):
         image_channels: how many channels of the input lie before the coordinate channels.
     """
 
+    backbone: nn.Module
+
     def __init__(self, backbone: nn.Module, input_channels: int, image_channels: int) -> None:
         super().__init__()
         for name in ("_modules", "_parameters", "_buffers"):
@@ -58,9 +60,9 @@ class PlannedNetwork(nn.Module):
         image = torch.cat([data[:, : self.image_channels], data[:, self.image_channels + POSITION_CHANNELS :]], 1)
         # An affine map is known from some 32 to 64 voxels along each axis, and reading takes as long as there are many.
         steps = [max(size // 32, 1) for size in data.shape[2:]]
-        chosen = coordinates[(..., *(slice(None, None, step) for step in steps))].float()
+        chosen: Any = (..., *(slice(None, None, step) for step in steps))
         extent = torch.ones(POSITION_DIMS, device=data.device)
-        affine = affine_of_coordinates(chosen, extent)
+        affine = affine_of_coordinates(coordinates[chosen].float(), extent)
         for axis, step in enumerate(steps):
             affine[..., axis] /= step
         with positioned(self.backbone, affine=affine, extent=extent):

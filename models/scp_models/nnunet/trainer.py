@@ -49,6 +49,7 @@ class nnUNetTrainerSCP(nnUNetTrainer):  # type: ignore[misc]
 
     hidden_channels = 64
     position_frame = "foreground"
+    dataset_class: Any
 
     @classmethod
     def build_network_architecture(
