@@ -113,7 +113,12 @@ def load_model(path: Path | str, task: str | None = None) -> TrainedModel:
     return TrainedModel(model.network, model.task, model.threshold, model.memory_format, content.get("split"))
 
 
-def check_resumable(path: Path | str, hyperparameters: Mapping[str, Any], split: Mapping[str, Sequence[str]]) -> None:
+def check_resumable(
+    path: Path | str,
+    hyperparameters: Mapping[str, Any],
+    split: Mapping[str, Sequence[str]],
+    augmentation: Mapping[str, Any],
+) -> None:
     """Refuse to resume a run from the checkpoint of another one: Lightning would take some options from the checkpoint
     and some from the command line.
 
@@ -121,19 +126,25 @@ def check_resumable(path: Path | str, hyperparameters: Mapping[str, Any], split:
         path: the checkpoint.
         hyperparameters: this run's.
         split: names of this run's subjects, by part.
+        augmentation: of this run; a checkpoint that says nothing had none.
 
     Raises:
-        UserError: no checkpoint, or one with other hyperparameters or another division of the subjects.
+        UserError: no checkpoint, or one with other hyperparameters, another augmentation or another division of the
+            subjects.
     """
     content = read_checkpoint(path)
-    stored, current = _arguments(content["hyper_parameters"]), _arguments(hyperparameters)
+    _must_agree(path, _arguments(content["hyper_parameters"]), _arguments(hyperparameters))
+    if content.get("split") != split:
+        raise UserError(f"{path}: expected a checkpoint of this run, got one that was trained on other subjects")
+    _must_agree(path, content.get("augmentation", {"augment": "none"}), augmentation)
+
+
+def _must_agree(path: Path | str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     for key in sorted(stored.keys() | current.keys()):
         if _comparable(stored.get(key)) != _comparable(current.get(key)):
             raise UserError(
                 f"{path}: expected a checkpoint of this run, with {key} = {current.get(key)!r}; got {stored.get(key)!r}"
             )
-    if content.get("split") != split:
-        raise UserError(f"{path}: expected a checkpoint of this run, got one that was trained on other subjects")
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:

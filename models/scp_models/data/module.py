@@ -1,12 +1,15 @@
 """``SegmentationDataModule``: subjects, splits, cache and loaders, for Lightning."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch.distributed
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
+from scp_models.data.augmentation import AUGMENTATIONS, Augmentation, AugmentedSlices, AugmentOptions
 from scp_models.data.duplicates import describe_duplicates
 from scp_models.data.find import find_subjects
 from scp_models.data.foreground import describe_crop
@@ -17,7 +20,7 @@ from scp_models.data.subjects import Subject
 from scp_models.data.tasks import SLICE_FRAME, task_of_data_set
 from scp_models.data.timing import TimedDataLoader
 from scp_models.data.transforms import read_transform, transform_path
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
 from scp_models.files import ensure_writable
 from scp_models.notes import note
 
@@ -28,8 +31,8 @@ class SegmentationDataModule(L.LightningDataModule):
     Batches are dicts of ``image`` ``[B, C, H, W]`` float32, ``label`` ``[B, 1, H, W]`` uint8 (0 background, 1 target,
     2 ignored) and ``subject`` ``[B]`` int64; and, unless the frame is ``slice``, where each slice lies in it:
     ``affine`` ``[B, 3, 3]`` and ``extent`` ``[B, 3]``, float32. The order of training slices depends on ``seed`` and
-    the epoch alone, so that a resumed run sees what the uninterrupted one would have. There is no augmentation: flips
-    would move left to right.
+    the epoch alone, and so does augmentation, so that a resumed run sees what the uninterrupted one would have. Slices
+    for validation are never augmented.
 
     Args:
         root: a data set in one of the known layouts: see ``layout``.
@@ -54,6 +57,10 @@ class SegmentationDataModule(L.LightningDataModule):
             measured in; None: MNI152's.
         label_affine: whether a label lies where its own ``header`` says or on its ``image``'s voxels; None or ``auto``:
             measured where the two disagree.
+        augment: how slices for training are changed: ``"none"``, ``"spatial"`` (moved and mirrored, their positions
+            with them), ``"intensity"`` or ``"all"``: see docs/augmentation.md. None: ``"none"`` in Python; on the
+            command line ``"all"``, and ``"none"`` with ``--model.preset paper``.
+        augment_options: how often and how far.
         layout: ``"auto"``, ``"wmh"``, ``"lits"``, ``"datalist"`` or ``"nnunet"``.
         roi_size: height and width of slices; None: the task's (160 × 224, 256 × 256).
         batch_size: slices in a batch, on each device. An incomplete last batch of training is dropped (batch norm over
@@ -61,7 +68,7 @@ class SegmentationDataModule(L.LightningDataModule):
         split: subjects (or fractions) for training, validation and test; None: the paper's, scaled to the subjects
             there are. Subjects that the data set publishes for validation or test stay that.
         split_file: JSON of three lists of names, instead.
-        seed: of split and order.
+        seed: of split, order and augmentation.
         num_workers: processes that read slices; the cache is mapped memory, so 0 is often enough.
         cache_dir: where preprocessed slices are kept; None: ``$XDG_CACHE_HOME/scp_models``.
         pin_memory: for copies to a GPU.
@@ -94,13 +101,20 @@ class SegmentationDataModule(L.LightningDataModule):
         label_affine: str | None = None,
         frame: str | None = None,
         frame_box: list[float] | None = None,
+        augment: str | None = None,
+        augment_options: AugmentOptions = AugmentOptions(),  # noqa: B008 - it is frozen
     ) -> None:
         super().__init__()
+        augment = augment or "none"
+        if augment not in AUGMENTATIONS:
+            raise UserError(f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
         if batch_size < 1:
             raise UserError(f"batch_size: expected at least 1, got {batch_size}")
         if sampling not in SAMPLINGS:
             raise UserError(f"sampling: expected one of {SAMPLINGS}, got {sampling!r}")
         self.sampling = sampling
+        self.augment = augment
+        self.augment_options = augment_options
         self.root = Path(root)
         self.task, self.task_options = task_of_data_set(
             root,
@@ -126,6 +140,12 @@ class SegmentationDataModule(L.LightningDataModule):
         self.cache = SliceCache(Path(cache_dir) if cache_dir else default_cache_dir(), self.task)
         self.pin_memory = pin_memory
         self.subjects: dict[str, list[Subject]] = {}
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """What decides how slices are changed, for checkpoints: ``augment``, and its options unless it is ``none``."""
+        options = {} if self.augment == "none" else asdict(self.augment_options)
+        return {"augment": self.augment, **options}
 
     @property
     def train_subjects(self) -> list[Subject]:
@@ -167,8 +187,14 @@ class SegmentationDataModule(L.LightningDataModule):
                     f"there is no home folder to write to: preprocessed slices are kept in {self.cache.folder} "
                     "(--data.cache_dir or XDG_CACHE_HOME choose another folder)"
                 )
+            failures = Failures(note)
             for subject in track(missing, description="Preprocessing", transient=True):
-                self.cache.prepare(subject)
+                with failures.skip(subject.name):
+                    self.cache.prepare(subject)
+            if failures.messages:
+                first, *others = failures.messages.items()
+                more = f" (and {len(others)} more: {', '.join(other for other, _ in others)})" if others else ""
+                raise UserError(first[1] + more)
         for line in describe_duplicates(subjects):
             note(line)
         known = {subject.name: self.cache.about(subject) for subject in wanted}
@@ -203,8 +229,12 @@ class SegmentationDataModule(L.LightningDataModule):
     def train_dataloader(self) -> TimedDataLoader:
         dataset = SliceDataset(self.cache, self.train_subjects)
         kind = SubjectSampler if self.sampling == "subjects" else SliceSampler
-        sampler = kind(dataset, *_replicas(), seed=self.seed)
-        return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
+        sampler = kind(dataset, *_replicas(), seed=self.seed, numbered=self.augment != "none")
+        drop_last = len(sampler) >= self.batch_size
+        if self.augment == "none":
+            return self._loader(dataset, sampler, drop_last)
+        augmentation = Augmentation(self.augment, self.augment_options)
+        return self._loader(AugmentedSlices(dataset, augmentation, self.seed), sampler, drop_last)
 
     def val_dataloader(self) -> TimedDataLoader:
         replicas, rank = _replicas()
@@ -212,7 +242,7 @@ class SegmentationDataModule(L.LightningDataModule):
         sampler: DistributedSampler[object] = DistributedSampler(dataset, replicas, rank, shuffle=False)
         return self._loader(dataset, sampler, drop_last=False)
 
-    def _loader(self, dataset: SliceDataset, sampler: DistributedSampler[object], drop_last: bool) -> TimedDataLoader:
+    def _loader(self, dataset: Dataset[Any], sampler: DistributedSampler[object], drop_last: bool) -> TimedDataLoader:
         return TimedDataLoader(
             dataset,
             batch_size=self.batch_size,

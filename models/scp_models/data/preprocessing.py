@@ -202,6 +202,8 @@ class VolumeReader:
         files = self._open_images(subject)
         grid = SourceGrid(files[0], self.task)
         notes = [line for file in files for line in file.notes]
+        if not any(file.oriented for file in files):
+            notes.append(f"{files[0].path}: has no orientation; its axes are taken to run to the left, front and top")
         aligned = []
         for file in files:
             volume, line = align_image(file, files[0])
@@ -310,6 +312,8 @@ class VolumeReader:
             fitted.append(grid.fit(self._windowed(values)))
         if missing == total:
             raise UserError(f"{volume.file.path}: expected intensities, every voxel is NaN")
+        if min(slices.min() for slices in fitted) == max(slices.max() for slices in fitted):
+            notes.append(f"{volume.file.path}: the network sees the same intensity everywhere")
         if missing:
             notes.append(f"{volume.file.path}: {missing / total:.2%} of the voxels are NaN, read as {self._empty:g}")
         return np.concatenate(fitted, axis=2)

@@ -126,6 +126,12 @@ class AboutVolume:
         """``[4, 4]``: indices ``(h, w, z)`` to mm in the patient, RAS+."""
         return self.geometry.affine
 
+    @property
+    def pixel_size(self) -> tuple[float, float]:
+        """Of the slices that the network sees, in mm, along height and width."""
+        height, width = np.linalg.norm(self.affine[:3, :2], axis=0)
+        return (float(height), float(width))
+
 
 def _mapped(paths: tuple[Path, ...]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
     image_path, label_path = paths[:2]
@@ -147,6 +153,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         self.paths = [cache.paths(subject) for subject in subjects]
         self.arrays = [_mapped(paths) for paths in self.paths]
         self.positions = [cache.positions(subject) for subject in subjects]
+        self.pixel_sizes = [cache.about(subject).pixel_size for subject in subjects]
         self.offsets = np.cumsum([0, *(len(label) for _, label in self.arrays)])
         self.slices = int(self.offsets[-1])
         self.length = -(-self.slices // multiple_of) * multiple_of

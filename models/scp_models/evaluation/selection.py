@@ -9,7 +9,7 @@ from scp_models.checkpoints import load_model
 from scp_models.data.find import find_subjects
 from scp_models.data.names import match_names
 from scp_models.data.preprocessing import VolumeReader
-from scp_models.data.splits import read_split, split_subjects
+from scp_models.data.splits import note_unlabelled, read_split, split_subjects
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task, task_of_data_set, with_label_affine
 from scp_models.errors import Failures, UserError
@@ -38,6 +38,7 @@ class DataSet:
         """
         if self.split == "all":
             everyone = find_subjects(self.root, task, self.layout, failures)
+            note_unlabelled([subject for subject in everyone if subject.partition != "training"], str(self.root))
             return [subject for subject in everyone if subject.label is not None]
         if (path := self.split_file) is not None:
             return self.divided(task, lambda everyone: read_split(path, everyone)[self.split], failures)

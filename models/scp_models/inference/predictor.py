@@ -125,6 +125,8 @@ def write_segmentation(segmentation: Segmentation, folder: Path, probabilities: 
         # A header that spoke of four axes speaks of three now.
         header.set_data_shape(array.shape)
         image = nib.Nifti1Image(array, segmentation.grid.file.stored_affine, header)
+        if (folder / name).exists():
+            note(f"{folder / name}: replaced by the prediction for {segmentation.subject.images[0]}")
         with atomic_path(folder / name) as path:
             nib.save(image, path)
         written.append(folder / name)

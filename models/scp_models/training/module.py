@@ -205,3 +205,4 @@ class SegmentationModule(L.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(data, SegmentationDataModule):
             checkpoint["split"] = subject_names(data.subjects)
+            checkpoint["augmentation"] = data.augmentation
