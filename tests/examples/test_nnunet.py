@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "nnunet.py"
 def test_nnunet(tmp_path):
     environment = {**nnunet_copy(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     shares = [float(share) for share in re.findall(r"([\d.]+)% of what was found is on the wrong side", done.stdout)]
     assert shares and max(shares) < 10
