@@ -116,7 +116,7 @@ def main(out: Path) -> None:
     model = ("-d", 1, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainerSCPShort", "-device", "cpu", "-npp", 1, "-nps", 1)
     nnunet("predict", "-i", out / "images", "-o", out / "predictions", *model)
 
-    _, axes = plt.subplots(len(cases), 3, figsize=(7, 3 * len(cases)), squeeze=False)
+    _, axes = plt.subplots(len(cases), 3, figsize=(7, 2.2 * len(cases)), squeeze=False)
     for row, case in zip(axes, cases, strict=True):
         paths = raw / "imagesTr" / f"{case}_0000.nii.gz", raw / "labelsTr", out / "predictions"
         image, reference, prediction = (
