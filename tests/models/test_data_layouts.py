@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scp_models.data import SegmentationDataModule, VolumeReader, find_subjects, get_task, subject_of_images
-from scp_models.data.tasks import read_description
+from scp_models.data.description import read_description
 from scp_models.errors import UserError
 from tests.support.tiny_data import affine_for, save, write_dicom, write_itk, write_lits, write_wmh, write_wmh_subject
 

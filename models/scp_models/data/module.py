@@ -10,6 +10,8 @@ import torch.distributed
 from torch.utils.data import Dataset, DistributedSampler
 
 from scp_models.data.augmentation import AUGMENTATIONS, Augmentation, AugmentedSlices, AugmentOptions
+from scp_models.data.classes import describe_classes
+from scp_models.data.description import task_of_data_set
 from scp_models.data.duplicates import describe_duplicates
 from scp_models.data.find import find_subjects
 from scp_models.data.foreground import describe_crop
@@ -17,7 +19,7 @@ from scp_models.data.sampling import SAMPLINGS, SliceSampler, SubjectSampler
 from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir, temporary_cache_dir
 from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import SLICE_FRAME, task_of_data_set
+from scp_models.data.tasks import SLICE_FRAME
 from scp_models.data.timing import TimedDataLoader
 from scp_models.data.transforms import read_transform, transform_path
 from scp_models.errors import Failures, UserError
@@ -29,10 +31,10 @@ class SegmentationDataModule(L.LightningDataModule):
     """Slices of a segmentation data set, divided by subjects.
 
     Batches are dicts of ``image`` ``[B, C, H, W]`` float32, ``label`` ``[B, 1, H, W]`` uint8 (0 background, 1 target,
-    2 ignored) and ``subject`` ``[B]`` int64; and, unless the frame is ``slice``, where each slice lies in it:
-    ``affine`` ``[B, 3, 3]`` and ``extent`` ``[B, 3]``, float32. The order of training slices depends on ``seed`` and
-    the epoch alone, and so does augmentation, so that a resumed run sees what the uninterrupted one would have. Slices
-    for validation are never augmented.
+    2 ignored; with several classes their numbers from 1 on, and 255 ignored) and ``subject`` ``[B]`` int64; and, unless
+    the frame is ``slice``, where each slice lies in it: ``affine`` ``[B, 3, 3]`` and ``extent`` ``[B, 3]``, float32.
+    The order of training slices depends on ``seed`` and the epoch alone, and so does augmentation, so that a resumed
+    run sees what the uninterrupted one would have. Slices for validation are never augmented.
 
     Args:
         root: a data set in one of the known layouts: see ``layout``.
@@ -55,6 +57,9 @@ class SegmentationDataModule(L.LightningDataModule):
             paper``.
         frame_box: with a transform: lower and upper corner, in mm, of the box in its template that positions are
             measured in; None: MNI152's.
+        classes: exclusive classes instead of one target: ``"all"`` for every foreground label of the ``dataset.json``,
+            a list of label values or names, or values by name, ``{"liver": 1, "tumour": [2, 3]}``; its key
+            ``background`` names values that are none of them. None: one target, against all else.
         label_affine: whether a label lies where its own ``header`` says or on its ``image``'s voxels; None or ``auto``:
             measured where the two disagree.
         augment: how slices for training are changed: ``"none"``, ``"spatial"`` (moved and mirrored, their positions
@@ -103,6 +108,7 @@ class SegmentationDataModule(L.LightningDataModule):
         frame_box: list[float] | None = None,
         augment: str | None = None,
         augment_options: AugmentOptions = AugmentOptions(),  # noqa: B008 - it is frozen
+        classes: dict[str, int | list[int]] | list[int | str] | str | None = None,
     ) -> None:
         super().__init__()
         augment = augment or "none"
@@ -130,6 +136,7 @@ class SegmentationDataModule(L.LightningDataModule):
             # Named only where it is not the default, so that checkpoints of one kind of training are alike.
             frame=None if frame == SLICE_FRAME else frame,
             frame_box=frame_box,
+            classes=classes,
         )
         self.layout = layout
         self.batch_size = batch_size
@@ -210,18 +217,36 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def _check_target(self, subjects: Sequence[Subject]) -> None:
         """A training without a single target voxel learns that there is none, and scores 1."""
-        if any((self.cache.open(subject)[1] == 1).any() for subject in subjects):
+        missing = self._missing_classes(subjects)
+        if len(missing) < max(1, len(self.task.classes)):
+            for number in missing:
+                name = describe_classes(self.task.classes[number - 1 : number])
+                note(
+                    f"{self.root}: the class {name} has no voxel in any of {len(subjects)} training subjects: it "
+                    "cannot be learnt"
+                )
             return
         labels = sorted({label for subject in subjects for label in self.cache.reader.stored_labels(subject)})
         cropped = set(labels) & set(self.task.target)
+        option = "--data.classes" if self.task.classes else "--data.target"
         where = (
             f"inside slices of {self.task.roi_size[0]} × {self.task.roi_size[1]}" if cropped else "in the references"
         )
         raise UserError(
             f"{self.root}: expected the target label {list(self.task.target)} {where} of at least one of "
             f"{len(subjects)} training subjects, found none; the files hold the labels {labels} "
-            f"({'--data.roi_size' if cropped else '--data.target'} chooses)"
+            f"({'--data.roi_size' if cropped else option} chooses)"
         )
+
+    def _missing_classes(self, subjects: Sequence[Subject]) -> list[int]:
+        """Numbers of the classes, or of the target, that no subject has a voxel of."""
+        missing = list(range(1, max(2, self.task.num_outputs)))
+        for subject in subjects:
+            label = self.cache.open(subject)[1]
+            missing = [number for number in missing if not (label == number).any()]
+            if not missing:
+                break
+        return missing
 
     def setup(self, stage: str | None = None) -> None:
         self.subjects = self.divide()
@@ -233,7 +258,7 @@ class SegmentationDataModule(L.LightningDataModule):
         drop_last = len(sampler) >= self.batch_size
         if self.augment == "none":
             return self._loader(dataset, sampler, drop_last)
-        augmentation = Augmentation(self.augment, self.augment_options)
+        augmentation = Augmentation(self.augment, self.augment_options, self.task.ignored_label)
         return self._loader(AugmentedSlices(dataset, augmentation, self.seed), sampler, drop_last)
 
     def val_dataloader(self) -> TimedDataLoader:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from scp_models.data.datalist import must_exist, read_json, with_distinct_names
+from scp_models.data.description import channel_names
 from scp_models.data.itk_files import is_dicom_folder
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import channel_names
 from scp_models.data.volume import is_clutter
 from scp_models.data.volume_files import volume_stem
 from scp_models.errors import Failures, UserError

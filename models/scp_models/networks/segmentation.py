@@ -77,6 +77,7 @@ class SegmentationNetwork(nn.Module):
         constant_position: bool,
         position_dims: int,
         backend: str,
+        exclusive: bool,
     ) -> None:
         super().__init__()
         widths = [capacity // 16 * 2**level for level in range(levels)]
@@ -112,6 +113,10 @@ class SegmentationNetwork(nn.Module):
             self.head = nn.Conv2d(width, num_classes, 1, bias=has_bias)
             if self.head.bias is not None:
                 nn.init.constant_(self.head.bias, logit_bias or 0.0)
+        if exclusive and self.head.bias is not None:
+            # Of a softmax only differences count: the background's logit is what the others' log-odds refer to.
+            with torch.no_grad():
+                self.head.bias[0] = 0.0
 
     def features(
         self,
@@ -196,6 +201,7 @@ def build_network(
     constant_position: bool = False,
     position_dims: int = 2,
     backend: str = "auto",
+    exclusive: bool = False,
 ) -> SegmentationNetwork:
     """One of the paper's networks.
 
@@ -203,7 +209,7 @@ def build_network(
         variant: ``"base"`` (1×1 head), ``"base_f"`` (position channels beside the image), ``"base_b"`` (position
             channels in front of the last 3×3 layer), ``"scp"`` (spatially covariant head).
         in_channels: channels of the image: 2 (T1, FLAIR) for WMH, 1 (CT) for LiTS, 3 in Table 1.
-        num_classes: N, logits for each pixel; each is a sigmoid of its own.
+        num_classes: N, logits for each pixel; each is a sigmoid of its own, unless they are ``exclusive``.
         capacity: Nc, any positive multiple of 16; the head sees Nc/16 channels.
         levels: resolutions, 5 in the paper.
         hidden_channels: widths of Φ, ``Nc/2`` if None.
@@ -216,6 +222,7 @@ def build_network(
             an SCP head has Φ's reparameterisation but no location.
         position_dims: K, axes of positions: 2, or 3 of a slice in a volume. Φ, Base F and Base B have 2K of them.
         backend: of the SCP head.
+        exclusive: the N logits are those of a softmax, the background's first; its bias begins at 0.
 
     Raises:
         ValueError: an argument out of its range.
@@ -235,6 +242,8 @@ def build_network(
         raise ValueError(f"position: expected 'pixels' or 'centered', got {position!r}")
     if constant_position and variant == "base":
         raise ValueError("constant_position: expected a variant with positions to hold constant, got 'base'")
+    if exclusive and num_classes < 2:
+        raise ValueError(f"num_classes: expected background and at least one class where exclusive, got {num_classes}")
     options = PRESETS[preset]
     return SegmentationNetwork(
         variant,
@@ -252,4 +261,5 @@ def build_network(
         constant_position=constant_position,
         position_dims=position_dims,
         backend=backend,
+        exclusive=exclusive,
     )

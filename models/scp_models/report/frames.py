@@ -78,7 +78,8 @@ def draw_subject(row: Sequence[Axes], volume: Volume, frame: Frame, title: str) 
         at = np.array([*(size[:2] - 1) / 2, z])
         _draw_box(axes, to_p, frame.extent, (0, 1), at, size)
         height = (to_p @ [*at, 1])[2] / frame.extent[2]
-        axes.set_title(f"{title}\n" * (share == heights[0]) + f"z {z}: {height:.0%}", fontsize=8)
+        name = f"{title}\n" if share == heights[0] else ""
+        axes.set_title(f"{name}z {z}: {height:.0%}", fontsize=8)
     for axes, across in zip(row[_SLICES:], (0, 1), strict=True):
         shown = (1 - across, 2)
         at = (size - 1) / 2

@@ -129,7 +129,7 @@ def _advice(logs: Sequence[Path]) -> str:
         f"loss. Look at {losses}: still falling, train for longer; level, another --model.learning_rate. A lower "
         "threshold may show what it learnt (scp-models evaluate --split validation --threshold 0.3; 0.49 for "
         "--model.preset paper). Are the lesions inside the slices (--data.roi_size), and the target's label right "
-        "(--data.target)?"
+        "(--data.target, --data.classes)?"
     )
 
 
