@@ -7,7 +7,7 @@ from functools import wraps
 from inspect import signature
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
