@@ -31,10 +31,12 @@ class Preset:
     """Whether the layer before the head has its ReLU."""
     logit_bias: bool
     """Whether the head has a bias (initialised at the class's log-odds)."""
+    phi_scale: float | str = 1.0
+    """Scale of Φ's output: see :class:`scp_kernels.FusedSCP`."""
 
 
 PRESETS = {
-    "recommended": Preset(position="centered", zero_init=True, last_relu=False, logit_bias=True),
+    "recommended": Preset(position="centered", zero_init=True, last_relu=False, logit_bias=True, phi_scale="adam"),
     "paper": Preset(position="pixels", zero_init=False, last_relu=True, logit_bias=False),
 }
 """``recommended``: never seen to collapse. ``paper``: the printed form.
@@ -105,6 +107,7 @@ class SegmentationNetwork(nn.Module):
                 position_dims=position_dims,
                 position=preset.position,
                 zero_init=preset.zero_init,
+                phi_scale=preset.phi_scale,
                 bias=has_bias,
                 bias_init=logit_bias or 0.0,
                 backend=backend,
@@ -197,6 +200,7 @@ def build_network(
     preset: str = "recommended",
     position: str | None = None,
     last_relu: bool | None = None,
+    phi_scale: float | str | None = None,
     logit_bias: float | None = -3.0,
     constant_position: bool = False,
     position_dims: int = 2,
@@ -216,6 +220,7 @@ def build_network(
         preset: ``"recommended"`` or ``"paper"``: see :data:`PRESETS` and its warning.
         position: overrides the preset's scale of positions, ``"pixels"`` or ``"centered"``.
         last_relu: overrides whether the layer before the head has its ReLU.
+        phi_scale: overrides the preset's scale of Φ's output, ``"adam"``: ``"sgd"``, or 1 for the paper's form.
         logit_bias: initial value of the logit bias where the preset has one, the class's log-odds (−3: one pixel in
             twenty); None: no bias. The preset ``"paper"`` has none whatever this says.
         constant_position: the control of a comparison: every pixel is told the position of the image's centre, so that
@@ -256,6 +261,7 @@ def build_network(
             options,
             position=options.position if position is None else position,
             last_relu=options.last_relu if last_relu is None else last_relu,
+            phi_scale=options.phi_scale if phi_scale is None else phi_scale,
         ),
         logit_bias=logit_bias,
         constant_position=constant_position,

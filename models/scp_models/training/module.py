@@ -90,6 +90,7 @@ class SegmentationModule(L.LightningModule):
         hidden_channels: width of Φ's hidden layers; None: Nc/2.
         preset: ``"recommended"``, or ``"paper"``, which can collapse: see :data:`scp_models.networks.PRESETS`.
         position: ``"pixels"`` or ``"centered"``; None: the preset's.
+        phi_scale: ``"adam"``, ``"sgd"`` or a number; None: the preset's (docs/training.md).
         logit_bias: initial value of the logit bias, the class's log-odds; the preset ``"paper"`` has none.
         constant_position: the control of a comparison: every pixel is told the position of the image's centre.
         backend: of the SCP head: ``"auto"`` or a name of :func:`scp_kernels.available_backends`.
@@ -120,6 +121,7 @@ class SegmentationModule(L.LightningModule):
         threshold: float = 0.5,
         channels_last: bool = True,
         task_options: dict[str, Any] | None = None,
+        phi_scale: float | str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -137,6 +139,7 @@ class SegmentationModule(L.LightningModule):
             hidden_channels=hidden_channels,
             preset=preset,
             position=position,
+            phi_scale=phi_scale,
             logit_bias=logit_bias,
             constant_position=constant_position,
             backend=backend,
