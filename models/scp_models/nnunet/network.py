@@ -82,4 +82,5 @@ def attach_to_segmentation_layers(network: nn.Module, hidden_channels: int) -> N
             f"plans them, got {type(network).__name__}"
         )
     for layer in layers:
-        attach(network, layer, hidden_channels=hidden_channels, position_dims=POSITION_DIMS)
+        # nnU-Net trains with SGD, and docs/nnunet.md was measured with s = 1.
+        attach(network, layer, hidden_channels=hidden_channels, position_dims=POSITION_DIMS, phi_scale=1.0)
