@@ -7,7 +7,7 @@ from functools import wraps
 from inspect import signature
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -253,6 +253,17 @@ def n4(
             correct_file(volume, out / volume.name)
     typer.echo(out)
     _finish(failures, len(volumes))
+
+
+@app.command()
+def nnunet(
+    action: Annotated[Literal["install", "uninstall", "path"], typer.Argument(help="What to do.")],
+) -> None:
+    """Make nnU-Net v2 find nnUNetTrainerSCP: a file in its folder, or none any more; path: for nnUNet_extTrainer."""
+    from scp_models.nnunet import install
+
+    done = {"install": install.install, "uninstall": install.uninstall, "path": install.external_folder}
+    typer.echo(done[action]())
 
 
 @app.command()

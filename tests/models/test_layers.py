@@ -20,13 +20,14 @@ DIRECT = {
     "networks": (),
     "monai": ("data", "networks"),
     "checkpoints": ("data", "networks"),
+    "nnunet": ("data", "networks"),
     "training": ("checkpoints",),
     "inference": ("checkpoints",),
     "evaluation": ("inference",),
     "report": ("training", "evaluation", "phantoms"),
     "study": ("report",),
     "options": ("errors",),
-    "cli": ("study", "options"),
+    "cli": ("study", "options", "nnunet"),
 }
 KERNELS = set(__import__("scp_kernels").__all__)
 

@@ -42,6 +42,6 @@ def forest(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Difference]]]],
         Line2D([], [], color=LINE_COLOURS[m % len(LINE_COLOURS)], marker="o", linewidth=2.0, label=name)
         for m, name in enumerate(series)
     ]
-    place = {"loc": "outside lower center", "ncols": len(series)}
-    figure.legend(handles=handles, frameon=False, fontsize=9, labelcolor=TEXT_COLOUR, **place)
+    look = {"frameon": False, "fontsize": 9, "labelcolor": TEXT_COLOUR, "ncols": len(series)}
+    figure.legend(handles=handles, loc="outside lower center", **look)  # type: ignore[arg-type]
     return figure
