@@ -34,7 +34,7 @@ class Prepared:
     """Number of subjects by site."""
 
 
-def prepare(data: StudyData, folder: Path | None, out: Path, display: Display) -> Prepared:
+def prepare_data(data: StudyData, folder: Path | None, out: Path, display: Display) -> Prepared:
     """Make the phantoms that are missing, divide the subjects, preprocess what the cache does not have.
 
     Args:

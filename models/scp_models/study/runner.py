@@ -28,7 +28,7 @@ from scp_models.phantoms.writing import available_cores
 from scp_models.report.quiet import quiet
 from scp_models.study.design import Run, Study, without_words
 from scp_models.study.job import RESULT, RunJob, work_of
-from scp_models.study.prepared import Prepared, prepare, write_splits
+from scp_models.study.prepared import Prepared, prepare_data, write_splits
 from scp_models.study.progress import Display
 from scp_models.study.record import write_record
 
@@ -67,7 +67,7 @@ def run_study(
     with _locked(folder, study), quiet(), display or Display(study.title) as shown:
         runs = list(study.runs())
         unfinished = [run for run in runs if read_result(folder, run) is None]
-        prepared = {data.name: prepare(data, (folders or {}).get(data.name), folder, shown) for data in study.data}
+        prepared = {data.name: prepare_data(data, (folders or {}).get(data.name), folder, shown) for data in study.data}
         write_splits(prepared, folder / "splits.json")
         left = [_job(run, prepared[run.data.name], folder) for run in unfinished]
         if left:

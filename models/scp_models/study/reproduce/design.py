@@ -20,7 +20,7 @@ _CONDITIONS = {"wmh": "lesions lie around the ventricles", "lits": "tumours lie 
 
 
 @dataclass(frozen=True)
-class Budget:
+class StudyBudget:
     """How much of the printed recipe is run."""
 
     name: str
@@ -37,7 +37,7 @@ class Budget:
 
 
 BUDGETS = {
-    "small": Budget(
+    "small": StudyBudget(
         "small",
         "recommended",
         4,
@@ -49,7 +49,7 @@ BUDGETS = {
         "epochs, and the recommended form of the head and of the layer before it. The figures in brackets are the "
         "paper's, of the full networks on the real data: beside them, not to be compared with them.",
     ),
-    "paper": Budget(
+    "paper": StudyBudget(
         "paper",
         "paper",
         1,
@@ -64,7 +64,7 @@ BUDGETS = {
 
 
 def reproduction(
-    tasks: tuple[str, ...], budget: Budget, seeds: int, folds: int, real: frozenset[str] = frozenset()
+    tasks: tuple[str, ...], budget: StudyBudget, seeds: int, folds: int, real: frozenset[str] = frozenset()
 ) -> Study:
     """All runs.
 
@@ -96,16 +96,16 @@ def reproduction(
     )
 
 
-def reference(budget: Budget) -> str:
+def reference(budget: StudyBudget) -> str:
     """The network that ablations change in one thing."""
     return TESTED if budget.preset == "recommended" else f"{TESTED}, recommended"
 
 
-def ablation_names(budget: Budget) -> list[str]:
+def ablation_names(budget: StudyBudget) -> list[str]:
     return [network.name for network in ablations(budget) if network.name != reference(budget)]
 
 
-def ablations(budget: Budget) -> list[Network]:
+def ablations(budget: StudyBudget) -> list[Network]:
     """SCP 256 in its recommended form, changed in one thing at a time."""
     nc = 256 // budget.scale
     plain = Network(TESTED, "scp", capacity=nc, levels=5)
@@ -126,7 +126,7 @@ def ablations(budget: Budget) -> list[Network]:
     return changed if reference(budget) == TESTED else [replace(plain, name=reference(budget)), *changed]
 
 
-def _data_set(task: str, budget: Budget, folds: int, real: bool) -> StudyData:
+def _data_set(task: str, budget: StudyBudget, folds: int, real: bool) -> StudyData:
     if real:
         # In-plane size of a whole head or body at the printed resolution, at the budget's number of pixels.
         spacing = {"spacing": [160 / budget.roi_size[task][0]]} if task == "wmh" and budget.scale > 1 else {}

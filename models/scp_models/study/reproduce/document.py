@@ -19,7 +19,7 @@ from scp_models.study.reproduce.design import (
     AGAINST,
     TASK_TITLES,
     TESTED,
-    Budget,
+    StudyBudget,
     ablation_names,
     reference,
 )
@@ -36,7 +36,7 @@ PRINTED_SAVINGS = {
 _NUMBERS = {"wmh": 1, "lits": 2}
 
 
-def make_tables(record: Record, study: Study, budget: Budget, costs: Sequence[CostRow]) -> list[Table]:
+def make_tables(record: Record, study: Study, budget: StudyBudget, costs: Sequence[CostRow]) -> list[Table]:
     """Tables 1 and 2, the differences of Fig. 5, the ablations."""
     made = []
     for data in study.data:
@@ -50,7 +50,7 @@ def make_tables(record: Record, study: Study, budget: Budget, costs: Sequence[Co
     return made
 
 
-def _remark(budget: Budget, phantoms: object) -> str:
+def _remark(budget: StudyBudget, phantoms: object) -> str:
     on = "On phantoms, not patients. " if phantoms is not None else ""
     return (
         f"{on}{budget.remark} Means over subjects and seeds; the best of each group in bold; SD over seeds: of the "
@@ -129,7 +129,7 @@ def write_report(
     record: Record,
     folder: Path,
     study: Study,
-    budget: Budget,
+    budget: StudyBudget,
     prepared: Mapping[str, Prepared],
     costs: Sequence[CostRow],
 ) -> Path:

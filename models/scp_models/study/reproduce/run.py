@@ -9,7 +9,7 @@ from scp_models.data.tasks import get_task
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
 from scp_models.study.design import Study
-from scp_models.study.prepared import prepare
+from scp_models.study.prepared import prepare_data
 from scp_models.study.progress import Display
 from scp_models.study.record import read_record
 from scp_models.study.reproduce.costs import CostRow, measure_printed_costs
@@ -59,7 +59,7 @@ def reproduce(
     shown = display or Display(study.title)
     record = read_record(run_study(study, out, folders=folders, jobs=jobs, display=shown))
     costs = _costs(out, study, shown)
-    prepared = {d.name: prepare(d, folders.get(d.name), out, shown) for d in study.data}
+    prepared = {d.name: prepare_data(d, folders.get(d.name), out, shown) for d in study.data}
     return write_report(record, out, study, chosen, prepared, costs)
 
 
