@@ -147,7 +147,7 @@ def chapter(record: Record, outcomes: Sequence[Difference]) -> str:
         *(("machine", f"{m['device']}, {m['cores']} cores, {m['system']}") for m in record.content["machines"]),
         *(("versions", _values(version)) for version in record.content["versions"]),
     ]
-    parts = [f"## {record.title}\n", markdown_rows(("study", record.name), facts)]
+    parts = [f"## {record.title}\n", markdown(("study", record.name), facts)]
     for data in record.data:
         parts += [f"### {data['name']}\n", f"{data['description']} {_division(record, data)}\n"]
         parts += [_scores(record, data["name"]), _differences(outcomes, data["name"])]
@@ -180,7 +180,7 @@ def _scores(record: Record, data: str) -> str:
             f"{low:g}" if low == high else f"{low:g} to {high:g}",
         ])  # fmt: skip
     headings = ("network", "Dice", "SD over seeds", "SD over subjects", "L-Dice", "challenge F1", "threshold")
-    return markdown_rows(headings, rows)
+    return markdown(headings, rows)
 
 
 def _differences(outcomes: Sequence[Difference], data: str) -> str:
@@ -191,7 +191,7 @@ def _differences(outcomes: Sequence[Difference], data: str) -> str:
             f"{d.comparison.network} − {d.comparison.other}", signed(i.mean), _bounds(i.low, i.high),
             _bounds(i.family_low, i.family_high), ", ".join(signed(value) for value in d.by_seed), d.verdict,
         ])  # fmt: skip
-    return markdown_rows(
+    return markdown(
         ("Dice", "difference", "95 %", f"widened for {len(outcomes)} comparisons", "by seed", "shown"), rows
     )
 
@@ -225,7 +225,7 @@ def _listed(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def markdown_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; all columns but the first are aligned to the right."""
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
