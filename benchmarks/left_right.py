@@ -21,10 +21,13 @@ from benchmarks.machine import describe_machine
 from scp_models.nnunet.install import external_folder
 from tests.support.left_right import SHAPE, SPACING, nnunet_copy, shrink_plans, write_dataset
 
-HERE = Path(__file__).parent
-RECORD = HERE / "left_right.json"
-DOCUMENT = HERE.parent / "docs" / "nnunet.md"
-BEGIN, END = "<!-- written by python -m benchmarks.left_right: do not edit -->", "<!-- end of what is written -->"
+FOLDER = Path(__file__).parent
+RUNS_FILE = FOLDER / "left_right.json"
+PAGE = FOLDER.parent / "docs" / "nnunet.md"
+TABLE_BEGIN, TABLE_END = (
+    "<!-- written by python -m benchmarks.left_right: do not edit -->",
+    "<!-- end of what is written -->",
+)
 
 TRAINERS = {
     "nnUNetTrainer": "nnUNetTrainerBudget",
@@ -33,13 +36,13 @@ TRAINERS = {
 }
 PATCHES = {"2d": (32, 32), "3d_fullres": (16, 32, 32)}
 BATCH = {"2d": 8, "3d_fullres": 2}
-FEATURES = (8, 16, 32)
-EPOCHS, STEPS = 8, 50
+NETWORK_FEATURES = (8, 16, 32)
+EPOCHS, STEPS_PER_EPOCH = 8, 50
 SEEDS = (101, 102, 103)
 TRAINING, TEST = 15, 8
 
 
-def run(command, *arguments):
+def call_nnunet(command, *arguments):
     """One of nnU-Net's commands with a user's arguments: its function, since starting a process takes long."""
     (entry,) = (e for e in entry_points(group="console_scripts") if e.name == f"nnUNetv2_{command}")
     sys.argv = [entry.name, *map(str, arguments)]
@@ -50,9 +53,9 @@ def run(command, *arguments):
 def set_environment(folder):
     """Of all runs; before nnU-Net is imported, which reads some of it then."""
     os.environ |= {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
-    trainers = os.pathsep.join([str(external_folder()), str(HERE / "nnunet_trainers")])
+    trainers = os.pathsep.join([str(external_folder()), str(FOLDER / "nnunet_trainers")])
     os.environ |= {"nnUNet_extTrainer": trainers, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
-    os.environ |= {"LEFT_RIGHT_EPOCHS": str(EPOCHS), "LEFT_RIGHT_STEPS": str(STEPS), "OMP_NUM_THREADS": "1"}
+    os.environ |= {"LEFT_RIGHT_EPOCHS": str(EPOCHS), "LEFT_RIGHT_STEPS": str(STEPS_PER_EPOCH), "OMP_NUM_THREADS": "1"}
     os.environ["LEFT_RIGHT_LOG"] = str(folder / "log.txt")
     os.environ["PYTHONPATH"] = nnunet_copy(folder / "site")["PYTHONPATH"]
     sys.path.insert(0, str(folder / "site"))
@@ -66,15 +69,15 @@ def prepare(folder, seed):
     os.environ |= {"nnUNet_n_proc_DA": "1"}  # planning takes as many threads
     shutil.rmtree(folder / "raw" / name, ignore_errors=True)
     write_dataset(folder / "raw" / name, TRAINING, TEST, seed)
-    run("extract_fingerprint", "-d", seed, "-np", 1, "--no_pbar")
-    run("plan_experiment", "-d", seed)
-    shrink_plans(folder / "preprocessed" / name / "nnUNetPlans.json", PATCHES, FEATURES, BATCH)
-    run("preprocess", "-d", seed, "-c", *PATCHES, "-np", *["1"] * len(PATCHES), "--no_pbar")
+    call_nnunet("extract_fingerprint", "-d", seed, "-np", 1, "--no_pbar")
+    call_nnunet("plan_experiment", "-d", seed)
+    shrink_plans(folder / "preprocessed" / name / "nnUNetPlans.json", PATCHES, NETWORK_FEATURES, BATCH)
+    call_nnunet("preprocess", "-d", seed, "-c", *PATCHES, "-np", *["1"] * len(PATCHES), "--no_pbar")
     (folder / f"{name}.ready").touch()
     return name
 
 
-def score(predictions, references):
+def score_sides(predictions, references):
     """Dice of each side over all voxels of all cases, and the share of found structure that is on the wrong side.
 
     Of the voxels that are of a structure in reference and prediction, those whose sides differ.
@@ -100,34 +103,35 @@ def train_and_score(folder, name, seed, configuration, trainer):
     out = folder / "predictions" / f"{configuration}_{trainer}_{seed}"
     shutil.rmtree(out, ignore_errors=True)
     start = time.process_time()
-    run("train", name, configuration, 0, "-tr", TRAINERS[trainer], "-device", "cpu")
+    call_nnunet("train", name, configuration, 0, "-tr", TRAINERS[trainer], "-device", "cpu")
     trained = time.process_time()
     images = folder / "raw" / name / "imagesTs"
     what = ["-i", images, "-o", out, "-d", name, "-c", configuration, "-f", 0, "-tr", TRAINERS[trainer]]
-    run("predict", *what, "-device", "cpu", "-npp", 0, "-nps", 0, "--disable_progress_bar")
+    call_nnunet("predict", *what, "-device", "cpu", "-npp", 0, "-nps", 0, "--disable_progress_bar")
     times = {"seconds_training": trained - start, "seconds_prediction": time.process_time() - trained}
     shutil.rmtree(folder / "results" / name / f"{TRAINERS[trainer]}__nnUNetPlans__{configuration}")
-    return {**score(out, folder / "raw" / name / "labelsTs"), **{k: round(v, 1) for k, v in times.items()}}
+    return {**score_sides(out, folder / "raw" / name / "labelsTs"), **{k: round(v, 1) for k, v in times.items()}}
 
 
 def read():
-    return json.loads(RECORD.read_text()) if RECORD.exists() else {"setting": None, "machine": None, "runs": []}
+    return json.loads(RUNS_FILE.read_text()) if RUNS_FILE.exists() else {"setting": None, "machine": None, "runs": []}
 
 
 def setting():
     return {
-        "shape": list(SHAPE), "spacing": SPACING, "training": TRAINING, "test": TEST, "epochs": EPOCHS, "steps": STEPS,
-        "patches": {k: list(v) for k, v in PATCHES.items()}, "batch": BATCH, "features": list(FEATURES),
+        "shape": list(SHAPE), "spacing": SPACING, "training": TRAINING, "test": TEST, "epochs": EPOCHS,
+        "steps": STEPS_PER_EPOCH,
+        "patches": {k: list(v) for k, v in PATCHES.items()}, "batch": BATCH, "features": list(NETWORK_FEATURES),
     }  # fmt: skip
 
 
-def record(folder):
+def measure_missing(folder):
     """All runs that are missing, each kept as soon as it is done."""
     folder.mkdir(parents=True, exist_ok=True)
     set_environment(folder)
     result = read()
     if result["setting"] not in (None, setting()):
-        raise SystemExit(f"{RECORD}: expected runs of the same setting; remove it to begin anew")
+        raise SystemExit(f"{RUNS_FILE}: expected runs of the same setting; remove it to begin anew")
     result |= {"setting": setting(), "machine": describe_machine("cpu"), "nnunetv2": version("nnunetv2")}
     for seed in SEEDS:
         for configuration in PATCHES:
@@ -137,7 +141,7 @@ def record(folder):
                     continue
                 name = prepare(folder, seed)
                 result["runs"].append({**key, **train_and_score(folder, name, seed, configuration, trainer)})
-                RECORD.write_text(json.dumps(result, indent=1) + "\n")
+                RUNS_FILE.write_text(json.dumps(result, indent=1) + "\n")
                 print(json.dumps(result["runs"][-1]), flush=True)
 
 
@@ -164,9 +168,9 @@ def table(result):
 
 def document(text, result):
     """The document with the table of these runs between its marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table(result)}\n\n{END}{after}"
+    before, _, rest = text.partition(TABLE_BEGIN)
+    _, _, after = rest.partition(TABLE_END)
+    return f"{before}{TABLE_BEGIN}\n\n{table(result)}\n\n{TABLE_END}{after}"
 
 
 def main():
@@ -174,8 +178,8 @@ def main():
     parser.add_argument("--folder", type=Path, help="for phantoms, trainings and predictions")
     arguments = parser.parse_args()
     if arguments.folder:
-        record(arguments.folder)
-    DOCUMENT.write_text(document(DOCUMENT.read_text(), read()))
+        measure_missing(arguments.folder)
+    PAGE.write_text(document(PAGE.read_text(), read()))
 
 
 if __name__ == "__main__":

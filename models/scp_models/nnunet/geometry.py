@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from scp_models.data.foreground import bounding_box, coarse_steps, find_foreground
 
-FRAMES = ("foreground", "image")
+PATIENT_FRAMES = ("foreground", "image")
 POSITION_DIMS = 3
 """Axes of positions: to the right, to the front, to the top; of 2-D configurations too, whose slices have a height."""
 POSITION_CHANNELS = POSITION_DIMS + 1
@@ -96,7 +96,9 @@ def _foreground_box(
     return bounding_box(area, affine[:, [1, 2, 0, 3]])
 
 
-def position_channels(affine: NDArray[np.float64], index: Sequence[slice], shape: Sequence[int]) -> NDArray[np.float32]:
+def coordinates_of_patch(
+    affine: NDArray[np.float64], index: Sequence[slice], shape: Sequence[int]
+) -> NDArray[np.float32]:
     """Positions of a part of an image as channels ``[4, *part]``, the last of which is 1.
 
     Args:
