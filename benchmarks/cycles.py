@@ -8,8 +8,11 @@ With the blocks that a multiprocessor holds at once (:mod:`benchmarks.static_cud
 
 where L, P and B are, of an average block, what the longest warp does between barriers, added up. The kernels wait for
 latencies: what is not counted (arithmetic, addresses, instruction fetch) is in the three constants. They are fitted to
-a cycle-level simulation of an RTX 2060 (:data:`CALIBRATION`). The model has no limit of issue slots, of which that
-simulation saw half in use: a kernel made to wait less than half as long will meet it. Nor does it know launches.
+a cycle-level simulation of an RTX 2060 (:data:`CALIBRATION`), and nothing else is. "Issue" is the least that a kernel
+can take: the instructions that access memory, counted over all warps, times what the machine code has of all
+instructions for each of them (:mod:`benchmarks.sass`), one per scheduler and cycle. That is an estimate, because
+machine code has the instructions of a loop once. A kernel is predicted to take the larger of the two. Launches cost
+nothing.
 """
 
 import ctypes
@@ -19,7 +22,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks import static_cuda
+from benchmarks import sass, static_cuda
+from scp_kernels.backends import _libraries
 from scp_kernels.positions import whole_image_matrix
 from scp_kernels.problem import GradientNeeds, SCPInputs
 from tests.support.cases import Case
@@ -30,6 +34,8 @@ MULTIPROCESSOR_COUNT = 30
 BYTES_PER_CYCLE = 200
 """An RTX 2060: 336 GB/s at 1.68 GHz."""
 SECTOR_BYTES = 32
+SCHEDULERS = 4
+"""Of a multiprocessor: each issues one instruction of a warp per cycle."""
 MOST_LAUNCHES = 64
 SIMULATED_CASES = {
     "h64 forward": (Case(64, 8, 1), False),
@@ -46,7 +52,7 @@ class LaunchCounts(ctypes.Structure):
     _fields_ = (
         ("program", ctypes.c_char * 64),
         *((name, ctypes.c_double) for name in ("blocks", "shared_bytes", "barriers", "longest_loads")),
-        *((name, ctypes.c_double) for name in ("longest_passes", "new_sectors")),
+        *((name, ctypes.c_double) for name in ("longest_passes", "new_sectors", "accesses")),
     )
 
 
@@ -61,6 +67,8 @@ class SimulatedLaunch:
     passes: float
     barriers: float
     new_bytes: float
+    issue: float = 0.0
+    """Cycles that the schedulers need to issue what all warps execute."""
 
     @property
     def waits(self) -> tuple[float, float, float]:
@@ -76,13 +84,13 @@ class SimulatedLaunch:
 # Counts of the kernels of commit 75daff4 at 160 × 224 in float32, and the least and the most cycles that the simulation
 # gave them. These are good to 30 to 50 %; the simulation makes two assumptions on the order of instructions.
 CALIBRATION = {
-    "Apply, forward, h 64": (SimulatedLaunch("Apply", 280 / 30 / 4, 199.4, 731.1, 15.56, 1.291e6), 77e3, 98e3),
-    "Apply, forward, h 128": (SimulatedLaunch("Apply", 280 / 30 / 3, 297.9, 1404.6, 18.81, 2.438e6), 197e3, 197e3),
-    "Apply, forward, h 256": (SimulatedLaunch("Apply", 280 / 30 / 2, 610.4, 3737.3, 22.22, 4.731e6), 367e3, 699e3),
-    "Apply, forward, h 64, B 14": (SimulatedLaunch("Apply", 280 / 30 / 4, 342.4, 731.1, 15.56, 18.06e6), 172e3, 197e3),
-    "Parameters, h 64": (SimulatedLaunch("Parameters", 280 / 30 / 2, 314.0, 2874.0, 29.15, 2.894e6), 307e3, 485e3),
-    "Collect, h 64": (SimulatedLaunch("Collect", 1.0, 3103.3, 0.0, 1.0, 0.021e6), 216e3, 221e3),
-    "Apply, backward, h 64": (SimulatedLaunch("Apply", 280 / 30 / 4, 205.4, 731.1, 15.56, 1.147e6), 72e3, 92e3),
+    "Apply, forward, h 64": (SimulatedLaunch("Apply", 280 / 30 / 4, 64.5, 731.1, 15.56, 1.291e6), 77e3, 98e3),
+    "Apply, forward, h 128": (SimulatedLaunch("Apply", 280 / 30 / 3, 122.2, 1404.6, 18.81, 2.438e6), 197e3, 197e3),
+    "Apply, forward, h 256": (SimulatedLaunch("Apply", 280 / 30 / 2, 365.9, 3737.3, 22.22, 4.731e6), 367e3, 699e3),
+    "Apply, forward, h 64, B 14": (SimulatedLaunch("Apply", 280 / 30 / 4, 181.5, 731.1, 15.56, 18.06e6), 172e3, 197e3),
+    "Parameters, h 64": (SimulatedLaunch("Parameters", 280 / 30 / 2, 115.1, 2874.0, 29.15, 2.894e6), 307e3, 485e3),
+    "Collect, h 64": (SimulatedLaunch("Collect", 1.0, 2941.6, 0.0, 1.0, 0.021e6), 216e3, 221e3),
+    "Apply, backward, h 64": (SimulatedLaunch("Apply", 280 / 30 / 4, 56.5, 731.1, 15.56, 1.147e6), 72e3, 92e3),
 }
 
 
@@ -108,7 +116,7 @@ def constants(left_out: str | None = None) -> tuple[float, float, float]:
 def predicted(launch: SimulatedLaunch, left_out: str | None = None) -> float:
     """Cycles of a launch."""
     waits = sum(c * wait for c, wait in zip(constants(left_out), launch.waits, strict=True))
-    return waits + launch.streaming
+    return max(waits + launch.streaming, launch.issue)
 
 
 def ratios(*, leave_out: bool) -> dict[str, float]:
@@ -151,8 +159,10 @@ def simulate(case: Case, backward: bool) -> list[LaunchCounts]:
     return backend.take()
 
 
-def launch_of(counts: LaunchCounts, kernels: Sequence[static_cuda.Kernel]) -> SimulatedLaunch:
-    """With the number of blocks that run at once, from the registers of the compiled kernel."""
+def launch_of(
+    counts: LaunchCounts, kernels: Sequence[static_cuda.Kernel], mixes: Sequence[sass.Mix] = ()
+) -> SimulatedLaunch:
+    """With the blocks that run at once, from the registers of the compiled kernel, and with what its code issues."""
     match = re.search(r"\d([A-Z][A-Za-z]+)I([fd])(?:Li(\d)E)?", counts.program.decode())
     assert match is not None, counts.program
     name, dtype = match[1], {"f": "float32", "d": "float64"}[match[2]]
@@ -167,6 +177,11 @@ def launch_of(counts: LaunchCounts, kernels: Sequence[static_cuda.Kernel]) -> Si
         counts.longest_passes / counts.blocks,
         counts.barriers / counts.blocks,
         counts.new_sectors * SECTOR_BYTES,
+        sum(
+            counts.accesses * mix.instructions_per_access / SCHEDULERS / MULTIPROCESSOR_COUNT
+            for mix in mixes
+            if (mix.kernel, mix.dtype, mix.axes) == (name, dtype, axes)
+        ),
     )
 
 
@@ -186,13 +201,15 @@ def report_cycles() -> None:
     if not kernels:
         print(f"No cycles: the installed library has no kernels for {CAPABILITY / 10}")
         return
-    headings = ("cycles", 10), ("waves", 7), ("loads", 8), ("passes", 8), ("barriers", 9), ("new KB", 8)
+    mixes = sass.installed(CAPABILITY, _libraries.find_library("cuda"))
+    sass.report_mix(mixes)
+    headings = ("cycles", 10), ("issue", 8), ("waves", 7), ("loads", 8), ("passes", 8), ("barriers", 9), ("new KB", 8)
     print(f"\n{'case':16} {'kernel':20}", "".join(f"{heading:>{width}}" for heading, width in headings))
     for name, (case, backward) in SIMULATED_CASES.items():
-        launches = [launch_of(counts, kernels) for counts in simulate(case, backward)]
+        launches = [launch_of(counts, kernels, mixes) for counts in simulate(case, backward)]
         for launch in launches:
             print(
-                f"{name:16} {launch.kernel:20}{predicted(launch):11,.0f}{launch.waves:7.2f}{launch.loads:8.0f}"
-                f"{launch.passes:8.0f}{launch.barriers:9.1f}{launch.new_bytes / 1e3:8,.0f}"
+                f"{name:16} {launch.kernel:20}{predicted(launch):11,.0f}{launch.issue:8,.0f}{launch.waves:7.2f}"
+                f"{launch.loads:8.0f}{launch.passes:8.0f}{launch.barriers:9.1f}{launch.new_bytes / 1e3:8,.0f}"
             )
         print(f"{name:16} {'together':20}{sum(map(predicted, launches)):11,.0f}", flush=True)

@@ -100,6 +100,14 @@ def find_cuobjdump() -> str | None:
     return None
 
 
+def kernel_of(symbol: str) -> tuple[str, str, int | None] | None:
+    """Name, dtype and axes of a kernel by its mangled name; None for another function."""
+    match = re.search(r"scp_kernelINS\w*?_\d+([A-Z][A-Za-z]+?)I([fd])(?:Li(\d)E)?", symbol)
+    if match is None:
+        return None
+    return match[1], "float32" if match[2] == "f" else "float64", None if match[3] is None else int(match[3])
+
+
 def kernels(report: str) -> Iterator[Kernel]:
     """What ``cuobjdump -res-usage`` says of the library's kernels."""
     capability = 0
@@ -108,11 +116,9 @@ def kernels(report: str) -> Iterator[Kernel]:
         if match := re.search(r"arch = sm_(\d+)", line):
             capability = int(match[1])
         elif "Function" in line:
-            name = re.search(r"scp_kernelINS\w*?_\d+([A-Z][A-Za-z]+?)I([fd])(?:Li(\d)E)?", line)
+            name = kernel_of(line)
         elif name is not None and (match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line)):
-            axes = None if name[3] is None else int(name[3])
-            dtype = "float32" if name[2] == "f" else "float64"
-            yield Kernel(name[1], dtype, axes, capability, int(match[1]), int(match[2]), int(match[3]))
+            yield Kernel(*name, capability, int(match[1]), int(match[2]), int(match[3]))
             name = None
 
 

@@ -1,7 +1,7 @@
 // Y[b, n] = sum_c W[n, c] X[b, c] (+ bias), and its adjoint gX[b, c] = sum_n W[n, c] gY[b, n]: one kernel, in which the
 // index that is summed over ("inner") and the one that is kept ("outer") change places.
 //
-// A block has a tile, and each thread one of its pixels. The block
+// A block has a tile, and each thread one of its pixels, or several one after another. The block
 //   1. folds Phi on the tile's box (fold.h);
 //   2. evaluates W at each pixel into registers, kWeights outputs at a time;
 //   3. streams the samples: each is read, multiplied with W and written once.
@@ -29,6 +29,7 @@ struct Apply {
   int inner_stride, outer_stride;  // of W: 1 and C, or C and 1
   int inner_part, outer_part;      // indices per part: their product is at most kWeights
   int outer_parts;                 // parts of the outer index, one block each
+  int pixels;                      // per thread; 1 if the inner index has several parts
   WorkPartition partition;
   Supertiles<T, D> supertiles;
   int64_t first_item;
@@ -49,10 +50,12 @@ struct ApplyMemory {
 };
 
 // W at a pixel: weight j is the output that offset[j] names. W = cf[0] + sum_r cf[r] basis_r + sum_k W3[k] relu(z_k).
+// `again`: the block has done this before since it folded, for other pixels. Where one panel holds all unstable units, it is
+// loaded once.
 template <class T, int D, class Block>
 SCP_DEVICE void evaluate_weights(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
-                                 const FoldMemory<T, D, kWeights>& memory, int width, const T (&position)[D],
-                                 T (&weight)[kWeights]) {
+                                 const FoldMemory<T, D, kWeights>& memory, int width, bool again,
+                                 const T (&position)[D], T (&weight)[kWeights]) {
   constexpr int A = kAffineTerms<D>;
   const auto add = [&](const T* row, T basis) {
     SCP_UNROLL
@@ -61,7 +64,10 @@ SCP_DEVICE void evaluate_weights(Block& block, const DeviceNetwork<T>& net, cons
   };
   // The folded outputs: affine rows, then the unstable units of layer 1.
   SCP_UNROLL
-  for (int j = 0; j < kWeights; ++j) weight[j] = memory.cf[j];
+  for (int j = 0; j < kWeights; j += 4) {
+    const Quad<T> four = j < width ? quad(memory.cf + j) : Quad<T>{};
+    for (int i = 0; i < 4; ++i) weight[j + i] = four.v[i];
+  }
   for (int axis = 0; axis < D; ++axis) add(memory.cf + (1 + axis) * kWeights, position[axis]);
   if (folded.bounded) {
     for (int q = 0; q < folded.unstable1; ++q) {
@@ -79,7 +85,10 @@ SCP_DEVICE void evaluate_weights(Block& block, const DeviceNetwork<T>& net, cons
     int row = 0;
     do {
       const int left = folded.unstable1 - row, rows = left < memory.unstable_capacity ? left : memory.unstable_capacity;
-      load_panel<T, D, kWeights>(block, net, folded, memory, folded.active2 + first, count, row, rows);
+      const bool fresh = first == 0 && row == 0, only = rows == left && count == folded.unstable2;
+      if (!fresh || (again && !only)) block.sync();
+      if (!again || !only)
+        load_panel<T, D, kWeights>(block, net, folded, memory, folded.active2 + first, count, row, rows);
       for (int q = 0; q < count; q += kColumns) {
         if (row == 0) start_columns(memory, q, position, z);
         add_to_columns(folded, memory, q, row, rows, position, z);
@@ -154,46 +163,57 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
   BumpAllocator allocator(block.shared());
   const ApplyMemory<T, D> memory(allocator, a);
   const int t = block.thread();
-  // The tile of this block and the pixel of this thread. Blocks with parts of the same tile are neighbours: they read
-  // the same pixels.
+  // The tile of this block. Blocks with parts of the same tile are neighbours: they read the same pixels.
   const int64_t item = a.first_item + block.index() / a.outer_parts, group = a.partition.group(item);
   const Box<D> box = a.tiling.box(a.partition.tile(item));
-  int index[D];
-  const bool inside = a.tiling.pixel(box, t, index);
-  T position[D];
-  for (int axis = 0; axis < D; ++axis) position[axis] = T(index[axis] - box.centre(axis));
+  const int outer_first = int(block.index() % a.outer_parts) * a.outer_part;
+  const int outer_count = a.outer - outer_first < a.outer_part ? a.outer - outer_first : a.outer_part;
+  const auto choose_outputs = [&](int inner_first, int inner_count) {
+    SCP_NO_UNROLL
+    for (int j = t; j < kWeights; j += kThreads)
+      memory.fold.offset[j] = j < inner_count * outer_count ? (inner_first + j % inner_count) * a.inner_stride +
+                                                                  (outer_first + j / inner_count) * a.outer_stride
+                                                            : -1;
+  };
 
-  // Step 1.
+  // Step 1, which ends in a barrier.
+  choose_outputs(0, a.inner_part);
   const Parent<T, D> parent = a.supertiles.parent(a.net, a.tiling, group, a.partition.tile(item));
   const double* coefficients = a.net.coefficients + group * a.net.h1 * (a.tiling.dims + 1);
   const Folded& folded =
       fold<false>(block, a.net, coefficients, a.tiling.dims, box, *a.net.not_finite != 0, parent, memory.fold);
 
-  // Steps 2 and 3, once for all samples if the inner index fits into the registers. Else in parts, whose sums a few
-  // samples carry over.
-  const int outer_first = int(block.index() % a.outer_parts) * a.outer_part;
-  const int outer_count = a.outer - outer_first < a.outer_part ? a.outer - outer_first : a.outer_part;
+  // Steps 2 and 3, once for all samples if the inner index fits into the registers: a turn for each of a thread's pixels.
+  // Else a turn for each part of it, and a few samples that carry over its sums.
   const bool one_part = a.inner_part == a.inner;
+  const int turns = one_part ? a.pixels : (a.inner + a.inner_part - 1) / a.inner_part;
   const int64_t b_end = a.partition.end_sample(item), step = one_part ? a.partition.samples : kCarriedSamples;
   for (int64_t b = a.partition.first_sample(item); b < b_end; b += step) {
-    for (int inner_first = 0; inner_first < a.inner; inner_first += a.inner_part) {
-      const int inner_count = a.inner - inner_first < a.inner_part ? a.inner - inner_first : a.inner_part;
-      const int width = inner_count * outer_count;
-      SCP_NO_UNROLL
-      for (int j = t; j < kWeights; j += kThreads)
-        memory.fold.offset[j] = j < width ? (inner_first + j % inner_count) * a.inner_stride +
-                                                (outer_first + j / inner_count) * a.outer_stride
-                                          : -1;
+    SCP_NO_UNROLL
+    for (int turn = 0; turn < turns; ++turn) {
+      const int inner_first = one_part ? 0 : turn * a.inner_part, left = a.inner - inner_first;
+      const int inner_count = left < a.inner_part ? left : a.inner_part, width = inner_count * outer_count;
+      const bool again = one_part && turn > 0;
       count(block, a.net, SCP_REPORT_LEAF_MACS, [&] { return kThreads * pixel_macs<D>(folded, width); });
+      if (!again) fold_outputs(block, a.net, folded, memory.fold, width);
+      int index[D];
+      const bool inside = a.tiling.pixel(box, again ? turn * kThreads + t : t, index);
+      T position[D];
+      for (int axis = 0; axis < D; ++axis) position[axis] = T(index[axis] - box.centre(axis));
       T weight[kWeights];
-      fold_outputs(block, a.net, folded, memory.fold);
-      evaluate_weights<T, D>(block, a.net, folded, memory.fold, width, position, weight);
-      if (!inside) continue;
-      const int64_t end = b + step < b_end ? b + step : b_end;
-      with_dtype<T>(a.in.dtype, [&](auto* type) {
-        using S = typename Pointee<decltype(type)>::type;
-        stream<T, D, S>(a, weight, index, b, end, inner_first, inner_count, outer_first, outer_count, memory.carry + t);
-      });
+      evaluate_weights<T, D>(block, a.net, folded, memory.fold, width, again, position, weight);
+      if (inside) {
+        const int64_t end = b + step < b_end ? b + step : b_end;
+        with_dtype<T>(a.in.dtype, [&](auto* type) {
+          using S = typename Pointee<decltype(type)>::type;
+          stream<T, D, S>(a, weight, index, b, end, inner_first, inner_count, outer_first, outer_count,
+                          memory.carry + t);
+        });
+      }
+      if (one_part) continue;
+      const int next = turn + 1 < turns ? (turn + 1) * a.inner_part : 0;
+      choose_outputs(next, a.inner - next < a.inner_part ? a.inner - next : a.inner_part);
+      block.sync();
     }
   }
 }

@@ -98,43 +98,65 @@ struct FoldMemory {
   }
 };
 
-// Lists the active units, then the unstable ones, each in ascending order, by their places in `classes`. A warp has a
-// range of neighbours: it counts them, and when all warps have, each lane knows its places from the lanes and warps
-// before it.
-template <class Block>
-SCP_DEVICE void list_units(Block& block, const uint8_t* classes, int n, uint16_t* list, int* counts, int& active,
-                           int& unstable) {
-  const int t = block.thread(), warp = t / kWarp, lane = t % kWarp;
-  const int length = (n + kThreads - 1) / kThreads * kWarp;
-  const int first = warp * length, end = first + length < n ? first + length : n;
-  const auto class_of = [&](int i) { return i < end ? classes[i] : uint8_t(kInactive); };
+// Where the first active and the first unstable unit of a warp go in a list: active units first, then unstable ones, each
+// in ascending order.
+struct Places {
+  int active, unstable;
+};
+
+// Units first .. end - 1 of n are a warp's to classify and to list, each by one lane: what a lane knows of its units needs
+// no barrier.
+struct WarpRange {
+  int first, end;
+  SCP_DEVICE WarpRange(int warp, int n) {
+    const int length = (n + kThreads - 1) / kThreads * kWarp;
+    first = warp * length, end = first + length < n ? first + length : n;
+  }
+};
+
+// Classifies n units, and counts the active and the unstable ones.
+template <class Block, class Classify>
+SCP_DEVICE Places classify_units(Block& block, int n, uint8_t* classes, int* counts, int& active, int& unstable,
+                                 const Classify& classify) {
+  const int warp = block.thread() / kWarp, lane = block.thread() % kWarp;
+  const WarpRange range(warp, n);
   int active_here = 0, unstable_here = 0;
   SCP_NO_UNROLL
-  for (int start = first; start < end; start += kWarp) {
-    const uint8_t unit_class = class_of(start + lane);
+  for (int start = range.first; start < range.end; start += kWarp) {
+    const int i = start + lane;
+    UnitClass unit_class = kInactive;
+    if (i < range.end) classes[i] = unit_class = classify(i);
     active_here += population(block.ballot(unit_class == kActive));
     unstable_here += population(block.ballot(unit_class == kUnstable));
   }
   if (lane == 0) counts[warp] = active_here, counts[kWarps + warp] = unstable_here;
   block.sync();
-  int active_to = 0, unstable_to = 0;
+  Places to{};
   active = unstable = 0;
   SCP_UNROLL
   for (int w = 0; w < kWarps; ++w) {
-    if (w == warp) active_to = active, unstable_to = unstable;
+    if (w == warp) to.active = active, to.unstable = unstable;
     active += counts[w], unstable += counts[kWarps + w];
   }
-  unstable_to += active;
+  to.unstable += active;
+  return to;
+}
+
+// Calls place(i, q) for each active or unstable unit, by the lane that classified it: unit i is number q of the list.
+template <class Block, class Place>
+SCP_DEVICE void list_units(Block& block, int n, const uint8_t* classes, Places to, const Place& place) {
+  const int warp = block.thread() / kWarp, lane = block.thread() % kWarp;
+  const WarpRange range(warp, n);
   const uint32_t lanes_before = (uint32_t(1) << lane) - 1;
   SCP_NO_UNROLL
-  for (int start = first; start < end; start += kWarp) {
-    const uint8_t unit_class = class_of(start + lane);
+  for (int start = range.first; start < range.end; start += kWarp) {
+    const int i = start + lane;
+    const uint8_t unit_class = i < range.end ? classes[i] : uint8_t(kInactive);
     const uint32_t actives = block.ballot(unit_class == kActive), unstables = block.ballot(unit_class == kUnstable);
-    if (unit_class == kActive) list[active_to + population(actives & lanes_before)] = uint16_t(start + lane);
-    if (unit_class == kUnstable) list[unstable_to + population(unstables & lanes_before)] = uint16_t(start + lane);
-    active_to += population(actives), unstable_to += population(unstables);
+    if (unit_class == kActive) place(i, to.active + population(actives & lanes_before));
+    if (unit_class == kUnstable) place(i, to.unstable + population(unstables & lanes_before));
+    to.active += population(actives), to.unstable += population(unstables);
   }
-  block.sync();
 }
 
 // Unit u of layer 1 about the centre. Only its value needs float64: it is what is left of large terms.
@@ -190,43 +212,40 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
     return sum * T(kBoundWidening);
   };
 
+  // Step 1. Inherited units come first, and count as active.
   Folded result;
   result.from_root = parent.folded == nullptr;
-  int candidates1, parent_active1;
+  int listed1, parent_active1;
+  Affine<T, D> line;  // of the unit that this thread classified last
+  Places to;
+  const auto unit1_of = [&](int i) {
+    return result.from_root ? i : int(parent.unit1[parent_active1 - result.inherited1 + i]);
+  };
   for (;;) {
-    candidates1 = result.from_root ? net.h1 : parent.folded->unstable1;
     parent_active1 = result.from_root ? 0 : parent.folded->active1;
     result.inherited1 = kInherit ? parent_active1 : 0;
-    // Step 1: a unit per thread.
-    SCP_NO_UNROLL
-    for (int i = t; i < result.inherited1; i += kThreads) memory.unit1[i] = parent.unit1[i];
-    SCP_NO_UNROLL
-    for (int i = t; i < candidates1; i += kThreads) {
-      const int u = result.from_root ? i : parent.unit1[parent_active1 + i];
-      const Affine<T, D> line = line_about<T, D>(coefficients, dims, u, centre);
+    listed1 = result.inherited1 + (result.from_root ? net.h1 : parent.folded->unstable1);
+    to = classify_units(block, listed1, memory.class1, memory.counts, result.active1, result.unstable1, [&](int i) {
+      line = line_about<T, D>(coefficients, dims, unit1_of(i), centre);
       const T radius = radius_of(line);
-      memory.class1[i] = dense                      ? kUnstable
-                         : line.value - radius > 0  ? kActive
-                         : line.value + radius <= 0 ? kInactive
-                                                    : unsure;
-    }
-    block.sync();
-    list_units(block, memory.class1, candidates1, memory.unit1 + result.inherited1, memory.counts, result.active1,
-               result.unstable1);
-    result.active1 += result.inherited1;
+      return i < result.inherited1        ? kActive
+             : dense                      ? kUnstable
+             : line.value - radius > 0    ? kActive
+             : line.value + radius <= 0   ? kInactive
+                                          : unsure;
+    });
     result.bounded = !dense && result.unstable1 <= memory.unstable_capacity;
     // What the parent folded into the outputs' unstable rows has no place where there are too many rows.
     if (result.bounded || result.from_root) break;
     result.from_root = true;
+    block.sync();
   }
-  SCP_NO_UNROLL
-  for (int q = t; q < result.active1 + result.unstable1; q += kThreads) {
-    if (!result.from_root && q >= result.inherited1) {
-      const int place = memory.unit1[q];
-      memory.place1[q - result.inherited1] = uint16_t(place);
-      memory.unit1[q] = parent.unit1[parent_active1 + place];
-    }
-    const Affine<T, D> line = line_about<T, D>(coefficients, dims, memory.unit1[q], centre);
+  list_units(block, listed1, memory.class1, to, [&](int i, int q) {
+    const int u = unit1_of(i);
+    if (listed1 > kThreads) line = line_about<T, D>(coefficients, dims, u, centre);  // else this thread has one unit
+    memory.unit1[q] = uint16_t(u);
+    if (!result.from_root && q >= result.inherited1)
+      memory.place1[q - result.inherited1] = uint16_t(i - result.inherited1);
     Quad<T> packed{};
     packed.v[0] = line.value;
     for (int axis = 0; axis < D; ++axis) packed.v[1 + axis] = line.slope[axis];
@@ -237,7 +256,7 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
       memory.chord[(q - result.active1) * 2] = bound.scale;
       memory.chord[(q - result.active1) * 2 + 1] = bound.slack;
     }
-  }
+  });
   SCP_UNROLL
   for (int axis = 0; axis < D; ++axis)
     if (t == axis) memory.shift[axis] = result.from_root ? T(0) : T(centre[axis] - parent.centre[axis]);
@@ -248,55 +267,46 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
   const int candidates2 = result.from_root ? h2 : parent.folded->unstable2;
   const int parent_active2 = result.from_root ? 0 : parent.folded->active2;
   result.inherited2 = kInherit ? parent_active2 : 0;
-  SCP_NO_UNROLL
-  for (int j = t; j < result.inherited2 + candidates2; j += kThreads) {
-    const int k = result.from_root ? j : parent.unit2[parent_active2 - result.inherited2 + j];
-    T z[A] = {};
-    if (result.from_root) {
-      z[0] = net.b2[k];
-    } else {
-      for (int a = 0; a < A; ++a) z[a] = parent.x[a * h2 + k];
-      for (int axis = 0; axis < D; ++axis) z[0] = multiply_add(memory.shift[axis], z[1 + axis], z[0]);
-    }
-    for_each_weight(net.w2t + k, h2, memory.unit1, result.inherited1, result.active1, [&](int q, T weight) {
-      const Quad<T> line = quad(memory.line + q * 4);
-      for (int a = 0; a < A; ++a) z[a] = multiply_add(weight, line.v[a], z[a]);
-    });
-    for (int a = 0; a < A; ++a) memory.x[a * h2 + k] = z[a];
-    if (j < result.inherited2) {
-      memory.unit2[j] = uint16_t(k);
-      continue;
-    }
-    if (!result.bounded) {
-      memory.class2[j - result.inherited2] = kUnstable;
-      continue;
-    }
-    T radius = 0;
-    const uint16_t* const unstable = memory.unit1 + result.active1;
-    for_each_weight(net.w2t + k, h2, unstable, 0, result.unstable1, [&](int q, T weight) {
-      const Quad<T> line = quad(memory.line + (result.active1 + q) * 4);
-      const T scale = memory.chord[q * 2], slack = memory.chord[q * 2 + 1];
-      const T scaled = weight * scale;
-      for (int a = 0; a < A; ++a) z[a] = multiply_add(scaled, line.v[a], z[a]);
-      z[0] = multiply_add(weight, slack, z[0]);
-      radius = multiply_add(magnitude(weight), slack, radius);
-    });
-    for (int a = 1; a < A; ++a) radius = multiply_add(magnitude(z[a]), half[a - 1], radius);
-    radius *= T(kBoundWidening);
-    memory.class2[j - result.inherited2] = z[0] - radius > 0 ? kActive : z[0] + radius <= 0 ? kInactive : unsure;
-  }
-  block.sync();
-  list_units(block, memory.class2, candidates2, memory.unit2 + result.inherited2, memory.counts, result.active2,
-             result.unstable2);
-  result.active2 += result.inherited2;
-  if (!result.from_root) {
-    SCP_NO_UNROLL
-    for (int q = result.inherited2 + t; q < result.active2 + result.unstable2; q += kThreads)
-      memory.unit2[q] = parent.unit2[parent_active2 + memory.unit2[q]];
-  }
+  const auto unit2_of = [&](int j) {
+    return result.from_root ? j : int(parent.unit2[parent_active2 - result.inherited2 + j]);
+  };
+  to = classify_units(
+      block, result.inherited2 + candidates2, memory.class2, memory.counts, result.active2, result.unstable2,
+      [&](int j) {
+        const int k = unit2_of(j);
+        T z[A] = {};
+        if (result.from_root) {
+          z[0] = net.b2[k];
+        } else {
+          for (int a = 0; a < A; ++a) z[a] = parent.x[a * h2 + k];
+          for (int axis = 0; axis < D; ++axis) z[0] = multiply_add(memory.shift[axis], z[1 + axis], z[0]);
+        }
+        for_each_weight(net.w2t + k, h2, memory.unit1, result.inherited1, result.active1, [&](int q, T weight) {
+          const Quad<T> newly = quad(memory.line + q * 4);
+          for (int a = 0; a < A; ++a) z[a] = multiply_add(weight, newly.v[a], z[a]);
+        });
+        for (int a = 0; a < A; ++a) memory.x[a * h2 + k] = z[a];
+        if (j < result.inherited2) return kActive;
+        if (!result.bounded) return kUnstable;
+        T radius = 0;
+        const uint16_t* const unstable = memory.unit1 + result.active1;
+        for_each_weight(net.w2t + k, h2, unstable, 0, result.unstable1, [&](int q, T weight) {
+          const Quad<T> kinked = quad(memory.line + (result.active1 + q) * 4);
+          const T scale = memory.chord[q * 2], slack = memory.chord[q * 2 + 1];
+          const T scaled = weight * scale;
+          for (int a = 0; a < A; ++a) z[a] = multiply_add(scaled, kinked.v[a], z[a]);
+          z[0] = multiply_add(weight, slack, z[0]);
+          radius = multiply_add(magnitude(weight), slack, radius);
+        });
+        for (int a = 1; a < A; ++a) radius = multiply_add(magnitude(z[a]), half[a - 1], radius);
+        radius *= T(kBoundWidening);
+        return z[0] - radius > 0 ? kActive : z[0] + radius <= 0 ? kInactive : unsure;
+      });
+  list_units(block, result.inherited2 + candidates2, memory.class2, to,
+             [&](int j, int q) { memory.unit2[q] = uint16_t(unit2_of(j)); });
   if (t == 0) *memory.folded = result, *memory.parent_cf = result.from_root ? nullptr : parent.cf;
   count(block, net, SCP_REPORT_BUILD_MACS, [&] {
-    const double lines = 2.0 * D * candidates1 + 2.0 * D * (result.active1 + result.unstable1);
+    const double lines = 2.0 * D * listed1 + (listed1 > kThreads ? 2.0 * D * (result.active1 + result.unstable1) : 0);
     const double columns = result.inherited2 + candidates2, recentring = result.from_root ? 0 : D;
     return lines + columns * (recentring + A * (result.active1 - result.inherited1)) +
            (result.bounded ? double(candidates2) * (A + 2) * result.unstable1 : 0);

@@ -9,7 +9,8 @@ namespace scp {
 namespace SCP_NAMESPACE {
 
 // Loads the panels of columns first .. first + count - 1 (at most kPanel) of layer 2's list: the affine rows, unstable
-// units row .. row + rows - 1 of layer 1, and the outputs. The rest of a panel is 0.
+// units row .. row + rows - 1 of layer 1, and the outputs. The rest of a panel is 0. The caller has seen to it that no thread
+// reads the panel before.
 template <class T, int D, int K, class Block>
 SCP_DEVICE void load_panel(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
                            const FoldMemory<T, D, K>& memory, int first, int count, int row, int rows) {
@@ -17,7 +18,6 @@ SCP_DEVICE void load_panel(Block& block, const DeviceNetwork<T>& net, const Fold
   static_assert(kThreads % kPanel == 0 && kThreads % K == 0, "a thread keeps to one column of either panel");
   // Loads are batched: none waits for another, or for its use.
   constexpr int kBatch = 4, kRowStep = kThreads / kPanel, kOutputStep = kThreads / K;
-  block.sync();
   const int t = block.thread(), q = t % kPanel, k = q < count ? memory.unit2[first + q] : -1;
   for (int r = t / kPanel; r < A; r += kRowStep)
     memory.rows[r * kPanelStride + q] = k < 0 ? T(0) : memory.x[r * net.h2 + k];
@@ -52,19 +52,20 @@ SCP_DEVICE void load_panel(Block& block, const DeviceNetwork<T>& net, const Fold
   block.sync();
 }
 
-// Step 4: cf of the outputs that `offset` names, w_r included. Rows beyond the affine ones only where layer 2 is
-// classified.
+// Lanes that share a sum over the columns of a panel, where sums are fewer than threads.
+constexpr int kFoldLanes = 4;
+
+// Step 4: cf of the first `width` outputs that `offset` names, w_r included. Rows beyond the affine ones only where layer 2 is
+// classified. Between writing `offset` or reading cf and this there must be a barrier.
 template <class T, int D, int K, class Block>
 SCP_DEVICE void fold_outputs(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
-                             const FoldMemory<T, D, K>& memory) {
+                             const FoldMemory<T, D, K>& memory, int width) {
   constexpr int A = kAffineTerms<D>;
-  constexpr int kQuads = K / 4;
-  const int rows = folded.bounded ? A + folded.unstable1 : A;
+  const int rows = folded.bounded ? A + folded.unstable1 : A, quads = (width + 3) / 4, sums = rows * quads;
   const int newly1 = folded.active1 - folded.inherited1;
   count(block, net, SCP_REPORT_BUILD_MACS, [&] {
-    return double(folded.active2 - folded.inherited2) * rows * K + (folded.from_root ? 0 : K * (D + A * newly1));
+    return double(folded.active2 - folded.inherited2) * sums * 4 + (folded.from_root ? 0 : width * (D + A * newly1));
   });
-  block.sync();
   // The parent's cf, recentred, with the newly active units of layer 1 folded into the affine rows.
   SCP_NO_UNROLL
   for (int i = block.thread(); i < rows * K; i += kThreads) {
@@ -88,18 +89,35 @@ SCP_DEVICE void fold_outputs(Block& block, const DeviceNetwork<T>& net, const Fo
   }
   for (int first = folded.inherited2; first < folded.active2; first += kPanel) {
     const int count = folded.active2 - first < kPanel ? folded.active2 - first : kPanel;
+    if (first > folded.inherited2) block.sync();
     load_panel<T, D, K>(block, net, folded, memory, first, count, 0, rows - A);
-    SCP_NO_UNROLL
-    for (int task = block.thread(); task < rows * kQuads; task += kThreads) {
-      const int r = task / kQuads, j = task % kQuads * 4;
-      Quad<T> sum = quad(memory.cf + r * K + j);
+    const auto add_columns = [&](int sum, int lane, int lanes, Quad<T>& to) {
+      const int r = sum / quads, j = sum % quads * 4;
       SCP_UNROLL_BY_8
-      for (int q = 0; q < count; ++q) {
+      for (int q = lane; q < count; q += lanes) {
         const T source = memory.rows[r * kPanelStride + q];
         const Quad<T> weight = quad(memory.outputs + q * memory.kOutputStride + j);
-        for (int i = 0; i < 4; ++i) sum.v[i] = multiply_add(source, weight.v[i], sum.v[i]);
+        for (int i = 0; i < 4; ++i) to.v[i] = multiply_add(source, weight.v[i], to.v[i]);
       }
-      quad(memory.cf + r * K + j) = sum;
+    };
+    const auto place = [&](int sum) { return memory.cf + sum / quads * K + sum % quads * 4; };
+    if (sums * kFoldLanes <= kThreads) {
+      const int number = block.thread() / kFoldLanes, lane = block.thread() % kFoldLanes;
+      Quad<T> part{};
+      if (number < sums) add_columns(number, lane, kFoldLanes, part);
+      for (int i = 0; i < 4; ++i) part.v[i] = block.template sum_of_lanes<kFoldLanes>(part.v[i]);
+      if (number < sums && lane == 0) {
+        Quad<T> total = quad(place(number));
+        for (int i = 0; i < 4; ++i) total.v[i] += part.v[i];
+        quad(place(number)) = total;
+      }
+      continue;
+    }
+    SCP_NO_UNROLL
+    for (int number = block.thread(); number < sums; number += kThreads) {
+      Quad<T> total = quad(place(number));
+      add_columns(number, 0, 1, total);
+      quad(place(number)) = total;
     }
   }
   block.sync();

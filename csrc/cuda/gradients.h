@@ -164,6 +164,7 @@ SCP_DEVICE void differentiate_active(Block& block, const DeviceNetwork<T>& net, 
   const int t = block.thread(), rows = A + folded.unstable1;
   for (int start = 0; start < folded.active2; start += kPanel) {
     const int count = folded.active2 - start < kPanel ? folded.active2 - start : kPanel;
+    if (start > 0) block.sync();
     load_panel<T, D, kGradients>(block, net, folded, fold_memory, start, count, 0, folded.unstable1);
     SCP_NO_UNROLL
     for (int task = t; task < kPanel * (kGradients / 4); task += kThreads) {
@@ -205,6 +206,7 @@ SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net
   const int t = block.thread(), m1 = folded.unstable1;
   for (int start = 0; start < folded.unstable2; start += kPanel) {
     const int count = folded.unstable2 - start < kPanel ? folded.unstable2 - start : kPanel;
+    if (start == 0) block.sync();
     load_panel<T, D, kGradients>(block, net, folded, fold_memory, folded.active2 + start, count, 0, m1);
     for (int q = 0; q < count; q += kColumns) {
       const uint16_t* const units = fold_memory.unit2 + folded.active2 + start + q;
@@ -279,7 +281,7 @@ SCP_DEVICE void finish_moments(Block& block, const DeviceNetwork<T>& net, const 
   const int t = block.thread(), h2 = net.h2;
   count(block, net, SCP_REPORT_BUILD_MACS,
         [&] { return double(A) * folded.active1 * (folded.active2 + folded.unstable2); });
-  block.sync();
+  if (folded.unstable2 == 0) block.sync();  // else differentiate_unstable has ended in one
   SCP_NO_UNROLL
   for (int i = t; i < A * h2; i += kThreads) fold_memory.x[i] = partial.z[i];
   SCP_NO_UNROLL
@@ -322,11 +324,11 @@ SCP_DEVICE double part_macs(const Folded& folded, int width) {
 // Writes the partial gradients of a box: of the samples of a work item. Returns false, and leaves them zero, if the box
 // has more unstable units of layer 1 than it has room for.
 //   1. Fold Phi on the box (fold.h), and clear the partial gradients.
-//   2. Write down what the sums over all tiles need to know of layer 1: active lines, slots of unstable units.
-//   3. For kGradients outputs of Phi at a time:
+//   2. For kGradients outputs of Phi at a time:
 //      a. gather gW at each pixel: X and gY are read once;
 //      b. fold the outputs;
 //      c. differentiate the folded outputs, then active and unstable units of layer 2.
+//   3. Write down what the sums over all tiles need to know of layer 1: active lines, slots of unstable units.
 //   4. Finish the moments of layer 1.
 template <class T, int D, class Block>
 SCP_DEVICE bool differentiate(Block& block, const GradientInputs<T, D>& of, int64_t item, const Box<D>& box,
@@ -351,18 +353,7 @@ SCP_DEVICE bool differentiate(Block& block, const GradientInputs<T, D>& of, int6
   if (t == 0)
     for (int axis = 0; axis < D; ++axis) partial.centre[axis] = box.centre(axis);
   zero(block, memory.moment_parts, folded.unstable1 * kColumns * A);
-  block.sync();
   // Step 2.
-  SCP_NO_UNROLL
-  for (int q = t; q < folded.active1 + folded.unstable1; q += kThreads) {
-    const int u = fold_memory.unit1[q];
-    if (q < folded.active1)
-      quad(partial.line + u * 4) = quad(fold_memory.line + q * 4);
-    else
-      partial.slot[u] = q - folded.active1;
-  }
-
-  // Step 3.
   for (int first = 0; first < net.nc; first += kGradients) {
     const int width = net.nc - first < kGradients ? net.nc - first : kGradients;
     T grad[kGradients] = {};
@@ -376,12 +367,22 @@ SCP_DEVICE bool differentiate(Block& block, const GradientInputs<T, D>& of, int6
     SCP_NO_UNROLL
     for (int j = t; j < kGradients; j += kThreads) fold_memory.offset[j] = j < width ? first + j : -1;
     count(block, net, SCP_REPORT_LEAF_MACS, [&] { return part_macs<D>(folded, width); });
-    fold_outputs(block, net, folded, fold_memory);
+    block.sync();
+    fold_outputs(block, net, folded, fold_memory, width);
     differentiate_outputs(block, folded, width, memory);
     SCP_NO_UNROLL
     for (int j = t; j < width; j += kThreads) partial.b3[first + j] = memory.outputs[j];
     differentiate_active(block, net, folded, first, width, memory, partial);
     differentiate_unstable(block, net, folded, first, width, position, grad, memory, partial);
+  }
+  // Step 3.
+  SCP_NO_UNROLL
+  for (int q = t; q < folded.active1 + folded.unstable1; q += kThreads) {
+    const int u = fold_memory.unit1[q];
+    if (q < folded.active1)
+      quad(partial.line + u * 4) = quad(fold_memory.line + q * 4);
+    else
+      partial.slot[u] = q - folded.active1;
   }
   // Step 4.
   finish_moments(block, net, folded, memory, partial);

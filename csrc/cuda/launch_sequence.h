@@ -20,11 +20,16 @@ namespace SCP_NAMESPACE {
 constexpr int64_t kPartialBytes = int64_t(16) << 20, kMostPartialBytes = int64_t(64) << 20;
 // Supertiles' folded networks take at most so much at a time.
 constexpr int64_t kSupertileBytes = int64_t(4) << 20;
+// Tiles times width, per multiprocessor, from which supertiles pay: docs/gpu.md.
+constexpr int64_t kSupertileWork = 1536;
 // Blocks of the overflow pass.
 constexpr int kOverflowBlocks = 8;
 // The samples of a tile are divided among several blocks until there are kBlocksWanted per multiprocessor, or until a
 // block has only kSamplesWanted.
 constexpr int64_t kBlocksWanted = 2, kSamplesWanted = 4;
+// A multiprocessor has at least so many tiles where a block of Apply takes two of them: 4 blocks each, as many as it
+// holds at once.
+constexpr int64_t kTilesForTwoPixels = 8;
 constexpr int64_t kMostBlocks = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMostHidden = std::numeric_limits<uint16_t>::max();
 
@@ -40,7 +45,7 @@ class LaunchSequence {
     if (call_.hidden1 > kMostHidden || call_.hidden2 > kMostHidden)
       throw Failure{SCP_UNSUPPORTED, "hidden widths: at most 65535 are supported"};
     net_.h1 = int(call_.hidden1), net_.h2 = int(call_.hidden2), net_.nc = int(call_.classes * call_.channels);
-    make_tiling();
+    tiling_ = tiling_of(0);
     parameters_ = backward && call_.grad_coefficients != nullptr;
     Apply<T, D>& a = apply_;
     a.inner = int(backward ? call_.classes : call_.channels), a.outer = int(backward ? call_.channels : call_.classes);
@@ -48,10 +53,11 @@ class LaunchSequence {
     a.inner_part = (a.inner + parts - 1) / parts;
     a.outer_part = a.outer < kWeights / a.inner_part ? a.outer : kWeights / a.inner_part;
     a.outer_parts = (a.outer + a.outer_part - 1) / a.outer_part;
-    a.net = net_, a.tiling = tiling_;
-    a.partition = partition_for(a.outer_parts);
+    a.net = net_, a.tiling = tiling_, a.pixels = 1;
+    if (parts == 1 && two_pixels_pay()) a.tiling = tiling_of(1), a.pixels = 2;
+    a.partition = partition_for(a.tiling, a.outer_parts);
     size_supertiles();
-    a.unstable_capacity = unstable_capacity(tiling_.log_tile, [&](int most) {
+    a.unstable_capacity = unstable_capacity(a.tiling.log_tile, [&](int most) {
       BumpAllocator allocator(nullptr);
       a.unstable_capacity = most;
       ApplyMemory<T, D> memory(allocator, a);
@@ -71,7 +77,7 @@ class LaunchSequence {
 
   scp_cuda_requirements requirements() const {
     int64_t chunks = 0, windows = 0;
-    for_each_window(parameter_partition_, [&](int64_t, int64_t first, int64_t end) {
+    for_each_window(tiling_, parameter_partition_, [&](int64_t, int64_t first, int64_t end) {
       windows += supertiles_.unstable_capacity > 0;
       if (chunk_ > 0) chunks += (end - first + chunk_ - 1) / chunk_;
     });
@@ -105,34 +111,43 @@ class LaunchSequence {
  private:
   static constexpr int kHeader = 4;
 
-  void make_tiling() {
-    tiling_.dims = call_.spatial_dims;
-    tiling_.tiles = 1;
+  // The map cut into tiles that are 2^longer times as long on the first axis: those of Apply.
+  Tiling<D> tiling_of(int longer) const {
+    Tiling<D> tiling{};
+    tiling.dims = call_.spatial_dims;
+    tiling.tiles = 1;
     // 8 x 16 pixels: rows of whole sectors of memory, and near a square, so that a line crosses few. 4 x 4 x 8 voxels.
     // Supertiles of 32 x 32 pixels or 8 x 8 x 16 voxels.
     constexpr int kLogPlane[2] = {3, 4}, kLogVolume[3] = {2, 2, 3};
     constexpr int kLogSuperplane[2] = {2, 1}, kLogSupervolume[3] = {1, 1, 1};
-    tiling_.supertiles = 1;
+    tiling.supertiles = 1;
     for (int axis = 0; axis < D; ++axis) {
       const int users = axis - (D - call_.spatial_dims);  // the axis of the user's tensors, negative if they lack it
-      tiling_.size[axis] = users < 0 ? 1 : int(call_.size[users]);
-      tiling_.log_tile[axis] = users < 0 ? 0 : call_.spatial_dims == 2 ? kLogPlane[users] : kLogVolume[users];
-      tiling_.count[axis] = (tiling_.size[axis] + (1 << tiling_.log_tile[axis]) - 1) >> tiling_.log_tile[axis];
-      tiling_.tiles *= tiling_.count[axis];
-      tiling_.log_supertile[axis] = users < 0                 ? 0
-                                    : call_.spatial_dims == 2 ? kLogSuperplane[users]
-                                                              : kLogSupervolume[users];
-      const int log = tiling_.log_supertile[axis];
-      tiling_.supertile_count[axis] = (tiling_.count[axis] + (1 << log) - 1) >> log;
-      tiling_.supertiles *= tiling_.supertile_count[axis];
+      const int more = users == 0 ? longer : 0;
+      tiling.size[axis] = users < 0 ? 1 : int(call_.size[users]);
+      tiling.log_tile[axis] = users < 0 ? 0 : more + (call_.spatial_dims == 2 ? kLogPlane[users] : kLogVolume[users]);
+      tiling.count[axis] = (tiling.size[axis] + (1 << tiling.log_tile[axis]) - 1) >> tiling.log_tile[axis];
+      tiling.tiles *= tiling.count[axis];
+      const int log = users < 0 ? 0 : (call_.spatial_dims == 2 ? kLogSuperplane[users] : kLogSupervolume[users]) - more;
+      tiling.log_supertile[axis] = log;
+      tiling.supertile_count[axis] = (tiling.count[axis] + (1 << log) - 1) >> log;
+      tiling.supertiles *= tiling.supertile_count[axis];
     }
+    return tiling;
+  }
+
+  // Apply folds for twice as many pixels where half of the blocks fill the device still, and where the map is longer than
+  // a tile.
+  bool two_pixels_pay() const {
+    return tiling_.count[tiling_.first_axis()] > 1 &&
+           call_.groups * tiling_.tiles >= kTilesForTwoPixels * cuda_.multiprocessors;
   }
 
   // Few tiles and many samples: the samples are divided, and each part folds anew, until every multiprocessor has some
   // blocks.
-  WorkPartition partition_for(int64_t parts_per_tile) const {
-    WorkPartition partition{tiling_.tiles, call_.groups == 1 ? call_.batch : 1, 0, 1};
-    const int64_t blocks = call_.groups * tiling_.tiles * parts_per_tile;
+  WorkPartition partition_for(const Tiling<D>& tiling, int64_t parts_per_tile) const {
+    WorkPartition partition{tiling.tiles, call_.groups == 1 ? call_.batch : 1, 0, 1};
+    const int64_t blocks = call_.groups * tiling.tiles * parts_per_tile;
     int64_t parts = blocks == 0 ? 1 : cuda_.multiprocessors * kBlocksWanted / blocks;
     const int64_t most = partition.samples / kSamplesWanted;
     parts = parts < most ? parts : most;
@@ -161,10 +176,19 @@ class LaunchSequence {
     return most;
   }
 
+  // Folding supertiles takes as long as the root takes a block, before any tile starts. What they save is in proportion to
+  // the widths and to the tiles that a multiprocessor folds one after another: those of ParameterGradients, which has
+  // twice as many blocks as Apply, too.
+  bool supertiles_pay() const {
+    const int64_t width = net_.h1 > net_.h2 ? net_.h1 : net_.h2;
+    const int64_t folds = call_.groups * tiling_.tiles * (parameters_ ? 3 : 1);
+    return folds * width >= kSupertileWork * cuda_.multiprocessors;
+  }
+
   // Supertiles, where they pay and enough of them fit into memory at a time to fill the device; else a capacity of 0.
   void size_supertiles() {
     const int64_t all = call_.groups * tiling_.supertiles;
-    if (tiling_.tiles < 2 * tiling_.supertiles) return;
+    if (tiling_.tiles < 2 * tiling_.supertiles || !supertiles_pay()) return;
     int log_extent[D];
     for (int axis = 0; axis < D; ++axis) log_extent[axis] = tiling_.log_tile[axis] + tiling_.log_supertile[axis];
     const int most = unstable_capacity(log_extent, [&](int capacity) {
@@ -187,12 +211,12 @@ class LaunchSequence {
 
   // Calls body(supertile, first, end) with the supertiles of a window, by the first of them, and its work items.
   template <class Body>
-  void for_each_window(const WorkPartition& partition, const Body& body) const {
+  void for_each_window(const Tiling<D>& tiling, const WorkPartition& partition, const Body& body) const {
     const int64_t all = call_.groups * tiling_.supertiles;
     const int64_t step = supertiles_.unstable_capacity > 0 ? window_ : all;
     const auto first_item = [&](int64_t supertile) {
-      return supertile / tiling_.supertiles * partition.items_per_group() +
-             tiling_.first_tile(supertile % tiling_.supertiles) * partition.parts;
+      return supertile / tiling.supertiles * partition.items_per_group() +
+             tiling.first_tile(supertile % tiling.supertiles) * partition.parts;
     };
     for (int64_t first = 0; first < all; first += step)
       body(first, first_item(first), first_item(first + step < all ? first + step : all));
@@ -212,7 +236,7 @@ class LaunchSequence {
     BumpAllocator allocator(nullptr);
     PartialGradients<T, D> partial(allocator, net_.h1, net_.h2, net_.nc, unstable_capacity_);
     partial_bytes_ = allocator.used();
-    parameter_partition_ = partition_for(1);
+    parameter_partition_ = partition_for(tiling_, 1);
     const int64_t items = all_items();
     BumpAllocator sums(nullptr);
     OverflowSums<T, D> counted(sums, call_.groups, net_.h1, net_.h2, net_.nc);
@@ -271,7 +295,7 @@ class LaunchSequence {
     a.out = view(backward_ ? call_.grad_features : call_.logits, call_.dtype, call_.spatial_dims);
     a.bias = backward_ ? nullptr : static_cast<const T*>(call_.bias);
     a.inner_stride = backward_ ? int(call_.channels) : 1, a.outer_stride = backward_ ? 1 : int(call_.channels);
-    for_each_window(a.partition, [&](int64_t supertile, int64_t first, int64_t end) {
+    for_each_window(a.tiling, a.partition, [&](int64_t supertile, int64_t first, int64_t end) {
       launch_supertiles(launcher, supertile);
       a.supertiles = supertiles_, a.first_item = first;
       launcher.launch(a, (end - first) * a.outer_parts, apply_shared_);
@@ -289,7 +313,7 @@ class LaunchSequence {
     p.any_overflow = header_ + 1, p.overflows = overflows_;
     p.partials = partials_, p.partial_bytes = partial_bytes_;
     p.sums = sums_, p.sums_bytes = sums_bytes_, p.sums_count = sums_count_;
-    for_each_window(parameter_partition_, [&](int64_t supertile, int64_t first, int64_t end) {
+    for_each_window(tiling_, parameter_partition_, [&](int64_t supertile, int64_t first, int64_t end) {
       launch_supertiles(launcher, supertile);
       p.inputs.supertiles = supertiles_;
       for (p.first_item = first; p.first_item < end; p.first_item += chunk_) {

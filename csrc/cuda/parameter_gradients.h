@@ -86,38 +86,48 @@ SCP_DEVICE void ParameterGradients<T, D>::operator()(Block& block) const {
   const PartialGradients<T, D> partial = p.partial(block.index());
   if (p.overflow_pass) clear(block, net, p.groups, p.sum(block.index()));
 
-  // The work items of this block: one of a chunk, or in the overflow pass every sums_count-th of all.
+  // The work items of this block: one of a chunk, a single box; or in the overflow pass every sums_count-th of all.
   BoxStack<D>& stack = *memory.stack;
-  if (t == 0) stack.item = p.overflow_pass ? block.index() : p.first_item + block.index();
+  const int64_t items = p.groups * partition.items_per_group();
+  if (t == 0) {
+    stack.item = p.overflow_pass ? block.index() : p.first_item + block.index();
+    stack.count = 1;
+    stack.boxes[0] = p.inputs.tiling.box(partition.tile(p.overflow_pass ? 0 : stack.item));
+  }
   for (;;) {
     block.sync();
-    if (stack.item >= (p.overflow_pass ? p.groups * partition.items_per_group() : p.first_item + block.index() + 1))
-      return;
-    if (t == 0) {
-      stack.count = !p.overflow_pass || p.overflows[stack.item] != 0 ? 1 : 0;
-      stack.boxes[0] = p.inputs.tiling.box(partition.tile(stack.item));
+    if (p.overflow_pass) {
+      if (stack.item >= items) return;
+      if (t == 0) {
+        stack.count = p.overflows[stack.item] != 0 ? 1 : 0;
+        stack.boxes[0] = p.inputs.tiling.box(partition.tile(stack.item));
+      }
+      block.sync();
     }
 
     // The boxes of the item, the last one first: the tile itself, or in the overflow pass parts of it.
-    for (;;) {
-      block.sync();
-      if (stack.count == 0) break;
+    while (stack.count > 0) {
       const Box<D> box = stack.boxes[stack.count - 1];
       const Parent<T, D> parent = p.overflow_pass
                                       ? Parent<T, D>()
                                       : p.inputs.supertiles.parent(net, p.inputs.tiling, partition.group(stack.item),
                                                                    partition.tile(stack.item));
       const bool fits = differentiate(block, p.inputs, stack.item, box, parent, memory.gradients, partial);
-      block.sync();
-      if (p.overflow_pass && fits) add(block, net, partial, partition.group(stack.item), p.sum(block.index()));
-      if (t > 0) continue;
-      if (!p.overflow_pass) p.overflows[stack.item] = !fits;
-      if (!p.overflow_pass && !fits) block.raise(p.any_overflow);
-      --stack.count;
-      if (p.overflow_pass && !fits) {
-        halve(box, stack.boxes[stack.count + 1], stack.boxes[stack.count]);
-        stack.count += 2;
+      if (!p.overflow_pass) {
+        if (t == 0) p.overflows[stack.item] = !fits;
+        if (t == 0 && !fits) block.raise(p.any_overflow);
+        return;
       }
+      block.sync();
+      if (fits) add(block, net, partial, partition.group(stack.item), p.sum(block.index()));
+      if (t == 0) {
+        --stack.count;
+        if (!fits) {
+          halve(box, stack.boxes[stack.count + 1], stack.boxes[stack.count]);
+          stack.count += 2;
+        }
+      }
+      block.sync();
     }
     if (t == 0) stack.item += p.sums_count;
   }

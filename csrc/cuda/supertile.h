@@ -76,7 +76,8 @@ SCP_DEVICE void FoldSupertiles<T, D>::operator()(Block& block) const {
   for (int first = 0; first < nc; first += K) {
     SCP_NO_UNROLL
     for (int j = t; j < K; j += kThreads) memory.offset[j] = first + j < nc ? first + j : -1;
-    fold_outputs(block, f.net, folded, memory);
+    block.sync();
+    fold_outputs(block, f.net, folded, memory, nc - first < K ? nc - first : K);
     SCP_NO_UNROLL
     for (int i = t; i < (A + folded.unstable1) * K; i += kThreads)
       if (first + i % K < nc) result.cf[int64_t(i / K) * nc + first + i % K] = memory.cf[i];

@@ -22,7 +22,7 @@ extern "C" void __tsan_write4(void*);
 extern "C" int scp_host_counts(void*, int);
 using namespace scp;
 alignas(128) char stacks[64], shared[65536], global_memory[65536];
-struct { char program[64]; double blocks, shared_bytes, barriers, loads, passes, sectors; } counts;
+struct { char program[64]; double blocks, shared_bytes, barriers, loads, passes, sectors, accesses; } counts;
 
 template <class F>
 void block(const char* what, F access) {
@@ -34,7 +34,7 @@ void block(const char* what, F access) {
   races::barrier();
   const int launches = scp_host_counts(&counts, 1);
   std::printf("%s %d %g %g %g ", counts.program, launches, counts.blocks, counts.shared_bytes, counts.barriers);
-  std::printf("%g %g %g\\n", counts.loads, counts.passes, counts.sectors);
+  std::printf("%g %g %g %g\\n", counts.loads, counts.passes, counts.sectors, counts.accesses);
 }
 
 int main() {
@@ -50,22 +50,25 @@ int main() {
   block("scattered", [](int, int lane) { __tsan_read4(global_memory + 64 * lane); });
   block("stored", [](int, int lane) { __tsan_write4(global_memory + 4 * lane); });
   block("own", [](int, int lane) { __tsan_read4(stacks + lane / 16 * 4); });
+  int arguments[32];
+  block("arguments", [&](int, int lane) { __tsan_read4(arguments + lane); });
 }
 """
-# Loads, passes, sectors: of the warp with most of each, and of all.
+# Loads and passes of the warp with most of each; sectors, and instructions that access memory, of all.
 EXPECTED = {
-    "neighbours": (0, 1, 0),
-    "one_word": (0, 1, 0),
-    "stride_2": (0, 2, 0),
-    "one_bank": (0, 32, 0),
-    "quads": (0, 4, 0),
-    "padded": (0, 1, 0),
-    "repeated": (0, 4, 0),
-    "half_a_warp": (0, 1, 0),
-    "global": (1, 0, 4),
-    "scattered": (1, 0, 32),
-    "stored": (0, 0, 4),
-    "own": (0, 0, 0),
+    "neighbours": (0, 1, 0, 2),
+    "one_word": (0, 1, 0, 2),
+    "stride_2": (0, 2, 0, 2),
+    "one_bank": (0, 32, 0, 2),
+    "quads": (0, 4, 0, 2),
+    "padded": (0, 1, 0, 2),
+    "repeated": (0, 4, 0, 7),
+    "half_a_warp": (0, 1, 0, 2),
+    "global": (1, 0, 4, 2),
+    "scattered": (1, 0, 32, 2),
+    "stored": (0, 0, 4, 2),
+    "own": (0, 0, 0, 0),
+    "arguments": (0, 0, 0, 0),
 }
 
 

@@ -135,8 +135,9 @@ def concurrent_planes(shape, h1, dtype=torch.float64, batch=2):
     return inputs, {"affine": affine, "extent": extent}
 
 
-def requirements_of(inputs, groups=1):
-    return requirements(build(), sized_cuda_call(problem_like(inputs, groups), HostCuda().shared_memory, 4), True)
+def requirements_of(inputs, groups=1, multiprocessors=4, backward=True):
+    call = sized_cuda_call(problem_like(inputs, groups), HostCuda().shared_memory, multiprocessors)
+    return requirements(build(), call, backward)
 
 
 def capacity(inputs):
@@ -153,17 +154,41 @@ def test_overflow_tiles(shape):
 
 
 @pytest.mark.parametrize("concurrent", range(30, 90, 10))
-def test_overflow_tiles_of_supertiles(concurrent):
+def test_overflow_tiles_of_supertiles(host, concurrent):
     """Of supertiles that have room for their unstable units, and of such that have not."""
+    host.multiprocessors = 1
     inputs = concurrent_lines((64, 96), 90, concurrent=concurrent)
-    assert capacity(inputs) < 40 and requirements_of(inputs).shared_supertiles > 0
+    assert capacity(inputs) < 40
+    assert all(requirements_of(inputs, multiprocessors=1, backward=b).shared_supertiles > 0 for b in (False, True))
     check(inputs)
 
 
-def test_windows_of_supertiles():
+@pytest.mark.parametrize("shape", [(57, 96), (20, 24, 40)], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_devices_of_any_size(host, shape, batch):
+    """Supertiles, and two pixels per thread in Apply, are for devices with much to do: the same results without."""
+    inputs = away_from_kinks(make_inputs(shape, batch=batch, channels=6, classes=2, hidden=(48, 40), bias=True))
+    small, large = (requirements_of(inputs, multiprocessors=count, backward=False) for count in (1, 1000))
+    assert small.shared_supertiles > 0 == large.shared_supertiles
+    assert small.blocks_apply < large.blocks_apply
+    for host.multiprocessors in (1, 1000):
+        check(inputs)
+
+
+def test_supertiles_where_they_pay():
+    """By tiles, widths, kinds of gradients and multiprocessors; the figures are those of docs/gpu.md."""
+    for hidden, backward, pays in ((64, False, False), (64, True, True), (128, False, False), (256, False, True)):
+        inputs = make_inputs((160, 224), channels=hidden // 8, hidden=(hidden, hidden))
+        needs = requirements_of(inputs, multiprocessors=30, backward=backward)
+        assert (needs.shared_supertiles > 0) is pays, (hidden, backward)
+        assert needs.blocks_apply == 140
+
+
+def test_windows_of_supertiles(host):
     """Folded supertiles so large that not all are in memory at a time; a window may end within a position map."""
     inputs = make_inputs((40, 70), batch=2, channels=32, classes=32, hidden=(60, 12), dtype=torch.float64)
-    assert requirements_of(inputs, groups=2).windows > 1
+    host.multiprocessors = 1
+    assert requirements_of(inputs, groups=2, multiprocessors=1).windows > 1
     check(inputs, affine=torch.eye(2, 3).repeat(2, 1, 1) + torch.arange(2.0)[:, None, None] / 7)
 
 
@@ -330,25 +355,27 @@ def executed(inputs):
 def test_executed_multiply_adds_by_hand():
     """One tile, nothing unstable: every product of csrc/cuda can be told from the sizes."""
     h1, h2, channels = 24, 40, 20
-    pixels, outputs = 128, 24  # outputs in eights; 32 and 16 of them are folded at a time
-    fold = 4 * 2 * h1 + 3 * h1 * h2
-    apply = fold + 3 * h2 * 32 + pixels * outputs * 2
-    parts = 2 * (3 * h2 * 16 + 2 * h2 * 3 * 16) + (8 + 2) * pixels * 6  # 16 and 4 outputs, in pairs
+    pixels, outputs = 128, 24  # evaluated in eights, folded in fours
+    fold = 2 * 2 * h1 + 3 * h1 * h2
+    apply = fold + 3 * h2 * channels + pixels * outputs * 2
+    parts = 3 * h2 * channels + 2 * (2 * h2 * 3 * 16) + (8 + 2) * pixels * 6  # 16 and 4 outputs, in pairs
     parameters = fold + parts + 3 * h1 * h2
     collect = 3 * h1 * h2
     assert executed(all_active((8, 16), channels, (h1, h2))) == (apply, 2 * apply + parameters + collect)
 
 
-def test_executed_multiply_adds_of_supertiles_by_hand():
-    """Two supertiles of 8 tiles, folded once for both kernels of backward; their tiles only recentre and inherit."""
-    h1, h2, channels, tiles = 24, 40, 20, 16
-    supertiles = 2 * (4 * 2 * h1 + 3 * h1 * h2 + 3 * h2 * 32)
-    apply = tiles * (2 * 32 + 128 * 24 * 2)
-    parts = 2 * (2 * 16 + 2 * h2 * 3 * 16) + (8 + 2) * 128 * 6
+def test_executed_multiply_adds_of_supertiles_by_hand(host):
+    """Supertiles of 8 tiles, folded once for both kernels of backward; tiles only recentre and inherit, two at once in
+    that of the features' gradient."""
+    host.multiprocessors = 1
+    h1, h2, channels, tiles = 24, 40, 20, 64
+    supertiles = 8 * (2 * 2 * h1 + 3 * h1 * h2 + 3 * h2 * channels)
+    apply = tiles * (channels + 128 * 24 * 2)
+    parts = 2 * channels + 2 * (2 * h2 * 3 * 16) + (8 + 2) * 128 * 6
     parameters = tiles * (2 * 2 * h1 + 2 * h2 + parts + 3 * h1 * h2)
     collect = tiles * 3 * h1 * h2
     expected = (supertiles + apply, 2 * (supertiles + apply) + parameters + collect)
-    assert executed(all_active((32, 64), channels, (h1, h2))) == expected
+    assert executed(all_active((64, 128), channels, (h1, h2))) == expected
 
 
 def test_executed_multiply_adds_of_unstable_units_and_overflow_tiles():

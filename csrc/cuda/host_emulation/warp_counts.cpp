@@ -19,6 +19,8 @@ namespace races {
 namespace {
 
 constexpr int kWarpLanes = 32, kBanks = 32, kWordBytes = 4, kSectorBytes = 32, kNameBytes = 64;
+// Of the stack that a launch is made on: a kernel's arguments, which a GPU has in constant memory, and the emulation's own.
+constexpr uintptr_t kCallerBytes = 64 << 10;
 // What one pass over shared memory delivers: wider accesses take a pass per part of a warp.
 constexpr int kPassBytes = kBanks * kWordBytes;
 
@@ -30,6 +32,7 @@ struct Counts {
   double longest_loads;   // instructions that read global memory
   double longest_passes;  // passes over shared memory: 1 per instruction without a bank conflict
   double new_sectors;     // of 32 bytes of global memory, touched for the first time in the call
+  double accesses;        // instructions that access memory, of all warps
 };
 
 struct Access {
@@ -74,6 +77,7 @@ class Counter {
   }
   void begin(const char* stacks, size_t stacks_bytes, const char* shared, size_t shared_bytes) {
     own_ = address(stacks), own_end_ = own_ + stacks_bytes;
+    caller_ = address(__builtin_frame_address(0)), caller_end_ = caller_ + kCallerBytes;
     shared_ = address(shared), shared_end_ = shared_ + shared_bytes;
   }
   void resume(int64_t block, int thread) {
@@ -84,7 +88,7 @@ class Counter {
 
   void touch(const void* memory, size_t bytes, bool writes, const void* place) {
     const uintptr_t at = address(memory);
-    if (!on_ || (at >= own_ && at < own_end_)) return;
+    if (!on_ || (at >= own_ && at < own_end_) || (at >= caller_ && at < caller_end_)) return;
     const bool shared = at >= shared_ && at < shared_end_;
     if (thread_ >= turns_.size()) turns_.resize(thread_ + 1), warps_.resize(turns_.size() / kWarpLanes + 1);
     const uint32_t number = places_.try_emplace(place, uint32_t(places_.size())).first->second;
@@ -98,13 +102,14 @@ class Counter {
   }
 
   void barrier() {
-    int64_t loads = 0, most_passes = 0;
+    int64_t loads = 0, most_passes = 0, accesses = 0;
     for (std::vector<Access>& warp : warps_) {
       std::stable_sort(warp.begin(), warp.end(),
                        [](const Access& a, const Access& b) { return a.instruction() < b.instruction(); });
       int64_t warp_loads = 0, warp_passes = 0;
       for (size_t i = 0, end; i < warp.size(); i = end) {
         for (end = i; end < warp.size() && warp[end].instruction() == warp[i].instruction();) ++end;
+        ++accesses;
         if (warp[i].shared)
           warp_passes += passes(&warp[i], &warp[i] + (end - i));
         else
@@ -116,6 +121,7 @@ class Counter {
     for (std::vector<uint32_t>& turns : turns_) std::fill(turns.begin(), turns.end(), 0);
     Counts& counts = launches_.back();
     ++counts.barriers, counts.longest_loads += double(loads), counts.longest_passes += double(most_passes);
+    counts.accesses += double(accesses);
   }
 
   std::vector<Counts> take() {
@@ -129,7 +135,7 @@ class Counter {
   std::vector<std::vector<uint32_t>> turns_;  // of a thread at a place, since the last barrier
   std::unordered_map<const void*, uint32_t> places_;
   std::unordered_set<uintptr_t> touched_;
-  uintptr_t own_ = 0, own_end_ = 0, shared_ = 0, shared_end_ = 0;
+  uintptr_t own_ = 0, own_end_ = 0, caller_ = 0, caller_end_ = 0, shared_ = 0, shared_end_ = 0;
   int64_t block_ = -1;
   size_t thread_ = 0;
   bool on_ = false;
