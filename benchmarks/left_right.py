@@ -149,8 +149,8 @@ def table(result):
     """Markdown: a row for each configuration and trainer, the seeds' numbers side by side."""
     seeds = sorted({run["seed"] for run in result["runs"]})
     lines = [
-        "| configuration | trainer | Dice left | Dice right | wrong side |",
-        "|---|---|---|---|---|",
+        "| configuration | trainer | Dice left | Dice right | found | wrong side |",
+        "|---|---|---|---|---|---|",
     ]
     for configuration in PATCHES:
         for trainer in TRAINERS:
@@ -161,8 +161,10 @@ def table(result):
             }
             runs = [runs[seed] for seed in seeds if seed in runs]
             cells = [" / ".join(f"{run[key]:.2f}" for run in runs) for key in ("dice_left", "dice_right")]
-            wrong = " / ".join(f"{run['wrong_side']:.1%}" for run in runs)
-            lines.append(f"| {configuration} | `{trainer}` | {' | '.join(cells)} | {wrong} |")
+            found = " / ".join(f"{run['found']:.0%}" for run in runs)
+            # Where nothing is found, nothing has a side.
+            wrong = " / ".join(f"{run['wrong_side']:.1%}" if run["found"] else "–" for run in runs)
+            lines.append(f"| {configuration} | `{trainer}` | {' | '.join(cells)} | {found} | {wrong} |")
     return "\n".join(lines)
 
 
