@@ -18,12 +18,6 @@ from tests.support.memory import bytes_saved_for_backward, resident_growth
 
 CHANNELS, HEIGHT, WIDTH = 3, 160, 224
 CAPACITIES = (128, 256, 512)
-# Table 1's column of memory, as ratios to Base 128; its other columns are in scp_models.networks.complexity.
-PAPER_MEMORY = {
-    "Base 128": 1.00, "Base F 128": 1.06, "Base B 128": 1.17, "SCP 128": 1.78,
-    "Base 256": 2.13, "Base F 256": 2.19, "Base B 256": 2.43, "SCP 256": 3.69,
-    "Base 512": 4.84, "Base F 512": 4.90, "Base B 512": 5.39, "SCP 512": 7.94,
-}  # fmt: skip
 VARIANT_BY_TITLE = {title: variant for variant, title in TITLES.items()}
 
 

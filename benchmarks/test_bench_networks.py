@@ -8,8 +8,8 @@ import torch
 from benchmarks.claims import BASE_512, SCP_256
 from benchmarks.networks import (
     CAPACITIES,
-    PAPER_MEMORY,
     PAPER_STYLE,
+    PRINTED_MEMORY,
     STEPS,
     activation_bytes,
     build,
@@ -88,7 +88,7 @@ def test_networks(benchmark, bench_session, step: str, batch: int, wanted: Seque
         }
         if row := paper.get(name.removesuffix(f" {PAPER_STYLE}")):
             figure["paper"] = {
-                "memory_ratio": PAPER_MEMORY[f"{row['model']} {row['nc']}"],
+                "memory_ratio": PRINTED_MEMORY[f"{row['model']} {row['nc']}"],
                 "macs_ratio": row["paper_macs_ratio"],
                 "parameters_ratio": row["paper_parameters_ratio"],
             }

@@ -7,6 +7,7 @@ read off, and the operator runs as if it had been told.
 Nothing here waits for a GPU or branches on data: it can be captured, compiled and exported.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from scp_kernels._torch_compat import needs_dispatcher
 from scp_kernels.checks import ArrayLike, check_extent, position_tensor
 from scp_kernels.positions import position_dtype
-from scp_kernels.reference import pixel_indices, without_autocast
+from scp_kernels.reference import without_autocast
 
 WAYS = ("affine", "least_squares", "pixelwise")
 
@@ -70,7 +71,9 @@ def checked_affine(p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tupl
 def check_coordinates(
     features: Tensor, coordinates: Any, way: str, origin: Any, affine: Any, extent: Any, position_dims: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Check the arguments; return positions ``[G, K, P]`` (G is 1 or B), validity ``[G, P]`` (bool) and ``extent``."""
+    """Check the arguments; return positions ``[G, K, *spatial]`` (G is 1 or B), validity ``[G, *spatial]`` (bool) and
+    ``extent``.
+    """
     if way not in WAYS:
         raise ValueError(f"coordinates_as: expected one of {WAYS}, got {way!r}")
     if origin is not None or affine is not None:
@@ -98,8 +101,9 @@ def check_coordinates(
             f"extent: expected {[position_dims]} sizes of the space that the coordinates are measured in, got none"
         )
     extent = check_extent(extent, features, position_dims)
-    dtype = position_dtype(features.device)
-    channels = coordinates.to(device=features.device, dtype=dtype).flatten(2)
+    # Float32 coordinates become float64 only where something is done with them.
+    dtype = position_dtype(features.device) if coordinates.dtype == torch.float64 else torch.float32
+    channels = coordinates.to(device=features.device, dtype=dtype)
     p, validity = channels[:, :position_dims], channels[:, position_dims:]
     valid = p.sum(1) * 0 == 0  # no NaN, no infinity
     if coordinates.shape[1] > position_dims:
@@ -117,8 +121,8 @@ def read_affine(
     has repeated or reflected coordinates at a border. With ``way="least_squares"`` all valid pixels decide.
 
     Args:
-        p: ``[G, K, P]``, positions of the pixels in row-major order.
-        valid: ``[G, P]``, where to believe them.
+        p: ``[G, K, *spatial]``, positions of the pixels.
+        valid: ``[G, *spatial]``, where to believe them.
         extent: ``[K]`` or ``[G, K]``; the tolerance is a fraction of it.
 
     Returns:
@@ -127,47 +131,85 @@ def read_affine(
         pixels do not differ the slope is 0.
     """
     extent = extent if extent.ndim == 2 else extent[None]
-    tolerance = _AFFINE_TOLERANCE * extent[:, :, None]
-    # Indices about the middle of the map, in halves of it: [d + 1, P] with the row of ones.
-    index = pixel_indices(spatial_shape, p.dtype, p.device)
-    half = torch.stack([torch.full((), 0.5 * (n - 1), dtype=p.dtype, device=p.device) for n in spatial_shape])
+    dtype, dims = position_dtype(p.device), len(spatial_shape)
+    tolerance = _with_axes(_AFFINE_TOLERANCE * extent, dims)
+    # Indices about the middle of the map, in halves of it.
+    half = torch.stack([torch.full((), 0.5 * (n - 1), dtype=dtype, device=p.device) for n in spatial_shape])
     unit = half.clamp(min=0.5)
-    basis = (index - half[:, None]) / unit[:, None]
-    basis = torch.cat([basis, torch.ones_like(basis[:1])])
+    axes = [(torch.arange(n, dtype=dtype, device=p.device) - half[a]) / unit[a] for a, n in enumerate(spatial_shape)]
 
-    slopes, offset, guessed = _guess(p, valid, spatial_shape)
+    slopes, offset, guessed = _guess(p.flatten(2), valid.flatten(1), spatial_shape)
     guess = torch.cat([slopes * unit, (offset + slopes @ half)[:, :, None]], 2)  # [G, K, d + 1]
-    residual = torch.baddbmm(p, guess, basis.expand(p.shape[0], -1, -1), alpha=-1)
+    residual = _less_the_map(p, guess, axes)
     chosen = valid
     if way == "affine":
-        chosen = valid & ((residual.abs() <= tolerance).all(1) | ~guessed[:, None])
+        chosen = valid & (_all_axes(residual.abs() <= tolerance) | ~_with_axes(guessed, dims))
     # Least squares on what the guess leaves: small numbers, so that nothing cancels.
-    weight = chosen.to(p.dtype)
-    pairs = (basis[:, None] * basis).flatten(0, 1)
-    moments = (weight @ pairs.T).unflatten(1, (len(basis), len(basis)))
-    moments = moments / moments[:, -1:, -1:].clamp(min=1)
-    right = torch.where(chosen[:, None], residual, 0.0) @ basis.T / weight.sum(1).clamp(min=1)[:, None, None]
+    moments = _moments(chosen.to(dtype), axes, 2)  # [G, d + 1, d + 1]
+    count = moments[:, -1:, -1:].clamp(min=1)
+    moments = moments / count
+    right = _moments(torch.where(chosen[:, None], residual, 0.0), axes, 1) / count  # [G, K, d + 1]
     mean, mean_residual = moments[:, :-1, -1], right[:, :, -1]
     covariance = moments[:, :-1, :-1] - mean[:, :, None] * mean[:, None]
     right = right[:, :, :-1] - mean_residual[:, :, None] * mean[:, None]
     fitted = _solve(covariance, right.transpose(1, 2)).transpose(1, 2)  # [G, K, d]
     fit = torch.cat([fitted, (mean_residual - (fitted @ mean[:, :, None])[:, :, 0])[:, :, None]], 2)
-    residual = torch.baddbmm(residual, fit, basis.expand(p.shape[0], -1, -1), alpha=-1)
-    on_map = valid & (residual.abs() <= tolerance).all(1)
+    on_map = valid & _all_axes(_less_the_map(residual, fit, axes).abs_() <= tolerance)
 
     result = guess + fit
     slopes = result[:, :, :-1] / unit
-    offset = torch.where(valid.any(1)[:, None], result[:, :, -1] - slopes @ half, extent / 2)
-    return torch.cat([slopes, offset[:, :, None]], 2), 2 * on_map.sum(1) >= valid.sum(1)
+    count = valid.flatten(1).sum(1)
+    offset = torch.where((count > 0)[:, None], result[:, :, -1] - slopes @ half, extent / 2)
+    return torch.cat([slopes, offset[:, :, None]], 2), 2 * on_map.flatten(1).sum(1) >= count
+
+
+def _with_axes(values: Tensor, number: int) -> Tensor:
+    """With so many axes of size 1 behind the others."""
+    return values[(..., *[None] * number)]
+
+
+def _all_axes(each: Tensor) -> Tensor:
+    """``each.all(1)`` of ``[G, K, *spatial]``, which PyTorch evaluates element by element."""
+    return functools.reduce(torch.logical_and, each.unbind(1))
+
+
+def _less_the_map(values: Tensor, affine: Tensor, axes: list[Tensor]) -> Tensor:
+    """``values`` ``[G, K, *spatial]`` less the map ``affine`` ``[G, K, d + 1]`` of the indices along ``axes``.
+
+    The map is a sum over axes, which need not be written down for every pixel.
+    """
+    lines = affine[:, :, -1]
+    for a, indices in enumerate(axes[:-1]):
+        lines = lines[..., None] + _with_axes(affine[:, :, a], a + 1) * indices
+    return (values - lines[..., None]).sub_(_with_axes(affine[:, :, -2], len(axes)) * axes[-1])
+
+
+def _moments(values: Tensor, axes: list[Tensor], degree: int) -> Tensor:
+    """Sums over all pixels of ``values`` ``[..., *spatial]`` times each index and 1, ``[..., d + 1]``; with a degree of
+    2 times each product of two of these, ``[..., d + 1, d + 1]``.
+
+    One pass over the pixels: the last axis is summed for every power of its index, then what is left along the others.
+    """
+    powers = [torch.stack([axis**k for k in range(degree + 1)], 1) for axis in axes]  # [n, degree + 1]
+    sums = values @ powers[-1]
+    for power in reversed(powers[:-1]):
+        sums = (sums.transpose(-1, -2) @ power).flatten(-2)
+    # Where the power 1 of an axis is, and what it adds for each; no power at all is at 0.
+    places = [*((degree + 1) ** a for a in range(len(axes))), 0]
+    if degree == 1:
+        return torch.stack([sums[..., place] for place in places], -1)
+    return torch.stack([torch.stack([sums[..., r + c] for c in places], -1) for r in places], -2)
 
 
 def _guess(p: Tensor, valid: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Slopes ``[G, K, d]`` and offset ``[G, K]`` by medians over a few pixels, and where there were enough ``[G]``.
 
+    ``p`` is ``[G, K, P]``, the pixels in row-major order.
+
     A slope is the median of differences over an eighth of the map, long enough for float32 coordinates to differ by
     much more than their rounding.
     """
-    dims = len(shape)
+    dims, dtype = len(shape), position_dtype(p.device)
     sizes = [torch.full((), size, dtype=torch.int64, device=p.device) for size in shape]
     steps = [(size // 8).clamp(min=1) for size in sizes]
     count = torch.arange(_GUESS_POINTS[dims], device=p.device)
@@ -180,7 +222,7 @@ def _guess(p: Tensor, valid: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Te
         for axis, place in enumerate(places):
             flat = flat * sizes[axis] + place.reshape([-1 if a == axis else 1 for a in range(dims)])
         flat = flat.flatten()
-        return p[:, :, flat], valid[:, flat]
+        return p[:, :, flat].to(dtype), valid[:, flat]
 
     here, here_valid = at(first)
     slopes, enough = [], []
@@ -194,7 +236,7 @@ def _guess(p: Tensor, valid: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Te
         slopes.append(slope)
         enough.append(has_any | (size == 1))
     gathered = torch.stack(slopes, 2)  # [G, K, d]
-    places = torch.stack(torch.meshgrid(*first, indexing="ij")).flatten(1).to(p.dtype)
+    places = torch.stack(torch.meshgrid(*first, indexing="ij")).flatten(1).to(dtype)
     offset, _ = _median(here - gathered @ places, here_valid)
     return gathered, offset, torch.stack(enough).all(0)
 

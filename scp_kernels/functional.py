@@ -121,7 +121,8 @@ def _pixelwise(
         raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
     with reference.without_autocast(features.device):
         size = extent[..., None] if extent.ndim == 2 else extent[None, :, None]
-        s = reference.distances(torch.where(valid[:, None], p, size / 2), size, position)
+        known = torch.where(valid.flatten(1)[:, None], p.flatten(2), size / 2)
+        s = reference.distances(known, size, position)
     return reference.classify(features, s, phi, residual, bias)
 
 

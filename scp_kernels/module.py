@@ -27,6 +27,7 @@ from scp_kernels.layers import (
     pointwise_layers,
     weight_and_bias,
 )
+from scp_kernels.phi_scale import describe_scale, enlarge_phi, initial_scale, match_phi_scale
 from scp_kernels.placement import Placement
 from scp_kernels.positions import POSITIONS
 from scp_kernels.problem import Problem
@@ -39,8 +40,9 @@ class FusedSCP(nn.Module):
     ``S_ij = (i, j, H − i, W − j)`` is the pixel's distance to the borders and Φ a small ReLU network. With
     ``position_dims`` above ``spatial_dims``, positions have more axes than the map: those of a slice in a volume.
 
-    The defaults are the paper's plain form. For training, ``position="centered", zero_init=True, bias=True`` is
-    recommended: the head then starts as the plain 1×1 classifier ``w_r`` on well-scaled positions.
+    The defaults are the paper's plain form. For training, ``position="centered", zero_init=True, bias=True,
+    phi_scale="adam"`` (or ``"sgd"``) is recommended: the head then starts as the plain 1×1 classifier ``w_r`` on
+    well-scaled positions, and its weights move about as fast as that classifier's.
 
     Args:
         in_channels: C, channels of the features.
@@ -51,13 +53,18 @@ class FusedSCP(nn.Module):
             (``affine`` or ``origin``) and the ``extent``.
         position: ``"pixels"`` (eq. 5) or ``"centered"`` (``2·S/extent − 1``).
         zero_init: zero Φ's last layer, so that W starts at 0 and the head as the plain classifier.
+        phi_scale: s: W is ``s·Φ(S)``, with Φ's hidden features initialised ``1/√s`` times larger, so that W begins as
+            with s = 1 and only the optimizer's steps on it become smaller. A power of two from (0, 1], or the name of
+            the optimizer: ``"adam"`` (and its kin) or ``"sgd"``, for which s falls with the hidden widths so that the
+            step on W does not grow with them (docs/training.md). 1 is the paper's form.
         bias: add β ``[N]`` to the logits.
         bias_init: β's initial value, one number or one per class; the log-odds of a rare class keep it from flooding.
         backend: ``"auto"`` or a name of :func:`scp_kernels.available_backends`.
         device, dtype: of the parameters.
 
     Attributes:
-        phi: ``nn.Sequential(Linear, ReLU, Linear, ReLU, Linear)``; output ``n·C + c`` is ``W[n, c]``.
+        phi: ``nn.Sequential(Linear, ReLU, Linear, ReLU, Linear)``; output ``n·C + c``, times s, is ``W[n, c]``.
+        phi_scale: s, a buffer, or None for 1. It is part of the state_dict then; one without it means 1.
         residual: w_r, ``nn.Linear(C, N, bias=False)``, or None where :meth:`from_layers` was given none.
         bias: β, a parameter ``[N]``, or None.
         placement: a :class:`scp_kernels.Placement` that stands in for position arguments which a call does not give, or
@@ -78,6 +85,7 @@ class FusedSCP(nn.Module):
         position_dims: int | None = None,
         position: str = "pixels",
         zero_init: bool = False,
+        phi_scale: float | str = 1.0,
         bias: bool = False,
         bias_init: float | Sequence[float] = 0.0,
         backend: str = "auto",
@@ -105,12 +113,16 @@ class FusedSCP(nn.Module):
         self._adopt(phi, residual, beta, in_channels, num_classes, spatial_dims, position, backend)
         self.zero_init = zero_init
         self.bias_init = bias_init
-        self._initialise_last_layer_and_bias()
+        self._phi_scale_init = initial_scale(phi_scale, self.hidden_channels)
+        if phi_scale != 1:
+            self.phi_scale = torch.empty((), **factory)
+        self._initialise_scale_last_layer_and_bias()
 
     phi: nn.Sequential
     residual: PointwiseLayer | None
     bias: nn.Parameter | None
     bias_init: float | Sequence[float]
+    phi_scale: Tensor | None
     placement: Placement | None = None
 
     def _adopt(
@@ -127,6 +139,7 @@ class FusedSCP(nn.Module):
         self.phi = phi
         self.residual = residual
         self.register_parameter("bias", bias)
+        self.register_buffer("phi_scale", None)
         self.in_channels = in_channels
         self.num_classes = num_classes
         first, second, _ = pointwise_layers(phi)
@@ -139,6 +152,8 @@ class FusedSCP(nn.Module):
         self.position_state = HeadState()
         self.zero_init = False
         self.bias_init = 0.0
+        self._phi_scale_init = 1.0
+        self.register_load_state_dict_pre_hook(match_phi_scale)
         self.register_load_state_dict_pre_hook(match_linear_and_convolution)
         # Wrong names raise at construction, not at the first batch.
         if position not in POSITIONS:
@@ -196,10 +211,13 @@ class FusedSCP(nn.Module):
         for layer in (*pointwise_layers(self.phi), self.residual):
             if layer is not None:
                 layer.reset_parameters()
-        self._initialise_last_layer_and_bias()
+        self._initialise_scale_last_layer_and_bias()
 
     @torch.no_grad()
-    def _initialise_last_layer_and_bias(self) -> None:
+    def _initialise_scale_last_layer_and_bias(self) -> None:
+        if self.phi_scale is not None:
+            self.phi_scale.fill_(self._phi_scale_init)
+            enlarge_phi(self.phi, 1 / self._phi_scale_init)
         if self.zero_init:
             for parameter in self.phi[4].parameters():
                 parameter.zero_()
@@ -209,9 +227,32 @@ class FusedSCP(nn.Module):
                 raise ValueError(f"bias_init: expected a number or {self.num_classes} of them, got {self.bias_init}")
             self.bias.copy_(values.expand_as(self.bias))
 
+    @torch.no_grad()
+    def fold_phi_scale_(self) -> "FusedSCP":
+        """Multiply Φ's last layer by ``phi_scale``, in place, and drop the scale: the same logits, bit for bit.
+
+        Afterwards ``head.phi`` is Φ itself, for use outside of this class. For training to go on at the same pace, the
+        scale is to stay.
+
+        Raises:
+            RuntimeError: the last layer is pruned or reparametrised.
+        """
+        if self.phi_scale is not None:
+            layer = pointwise_layers(self.phi)[2]
+            if set(dict(layer.named_parameters())) != {"weight", "bias"}:
+                raise RuntimeError(f"phi[4]: expected plain parameters to fold the scale into, got {layer}")
+            for parameter in layer.parameters():
+                parameter.mul_(self.phi_scale)
+            self.phi_scale = None
+        return self
+
     def _phi_tensors(self) -> tuple[Tensor, ...]:
         first, _, second, _, third = self.phi._modules.values()
-        return (*weight_and_bias(first), *weight_and_bias(second), *weight_and_bias(third))
+        scale = self._buffers["phi_scale"]
+        if scale is None:
+            return (*weight_and_bias(first), *weight_and_bias(second), *weight_and_bias(third))
+        w3, b3 = weight_and_bias(third)
+        return (*weight_and_bias(first), *weight_and_bias(second), w3 * scale, b3 * scale)
 
     def _residual_tensor(self) -> Tensor | None:
         residual = self.residual
@@ -222,6 +263,9 @@ class FusedSCP(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        # Pickles of versions without it.
+        self._buffers.setdefault("phi_scale", None)
+        self.__dict__.setdefault("_phi_scale_init", 1.0)
         self.placement = None
         self.position_state = HeadState()
 
@@ -322,7 +366,7 @@ class FusedSCP(nn.Module):
         return (
             f"{self.in_channels}, {self.num_classes}, hidden_channels={self.hidden_channels}, "
             f"spatial_dims={self.spatial_dims}, position_dims={self.position_dims}, position={self.position!r}, "
-            f"bias={self.bias is not None}, backend={self.backend!r}"
+            f"phi_scale={describe_scale(self.phi_scale)}, bias={self.bias is not None}, backend={self.backend!r}"
         )
 
 

@@ -32,7 +32,8 @@ def outline(axes: Axes, mask: np.ndarray, color: str) -> None:
 
 def brain_row(row: np.ndarray, index: int, seed: int, size: str, decided: bool, offset: int) -> None:
     grid = grid_of(index, size)
-    brain = make_brain(load_brain_template(), grid, subject_seed(seed, 0, index), decided=decided)
+    kind = "ellipse" if decided else "anatomy"
+    brain = make_brain(load_brain_template(), grid, subject_seed(seed, 0, index), decided_by=kind)
     lesions = (brain.label == 1).sum(axis=(0, 1))
     z = int(np.argmax(lesions))
     other = min(max(z + offset, 0), grid.shape[2] - 1)

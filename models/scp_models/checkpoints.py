@@ -30,11 +30,20 @@ class TrainedModel:
     task: Task
     """How images are read."""
     threshold: float
-    """Of probabilities."""
+    """Of probabilities; of several classes the most probable counts."""
     memory_format: torch.memory_format
     """Of the images that the network is given."""
     split: Mapping[str, Sequence[str]] | None = None
     """Names of the subjects for training, validation and test; None where a checkpoint does not say."""
+
+    def check_threshold(self, threshold: float | None, path: Path) -> None:
+        """Refuse a threshold where the most probable of several classes counts.
+
+        Raises:
+            UserError: one was given.
+        """
+        if threshold is not None and self.task.classes:
+            raise UserError(f"--threshold: expected for one target only, {path} has classes: the most probable counts")
 
     def with_transforms(self, pattern: str) -> "TrainedModel":
         """The model for subjects whose transforms lie elsewhere than those that it was trained with.
@@ -69,15 +78,21 @@ def build_model(
         task, roi_size, task_options: see :func:`scp_models.data.get_task`.
         threshold: of probabilities.
         channels_last: keep activations in channels-last memory format, faster on CPUs and tensor cores.
-        options: of :func:`scp_models.networks.build_network`; the task gives the number of input channels and of
-            position axes.
+        options: of :func:`scp_models.networks.build_network`; the task gives the number of input channels, of classes
+            and of position axes.
 
     Raises:
         UserError: options that make no network.
     """
     preset = get_task(task, roi_size, task_options)
     try:
-        network = build_network(in_channels=len(preset.modalities), position_dims=preset.position_dims, **options)
+        network = build_network(
+            in_channels=len(preset.modalities),
+            num_classes=preset.num_outputs,
+            exclusive=bool(preset.classes),
+            position_dims=preset.position_dims,
+            **options,
+        )
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -113,7 +128,12 @@ def load_model(path: Path | str, task: str | None = None) -> TrainedModel:
     return TrainedModel(model.network, model.task, model.threshold, model.memory_format, content.get("split"))
 
 
-def check_resumable(path: Path | str, hyperparameters: Mapping[str, Any], split: Mapping[str, Sequence[str]]) -> None:
+def check_resumable(
+    path: Path | str,
+    hyperparameters: Mapping[str, Any],
+    split: Mapping[str, Sequence[str]],
+    augmentation: Mapping[str, Any],
+) -> None:
     """Refuse to resume a run from the checkpoint of another one: Lightning would take some options from the checkpoint
     and some from the command line.
 
@@ -121,19 +141,25 @@ def check_resumable(path: Path | str, hyperparameters: Mapping[str, Any], split:
         path: the checkpoint.
         hyperparameters: this run's.
         split: names of this run's subjects, by part.
+        augmentation: of this run; a checkpoint that says nothing had none.
 
     Raises:
-        UserError: no checkpoint, or one with other hyperparameters or another division of the subjects.
+        UserError: no checkpoint, or one with other hyperparameters, another augmentation or another division of the
+            subjects.
     """
     content = read_checkpoint(path)
-    stored, current = _arguments(content["hyper_parameters"]), _arguments(hyperparameters)
+    _must_agree(path, _arguments(content["hyper_parameters"]), _arguments(hyperparameters))
+    if content.get("split") != split:
+        raise UserError(f"{path}: expected a checkpoint of this run, got one that was trained on other subjects")
+    _must_agree(path, content.get("augmentation", {"augment": "none"}), augmentation)
+
+
+def _must_agree(path: Path | str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     for key in sorted(stored.keys() | current.keys()):
         if _comparable(stored.get(key)) != _comparable(current.get(key)):
             raise UserError(
                 f"{path}: expected a checkpoint of this run, with {key} = {current.get(key)!r}; got {stored.get(key)!r}"
             )
-    if content.get("split") != split:
-        raise UserError(f"{path}: expected a checkpoint of this run, got one that was trained on other subjects")
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
 from io import TextIOWrapper
@@ -13,6 +12,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from scp_models.errors import Failures, UserError
+from scp_models.options import EvaluateOptions, PhantomOptions, PredictOptions, ShowOptions
+from scp_models.study.cli import reproduce_command, study_app
 
 app = typer.Typer(
     name="scp-models",
@@ -22,17 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Split = Literal["training", "validation", "test", "all"]
-Layout = Annotated[str, typer.Option(help="Layout of the data: auto, wmh, lits, datalist or nnunet.")]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first subject that cannot be read.")]
-Threshold = Annotated[
-    float | None, typer.Option(help="Of probabilities; by default the checkpoint's, or 0.5.", min=0, max=1)
-]
-
-FrameOption = Annotated[
-    str | None,
-    typer.Option(help="Path of each subject's transform ({subject}, {folder}), for a checkpoint trained with such."),
-]
+app.add_typer(study_app, name="study")
+app.command("reproduce")(reproduce_command)
 
 
 def command(function: Callable[[Any], None]) -> Callable[..., None]:
@@ -85,64 +77,6 @@ def fit(context: typer.Context) -> None:
     run(context.args)
 
 
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """What ``evaluate`` takes."""
-
-    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint; none if --predictions is given.")] = None
-    data: Annotated[Path | None, typer.Option(help="Data set with references.")] = None
-    out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("scores")
-    split: Annotated[Split, typer.Option(help="Subjects to score, by the split that the checkpoint records.")] = "test"
-    split_file: Annotated[Path | None, typer.Option(help="JSON of three lists of names, for another split.")] = None
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the split of training, 0 if not given; with --predictions only.")
-    ] = None
-    layout: Layout = "auto"
-    threshold: Threshold = None
-    connectivity: Annotated[int, typer.Option(help="Of lesions: 6, 18 or 26 neighbours.")] = 26
-    predictions: Annotated[
-        Path | None,
-        typer.Option(
-            help="Score the <subject>.nii.gz of this folder instead: masks, probabilities, or label maps as the "
-            "references are, of which the target's labels count."
-        ),
-    ] = None
-    task: Annotated[str | None, typer.Option(help="wmh (if not given) or lits; with --predictions only.")] = None
-    target: Annotated[
-        list[int] | None, typer.Option(help="Label that is the target, again for more; with --predictions only.")
-    ] = None
-    ignored: Annotated[
-        list[int] | None,
-        typer.Option(
-            help="Label that is not scored; with --target, none is unless it is given. With --predictions only."
-        ),
-    ] = None
-    modality: Annotated[
-        list[str] | None, typer.Option(help="Channel of the images, again for more; with --predictions only.")
-    ] = None
-    label_affine: Annotated[
-        str | None,
-        typer.Option(help="Of references that lie elsewhere than their images: header or image counts; auto measures."),
-    ] = None
-    frame: FrameOption = None
-    fail_fast: FailFast = False
-
-    def check(self) -> None:
-        """Refuse what contradicts itself, before anything is read."""
-        if self.data is None:
-            raise UserError("--data: expected a data set with references, none was given")
-        if (self.checkpoint is None) == (self.predictions is None):
-            raise UserError("evaluate: expected a checkpoint or --predictions, one of the two")
-        if self.checkpoint is not None:
-            for name in ("seed", "task", "target", "ignored", "modality"):
-                if getattr(self, name) not in (None, []):
-                    raise UserError(f"--{name}: expected with --predictions only, {self.checkpoint} says it already")
-        elif self.frame is not None:
-            raise UserError("--frame: expected with a checkpoint only")
-        if self.connectivity not in (6, 18, 26):
-            raise UserError(f"--connectivity: expected 6, 18 or 26, got {self.connectivity}")
-
-
 @command
 def evaluate(options: EvaluateOptions) -> None:
     """Score every subject of a split, with all metrics, on the grid of its files."""
@@ -150,6 +84,7 @@ def evaluate(options: EvaluateOptions) -> None:
     assert options.data is not None
     from rich.progress import track
 
+    from scp_models.data.classes import parse_classes
     from scp_models.evaluation.scores import evaluate as scores_of
     from scp_models.evaluation.scores import headline, write_scores
     from scp_models.evaluation.selection import DataSet, masks_of_checkpoint, masks_of_files
@@ -167,6 +102,7 @@ def evaluate(options: EvaluateOptions) -> None:
             "target": options.target,
             "ignored": options.ignored,
             "modalities": options.modality,
+            "classes": parse_classes(options.classes) if options.classes else None,
         }
         masks, subjects = masks_of_files(options.predictions, data, description, options.threshold)
     ensure_writable(options.out)
@@ -180,16 +116,17 @@ def evaluate(options: EvaluateOptions) -> None:
         "data": str(options.data),
         "split": options.split,
         "connectivity": options.connectivity,
-        "threshold": masks.threshold,
+        "threshold": None if masks.reader.task.classes else masks.threshold,
     }
     if failures.messages:
         about["skipped"] = failures.messages
     summary = write_scores(rows, options.out, about)
-    if not any(row["reference_lesions"] for row in rows):
-        target = list(masks.reader.task.target)
-        typer.echo(
-            f"warning: {data.root}: no reference has the target label {target}: the scores say nothing", err=True
-        )
+    present = {row.get("class") for row in rows if row["reference_lesions"]}
+    for name in dict.fromkeys(row.get("class") for row in rows):
+        if name not in present:
+            what = f"the target label {list(masks.reader.task.target)}" if name is None else f"the class {name!r}"
+            of = "the scores" if name is None else "its scores"
+            typer.echo(f"warning: {data.root}: no reference has {what}: {of} say nothing", err=True)
     typer.echo(headline(summary))
     for name in ("scores.csv", "summary.json"):
         typer.echo(options.out / name)
@@ -201,36 +138,20 @@ def compare(
     a: Annotated[Path, typer.Argument(help="scores.csv of one model.")],
     b: Annotated[Path, typer.Argument(help="scores.csv of another, on the same subjects.")],
     metric: Annotated[list[str], typer.Option(help="Scores to compare.")] = ["dice", "lesion_dice"],  # noqa: B006
+    of_class: Annotated[
+        str | None, typer.Option("--class", help="One of several classes; their mean if not given.")
+    ] = None,
 ) -> None:
     """Paired two-tailed t-tests between two models, subject by subject."""
     from scp_models.evaluation.scores import paired_scores
     from scp_models.evaluation.statistics import paired_comparison
 
     for name in metric:
-        test = paired_comparison(*paired_scores(a, b, name))
+        test = paired_comparison(*paired_scores(a, b, name, of_class))
         typer.echo(
             f"{name}: difference {test.mean_difference:+.4f}, p = {test.p_value:.3g} ({test.stars}), "
             f"d_z = {test.cohen_dz:.2f}, {test.n} subjects"
         )
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """What ``predict`` takes."""
-
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint written by `scp-models fit`.")]
-    inputs: Annotated[
-        list[Path] | None, typer.Argument(help="Subjects' folders, NIfTI volumes, data sets, datalist JSONs.")
-    ] = None
-    image: Annotated[
-        list[Path] | None, typer.Option(help="One subject's modalities, one file each, in the order of training.")
-    ] = None
-    out: Annotated[Path, typer.Option(help="Folder for <subject>.nii.gz.")] = Path("predictions")
-    probabilities: Annotated[bool, typer.Option(help="Write probabilities too.")] = False
-    threshold: Threshold = None
-    layout: Layout = "auto"
-    frame: FrameOption = None
-    fail_fast: FailFast = False
 
 
 @command
@@ -244,6 +165,7 @@ def predict(options: PredictOptions) -> None:
     from scp_models.inference.predictor import predict as write_predictions
 
     model = load_model(options.checkpoint)
+    model.check_threshold(options.threshold, options.checkpoint)
     if options.frame is not None:
         model = model.with_transforms(options.frame)
     failures = Failures(_report, fail_fast=options.fail_fast)
@@ -257,25 +179,11 @@ def predict(options: PredictOptions) -> None:
     _finish(failures, total)
 
 
-@dataclass(frozen=True)
-class ShowOptions:
-    """What ``show`` takes."""
-
-    inputs: Annotated[list[Path], typer.Argument(help="Subjects' folders, NIfTI volumes, data sets, datalist JSONs.")]
-    out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("frames.png")
-    frame: Annotated[
-        str | None, typer.Option(help="foreground (if not given), image, or the path of each subject's transform.")
-    ] = None
-    checkpoint: Annotated[Path | None, typer.Option(help="Read images as it does, in its frame.")] = None
-    task: Annotated[str | None, typer.Option(help="wmh (if not given) or lits.")] = None
-    modality: Annotated[list[str] | None, typer.Option(help="Channel of the images, again for more.")] = None
-    layout: Layout = "auto"
-
-
 @command
 def show(options: ShowOptions) -> None:
     """Draw subjects' frames on their slices: is the foreground the patient, and which way is right, front and top?"""
-    from scp_models.data.tasks import get_task, read_description, with_frame
+    from scp_models.data.description import read_description
+    from scp_models.data.tasks import get_task, with_frame
     from scp_models.inference.predictor import subjects_of
 
     if options.checkpoint is not None:
@@ -289,7 +197,9 @@ def show(options: ShowOptions) -> None:
         given = {"modalities": options.modality or None, "frame": options.frame or "foreground"}
         description = read_description(options.inputs[0])
         name = options.task or "wmh"
-        task = get_task(name, None, description.options(name, {**given, "target": [1]}) if description else given)
+        # Labels are not drawn.
+        of_labels = {"target": [1], "ignored": []}
+        task = get_task(name, None, description.options(name, {**given, **of_labels}) if description else given)
     from scp_models.report.frames import draw_frames
 
     typer.echo(draw_frames(subjects_of(options.inputs, [], task, options.layout), task, options.out))
@@ -303,27 +213,21 @@ def complexity(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
     run(as_json=as_json)
 
 
-@app.command()
-def phantom(
-    task: Annotated[Literal["wmh", "lits"], typer.Argument(help="What to imitate.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the data set.")],
-    subjects: Annotated[int, typer.Option(help="How many.")] = 12,
-    seed: Annotated[int, typer.Option(help="Fixes every voxel.")] = 0,
-    size: Annotated[Literal["full", "small"], typer.Option(help="The challenge's sizes, or small ones.")] = "full",
-    location_decided: Annotated[
-        bool, typer.Option(help="WMH: identical blobs everywhere, lesions only inside a central ellipse.")
-    ] = False,
-) -> None:
-    """Write synthetic subjects in the layout of the WMH or LiTS challenge."""
+@command
+def phantom(options: PhantomOptions) -> None:
+    """Write synthetic subjects in the layout of the WMH or LiTS challenge, or of nnU-Net."""
     from scp_models.phantoms import generate_lits, generate_wmh
 
-    if task == "wmh":
-        generate_wmh(out, subjects, seed, size=size, location_decided=location_decided)
-    elif location_decided:
-        raise UserError("--location-decided: expected with wmh only")
-    else:
-        generate_lits(out, subjects, seed, size=size)
-    typer.echo(out)
+    if options.task == "lits" and (options.location_decided or options.height_decided):
+        raise UserError("--location-decided, --height-decided: expected with wmh only")
+    parts = options.size.split("x")
+    size = (int(parts[0]), int(parts[1]), int(parts[2])) if [*map(str.isdecimal, parts)] == [True] * 3 else options.size
+    kinds = {"left_right": options.left_right, "pose": options.pose}
+    if options.task == "wmh":
+        kinds |= {"location_decided": options.location_decided, "height_decided": options.height_decided}
+    generate = generate_wmh if options.task == "wmh" else generate_lits
+    generate(options.out, options.subjects, options.seed, size=size, **kinds)
+    typer.echo(options.out)
 
 
 @app.command()
@@ -349,6 +253,17 @@ def n4(
             correct_file(volume, out / volume.name)
     typer.echo(out)
     _finish(failures, len(volumes))
+
+
+@app.command()
+def nnunet(
+    action: Annotated[Literal["install", "uninstall", "path"], typer.Argument(help="What to do.")],
+) -> None:
+    """Make nnU-Net v2 find nnUNetTrainerSCP: a file in its folder, or none any more; path: for nnUNet_extTrainer."""
+    from scp_models.nnunet import install
+
+    done = {"install": install.install, "uninstall": install.uninstall, "path": install.external_folder}
+    typer.echo(done[action]())
 
 
 @app.command()

@@ -120,6 +120,21 @@ def concurrent_lines(shape, h1, dtype=torch.float64, concurrent=None):
     return inputs
 
 
+def concurrent_planes(shape, h1, dtype=torch.float64, batch=2):
+    """The same where 2-D maps lie in 3-D space, each at a place of its own: the planes along which units bend meet all
+    maps, and go through one of the pixels of each. Inputs, and their positions.
+    """
+    inputs = make_inputs(shape, batch=batch, channels=3, classes=2, hidden=(h1, 20), dtype=dtype, position_dims=3)
+    maps = slices_of_a_volume(batch)
+    extent, common = maps["extent"][0], torch.tensor([11.0, 23.0, 17.0], dtype=torch.float64)
+    w1, _, *rest = inputs.phi
+    inputs.phi = (w1, -(w1.double() @ torch.cat([common, extent - common])).to(w1.dtype), *rest)
+    linear = maps["affine"][..., :2]
+    pixels = torch.tensor([[shape[0] // (3 + b) + 0.25, shape[1] // (2 + b) + 0.25] for b in range(batch)]).double()
+    affine = torch.cat([linear, (common - (linear @ pixels[:, :, None])[..., 0])[:, :, None]], 2)
+    return inputs, {"affine": affine, "extent": extent}
+
+
 def requirements_of(inputs, groups=1, multiprocessors=4, backward=True):
     call = sized_cuda_call(problem_like(inputs, groups), HostCuda().shared_memory, multiprocessors)
     return requirements(build(), call, backward)
@@ -184,6 +199,12 @@ def test_overflow_tiles_of_several_position_maps():
     assert capacity(inputs) < 90
     shift = torch.tensor([[9.0, -20.0], [-16.0, 30.0]], dtype=torch.float64)
     check(inputs, affine=torch.cat([torch.eye(2, dtype=torch.float64).repeat(2, 1, 1), shift[:, :, None]], 2))
+
+
+def test_overflow_tiles_of_slices_of_a_volume():
+    inputs, options = concurrent_planes((64, 96), 90)
+    assert requirements_of(inputs, groups=2).unstable_capacity < 90
+    check(inputs, **options)
 
 
 def test_a_device_older_than_the_build(host, monkeypatch):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from scp_kernels import dispatch, scp
-from tests.cuda.test_host_emulation import concurrent_lines
+from tests.cuda.test_host_emulation import concurrent_lines, concurrent_planes
+from tests.support.agreement import slices_of_a_volume
 from tests.support.cuda_host import ORDER_VARIABLE, HostCuda, compiler
 from tests.support.problems import evaluate, make_inputs
 
@@ -38,6 +39,14 @@ PROBLEMS = {
     "a position for each sample": (
         lambda: make_inputs((20, 21), batch=3, channels=4, hidden=(30, 20)),
         {"origin": [[0, 0], [30, 5], [7, 40]], "extent": (99, 99)},
+    ),
+    "slices of a volume": (
+        lambda: make_inputs((20, 21), batch=3, channels=4, hidden=(30, 20), position_dims=3),
+        {"position": "centered", **slices_of_a_volume(3)},
+    ),
+    "overflow tiles of slices of a volume": (
+        lambda: concurrent_planes((48, 80), 60, torch.float32)[0],
+        concurrent_planes((48, 80), 60, torch.float32)[1],
     ),
     "partial gradients in the features' gradient": (
         lambda: make_inputs((21, 24), batch=16, channels=8, hidden=(24, 20)),

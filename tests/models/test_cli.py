@@ -112,8 +112,8 @@ def test_predicting_files_of_ones_own(run, root, checkpoint, tmp_path):
     run("predict", checkpoint, folder, "--out", tmp_path / "out", "--threshold", 0.01)
     mask, same = (nib.load(tmp_path / "out" / f"{name}.nii.gz") for name in ("mine", "training_Utrecht_0"))
     assert np.array_equal(mask.dataobj, same.dataobj) and np.any(mask.dataobj)
-    code, out, _ = run("predict", checkpoint, *("--image", folder / "pre" / "T1.nii.gz") * 2, "--out", tmp_path / "out")
-    assert code == 0 and out.strip().endswith("T1.nii.gz")
+    twice = ("--image", folder / "pre" / "T1.nii.gz") * 2
+    refused(run("predict", checkpoint, *twice, "--out", tmp_path / "x"), "T1.nii.gz", "expected FLAIR in this place")
     refused(run("predict", checkpoint, *files[:2], "--out", tmp_path / "x"), "mine_T1.nii.gz", "--image FILE, one each")
     refused(
         run("predict", checkpoint, *files, *files[:2], "--out", tmp_path / "x"), "--image: expected 2 files", "got 3"

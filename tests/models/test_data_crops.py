@@ -133,5 +133,5 @@ def test_predict_says_what_the_crop_cuts_off(tmp_path, caplog):
     list(predict(predictor(everyone[0], roi_size=(28, 36)), everyone, tmp_path / "out"))
     assert "the crop to 28 × 36 voxels cuts off" in caplog.text and "of the foreground of 4 subjects" in caplog.text
     caplog.clear()
-    list(predict(predictor(everyone[0], roi_size=(44, 44)), everyone, tmp_path / "out"))
+    list(predict(predictor(everyone[0], roi_size=(44, 44)), everyone, tmp_path / "all"))
     assert caplog.text == ""

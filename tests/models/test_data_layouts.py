@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scp_models.data import SegmentationDataModule, VolumeReader, find_subjects, get_task, subject_of_images
-from scp_models.data.tasks import read_description
+from scp_models.data.description import read_description
 from scp_models.errors import UserError
 from tests.support.tiny_data import affine_for, save, write_dicom, write_itk, write_lits, write_wmh, write_wmh_subject
 
@@ -293,7 +293,7 @@ def test_a_training_case_without_its_label_is_told(tmp_path, caplog):
     (tmp_path / "labelsTr" / "c0.nii.gz").unlink()
     first, second = find_subjects(tmp_path, ONE)
     assert first.label is None and second.label is not None
-    assert f"{tmp_path}: 1 of 2 subjects are for training and have no label: c0" in caplog.text
+    assert f"{tmp_path}: 1 of 2 subjects have no label: c0" in caplog.text
     (tmp_path / "labelsTr" / "c0_0000.nii.gz").touch()
     caplog.clear()
     assert find_subjects(tmp_path, ONE)[0].label.name == "c0_0000.nii.gz" and caplog.text == ""

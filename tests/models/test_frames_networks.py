@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from scp_models.checkpoints import build_model, load_model, read_checkpoint
-from scp_models.data import SegmentationDataModule, find_subjects, get_task
+from scp_models.data import SegmentationDataModule, Subject, VolumeReader, find_subjects, get_task
+from scp_models.data.frames import slice_positions
 from scp_models.data.slices import SliceDataset
 from scp_models.errors import UserError
 from scp_models.inference.predictor import Predictor
@@ -26,8 +27,16 @@ VIEWS = {
     "patch": ([[1, 0, 6], [0, 1, 4]], lambda x: x[..., 6:16, 4:18]),
     "mirrored": ([[-1, 0, 23], [0, 1, 0]], lambda x: x.flip(-2)),
     "rotated": ([[0, 1, 0], [-1, 0, 19]], lambda x: x.rot90(1, (-2, -1))),
+    "rotated by 27 degrees": ([[2, -1, 8], [1, 2, 0]], lambda x: at_lattice(x, (7, 6), [[2, -1, 8], [1, 2, 0]])),
     "resampled": ([[2, 0, 1], [0, 3, 2]], lambda x: x[..., 1::2, 2::3]),
 }
+
+
+def at_lattice(picture, size, index):
+    """The pixels of an oblique lattice, which are pixels of the picture: nothing is interpolated."""
+    h, w = torch.meshgrid(*map(torch.arange, size), indexing="ij")
+    i, j = torch.tensor(index) @ torch.stack([h, w, torch.ones_like(h)]).flatten(1)
+    return picture[..., i, j].unflatten(-1, size)
 
 
 def pointwise(variant, position_dims, **options):
@@ -45,14 +54,43 @@ def pointwise(variant, position_dims, **options):
     return network
 
 
-@pytest.mark.parametrize("frame", ["slice", "patient"])
+@pytest.fixture(scope="module")
+def place_in(tmp_path_factory):
+    """Affine and extent of one slice of an oblique volume, by the frame."""
+    folder = tmp_path_factory.mktemp("oblique")
+    affine = affine_for("LPS", (1.1, 0.8, 3.0))
+    affine[:3, :3] = np.array([[1, 0, 0], [0, 0.9, -0.436], [0, 0.436, 0.9]]) @ affine[:3, :3]
+    inside = np.zeros((*SIZE, 6), np.float32)
+    inside[3:21, 2:17, 1:] = 100
+    save(folder / "a.nii.gz", inside, affine)
+    subject = Subject("a", (folder / "a.nii.gz",), None)
+
+    def place(frame):
+        if frame == "slice":
+            return torch.eye(2, 3).double(), torch.tensor([24.0, 20.0])
+        if frame == "file":
+            sitk = pytest.importorskip("SimpleITK")
+            transform = sitk.AffineTransform(3)
+            transform.Rotate(0, 1, 0.3)
+            transform.Translate((3.0, -4.0, 5.0))
+            sitk.WriteTransform(transform, str(folder / "to_template.tfm"))
+            frame = str(folder / "to_template.tfm")
+        task = get_task("lits", SIZE, {"frame": frame, "window": [], "resize": False})
+        geometry = VolumeReader(task).read(subject, with_label=False).geometry
+        positions = slice_positions(task, subject, geometry)
+        return positions.affine[4].double(), positions.extent[4]
+
+    return place
+
+
+@pytest.mark.parametrize("frame", ["slice", "image", "foreground", "file"])
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_view_gives_the_logits_of_its_pixels(variant, view, frame):
+def test_a_view_gives_the_logits_of_its_pixels(place_in, variant, view, frame):
     """All that a frame changes is the slice's affine and extent; a view's affine is composed on the right."""
     index, cut = VIEWS[view]
-    network = pointwise(variant, 3 if frame == "patient" else 2)
-    whole, extent = (PLACE, BOX) if frame == "patient" else (torch.eye(2, 3).double(), torch.tensor([24.0, 20.0]))
+    network = pointwise(variant, 2 if frame == "slice" else 3)
+    whole, extent = place_in(frame)
     composed = whole @ torch.tensor([*index, [0, 0, 1]], dtype=torch.float64)
     image = torch.randn(2, 2, *SIZE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -61,6 +99,26 @@ def test_a_view_gives_the_logits_of_its_pixels(variant, view, frame):
         elsewhere = network(cut(image).contiguous(), affine=whole, extent=extent)
     assert torch.allclose(logits, expected, atol=1e-5)
     assert not torch.allclose(elsewhere, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("frame", ["slice", "image", "foreground", "file"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_patch_gives_the_logits_of_the_whole_where_it_sees_as_much(place_in, variant, frame):
+    """With all of the 3×3 kernels: but for as many pixels at the patch's border as they reach over."""
+    torch.manual_seed(0)
+    network = build_network(variant, capacity=32, levels=1, position_dims=2 if frame == "slice" else 3).eval()
+    if variant == "scp":
+        randomize_phi(network.head)
+    whole, extent = place_in(frame)
+    composed = whole @ torch.tensor([[1, 0, 3], [0, 1, 2], [0, 0, 1]], dtype=torch.float64)
+    image = torch.randn(2, 2, *SIZE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = network(image, affine=whole, extent=extent)[..., 3:20, 2:18]
+        logits = network(image[..., 3:20, 2:18].contiguous(), affine=composed, extent=extent)
+    reach = sum(isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) for layer in network.modules())
+    inner = (..., slice(reach, -reach), slice(reach, -reach))
+    assert torch.allclose(logits[inner], expected[inner], atol=1e-5)
+    assert not torch.allclose(logits, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

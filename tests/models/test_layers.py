@@ -18,12 +18,16 @@ DIRECT = {
     "phantoms": ("files",),
     "data": ("files", "notes"),
     "networks": (),
+    "monai": ("data", "networks"),
     "checkpoints": ("data", "networks"),
+    "nnunet": ("data", "networks"),
     "training": ("checkpoints",),
     "inference": ("checkpoints",),
     "evaluation": ("inference",),
     "report": ("training", "evaluation", "phantoms"),
-    "cli": ("report",),
+    "study": ("report",),
+    "options": ("errors",),
+    "cli": ("study", "options", "nnunet"),
 }
 KERNELS = set(__import__("scp_kernels").__all__)
 

@@ -80,7 +80,7 @@ def test_lits_orientations_are_mixed_in_the_plane(lits_folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [28, 47])
 def test_lits_headers_without_orientation(tmp_path: Path, number: int) -> None:
-    lits._write_scan(tmp_path, 0, TINY_CT, number)
+    lits._write_scan(tmp_path, 0, TINY_CT, False, False, number)
     for image in scan(tmp_path, number):
         np.testing.assert_array_equal(image.affine, np.eye(4))
         assert image.header.get_zooms() == (1.0, 1.0, 1.0)
@@ -88,7 +88,7 @@ def test_lits_headers_without_orientation(tmp_path: Path, number: int) -> None:
 
 @pytest.mark.parametrize("number", [27, 48, 53])
 def test_lits_headers_with_orientation(tmp_path: Path, number: int) -> None:
-    lits._write_scan(tmp_path, 0, TINY_CT, number)
+    lits._write_scan(tmp_path, 0, TINY_CT, False, False, number)
     volume, label = scan(tmp_path, number)
     assert volume.header.get_zooms()[2] == pytest.approx(11.0)
     assert np.array_equal(volume.affine, label.affine) == (number != 53)

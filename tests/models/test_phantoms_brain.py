@@ -19,7 +19,8 @@ SMALL = (48, 64, 6)
 @cache
 def brain(index: int, decided: bool) -> BrainImages:
     template = templates.load_brain_template()
-    return make_brain(template, wmh.grid_of(index, "small"), subject_seed(7, 0, index), decided=decided)
+    kind = "ellipse" if decided else "anatomy"
+    return make_brain(template, wmh.grid_of(index, "small"), subject_seed(7, 0, index), decided_by=kind)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_reorientation_gives_back_the_subject_in_every_storage_order(wmh_folder:
     template = templates.load_brain_template()
     for index in range(6):
         grid, gain = wmh.grid_of(index, SMALL), wmh.scanner_of(index).gains[0]
-        made = make_brain(template, grid, subject_seed(3, 0, index), decided=False)
+        made = make_brain(template, grid, subject_seed(3, 0, index))
         folder = wmh_folder / wmh.subject_folder(index)
         flair, label = (nib.as_closest_canonical(nib.load(folder / n)) for n in ("pre/FLAIR.nii.gz", "wmh.nii.gz"))
         np.testing.assert_allclose(flair.affine, grid.affine, atol=1e-4)
@@ -103,7 +104,7 @@ def test_full_size_grids_are_the_challenges() -> None:
 def test_full_size_subject_and_its_transposed_storage(tmp_path: Path) -> None:
     """Singapore's second subject, the costliest case: 256 × 232 × 48 on disk."""
     template = templates.load_brain_template()
-    folder = wmh._write_subject(tmp_path, template, 0, "full", False, 4)
+    folder = wmh._write_subject(tmp_path, template, 0, "full", "anatomy", False, 4)
     flair = nib.load(folder / "pre/FLAIR.nii.gz")
     assert folder == tmp_path / "training/Singapore/51"
     assert flair.shape == (256, 232, 48)

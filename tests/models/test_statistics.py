@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scp_models.evaluation.statistics import PairedTest, paired_comparison
+from scp_models.evaluation.statistics import PairedTest, paired_comparison, paired_interval
 
 
 def test_hand_computed_case():
@@ -77,3 +77,50 @@ def test_the_same_difference_for_every_subject(sign):
 def test_bad_scores_are_refused(a, b, message):
     with pytest.raises(ValueError, match=message):
         paired_comparison(a, b)
+
+
+def test_the_interval_of_two_subjects_is_known():
+    """Their resampled mean is 0 in a quarter, 1/2 in a half and 1 in a quarter of all draws."""
+    interval = paired_interval([0.0, 1.0])
+    assert (interval.n, interval.mean, interval.low, interval.high) == (2, 0.5, 0.0, 1.0)
+
+
+def test_the_interval_of_one_difference_among_four_subjects_is_binomial():
+    """The resampled mean of (0, 0, 0, 4) is the number of draws of the 4: P(X ≤ 2) = 0.949, P(X ≤ 3) = 0.996."""
+    four = [0.0, 0.0, 0.0, 4.0]
+    alone, of_twenty = paired_interval(four), paired_interval(four, 20)
+    assert (alone.mean, alone.low, alone.high) == (1.0, 0.0, 3.0)
+    assert (alone.family_low, alone.family_high) == (0.0, 3.0)
+    # 1 − 0.05/(2 · 20) = 0.99875 is beyond P(X ≤ 3) = 1 − 1/256.
+    assert (of_twenty.low, of_twenty.high) == (0.0, 3.0)
+    assert (of_twenty.family_low, of_twenty.family_high) == (0.0, 4.0)
+
+
+def test_the_interval_of_many_subjects_is_that_of_the_normal_distribution():
+    values = np.random.default_rng(3).normal(0.1, 1.0, 200)
+    interval = paired_interval(values.tolist(), 10, resamples=20_000)
+    error = values.std() / np.sqrt(len(values))
+    for z, low, high in (
+        (1.96, interval.low, interval.high),
+        (2.807, interval.family_low, interval.family_high),  # two-sided 0.005
+    ):
+        assert low == pytest.approx(values.mean() - z * error, abs=0.1 * error)
+        assert high == pytest.approx(values.mean() + z * error, abs=0.1 * error)
+
+
+def test_a_difference_is_shown_where_the_widened_interval_leaves_out_0():
+    values = [0.01, 0.02, 0.05, -0.005, 0.03, 0.02, 0.04, -0.01]
+    assert paired_interval(values).verdict == "higher"
+    assert paired_interval([-v for v in values]).verdict == "lower"
+    assert paired_interval(values, 1000).verdict == "none"
+    assert paired_interval([0.0, 0.0, 0.0]).verdict == "none"
+    assert paired_interval(values) == paired_interval(values)
+
+
+@pytest.mark.parametrize(
+    ("differences", "comparisons", "message"),
+    [([0.1], 1, "at least two"), ([0.1, float("nan")], 1, "finite"), ([0.1, 0.2], 0, "comparisons")],
+)
+def test_intervals_of_nothing_are_refused(differences, comparisons, message):
+    with pytest.raises(ValueError, match=message):
+        paired_interval(differences, comparisons)

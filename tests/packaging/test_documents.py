@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "csrc/README.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
-FOLDERS = ("scp_kernels", "csrc", "models", "benchmarks", "tests", "docs")
+FOLDERS = ("scp_kernels", "csrc", "models", "benchmarks", "examples", "tests", "docs")
 
 FILE = re.compile(r"[\w./-]*\w\.(?:py|md|h|cpp|cu|sh)\b")
 LINK = re.compile(r"\]\(([^)\s#]+)")

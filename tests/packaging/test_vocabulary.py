@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("scp_kernels", "csrc", "models", "benchmarks", "tests", "docs")
+FOLDERS = ("scp_kernels", "csrc", "models", "benchmarks", "examples", "tests", "docs")
 SUFFIXES = {".py", ".h", ".cpp", ".cu", ".md", ".sh", ".toml", ".html", ".yaml"}
 GLOSSARY = ROOT / "docs" / "design.md", "## Glossary"
 

@@ -129,6 +129,36 @@ def write_decathlon(root: Path, subjects: int, shape=(20, 24, 6)) -> Path:
     return root
 
 
+def write_classes(
+    root: Path, subjects: int = 6, values: tuple[int, ...] = (1, 2, 300), shape=(20, 24, 6), layout: str = "nnunet"
+) -> Path:
+    """One modality and classes ``left``, ``right``, ``middle``: boxes of these values in the labels, each of its own
+    brightness; in nnU-Net's raw layout, or the Decathlon's.
+    """
+    names = ("left", "right", "middle")
+    suffix = "_0000" if layout == "nnunet" else ""
+    for k in range(subjects):
+        rng = np.random.default_rng(k)
+        label = np.zeros(shape, np.int16)
+        for value, low in zip(values, ((3, 8), (13, 8), (8, 14)), strict=True):
+            x, y = (int(start + rng.integers(-1, 2)) for start in low)
+            label[x : x + 4, y : y + 5, 1:5] = value
+        image = 100 + 5 * rng.standard_normal(shape)
+        for value, step in zip(values, (80, 160, -80), strict=True):
+            image += step * (label == value)
+        save(root / "imagesTr" / f"case_{k}{suffix}.nii.gz", image.astype(np.float32), affine_for(AXIS_CODES[k % 6]))
+        save(root / "labelsTr" / f"case_{k}.nii.gz", label, affine_for(AXIS_CODES[k % 6]))
+    by_name = dict(zip(names, values, strict=True))
+    if layout == "nnunet":
+        content = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, **by_name}, "file_ending": ".nii.gz"}
+    else:
+        pairs = [{"image": f"imagesTr/case_{k}.nii.gz", "label": f"labelsTr/case_{k}.nii.gz"} for k in range(subjects)]
+        labels = {"0": "background", **{str(value): name for name, value in by_name.items()}}
+        content = {"modality": {"0": "MRI"}, "labels": labels, "training": pairs}
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
 def write_lits(root: Path, numbers=(0, 1, 28, 29), shape=(24, 20, 5)) -> Path:
     """Volumes with the published faults: mixed orientations, identity affines from 28 on, a tumour-free scan (0)."""
     for number in numbers:

@@ -33,6 +33,7 @@ CHUNK = 32
 # Of an image's voxels that another file has to cover to be resampled onto it.
 _COVERED = 0.5
 # Shares of a label in the foreground: enough to believe a place, too little to, and a difference that says nothing.
+_DECIDE = "--data.label_affine, for evaluate --label-affine, decides"
 _PLAUSIBLE, _IMPLAUSIBLE, _ALIKE = 0.8, 0.5, 0.1
 _MEASURED_VOXELS = 100_000
 
@@ -131,13 +132,14 @@ def align_label(
         measured += ")"
     if by_affine >= _PLAUSIBLE and by_affine >= by_index - _ALIKE:
         aligned = _in_memory(file, target, _resampled(values, file, target, order=0, outside=0))
-        return aligned, f"{_elsewhere(file, target)}{measured}: taken where its affine says, by the nearest voxel"
+        hint = f"; {_DECIDE} otherwise" if by_index >= _PLAUSIBLE else ""
+        return aligned, f"{_elsewhere(file, target)}{measured}: taken where its affine says, by the nearest voxel{hint}"
     if by_index >= _PLAUSIBLE and by_affine < _IMPLAUSIBLE:
         return AlignedVolume(file, SAME_AXES), f"{_elsewhere(file, target)}{measured}: taken voxel by voxel"
     away = corner_distance(file.affine, target.affine, target.shape)
     raise UserError(
         f"{file.path}: expected shape {target.shape} as {target.path} has, got {file.shape}, {away:.3g} mm "
-        f"elsewhere{measured}; --data.label_affine, for evaluate --label-affine, decides which counts: header or image"
+        f"elsewhere{measured}; {_DECIDE} which counts: header or image"
     )
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from scp_models.data import datalist, lits, nnunet, wmh
 from scp_models.data.itk_files import is_dicom_folder
+from scp_models.data.splits import note_unlabelled
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task
 from scp_models.errors import Failures, UserError
-from scp_models.notes import note
 
 LAYOUTS = ("auto", "wmh", "lits", "datalist", "nnunet")
 
@@ -40,7 +40,7 @@ def find_subjects(
         "wmh": lambda: wmh.find_subjects(root, task.modalities, failures=failures),
         "lits": lambda: lits.find_subjects(root),
         "datalist": lambda: datalist.find_subjects(datalist.datalist_file(root), len(task.modalities), failures),
-        "nnunet": lambda: nnunet.find_subjects(root, failures),
+        "nnunet": lambda: nnunet.find_subjects(root, len(task.modalities), failures),
     }
     if layout not in readers:
         raise UserError(f"layout: expected one of {LAYOUTS}, got {layout!r}")
@@ -58,10 +58,7 @@ def find_subjects(
                 f"{subject.images[0]}: expected every subject once, {other.images[0]} has the same name "
                 f"({subject.name})"
             )
-    unlabelled = [s.name for s in subjects if s.partition == "training" and s.label is None]
-    if unlabelled:
-        shown = ", ".join(unlabelled[:5]) + (", ..." if len(unlabelled) > 5 else "")
-        note(f"{root}: {len(unlabelled)} of {len(subjects)} subjects are for training and have no label: {shown}")
+    note_unlabelled([s for s in subjects if s.partition == "training"], str(root))
     return subjects
 
 
@@ -69,10 +66,10 @@ def subject_of_images(images: Sequence[Path], task: Task) -> Subject:
     """One subject, of one file per modality in the task's order.
 
     It is called what the files' names begin with alike (``brain_T1``, ``brain_FLAIR``: ``brain``), or after their
-    folder.
+    folder, or the one above where that is ``pre`` or ``orig`` as in the WMH challenge.
 
     Raises:
-        UserError: another number of files, or one that is missing.
+        UserError: another number of files, one that is missing, or names of modalities in another order.
     """
     if len(images) not in (1, len(task.modalities)):
         raise UserError(
@@ -82,15 +79,29 @@ def subject_of_images(images: Sequence[Path], task: Task) -> Subject:
         if not (file.is_file() or is_dicom_folder(file)):
             raise UserError(f"{file}: expected a NIfTI file or another volume, there is none")
     stems = [lits.single_volume(file).name for file in images]
-    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*stems, strict=False))
-    name = stems[0] if len(images) == 1 else re.sub(r"[-_. ]+0*$", "", "".join(letters[0] for letters in alike))
-    return Subject(name or images[0].absolute().parent.name, tuple(images), None)
+    if len(images) > 1:
+        for file, stem, modality in zip(images, stems, task.modalities, strict=True):
+            words = {word.lower() for word in re.split(r"[-_. ]", stem)}
+            others = [other for other in task.modalities if other.lower() in words]
+            if others and modality not in others:
+                order = ", ".join(task.modalities)
+                raise UserError(f"{file}: expected {modality} in this place (--image takes {order} in this order)")
+        alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*stems, strict=False))
+        name = re.sub(r"[-_. ]+0*$", "", "".join(letters[0] for letters in alike))
+    else:
+        name = "" if stems[0].lower() in [modality.lower() for modality in task.modalities] else stems[0]
+    folder = images[0].absolute().parent
+    if folder.name in wmh.SOURCES:
+        folder = folder.parent
+    return Subject(name or folder.name, tuple(images), None)
 
 
 def guess_layout(root: Path, task: Task) -> str:
     """The layout of a data set, by what is there; the task's own where nothing says so."""
     if root.is_file():
         return "datalist"
+    if nnunet.is_images_folder(root):
+        return "nnunet"
     described = root / "dataset.json"
     if described.is_file():
         listed = isinstance(datalist.read_json(described).get("dataset"), dict)

@@ -25,6 +25,12 @@ def corner_distance(first: NDArray[np.float64], second: NDArray[np.float64], sha
     return float(np.linalg.norm(apply_affine(first, corners) - apply_affine(second, corners), axis=1).max())
 
 
+def field_of_view(affine: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """``[2, 3]``: lower and upper corner in mm of the box, along the patient's axes, around all voxels."""
+    corners = apply_affine(affine, list(itertools.product(*((-0.5, n - 0.5) for n in shape))))
+    return np.stack([corners.min(axis=0), corners.max(axis=0)])
+
+
 def turn_between(
     affine: NDArray[np.float64],
     shape: tuple[int, int, int],

@@ -1,12 +1,17 @@
 """``SegmentationDataModule``: subjects, splits, cache and loaders, for Lightning."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch.distributed
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
+from scp_models.data.augmentation import AUGMENTATIONS, Augmentation, AugmentedSlices, AugmentOptions
+from scp_models.data.classes import describe_classes
+from scp_models.data.description import task_of_data_set
 from scp_models.data.duplicates import describe_duplicates
 from scp_models.data.find import find_subjects
 from scp_models.data.foreground import describe_crop
@@ -14,10 +19,10 @@ from scp_models.data.sampling import SAMPLINGS, SliceSampler, SubjectSampler
 from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir, temporary_cache_dir
 from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import SLICE_FRAME, task_of_data_set
+from scp_models.data.tasks import SLICE_FRAME
 from scp_models.data.timing import TimedDataLoader
 from scp_models.data.transforms import read_transform, transform_path
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
 from scp_models.files import ensure_writable
 from scp_models.notes import note
 
@@ -26,10 +31,10 @@ class SegmentationDataModule(L.LightningDataModule):
     """Slices of a segmentation data set, divided by subjects.
 
     Batches are dicts of ``image`` ``[B, C, H, W]`` float32, ``label`` ``[B, 1, H, W]`` uint8 (0 background, 1 target,
-    2 ignored) and ``subject`` ``[B]`` int64; and, unless the frame is ``slice``, where each slice lies in it:
-    ``affine`` ``[B, 3, 3]`` and ``extent`` ``[B, 3]``, float32. The order of training slices depends on ``seed`` and
-    the epoch alone, so that a resumed run sees what the uninterrupted one would have. There is no augmentation: flips
-    would move left to right.
+    2 ignored; with several classes their numbers from 1 on, and 255 ignored) and ``subject`` ``[B]`` int64; and, unless
+    the frame is ``slice``, where each slice lies in it: ``affine`` ``[B, 3, 3]`` and ``extent`` ``[B, 3]``, float32.
+    The order of training slices depends on ``seed`` and the epoch alone, and so does augmentation, so that a resumed
+    run sees what the uninterrupted one would have. Slices for validation are never augmented.
 
     Args:
         root: a data set in one of the known layouts: see ``layout``.
@@ -52,8 +57,15 @@ class SegmentationDataModule(L.LightningDataModule):
             paper``.
         frame_box: with a transform: lower and upper corner, in mm, of the box in its template that positions are
             measured in; None: MNI152's.
+        classes: exclusive classes instead of one target: ``"all"`` for every foreground label of the ``dataset.json``,
+            a list of label values or names, or values by name, ``{"liver": 1, "tumour": [2, 3]}``; its key
+            ``background`` names values that are none of them. None: one target, against all else.
         label_affine: whether a label lies where its own ``header`` says or on its ``image``'s voxels; None or ``auto``:
             measured where the two disagree.
+        augment: how slices for training are changed: ``"none"``, ``"spatial"`` (moved and mirrored, their positions
+            with them), ``"intensity"`` or ``"all"``: see docs/augmentation.md. None: ``"none"`` in Python; on the
+            command line ``"all"``, and ``"none"`` with ``--model.preset paper``.
+        augment_options: how often and how far.
         layout: ``"auto"``, ``"wmh"``, ``"lits"``, ``"datalist"`` or ``"nnunet"``.
         roi_size: height and width of slices; None: the task's (160 × 224, 256 × 256).
         batch_size: slices in a batch, on each device. An incomplete last batch of training is dropped (batch norm over
@@ -61,7 +73,7 @@ class SegmentationDataModule(L.LightningDataModule):
         split: subjects (or fractions) for training, validation and test; None: the paper's, scaled to the subjects
             there are. Subjects that the data set publishes for validation or test stay that.
         split_file: JSON of three lists of names, instead.
-        seed: of split and order.
+        seed: of split, order and augmentation.
         num_workers: processes that read slices; the cache is mapped memory, so 0 is often enough.
         cache_dir: where preprocessed slices are kept; None: ``$XDG_CACHE_HOME/scp_models``.
         pin_memory: for copies to a GPU.
@@ -94,13 +106,21 @@ class SegmentationDataModule(L.LightningDataModule):
         label_affine: str | None = None,
         frame: str | None = None,
         frame_box: list[float] | None = None,
+        augment: str | None = None,
+        augment_options: AugmentOptions = AugmentOptions(),  # noqa: B008 - it is frozen
+        classes: dict[str, int | list[int]] | list[int | str] | str | None = None,
     ) -> None:
         super().__init__()
+        augment = augment or "none"
+        if augment not in AUGMENTATIONS:
+            raise UserError(f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
         if batch_size < 1:
             raise UserError(f"batch_size: expected at least 1, got {batch_size}")
         if sampling not in SAMPLINGS:
             raise UserError(f"sampling: expected one of {SAMPLINGS}, got {sampling!r}")
         self.sampling = sampling
+        self.augment = augment
+        self.augment_options = augment_options
         self.root = Path(root)
         self.task, self.task_options = task_of_data_set(
             root,
@@ -116,6 +136,7 @@ class SegmentationDataModule(L.LightningDataModule):
             # Named only where it is not the default, so that checkpoints of one kind of training are alike.
             frame=None if frame == SLICE_FRAME else frame,
             frame_box=frame_box,
+            classes=classes,
         )
         self.layout = layout
         self.batch_size = batch_size
@@ -126,6 +147,12 @@ class SegmentationDataModule(L.LightningDataModule):
         self.cache = SliceCache(Path(cache_dir) if cache_dir else default_cache_dir(), self.task)
         self.pin_memory = pin_memory
         self.subjects: dict[str, list[Subject]] = {}
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """What decides how slices are changed, for checkpoints: ``augment``, and its options unless it is ``none``."""
+        options = {} if self.augment == "none" else asdict(self.augment_options)
+        return {"augment": self.augment, **options}
 
     @property
     def train_subjects(self) -> list[Subject]:
@@ -167,8 +194,14 @@ class SegmentationDataModule(L.LightningDataModule):
                     f"there is no home folder to write to: preprocessed slices are kept in {self.cache.folder} "
                     "(--data.cache_dir or XDG_CACHE_HOME choose another folder)"
                 )
+            failures = Failures(note)
             for subject in track(missing, description="Preprocessing", transient=True):
-                self.cache.prepare(subject)
+                with failures.skip(subject.name):
+                    self.cache.prepare(subject)
+            if failures.messages:
+                first, *others = failures.messages.items()
+                more = f" (and {len(others)} more: {', '.join(other for other, _ in others)})" if others else ""
+                raise UserError(first[1] + more)
         for line in describe_duplicates(subjects):
             note(line)
         known = {subject.name: self.cache.about(subject) for subject in wanted}
@@ -184,18 +217,36 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def _check_target(self, subjects: Sequence[Subject]) -> None:
         """A training without a single target voxel learns that there is none, and scores 1."""
-        if any((self.cache.open(subject)[1] == 1).any() for subject in subjects):
+        missing = self._missing_classes(subjects)
+        if len(missing) < max(1, len(self.task.classes)):
+            for number in missing:
+                name = describe_classes(self.task.classes[number - 1 : number])
+                note(
+                    f"{self.root}: the class {name} has no voxel in any of {len(subjects)} training subjects: it "
+                    "cannot be learnt"
+                )
             return
         labels = sorted({label for subject in subjects for label in self.cache.reader.stored_labels(subject)})
         cropped = set(labels) & set(self.task.target)
+        option = "--data.classes" if self.task.classes else "--data.target"
         where = (
             f"inside slices of {self.task.roi_size[0]} × {self.task.roi_size[1]}" if cropped else "in the references"
         )
         raise UserError(
             f"{self.root}: expected the target label {list(self.task.target)} {where} of at least one of "
             f"{len(subjects)} training subjects, found none; the files hold the labels {labels} "
-            f"({'--data.roi_size' if cropped else '--data.target'} chooses)"
+            f"({'--data.roi_size' if cropped else option} chooses)"
         )
+
+    def _missing_classes(self, subjects: Sequence[Subject]) -> list[int]:
+        """Numbers of the classes, or of the target, that no subject has a voxel of."""
+        missing = list(range(1, max(2, self.task.num_outputs)))
+        for subject in subjects:
+            label = self.cache.open(subject)[1]
+            missing = [number for number in missing if not (label == number).any()]
+            if not missing:
+                break
+        return missing
 
     def setup(self, stage: str | None = None) -> None:
         self.subjects = self.divide()
@@ -203,8 +254,12 @@ class SegmentationDataModule(L.LightningDataModule):
     def train_dataloader(self) -> TimedDataLoader:
         dataset = SliceDataset(self.cache, self.train_subjects)
         kind = SubjectSampler if self.sampling == "subjects" else SliceSampler
-        sampler = kind(dataset, *_replicas(), seed=self.seed)
-        return self._loader(dataset, sampler, drop_last=len(sampler) >= self.batch_size)
+        sampler = kind(dataset, *_replicas(), seed=self.seed, numbered=self.augment != "none")
+        drop_last = len(sampler) >= self.batch_size
+        if self.augment == "none":
+            return self._loader(dataset, sampler, drop_last)
+        augmentation = Augmentation(self.augment, self.augment_options, self.task.ignored_label)
+        return self._loader(AugmentedSlices(dataset, augmentation, self.seed), sampler, drop_last)
 
     def val_dataloader(self) -> TimedDataLoader:
         replicas, rank = _replicas()
@@ -212,7 +267,7 @@ class SegmentationDataModule(L.LightningDataModule):
         sampler: DistributedSampler[object] = DistributedSampler(dataset, replicas, rank, shuffle=False)
         return self._loader(dataset, sampler, drop_last=False)
 
-    def _loader(self, dataset: SliceDataset, sampler: DistributedSampler[object], drop_last: bool) -> TimedDataLoader:
+    def _loader(self, dataset: Dataset[Any], sampler: DistributedSampler[object], drop_last: bool) -> TimedDataLoader:
         return TimedDataLoader(
             dataset,
             batch_size=self.batch_size,

@@ -5,23 +5,34 @@ from pathlib import Path
 from typing import Any
 
 from scp_models.data.datalist import must_exist, read_json, with_distinct_names
+from scp_models.data.description import channel_names
 from scp_models.data.itk_files import is_dicom_folder
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import channel_names
 from scp_models.data.volume import is_clutter
+from scp_models.data.volume_files import volume_stem
 from scp_models.errors import Failures, UserError
 
 
-def find_subjects(root: Path, failures: Failures | None = None) -> list[Subject]:
-    """Subjects of nnU-Net's raw layout.
+def is_images_folder(root: Path) -> bool:
+    """Whether ``root`` is a folder of nnU-Net's images by itself, what ``nnUNetv2_predict -i`` takes."""
+    return root.is_dir() and not (root / "dataset.json").is_file() and any(root.glob("*_0000*"))
+
+
+def find_subjects(root: Path, modalities: int, failures: Failures | None = None) -> list[Subject]:
+    """Subjects of nnU-Net's raw layout, or of one folder of its images.
 
     A channel may be a folder of DICOM slices, called as the file would be without its ending. The key ``dataset`` of
     version 2 lists the training cases by name instead, wherever their files are. ``failures`` takes cases whose files
-    are missing; where it is None, the first one is an error.
+    are missing; where it is None, the first one is an error. A folder by itself has ``modalities`` channels.
 
     Raises:
         UserError: ``dataset.json`` is missing or says no channels, or a channel's file is missing.
     """
+    failures = failures or Failures(fail_fast=True)
+    if is_images_folder(root):
+        first = next(file for file in sorted(root.glob("*_0000*")) if not is_clutter(file))
+        ending = first.name.removeprefix(volume_stem(first))
+        return _in_folder(root.parent / "dataset.json", root.name, modalities, ending, failures)
     description = root / "dataset.json"
     content = read_json(description)
     channels = channel_names(content)
@@ -30,7 +41,6 @@ def find_subjects(root: Path, failures: Failures | None = None) -> list[Subject]
     ending = content.get("file_ending", ".nii.gz")
     if not isinstance(ending, str):
         raise UserError(f"{description}: expected 'file_ending' such as .nii.gz, got {ending!r}")
-    failures = failures or Failures(fail_fast=True)
     subjects = []
     if isinstance(content.get("dataset"), dict):
         for case, entry in content["dataset"].items():

@@ -4,14 +4,12 @@ The canonical grid is nibabel's closest to RAS+, so its first axis is left-right
 ``[X, Y]`` of it are the network's ``[H, W]``.
 """
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
@@ -22,21 +20,19 @@ from scp_models.data.geometry import (
     SAME_AXES,
     Orientation,
     centre_windows,
+    field_of_view,
     inverse,
     resize,
     resized_axis,
     turned_shape,
 )
+from scp_models.data.labels import label_numbers, label_values
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import LabelAffine, Task
 from scp_models.data.volume import VolumeFile
 from scp_models.data.volume_files import open_volume
 from scp_models.errors import UserError
 from scp_models.notes import note
-
-# Of a scaled integer to the label it stands for: 255 times a slope of 1/255 is 1.00000006. Of a value in floating
-# point, its rounding: what is further away was interpolated.
-_SCALED_TOLERANCE, _ROUNDING = 1e-3, 1e-6
 
 
 @dataclass(frozen=True)
@@ -81,8 +77,7 @@ class SourceGrid:
     @property
     def field_of_view(self) -> NDArray[np.float64]:
         """``[2, 3]``: lower and upper corner in mm of the box, along the patient's axes, around all voxels."""
-        corners = apply_affine(self.affine, list(itertools.product(*((-0.5, n - 0.5) for n in self.shape))))
-        return np.stack([corners.min(axis=0), corners.max(axis=0)])
+        return field_of_view(self.affine, self.shape)
 
     @cached_property
     def plane(self) -> tuple[int, int]:
@@ -141,6 +136,21 @@ class SourceGrid:
             canonical[..., part] = slices if threshold is None else slices > threshold
         return apply_orientation(canonical, inverse(self.to_canonical))
 
+    def restore_classes(self, probabilities: NDArray[Any]) -> NDArray[np.uint8]:
+        """The class with the largest probability at the file's own resolution; background outside the crop.
+
+        Args:
+            probabilities: ``[K, H, W, Z]``, the background first; resized linearly before they are compared, a few
+                slices at a time.
+        """
+        shape = self.canonical_shape
+        canonical = np.zeros(shape, np.uint8)
+        for start in range(0, shape[2], CHUNK):
+            part = slice(start, start + CHUNK)
+            # Outside all are 0, and the first of equals counts.
+            canonical[..., part] = np.stack([self._unfit(p[..., part]) for p in probabilities]).argmax(axis=0)
+        return apply_orientation(canonical, inverse(self.to_canonical))
+
     def _unfit(self, slices: NDArray[Any]) -> NDArray[Any]:
         size = self.canonical_shape[:2]
         if self.task.resize:
@@ -167,7 +177,9 @@ class Volume:
     image: NDArray[np.float32]
     """``[C, H, W, Z]``."""
     label: NDArray[np.uint8] | None
-    """``[H, W, Z]``: 0 background, 1 target, 2 ignored; None if not read."""
+    """``[H, W, Z]``: 0 background, 1 target, 2 ignored; of several classes their numbers, and 255 ignored; None if not
+    read.
+    """
     grid: SourceGrid
     geometry: VolumeGeometry
     """Where the slices lie, and what frames are made of."""
@@ -202,6 +214,8 @@ class VolumeReader:
         files = self._open_images(subject)
         grid = SourceGrid(files[0], self.task)
         notes = [line for file in files for line in file.notes]
+        if not any(file.oriented for file in files):
+            notes.append(f"{files[0].path}: has no orientation; its axes are taken to run to the left, front and top")
         aligned = []
         for file in files:
             volume, line = align_image(file, files[0])
@@ -218,10 +232,10 @@ class VolumeReader:
             volume, lines = self._open_label(subject, grid)
             notes += lines
             fitted = []
-            for chunk in self._label_chunks(volume, grid.to_canonical):
-                mapped = _mapped(chunk, self.task)
+            for chunk in label_values(volume, self.task, grid.to_canonical):
+                mapped = label_numbers(chunk, self.task)
                 if not self.task.resize:
-                    loss += _target_loss(mapped == 1, grid)
+                    loss += _target_loss((mapped > 0) & (mapped != self.task.ignored_label), grid)
                 fitted.append(grid.fit(mapped))
             label = np.concatenate(fitted, axis=2)
         box = None if area is None else bounding_box(area, grid.affine, self.task.max_height)
@@ -237,8 +251,8 @@ class VolumeReader:
         return SourceGrid(self._open_images(subject)[0], self.task)
 
     def read_label(self, subject: Subject) -> NDArray[np.uint8]:
-        """Reference in the grid of the first image, ``[x, y, z]``: 0 background, 1 target, 2 ignored."""
-        return _mapped(self._stored_label(subject), self.task)
+        """Reference in the grid of the first image, ``[x, y, z]``, with the numbers of :attr:`Volume.label`."""
+        return label_numbers(self._stored_label(subject), self.task)
 
     def stored_labels(self, subject: Subject) -> list[int]:
         """The values in the reference's file, sorted."""
@@ -269,7 +283,7 @@ class VolumeReader:
         grid = self.grid(subject)
         volume, notes = self._open_label(subject, grid)
         _say(notes)
-        return np.concatenate(list(self._label_chunks(volume)), axis=2)
+        return np.concatenate(list(label_values(volume, self.task)), axis=2)
 
     def _open_images(self, subject: Subject) -> list[VolumeFile]:
         files = [open_volume(path) for path in subject.images]
@@ -310,6 +324,8 @@ class VolumeReader:
             fitted.append(grid.fit(self._windowed(values)))
         if missing == total:
             raise UserError(f"{volume.file.path}: expected intensities, every voxel is NaN")
+        if min(slices.min() for slices in fitted) == max(slices.max() for slices in fitted):
+            notes.append(f"{volume.file.path}: the network sees the same intensity everywhere")
         if missing:
             notes.append(f"{volume.file.path}: {missing / total:.2%} of the voxels are NaN, read as {self._empty:g}")
         return np.concatenate(fitted, axis=2)
@@ -339,22 +355,6 @@ class VolumeReader:
         coarse = np.concatenate([chunk[x // 2 :: x, y // 2 :: y] for chunk in chunks], axis=2)[..., z // 2 :: z]
         return find_foreground(self._windowed(coarse.astype(np.float32)), steps)
 
-    def _label_chunks(self, volume: AlignedVolume, axes: Orientation = SAME_AXES) -> Iterator[NDArray[Any]]:
-        """Stored label values, which are integers and, for some tasks, known ones."""
-        path = volume.file.path
-        for chunk in volume.chunks(axes):
-            if chunk.dtype.kind == "f":
-                rounded = np.rint(chunk)
-                limit = _SCALED_TOLERANCE if volume.file.scaled else _ROUNDING * np.maximum(1, np.abs(rounded))
-                chunk = np.where(np.abs(chunk - rounded) <= limit, rounded, chunk)
-            values, allowed = np.unique(chunk), self.task.labels
-            known = np.isin(values, allowed) if allowed else values == np.rint(values)
-            if not known.all():
-                expected = f"labels {allowed}" if allowed else "labels that are integers"
-                others = [float(v) for v in values[~known]][:5]
-                raise UserError(f"{path}: expected {expected}, got also {others}{_hint(values, allowed)}")
-            yield chunk
-
 
 def _say(notes: Iterable[str]) -> None:
     for line in notes:
@@ -364,14 +364,6 @@ def _say(notes: Iterable[str]) -> None:
 def _must_be_single(file: VolumeFile) -> None:
     if file.channels != 1:
         raise UserError(f"{file.path}: expected a 3-D volume, got shape {tuple(file.data.shape)}")
-
-
-def _hint(values: NDArray[Any], allowed: tuple[int, ...] | None) -> str:
-    if allowed is None or (values % 1).any():
-        return ""
-    if len(values) <= 2 and values.min() >= 0 and values.max() > max(allowed):
-        return f" (a mask of 0 and {int(values.max())}: --data.target {int(values.max())})"
-    return " (other labels: --data.target, --data.ignored)"
 
 
 def _foreground_loss(area: Foreground, grid: SourceGrid) -> CropLoss:
@@ -387,11 +379,3 @@ def _foreground_loss(area: Foreground, grid: SourceGrid) -> CropLoss:
 
 def _target_loss(target: NDArray[np.bool_], grid: SourceGrid) -> CropLoss:
     return CropLoss(target=int(target.sum()), target_outside=int(target[~grid.inside()].sum()))
-
-
-def _mapped(stored: NDArray[Any], task: Task) -> NDArray[np.uint8]:
-    """0 background, 1 target, 2 ignored."""
-    label = np.isin(stored, task.target).astype(np.uint8)
-    if task.ignored:
-        label[np.isin(stored, task.ignored)] = 2
-    return label

@@ -1,6 +1,7 @@
 """Which slices make an epoch of training, and in which order."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DistributedSampler
@@ -10,14 +11,39 @@ from scp_models.data.slices import SliceDataset
 SAMPLINGS = ("subjects", "slices")
 
 
-class SliceSampler(DistributedSampler[object]):
-    """Every slice once per epoch, in an order that depends on the seed and the epoch alone."""
+class Draw(NamedTuple):
+    """A slice that is drawn, and when: the same slice may come several times in an epoch."""
 
-    def __init__(self, dataset: SliceDataset, replicas: int, rank: int, seed: int) -> None:
+    number: int
+    """Of the slice in the data set."""
+    epoch: int
+    place: int
+    """In the epoch, counted over all processes."""
+
+
+class SliceSampler(DistributedSampler[object]):
+    """Every slice once per epoch, in an order that depends on the seed and the epoch alone.
+
+    Gives indices, or :class:`Draw` if it is ``numbered``.
+    """
+
+    def __init__(self, dataset: SliceDataset, replicas: int, rank: int, seed: int, numbered: bool = False) -> None:
         super().__init__(dataset, replicas, rank, shuffle=True, seed=seed, drop_last=len(dataset) >= replicas)
         self.counts = np.diff(dataset.offsets)
         """Slices of each subject."""
         self.subjects = dataset.subjects
+        self.numbered = numbered
+
+    def __iter__(self) -> Iterator[object]:
+        indices = self.indices()
+        if not self.numbered:
+            return iter(indices)
+        places = range(self.rank, self.total_size, self.num_replicas)
+        return iter([Draw(index, self.epoch, place) for index, place in zip(indices, places, strict=True)])
+
+    def indices(self) -> list[int]:
+        """Of the slices of this epoch and this process."""
+        return [int(index) for index in super().__iter__()]  # type: ignore[call-overload]
 
     @property
     def draws(self) -> str:
@@ -45,12 +71,12 @@ class SubjectSampler(SliceSampler):
     the epoch does not divide by the subjects, chance gives some of them one more.
     """
 
-    def __iter__(self) -> Iterator[int]:
+    def indices(self) -> list[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self._draw(rng))
         # As many for each process, as DistributedSampler has it: the end is dropped, or the beginning comes again.
         order = np.resize(order, self.total_size)
-        return iter(order[self.rank : self.total_size : self.num_replicas].tolist())
+        return [int(index) for index in order[self.rank : self.total_size : self.num_replicas]]
 
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
         """Indices of the epoch's slices, subject by subject."""

@@ -126,6 +126,12 @@ class AboutVolume:
         """``[4, 4]``: indices ``(h, w, z)`` to mm in the patient, RAS+."""
         return self.geometry.affine
 
+    @property
+    def pixel_size(self) -> tuple[float, float]:
+        """Of the slices that the network sees, in mm, along height and width."""
+        height, width = np.linalg.norm(self.affine[:3, :2], axis=0)
+        return (float(height), float(width))
+
 
 def _mapped(paths: tuple[Path, ...]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
     image_path, label_path = paths[:2]
@@ -135,18 +141,20 @@ def _mapped(paths: tuple[Path, ...]) -> tuple[NDArray[np.float16], NDArray[np.ui
 class SliceDataset(Dataset[dict[str, Tensor]]):
     """All slices of some subjects, in order.
 
-    An item has ``image`` ``[C, H, W]`` float32, ``label`` ``[1, H, W]`` uint8 (0 background, 1 target, 2 ignored) and
-    ``subject``, the subject's number; and, unless the task's frame is ``slice``, the slice's place in the frame:
-    ``affine`` ``[3, 3]`` from ``(h, w, 1)`` to p, and ``extent`` ``[3]``, float32. Items past the last slice, up to
-    ``length``, repeat it with every pixel ignored: they even out the work of several processes without changing a
-    score.
+    An item has ``image`` ``[C, H, W]`` float32, ``label`` ``[1, H, W]`` uint8 (0 background, 1 target, 2 ignored; with
+    several classes their numbers, and 255 ignored) and ``subject``, the subject's number; and, unless the task's frame
+    is ``slice``, the slice's place in the frame: ``affine`` ``[3, 3]`` from ``(h, w, 1)`` to p, and ``extent`` ``[3]``,
+    float32. Items past the last slice, up to ``length``, repeat it with every pixel ignored: they even out the work of
+    several processes without changing a score.
     """
 
     def __init__(self, cache: SliceCache, subjects: Sequence[Subject], multiple_of: int = 1) -> None:
         self.subjects = list(subjects)
+        self.ignored_label = cache.task.ignored_label
         self.paths = [cache.paths(subject) for subject in subjects]
         self.arrays = [_mapped(paths) for paths in self.paths]
         self.positions = [cache.positions(subject) for subject in subjects]
+        self.pixel_sizes = [cache.about(subject).pixel_size for subject in subjects]
         self.offsets = np.cumsum([0, *(len(label) for _, label in self.arrays)])
         self.slices = int(self.offsets[-1])
         self.length = -(-self.slices // multiple_of) * multiple_of
@@ -174,7 +182,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         marks = torch.from_numpy(np.array(label[k]))[None]
         return {
             "image": torch.from_numpy(np.array(image[k])).float(),
-            "label": torch.full_like(marks, 2) if padding else marks,
+            "label": torch.full_like(marks, self.ignored_label) if padding else marks,
             "subject": torch.tensor(subject),
             **({} if positions is None else positions.of(k)),
         }

@@ -1,4 +1,4 @@
-"""What the images and labels of a study are, and how they are read: presets, options, and a data set's own description.
+"""What the images and labels of a study are, and how they are read: presets and options.
 
 Two presets have the paper's preprocessing:
 
@@ -8,15 +8,13 @@ Two presets have the paper's preprocessing:
   against all else.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
+from scp_models.data.classes import BACKGROUND, IGNORED_AMONG_CLASSES, describe_classes, resolve_classes
 from scp_models.errors import UserError
-from scp_models.notes import note
 
 SLICE_FRAME = "slice"
 """The paper's frame: positions of pixels from the borders of the slice that the network sees."""
@@ -69,6 +67,25 @@ class Task:
     """What positions are measured in: one of :data:`FRAMES`, or the path of each subject's transform."""
     frame_box: tuple[float, ...] = MNI_BOX
     """Lower and upper corner, in mm, of the box in a transform's template that positions are measured in."""
+    classes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Exclusive classes, name and values in the label files; class k of them is k + 1 in what is returned, and what is
+    ignored is 255. Empty: the target alone, against all else.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the exclusive classes; empty without."""
+        return tuple(name for name, _ in self.classes)
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of a network: one for the target, or background and classes."""
+        return 1 + len(self.classes)
+
+    @property
+    def ignored_label(self) -> int:
+        """What is neither trained on nor scored, in labels as readers return them."""
+        return IGNORED_AMONG_CLASSES if self.classes else IGNORED_LABEL
 
     @property
     def position_dims(self) -> int:
@@ -87,8 +104,9 @@ class Task:
         if self.spacing is not None:
             how = f"resampled to {self.spacing[0]:g} × {self.spacing[1]:g} mm, {how}"
         ignored = f", ignored {list(self.ignored)}" if self.ignored else ""
+        wanted = f"classes {describe_classes(self.classes)}" if self.classes else f"target label {list(self.target)}"
         return (
-            f"task {self.name}: {', '.join(self.modalities)}; target label {list(self.target)}{ignored}; {window}; "
+            f"task {self.name}: {', '.join(self.modalities)}; {wanted}{ignored}; {window}; "
             f"slices {how} to {self.roi_size[0]} × {self.roi_size[1]}; positions in the frame {self.frame}"
         )
 
@@ -97,7 +115,23 @@ TASKS = {
     "wmh": Task("wmh", ("T1", "FLAIR"), (160, 224), False, None, (1,), (2,), (42, 6, 12), (0, 1, 2), max_height=170.0),
     "lits": Task("lits", ("CT",), (256, 256), True, (-200.0, 250.0), (2,), (), (91, 13, 27), (0, 1, 2)),
 }
-OPTIONS = ("modalities", "target", "ignored", "window", "resize", "spacing", "label_affine", "frame", "frame_box")
+LABEL_NAMES: dict[str, dict[str, tuple[int, ...]]] = {
+    "wmh": {"wmh": (1,), "other": (2,)},
+    "lits": {"liver": (1,), "tumour": (2,)},
+}
+"""Of the presets, for classes by name."""
+OPTIONS = (
+    "modalities",
+    "target",
+    "ignored",
+    "window",
+    "resize",
+    "spacing",
+    "label_affine",
+    "frame",
+    "frame_box",
+    "classes",
+)
 """What of a preset can be replaced, beside ``roi_size``."""
 
 
@@ -108,7 +142,8 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
         name: ``"wmh"`` or ``"lits"``.
         roi_size: height and width of slices; None: the preset's.
         options: any of :data:`OPTIONS`; None, or an option that is None: the preset's. An empty ``window`` is the
-            z-score, an empty ``ignored`` ignores nothing.
+            z-score, an empty ``ignored`` ignores nothing. ``classes``: see
+            :func:`scp_models.data.classes.resolve_classes`.
 
     Raises:
         UserError: an unknown name or option, or one that makes no sense.
@@ -129,6 +164,10 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
         if key in given:
             changes[key] = tuple(int(label) for label in given[key])
             changes["labels"] = None
+    if "classes" in given:
+        if "target" in given:
+            raise UserError("target: expected without classes, which have label values of their own")
+        changes |= _class_changes(name, given["classes"], given.get("ignored", TASKS[name].ignored))
     if "window" in given:
         changes["window"] = tuple(float(bound) for bound in given["window"]) or None
     if "resize" in given:
@@ -160,6 +199,18 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
     if task.window is not None and (len(task.window) != 2 or task.window[0] >= task.window[1]):
         raise UserError(f"window: expected a lower and a higher bound, got {list(task.window)}")
     return task
+
+
+def _class_changes(name: str, given: Any, ignored: Sequence[int]) -> dict[str, Any]:
+    """What of a preset exclusive classes replace: with them, label files hold known values only."""
+    resolved = resolve_classes(given, LABEL_NAMES[name], f"task {name}")
+    background = resolved.pop(BACKGROUND)
+    values = [value for members in resolved.values() for value in members]
+    return {
+        "classes": tuple((label, tuple(members)) for label, members in resolved.items()),
+        "target": tuple(sorted(values)),
+        "labels": tuple(sorted({0, *values, *background, *ignored})),
+    }
 
 
 def with_label_affine(task: Task, rule: str) -> Task:
@@ -202,138 +253,3 @@ def _pixel_size(spacing: Any) -> tuple[float, float]:
     if len(sizes) not in (1, 2) or not all(math.isfinite(size) and size > 0 for size in sizes):
         raise UserError(f"spacing: expected one or two positive numbers (mm), got {spacing}")
     return (sizes[0], sizes[-1])
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a data set's own ``dataset.json`` says: nnU-Net's, or the Medical Segmentation Decathlon's."""
-
-    path: Path
-    channels: tuple[str, ...]
-    """By number; empty if it does not say."""
-    labels: Mapping[str, tuple[int, ...]]
-    """Values by name, several for nnU-Net's regions; empty if it does not say."""
-
-    @property
-    def foreground(self) -> dict[str, tuple[int, ...]]:
-        """Without background and nnU-Net's ``ignore``."""
-        return {name: values for name, values in self.labels.items() if name != "ignore" and values != (0,)}
-
-    def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options ``given``, completed by what the file says.
-
-        Its channels are the modalities, unless the preset has as many. Its only foreground label is the target; of
-        several, the preset's target. Its label ``ignore`` is ignored.
-
-        Raises:
-            UserError: several foreground labels, none of them the preset's target; or one of them is a label that the
-                preset ignores.
-        """
-        options = {key: value for key, value in given.items() if value is not None}
-        preset = TASKS.get(name)
-        if preset is None:
-            return options
-        if self.channels and "modalities" not in options and len(self.channels) != len(preset.modalities):
-            options["modalities"] = list(self.channels)
-        if not self.labels:
-            return options
-        values = {value for members in self.labels.values() for value in members}
-        if "target" not in options:
-            if len(self.foreground) == 1:
-                options["target"] = list(*self.foreground.values())
-            elif not set(preset.target) <= values:
-                named = ", ".join(f"{label} = {list(members)}" for label, members in self.foreground.items())
-                raise UserError(f"{self.path}: expected --data.target to choose among its labels ({named})")
-        if "ignored" not in options:
-            target = set(options.get("target", preset.target))
-            unclear = set(preset.ignored) - target
-            unsaid = [label for label, members in self.foreground.items() if unclear & set(members)]
-            if "ignore" in self.labels:
-                options["ignored"] = list(self.labels["ignore"])
-            elif unsaid:
-                raise UserError(
-                    f"{self.path}: expected --data.ignored to say whether its label {unsaid[0]!r} is ignored ([] "
-                    f"for none), as task {name} ignores {list(preset.ignored)}"
-                )
-            elif preset.ignored:
-                options["ignored"] = []
-        plain = (list(preset.target), list(preset.ignored))
-        if (options.get("target", plain[0]), options.get("ignored", plain[1])) == plain and "target" not in given:
-            # The preset as it is: the same task as without the file.
-            options.pop("target", None)
-            if "ignored" not in given:
-                options.pop("ignored", None)
-        return options
-
-
-def read_description(root: Path | str) -> Description | None:
-    """The description at ``root`` (a data set, or its JSON); None if there is none that says channels or labels.
-
-    nnU-Net writes ``channel_names`` by number and ``labels`` by name; the Decathlon ``modality`` and ``labels`` by
-    number. Of a part that cannot be read there is a note, and the other part counts.
-    """
-    root = Path(root)
-    path = root if root.suffix == ".json" else root / "dataset.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # the reader of the layout says what is wrong with it, if anything has to be read from it
-    if not isinstance(content, dict):
-        return None
-    channels, labels = channel_names(content), _label_values(content.get("labels") or {})
-    for key, parsed in (("channel_names", channels), ("modality", channels), ("labels", labels)):
-        if content.get(key) and parsed is None:
-            note(f"{path}: {key} cannot be read ({_shown(content[key])}): it is as if it were not there")
-    return Description(path, channels or (), labels or {}) if channels or labels else None
-
-
-def task_of_data_set(
-    root: Path | str, name: str, roi_size: Sequence[int] | None = None, **given: Any
-) -> tuple[Task, dict[str, Any] | None]:
-    """The task of a data set, and the options that make it of its preset (None: it is the preset).
-
-    Args:
-        root: the data set; its ``dataset.json`` completes what is given.
-        name: of the preset.
-        roi_size: see :func:`get_task`.
-        given: any of :data:`OPTIONS`; None: not given. ``target``, ``ignored`` and ``spacing`` may be one number.
-
-    Raises:
-        UserError: options that make no task, or labels among which the target has to be chosen.
-    """
-    options = {key: [value] if isinstance(value, (int, float)) else value for key, value in given.items()}
-    if "resize" in given:
-        options["resize"] = given["resize"]
-    if description := read_description(root):
-        options = description.options(name, options)
-    options = {key: value for key, value in options.items() if value is not None}
-    return get_task(name, roi_size, options), options or None
-
-
-def channel_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The channels of a ``dataset.json``, in order: by number, or a list; None where they cannot be read."""
-    channels = content.get("channel_names") or content.get("modality") or {}
-    if isinstance(channels, list):
-        channels = dict(enumerate(channels))
-    try:
-        names = tuple(channels[key] for key in sorted(channels, key=int))
-    except (TypeError, ValueError):
-        return None
-    return names if all(isinstance(name, str) for name in names) else None
-
-
-def _label_values(labels: Any) -> dict[str, tuple[int, ...]] | None:
-    result = {}
-    try:
-        for key, value in labels.items():
-            name, numbers = (value, key) if str(key).isdigit() else (key, value)
-            members = numbers if isinstance(numbers, list) else [numbers]
-            result[str(name)] = tuple(int(member) for member in members)
-    except (TypeError, ValueError, AttributeError):
-        return None
-    return result
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -17,12 +17,14 @@ from scp_models.data.subjects import Subject, folders
 from scp_models.errors import Failures, UserError
 
 LABEL_FILE = "wmh.nii.gz"
+SOURCES = ("pre", "orig")
+"""Folders of a subject's images: bias-corrected, and as they were."""
 _PARTITIONS = ("training", "validation", "test")
 _SITES = ("Utrecht", "Singapore", "GE3T", "Amsterdam")
 
 
 def is_subject(folder: Path) -> bool:
-    return (folder / "pre").is_dir() or (folder / "orig").is_dir()
+    return any((folder / source).is_dir() for source in SOURCES)
 
 
 def find_subjects(

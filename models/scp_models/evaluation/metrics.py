@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from scp_models.data.classes import IGNORED_AMONG_CLASSES
 from scp_models.data.tasks import IGNORED_LABEL, TARGET_LABEL
 
 METRICS = (
@@ -81,19 +82,30 @@ def subject_scores(
     Raises:
         ValueError: shapes, labels, spacing or connectivity other than these.
     """
-    predicted, target = _masks(prediction, reference, ignore_label)
+    predicted, target = masks_of(prediction, reference, ignore_label)
     if len(spacing) != 3 or not all(math.isfinite(size) and size > 0 for size in spacing):
         raise ValueError(f"spacing: expected three positive sizes in mm, got {tuple(spacing)}")
     if connectivity not in get_args(Connectivity):
         raise ValueError(f"connectivity: expected one of {get_args(Connectivity)}, got {connectivity}")
 
+    millilitres = math.prod(float(size) for size in spacing) / 1000
+    scores = {
+        **count_scores(predicted, target, connectivity),
+        "hd95_mm": hausdorff_95(predicted, target, spacing),
+        "reference_ml": int(target.sum()) * millilitres,
+        "predicted_ml": int(predicted.sum()) * millilitres,
+    }
+    return {key: scores[key] for key in METRICS}
+
+
+def count_scores(predicted: Mask, target: Mask, connectivity: Connectivity = 26) -> dict[str, float]:
+    """Those of :func:`subject_scores` that come from numbers of voxels and lesions, and need no spacing."""
     reference_voxels, predicted_voxels = int(target.sum()), int(predicted.sum())
     reference_lesions, detected = count_lesions(target, predicted, connectivity)
     predicted_lesions, hits = count_lesions(predicted, target, connectivity)
     tpr = _ratio(detected, reference_lesions)
     ppv = _ratio(detected, predicted_lesions)
     precision = _ratio(hits, predicted_lesions)
-    millilitres = math.prod(float(size) for size in spacing) / 1000
     return {
         "dice": _ratio(2 * int((predicted & target).sum()), reference_voxels + predicted_voxels),
         "lesion_dice": _ratio(2 * detected, reference_lesions + predicted_lesions),
@@ -101,14 +113,54 @@ def subject_scores(
         "lesion_tpr": tpr,
         "lesion_ppv": ppv,
         "lesion_precision": precision,
-        "hd95_mm": hausdorff_95(predicted, target, spacing),
         "avd": _volume_difference(predicted_voxels, reference_voxels),
         "lesion_recall": tpr,
         "challenge_f1": harmonic_mean(tpr, precision),
         "reference_lesions": float(reference_lesions),
         "predicted_lesions": float(predicted_lesions),
-        "reference_ml": reference_voxels * millilitres,
-        "predicted_ml": predicted_voxels * millilitres,
+    }
+
+
+def class_scores(
+    prediction: NDArray[Any],
+    reference: NDArray[Any],
+    spacing: Sequence[float],
+    classes: Sequence[str],
+    *,
+    connectivity: Connectivity = 26,
+    ignore_label: int = IGNORED_AMONG_CLASSES,
+) -> dict[str, dict[str, float]]:
+    """:func:`subject_scores` of each of several exclusive classes against all else, by name.
+
+    Args:
+        prediction: ``[X, Y, Z]``, 0 and the classes' numbers from 1 on.
+        reference: the same, and ``ignore_label``.
+        spacing: voxel size in mm along the three axes.
+        classes: their names, in the order of their numbers.
+        connectivity: of lesions.
+        ignore_label: label of voxels that count for no class.
+
+    Raises:
+        ValueError: shapes, labels, spacing or connectivity other than these.
+    """
+    numbers = range(1 + len(classes))
+    for name, volume, allowed in (
+        ("prediction", prediction, (*numbers,)),
+        ("reference", reference, (*numbers, ignore_label)),
+    ):
+        values = np.unique(volume)
+        strange = values[~np.isin(values, allowed)]
+        if len(strange):
+            raise ValueError(f"{name}: expected labels among {allowed}, got also {strange[:5].tolist()}")
+    ignored = np.uint8(IGNORED_LABEL) * (reference == ignore_label)
+    return {
+        name: subject_scores(
+            prediction == number,
+            ignored + np.uint8(TARGET_LABEL) * (reference == number),
+            spacing,
+            connectivity=connectivity,
+        )
+        for number, name in enumerate(classes, start=1)
     }
 
 
@@ -179,7 +231,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def _masks(prediction: NDArray[Any], reference: NDArray[Any], ignore_label: int | None) -> tuple[Mask, Mask]:
+def masks_of(prediction: NDArray[Any], reference: NDArray[Any], ignore_label: int | None) -> tuple[Mask, Mask]:
     """The two masks to compare, with ignored voxels removed from the prediction."""
     if prediction.ndim != 3 or prediction.shape != reference.shape:
         raise ValueError(

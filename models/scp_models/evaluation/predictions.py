@@ -1,4 +1,4 @@
-"""Finished predictions, files that anything may have written, as masks in the grid of their images."""
+"""Finished predictions, files that anything may have written, as masks or classes in the grid of their images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scp_models.data.classes import describe_classes
+from scp_models.data.labels import class_numbers
 from scp_models.data.names import match_names
 from scp_models.data.preprocessing import SourceGrid, VolumeReader
 from scp_models.data.subjects import Subject
@@ -21,11 +23,12 @@ class PredictionFiles:
 
     What their values mean is read off all of them together: 0 and 1 (or 0 and 255) are masks; other integers are label
     maps as the references are, where the task's target labels count; fractions up to 1 are probabilities, of which
-    those above ``threshold`` count. Each is brought into the grid of its image as references are: see
-    :mod:`scp_models.data.alignment`.
+    those above ``threshold`` count. Of a task with several classes all are label maps. Each is
+    brought into the grid of its image as references are: see :mod:`scp_models.data.alignment`.
 
     Raises:
-        UserError: predictions are missing, or some are labels and others probabilities.
+        UserError: predictions are missing, or some are labels and others probabilities, or probabilities of several
+            classes.
     """
 
     def __init__(self, folder: Path, subjects: Sequence[Subject], task: Task, threshold: float = 0.5) -> None:
@@ -33,9 +36,13 @@ class PredictionFiles:
         self.threshold = threshold
         self._paths = _paths_of(folder, subjects)
         self._content, self._unreadable = _content_of(folder, list(self._paths.values()))
+        if task.classes:
+            if self._content == "probabilities":
+                raise UserError(f"{folder}: expected label maps of {describe_classes(task.classes)}, got probabilities")
+            self._content = "labels"
 
-    def mask_of(self, subject: Subject) -> tuple[NDArray[np.bool_], SourceGrid]:
-        """The mask of one of the subjects, and the grid that it is in: the image's.
+    def mask_of(self, subject: Subject) -> tuple[NDArray[Any], SourceGrid]:
+        """The mask of one of the subjects, or the numbers of the classes, and the grid that it is in: the image's.
 
         Raises:
             UserError: the prediction cannot be read, holds something else, or lies elsewhere than its image.
@@ -52,7 +59,12 @@ class PredictionFiles:
             rule="image" if says_nothing else "auto",
         ).read()
         if self._content == "labels":
-            return np.isin(np.rint(values), self.reader.task.target), grid
+            values = np.rint(values)
+            allowed = self.reader.task.labels
+            if self.reader.task.classes and allowed and not np.isin(strange := np.unique(values), allowed).all():
+                others = [float(v) for v in strange if v not in allowed][:5]
+                raise UserError(f"{self._paths[subject]}: expected labels {allowed}, got also {others}")
+            return class_numbers(values, self.reader.task), grid
         return values > (self.threshold if self._content == "probabilities" else 0.5), grid
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from scp_models.checkpoints import load_model
+from scp_models.data.description import task_of_data_set
 from scp_models.data.find import find_subjects
 from scp_models.data.names import match_names
 from scp_models.data.preprocessing import VolumeReader
-from scp_models.data.splits import read_split, split_subjects
+from scp_models.data.splits import note_unlabelled, read_split, split_subjects
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import Task, task_of_data_set, with_label_affine
+from scp_models.data.tasks import Task, with_label_affine
 from scp_models.errors import Failures, UserError
 from scp_models.evaluation.predictions import PredictionFiles
 from scp_models.evaluation.scores import MaskSource
@@ -38,6 +39,7 @@ class DataSet:
         """
         if self.split == "all":
             everyone = find_subjects(self.root, task, self.layout, failures)
+            note_unlabelled([subject for subject in everyone if subject.partition != "training"], str(self.root))
             return [subject for subject in everyone if subject.label is not None]
         if (path := self.split_file) is not None:
             return self.divided(task, lambda everyone: read_split(path, everyone)[self.split], failures)
@@ -80,6 +82,7 @@ def masks_of_checkpoint(
         UserError: a checkpoint or data that cannot be read, or no subject with a reference.
     """
     model = load_model(checkpoint)
+    model.check_threshold(threshold, checkpoint)
     if frame is not None:
         model = model.with_transforms(frame)
     failures = failures or Failures(fail_fast=True)
@@ -104,7 +107,7 @@ def masks_of_files(
         folder: of ``<subject>.nii.gz``.
         data: what they were made from.
         description: what is said of the data instead of what a checkpoint records: ``task``, ``seed``, ``target``,
-            ``ignored``, ``modalities``.
+            ``ignored``, ``modalities``, ``classes``.
         threshold: of probabilities; None: 0.5.
 
     Raises:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -27,21 +28,37 @@ class Segmentation:
 
     subject: Subject
     probabilities: NDArray[np.float32]
-    """``[H, W, Z]``."""
+    """``[H, W, Z]`` of the target, or ``[1 + N, H, W, Z]`` of N classes, the background first."""
     grid: SourceGrid
     threshold: float
     crop_loss: CropLoss = field(default_factory=CropLoss)
     """What of the study the network did not see."""
 
     def mask(self) -> NDArray[np.uint8]:
-        """1 where a lesion is predicted, in the source's grid ``[x, y, z]``; 0 outside the crop that the network
-        saw.
+        """1 where a lesion is predicted, or the classes' numbers from 1 on, in the source's grid ``[x, y, z]``; 0
+        outside the crop that the network saw.
         """
+        if self.grid.task.classes:
+            return self.grid.restore_classes(self.probabilities)
         return self.grid.restore(self.probabilities, self.threshold)
 
+    def label_map(self) -> NDArray[np.integer[Any]]:
+        """The mask in the values of the label files: of a class with several values its first."""
+        if not self.grid.task.classes:
+            return self.mask()
+        largest = _largest(self.grid.task)
+        dtype: type[np.integer[Any]] = np.uint8 if largest < 2**8 else np.int16 if largest < 2**15 else np.int32
+        values = np.array([0, *(members[0] for _, members in self.grid.task.classes)], dtype)
+        return values[self.mask()]
+
     def source_probabilities(self) -> NDArray[np.float32]:
-        """Probabilities in the source's grid ``[x, y, z]``; 0 outside the crop."""
-        return self.grid.restore(self.probabilities)
+        """Probabilities in the source's grid ``[x, y, z]``, 0 outside the crop; or ``[x, y, z, 1 + N]`` of N classes,
+        the background first, which has the rest.
+        """
+        if not self.grid.task.classes:
+            return self.grid.restore(self.probabilities)
+        classes = [self.grid.restore(p) for p in self.probabilities[1:]]
+        return np.stack([np.clip(1 - sum(classes), 0, 1), *classes], axis=-1)
 
 
 class Predictor:
@@ -81,39 +98,43 @@ class Predictor:
         return Segmentation(subject, probabilities, volume.grid, self.threshold, volume.crop_loss)
 
     def mask_of(self, subject: Subject) -> tuple[NDArray[np.uint8], SourceGrid]:
-        """The predicted mask in the source's grid ``[x, y, z]``, and that grid."""
+        """The predicted mask, or the classes' numbers, in the source's grid ``[x, y, z]``, and that grid."""
         segmentation = self.segment(subject)
         return segmentation.mask(), segmentation.grid
 
     @torch.inference_mode()
     def probabilities(self, volume: Volume, positions: SlicePositions | None = None) -> NDArray[np.float32]:
-        """Probability of the target at every voxel of the network's grid, ``[H, W, Z]``.
+        """Probability of the target at every voxel of the network's grid, ``[H, W, Z]``; or of the background and each
+        of N classes, ``[1 + N, H, W, Z]``.
 
         Args:
             volume: what the network sees.
             positions: where its slices lie; None: counted from the slices' own borders (the frame ``slice``).
         """
         slices = volume.image.transpose(3, 0, 1, 2)
-        out = np.empty(volume.image.shape[1:], np.float32)
+        outputs = self.reader.task.num_outputs
+        out = np.empty((outputs, *volume.image.shape[1:]), np.float32)
         for start in range(0, len(slices), self.batch_size):
             part = slice(start, start + self.batch_size)
             batch = torch.from_numpy(np.ascontiguousarray(slices[part])).to(self.device)
             batch = batch.contiguous(memory_format=self.memory_format)
             places = {} if positions is None else {k: v.to(self.device) for k, v in positions.of(part).items()}
-            p = self.network(batch, **places).float().sigmoid()[:, 0].cpu().numpy()
-            out[..., start : start + len(p)] = p.transpose(1, 2, 0)
-        return out
+            logits = self.network(batch, **places).float()
+            p = (logits.sigmoid() if outputs == 1 else logits.softmax(dim=1)).cpu().numpy()
+            out[..., start : start + len(p)] = p.transpose(1, 2, 3, 0)
+        return out[0] if outputs == 1 else out
 
 
 def write_segmentation(segmentation: Segmentation, folder: Path, probabilities: bool = False) -> list[Path]:
-    """Write ``<subject>.nii.gz`` (uint8), and ``<subject>_probabilities.nii.gz`` (float32) if asked for.
+    """Write ``<subject>.nii.gz``, and ``<subject>_probabilities.nii.gz`` (float32) if asked for.
 
+    The first is a mask in uint8, or classes in the values of the label files, int16 or int32 where these need it.
     Header, affine and units are the source's. Files appear whole or not at all.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    arrays: dict[str, NDArray[np.generic]] = {f"{segmentation.subject.name}.nii.gz": segmentation.mask()}
+    arrays: dict[str, NDArray[np.generic]] = {f"{segmentation.subject.name}.nii.gz": segmentation.label_map()}
     if probabilities:
         arrays[f"{segmentation.subject.name}_probabilities.nii.gz"] = segmentation.source_probabilities()
     written = []
@@ -121,14 +142,21 @@ def write_segmentation(segmentation: Segmentation, folder: Path, probabilities: 
         header = segmentation.grid.file.header.copy()
         header.set_data_dtype(array.dtype)
         header["scl_slope"], header["scl_inter"] = 1, 0
-        header["cal_min"], header["cal_max"] = 0, 1
+        header["cal_min"], header["cal_max"] = 0, 1 if array.dtype.kind == "f" else _largest(segmentation.grid.task)
         # A header that spoke of four axes speaks of three now.
         header.set_data_shape(array.shape)
         image = nib.Nifti1Image(array, segmentation.grid.file.stored_affine, header)
+        if (folder / name).exists():
+            note(f"{folder / name}: replaced by the prediction for {segmentation.subject.images[0]}")
         with atomic_path(folder / name) as path:
             nib.save(image, path)
         written.append(folder / name)
     return written
+
+
+def _largest(task: Task) -> int:
+    """The largest value of a label map."""
+    return max([1, *(members[0] for _, members in task.classes)])
 
 
 def predict(

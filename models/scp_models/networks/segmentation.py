@@ -31,10 +31,12 @@ class Preset:
     """Whether the layer before the head has its ReLU."""
     logit_bias: bool
     """Whether the head has a bias (initialised at the class's log-odds)."""
+    phi_scale: float | str = 1.0
+    """Scale of Φ's output: see :class:`scp_kernels.FusedSCP`."""
 
 
 PRESETS = {
-    "recommended": Preset(position="centered", zero_init=True, last_relu=False, logit_bias=True),
+    "recommended": Preset(position="centered", zero_init=True, last_relu=False, logit_bias=True, phi_scale="adam"),
     "paper": Preset(position="pixels", zero_init=False, last_relu=True, logit_bias=False),
 }
 """``recommended``: never seen to collapse. ``paper``: the printed form.
@@ -77,6 +79,7 @@ class SegmentationNetwork(nn.Module):
         constant_position: bool,
         position_dims: int,
         backend: str,
+        exclusive: bool,
     ) -> None:
         super().__init__()
         widths = [capacity // 16 * 2**level for level in range(levels)]
@@ -104,6 +107,7 @@ class SegmentationNetwork(nn.Module):
                 position_dims=position_dims,
                 position=preset.position,
                 zero_init=preset.zero_init,
+                phi_scale=preset.phi_scale,
                 bias=has_bias,
                 bias_init=logit_bias or 0.0,
                 backend=backend,
@@ -112,6 +116,10 @@ class SegmentationNetwork(nn.Module):
             self.head = nn.Conv2d(width, num_classes, 1, bias=has_bias)
             if self.head.bias is not None:
                 nn.init.constant_(self.head.bias, logit_bias or 0.0)
+        if exclusive and self.head.bias is not None:
+            # Of a softmax only differences count: the background's logit is what the others' log-odds refer to.
+            with torch.no_grad():
+                self.head.bias[0] = 0.0
 
     def features(
         self,
@@ -192,10 +200,12 @@ def build_network(
     preset: str = "recommended",
     position: str | None = None,
     last_relu: bool | None = None,
+    phi_scale: float | str | None = None,
     logit_bias: float | None = -3.0,
     constant_position: bool = False,
     position_dims: int = 2,
     backend: str = "auto",
+    exclusive: bool = False,
 ) -> SegmentationNetwork:
     """One of the paper's networks.
 
@@ -203,19 +213,21 @@ def build_network(
         variant: ``"base"`` (1×1 head), ``"base_f"`` (position channels beside the image), ``"base_b"`` (position
             channels in front of the last 3×3 layer), ``"scp"`` (spatially covariant head).
         in_channels: channels of the image: 2 (T1, FLAIR) for WMH, 1 (CT) for LiTS, 3 in Table 1.
-        num_classes: N, logits for each pixel; each is a sigmoid of its own.
+        num_classes: N, logits for each pixel; each is a sigmoid of its own, unless they are ``exclusive``.
         capacity: Nc, any positive multiple of 16; the head sees Nc/16 channels.
         levels: resolutions, 5 in the paper.
         hidden_channels: widths of Φ, ``Nc/2`` if None.
         preset: ``"recommended"`` or ``"paper"``: see :data:`PRESETS` and its warning.
         position: overrides the preset's scale of positions, ``"pixels"`` or ``"centered"``.
         last_relu: overrides whether the layer before the head has its ReLU.
+        phi_scale: overrides the preset's scale of Φ's output, ``"adam"``: ``"sgd"``, or 1 for the paper's form.
         logit_bias: initial value of the logit bias where the preset has one, the class's log-odds (−3: one pixel in
             twenty); None: no bias. The preset ``"paper"`` has none whatever this says.
         constant_position: the control of a comparison: every pixel is told the position of the image's centre, so that
             an SCP head has Φ's reparameterisation but no location.
         position_dims: K, axes of positions: 2, or 3 of a slice in a volume. Φ, Base F and Base B have 2K of them.
         backend: of the SCP head.
+        exclusive: the N logits are those of a softmax, the background's first; its bias begins at 0.
 
     Raises:
         ValueError: an argument out of its range.
@@ -235,6 +247,8 @@ def build_network(
         raise ValueError(f"position: expected 'pixels' or 'centered', got {position!r}")
     if constant_position and variant == "base":
         raise ValueError("constant_position: expected a variant with positions to hold constant, got 'base'")
+    if exclusive and num_classes < 2:
+        raise ValueError(f"num_classes: expected background and at least one class where exclusive, got {num_classes}")
     options = PRESETS[preset]
     return SegmentationNetwork(
         variant,
@@ -247,9 +261,11 @@ def build_network(
             options,
             position=options.position if position is None else position,
             last_relu=options.last_relu if last_relu is None else last_relu,
+            phi_scale=options.phi_scale if phi_scale is None else phi_scale,
         ),
         logit_bias=logit_bias,
         constant_position=constant_position,
         position_dims=position_dims,
         backend=backend,
+        exclusive=exclusive,
     )

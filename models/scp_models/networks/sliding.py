@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from scp_kernels import affine_of_coordinates, positioned
+from scp_models.networks.mirroring import MirrorAxes, average_over_mirrors
 from scp_models.networks.positions import PositionLike
 
 
@@ -20,6 +21,7 @@ def sliding_window(
     extent: PositionLike | None = None,
     coordinates: Tensor | None = None,
     coordinates_as: str = "affine",
+    mirror_axes: Sequence[int] = (),
     **options: Any,
 ) -> Any:
     """MONAI's ``sliding_window_inference``, with every window at its own place in ``image``.
@@ -37,6 +39,8 @@ def sliding_window(
         coordinates: ``[B, K, *spatial]``, or with a channel of validity: the position of every pixel of the image, in
             the place of ``affine``; read once for all windows. ``coordinates_as``: see
             :func:`scp_kernels.affine_of_coordinates`.
+        mirror_axes: spatial axes along which windows are mirrored too, 0 the first; logits are the mean over all 2ⁿ
+            mirrored windows (test-time augmentation), each of which is told its mirrored positions.
 
     Returns:
         What MONAI's function returns: logits of the image's size, or a tuple or dict of them.
@@ -58,8 +62,17 @@ def sliding_window(
         samples = torch.tensor([c[0].start for c in places], device=maps.device)
         linear, offset = maps[samples, :, :-1], maps[samples, :, -1:]
         offset = offset + linear @ torch.tensor(starts, dtype=maps.dtype, device=maps.device)[:, :, None]
-        with positioned(network, affine=torch.cat([linear, offset], 2), extent=extents[samples]):
-            return network(windows, *args, **kwargs)
+
+        def at(mirrored: Tensor, axes: MirrorAxes) -> Any:
+            # Index i of a mirrored axis of n pixels is index n − 1 − i of the window.
+            step, last = torch.ones(len(size)).to(maps), torch.zeros(len(size), 1).to(maps)
+            for axis in axes:
+                step[axis], last[axis] = -1, windows.shape[2 + axis] - 1
+            affine = torch.cat([linear * step, offset + linear @ last], 2)
+            with positioned(network, affine=affine, extent=extents[samples]):
+                return network(mirrored, *args, **kwargs)
+
+        return average_over_mirrors(at, windows, mirror_axes)
 
     return sliding_window_inference(image, roi_size, sw_batch_size, predict, with_coord=True, **options)
 

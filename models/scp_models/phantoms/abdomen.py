@@ -5,13 +5,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage as ndi
 
-from scp_models.phantoms.canvas import Canvas
+from scp_models.phantoms.anatomy import rotation
+from scp_models.phantoms.canvas import DEFORMATION, Canvas
 from scp_models.phantoms.fields import SmoothField, sample_voxels
 from scp_models.phantoms.organs import Body, liver_distance, paint_body, paint_liver, paint_organs
 
 TUMOUR_FREE_SHARE = 0.1
 
 _SLAB = 6  # slices painted at once: bounds memory, whatever the number of slices
+# Of a body that is tilted by up to 9 degrees about three axes.
+_TILTED = DEFORMATION + 55.0
 _LOW, _HIGH = (-240.0, -240.0, -180.0), (240.0, 240.0, 200.0)
 
 
@@ -28,17 +31,34 @@ class Tumour:
 
 @dataclass(frozen=True)
 class AbdomenImages:
-    """``volume`` int16 HU and ``label`` uint8 (0 background, 1 liver, 2 tumour), RAS ``[X, Y, Z]``."""
+    """``volume`` int16 HU and ``label`` uint8 (0 background, 1 liver, 2 tumour; or 1 left and 2 right kidney), RAS
+    ``[X, Y, Z]``.
+    """
 
     volume: np.ndarray
     label: np.ndarray
     tumours: list[Tumour] = field(default_factory=list)
 
 
-class _Warp:
-    """The person's size, position and smooth deviations from the average body."""
+@dataclass(frozen=True)
+class Pose:
+    """Where a body and its table lie in the field of view: ``shift`` in mm, ``scale``, ``tilt`` in radians."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    shift: np.ndarray
+    scale: float
+    tilt: np.ndarray
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "Pose":
+        tilt = np.clip(rng.normal(0, np.deg2rad(4.0), 3), *np.deg2rad((-9.0, 9.0)))
+        return cls(rng.normal(0, (14.0, 12.0, 14.0)), float(np.exp(rng.normal(0, 0.08))), tilt)
+
+
+class _Warp:
+    """The person's size, position and smooth deviations from the average body; turned about its middle by ``tilt``."""
+
+    def __init__(self, rng: np.random.Generator, tilt: np.ndarray | None = None) -> None:
+        self.matrix = None if tilt is None else rotation(tilt)
         self.scale = np.exp(rng.normal(0, (0.06, 0.06, 0.05)))
         self.shift = rng.normal(0, (6, 6, 8))
         self.fields = [SmoothField(rng, _LOW, _HIGH, 60.0) for _ in range(3)]
@@ -51,18 +71,39 @@ class _Warp:
             along = ((axes[k] - self.shift[k]) / self.scale[k]).astype(np.float32)
             result[k] = along.reshape([-1 if j == k else 1 for j in range(3)])
             result[k] += np.float32(5.0) * self.fields[k](*axes) + np.float32(1.0) * self.fine[k](*axes)
-        return result
+        if self.matrix is None:
+            return result
+        # Sums of products: no BLAS, whose bytes would depend on the number of threads.
+        turned = [sum(np.float32(self.matrix[k, j]) * result[j] for j in range(3)) for k in range(3)]
+        return np.stack(turned).astype(np.float32)
 
 
 def make_abdomen(
-    shape: tuple[int, int, int], spacing: tuple[float, float, float], seed: np.random.SeedSequence
+    shape: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    seed: np.random.SeedSequence,
+    *,
+    kidneys: bool = False,
+    pose: bool = False,
 ) -> AbdomenImages:
-    """Draw one patient on an RAS grid of ``shape`` voxels of ``spacing`` mm."""
+    """Draw one patient on an RAS grid of ``shape`` voxels of ``spacing`` mm.
+
+    Args:
+        shape: of the grid.
+        spacing: of the grid.
+        seed: fixes every voxel.
+        kidneys: label the left and the right kidney instead, without hilum and cysts, and look lower.
+        pose: the body and its table are shifted and scaled in the field of view, and the body is tilted.
+    """
     for_body, for_tumours, for_noise = (np.random.default_rng(s) for s in seed.spawn(3))
-    warp = _Warp(for_body)
+    place = Pose.draw(np.random.default_rng(seed.spawn(1)[0])) if pose else None
+    warp = _Warp(for_body, place.tilt if place else None)
     body = Body(for_body, _LOW, _HIGH)
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing, strict=True)]
-    axes[2] = axes[2] + 8.0
+    axes[2] = axes[2] + (-20.0 if kidneys else 8.0)
+    if place:
+        # All that follows is in the table's coordinates.
+        axes = [(axis - shift) / place.scale for axis, shift in zip(axes, place.shift, strict=True)]
     tumours, cysts = _draw_tumours(warp, body, axes, spacing, for_tumours)
     roughness = SmoothField(for_tumours, _LOW, _HIGH, 8.0)
     sigma = for_noise.uniform(9.0, 17.0)
@@ -73,16 +114,21 @@ def make_abdomen(
     for start in range(0, shape[2], _SLAB):
         here = slice(start, min(start + _SLAB, shape[2]))
         slab_axes = [axes[0], axes[1], axes[2][here]]
-        canvas = Canvas(slab_axes, warp(slab_axes), edge=max(1.0, spacing[0]))
+        canvas = Canvas(slab_axes, warp(slab_axes), max(1.0, spacing[0]), _TILTED if place else DEFORMATION)
         paint_body(canvas, body)
-        paint_organs(canvas, body)
+        sides, painted = paint_organs(canvas, body)
         liver = paint_liver(canvas, body)
-        label[:, :, here][liver > 0.5] = 1
+        marked = label[:, :, here] if not kidneys else np.zeros_like(label[:, :, here])
+        marked[liver > 0.5] = 1
         _paint_balls(canvas, cysts, liver, None, roughness)
-        _paint_balls(canvas, tumours, liver, label[:, :, here], roughness)
+        _paint_balls(canvas, tumours, liver, marked, roughness)
+        if kidneys:
+            # What is painted over a kidney, a cyst or a neighbour, is none of it.
+            label[:, :, here] = np.where(canvas.hu == painted, sides, 0)
         noisy = _scan(canvas.hu, spacing, sigma, for_noise)
         if circular:
-            noisy[(np.square(axes[0])[:, None] + np.square(axes[1])) > np.square(axes[0][-1])] = -1024
+            x, y = ((np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape[:2], spacing[:2], strict=True))
+            noisy[(np.square(x)[:, None] + np.square(y)) > np.square(x[-1])] = -1024
         volume[:, :, here] = np.rint(noisy)
     return AbdomenImages(volume, label, tumours)
 

@@ -1,6 +1,7 @@
 """One person's head: the average anatomy, moved, scaled, warped and aged at random, sampled on a scanner's grid."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,10 @@ class Variability:
     ageing: tuple[float, float] = (0.1, 0.35)
 
 
+POSE: dict[str, Any] = {"rotation_deg": 7.0, "log_scale": 0.09, "shift_mm": 12.0}
+"""Of :class:`Variability`: heads that lie anywhere in the field of view."""
+
+
 @dataclass(frozen=True)
 class Head:
     """Tissue fractions (white, grey, fluid, brain) and distances in mm on a grid, all float32.
@@ -72,7 +77,8 @@ class Head:
         return self.white + self.grey + self.fluid
 
 
-def _rotation(angles: np.ndarray) -> np.ndarray:
+def rotation(angles: np.ndarray) -> np.ndarray:
+    """``[3, 3]``: turns by three angles in radians, about x, then y, then z."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -82,7 +88,7 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
 
 def _template_points(grid: Grid, how: Variability, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """MNI positions ``[3, X, Y, Z]`` of the grid's voxels for skull and scalp, and those for the brain itself."""
-    matrix = _rotation(np.deg2rad(rng.normal(0, how.rotation_deg, 3))) / np.exp(rng.normal(0, how.log_scale, 3))
+    matrix = rotation(np.deg2rad(rng.normal(0, how.rotation_deg, 3))) / np.exp(rng.normal(0, how.log_scale, 3))
     start = BRAIN_CENTER + rng.normal(0, how.shift_mm, 3)
     low, high = np.array([-125.0, -160.0, -170.0]), np.array([125.0, 130.0, 115.0])
     warps = [SmoothField(rng, low, high, 26.0) for _ in range(3)]

@@ -1,17 +1,22 @@
 """FLAIR and T1 of one brain phantom: contrast, scalp and skull, bias field, noise."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage as ndi
 
-from scp_models.phantoms.anatomy import Grid, Head, Variability, make_head
+from scp_models.phantoms.anatomy import POSE, Grid, Head, Variability, make_head
 from scp_models.phantoms.fields import SmoothField
-from scp_models.phantoms.lesions import Pathology, location_decided, periventricular
+from scp_models.phantoms.lesions import Pathology, height_decided, location_decided, paired, periventricular
 from scp_models.phantoms.templates import BrainTemplate
 
 # The settings of the study that the demo repeats: less variety, so that the network's view and not anatomy is tested.
 _STUDY_VARIABILITY = Variability(2.0, 0.03, 2.0, 1.2, 0.9, (0.0, 0.0))
+
+DecidedBy = Literal["anatomy", "ellipse", "height", "side"]
+"""What decides the label of a bright blob: where in the anatomy it lies, a central ellipse, its height, its side."""
+_PATHOLOGY = {"anatomy": periventricular, "ellipse": location_decided, "height": height_decided, "side": paired}
 
 # (FLAIR, T1) of each tissue, in units of the scanner's gain.
 _WHITE, _GREY, _FLUID = (0.62, 0.95), (0.76, 0.66), (0.14, 0.24)
@@ -34,11 +39,28 @@ class BrainImages:
     pre_t1: np.ndarray
 
 
-def make_brain(template: BrainTemplate, grid: Grid, seed: np.random.SeedSequence, *, decided: bool) -> BrainImages:
-    """Draw one subject. ``decided``: the location-decided phantom, brain only, as in the study."""
+def make_brain(
+    template: BrainTemplate,
+    grid: Grid,
+    seed: np.random.SeedSequence,
+    *,
+    decided_by: DecidedBy = "anatomy",
+    pose: bool = False,
+) -> BrainImages:
+    """Draw one subject.
+
+    Args:
+        template: the average anatomy.
+        grid: of the images.
+        seed: fixes every voxel.
+        decided_by: of the label; ``"ellipse"`` and ``"height"`` are of a brain without skull, as in the study.
+        pose: the head lies anywhere in the field of view, tilted, larger or smaller.
+    """
+    decided = decided_by in ("ellipse", "height")
     for_shape, for_lesions, for_look, for_noise = (np.random.default_rng(s) for s in seed.spawn(4))
-    head = make_head(template, grid, _STUDY_VARIABILITY if decided else Variability(), for_shape)
-    pathology = (location_decided if decided else periventricular)(head, for_lesions)
+    people = _STUDY_VARIABILITY if decided else Variability()
+    head = make_head(template, grid, replace(people, **POSE) if pose else people, for_shape)
+    pathology = _PATHOLOGY[decided_by](head, for_lesions)
     clean = _contrast(head, pathology, for_look, brain_only=decided)
     level = 0.05 if decided else float(for_look.uniform(0.025, 0.04))
 
@@ -52,9 +74,7 @@ def make_brain(template: BrainTemplate, grid: Grid, seed: np.random.SeedSequence
         measured = np.hypot(real, imaginary)  # magnitude images have Rician noise
         orig.append(measured)
         pre.append(measured / bias)
-    label = pathology.lesion.astype(np.uint8)
-    label[pathology.other] = 2
-    return BrainImages(head, pathology, label, *orig, *pre)
+    return BrainImages(head, pathology, pathology.label, *orig, *pre)
 
 
 def _contrast(head: Head, pathology: Pathology, rng: np.random.Generator, *, brain_only: bool) -> list[np.ndarray]:

@@ -7,8 +7,9 @@ import numpy as np
 
 from scp_models.phantoms.fields import Corner
 
-# Windows are cut in scanner coordinates, shapes live in deformed ones; the two differ by less than this (mm).
-_DEFORMATION = 26.0
+# Windows are cut in scanner coordinates, shapes live in deformed ones; the two differ by less than this (mm) where a
+# body is not tilted.
+DEFORMATION = 26.0
 
 Window = tuple[slice, slice, slice]
 
@@ -26,23 +27,28 @@ class Canvas:
         axes: three coordinate vectors in mm (right, anterior, superior) of the slab's voxels.
         deformed: patient coordinates of every voxel, float32 ``[3, X, Y, Z]``.
         edge: width in mm of a soft edge; about a pixel.
+        deformation: the most by which the two kinds of coordinates differ, in mm.
 
     ``hu`` float32 ``[X, Y, Z]`` holds what has been painted, at first air.
     """
 
-    def __init__(self, axes: Sequence[np.ndarray], deformed: np.ndarray, edge: float) -> None:
+    def __init__(
+        self, axes: Sequence[np.ndarray], deformed: np.ndarray, edge: float, deformation: float = DEFORMATION
+    ) -> None:
         self.axes = axes
         self.deformed = deformed
         self.edge = np.float32(edge)
+        self.deformation = deformation
         self.hu = np.full(deformed.shape[1:], -1000.0, np.float32)
 
     @property
     def everything(self) -> Window:
         return (slice(None), slice(None), slice(None))
 
-    def window(self, low: Corner, high: Corner, margin: float = _DEFORMATION) -> Window | None:
+    def window(self, low: Corner, high: Corner, margin: float | None = None) -> Window | None:
         """The voxels that a shape between two corners (mm) can touch; None if there are none."""
         slices = []
+        margin = self.deformation if margin is None else margin
         for axis, a, b in zip(self.axes, low, high, strict=True):
             start, stop = np.searchsorted(axis, (a - margin, b + margin))
             if start >= stop:

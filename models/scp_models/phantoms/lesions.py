@@ -15,9 +15,15 @@ _CORTICAL_PER_ML = 0.075
 _JUXTACORTICAL_PER_ML = 0.09
 _EVERYWHERE_PER_ML = 0.165  # the study's 110 blobs in its slab of 665 ml of tissue
 
+_PAIRS = (6, 11)
+# Of a pair's blobs: least distance in mm from the midline, and of one from its partner's mirror image.
+_FROM_MIDLINE, _PAIR_JITTER_MM = 18.0, 3.0
+
 # The honest comparison's ellipse: semi-axes in mm to the side and to the front, centre in front-back (MNI).
 ELLIPSE_SEMI_AXES = (26.0, 44.0)
 ELLIPSE_CENTER_Y = -18.0
+# Above it (MNI, mm) a blob is a lesion in the height-decided phantom; half of the tissue is above.
+LESIONS_ABOVE_Z = 12.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Pathology:
     ``brightness`` float32: what is added to FLAIR, in units of the image before scanner gain, the same law for lesions
     and look-alikes; ``strength`` float32 in [0, 1]: the share of damaged tissue (darkens T1). ``lesion``,
     ``lookalike``, ``other``: bool, disjoint. ``scar`` float32: 0 outside ``other``, up to 1 in its fluid-filled core.
+    ``label`` uint8: 1 lesion, 2 other; or, of paired structures, 1 on the left and 2 on the right of the patient.
     """
 
     brightness: np.ndarray
@@ -35,6 +42,7 @@ class Pathology:
     lookalike: np.ndarray
     other: np.ndarray
     scar: np.ndarray
+    label: np.ndarray
 
 
 def in_ellipse(head: Head) -> np.ndarray:
@@ -111,7 +119,8 @@ def periventricular(head: Head, rng: np.random.Generator) -> Pathology:
     other, scar = _other_pathology(head, roughness, rng)
     lesion &= ~other
     lookalike = (elsewhere > 0.5) & ~lesion & ~other
-    return Pathology(brightness * strength, strength, lesion, lookalike, other, scar)
+    label = lesion + np.uint8(2) * other
+    return Pathology(brightness * strength, strength, lesion, lookalike, other, scar, label)
 
 
 def _other_pathology(head: Head, roughness: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -133,15 +142,62 @@ def location_decided(head: Head, rng: np.random.Generator) -> Pathology:
 
     Nothing but position tells a lesion from a look-alike: the phantom of the comparison with and without SCP.
     """
+    return _blobs_everywhere(head, rng, in_ellipse(head))
+
+
+def height_decided(head: Head, rng: np.random.Generator) -> Pathology:
+    """Identical blobs everywhere in the parenchyma; those voxels that lie in the brain's upper half are the lesions.
+
+    Where a voxel lies in its slice says nothing: height alone tells a lesion from a look-alike.
+    """
+    return _blobs_everywhere(head, rng, head.template_point[2] > LESIONS_ABOVE_Z)
+
+
+def _tissue(head: Head) -> np.ndarray:
+    return ((head.brain > 0.6) & (head.fluid < 0.4) & (head.depth > 4)).astype(np.float32)
+
+
+def _blobs_everywhere(head: Head, rng: np.random.Generator, lesions: np.ndarray) -> Pathology:
     roughness = _roughness(head, rng, 4.0)
-    tissue = ((head.brain > 0.6) & (head.fluid < 0.4) & (head.depth > 4)).astype(np.float32)
+    tissue = _tissue(head)
     blobs = Blobs(roughness, head.grid.spacing)
     density = _EVERYWHERE_PER_ML * float(rng.lognormal(0, 0.2))
     # At least 3 mm high, so that a blob is seen in its slice however thick the slices are.
     _scatter(blobs, head, tissue, density, (2.9, 5.9), (0.42, 0.42), rng, elongation=0.2, least_height=3.5)
     inside = head.brain > 0.5
     blob = (blobs.profile > 0.5) & inside
-    lesion = blob & in_ellipse(head)
+    lesion = blob & lesions
     strength = blobs.profile * inside
     none = np.zeros(head.grid.shape, np.float32)
-    return Pathology(np.float32(0.42) * strength, strength, lesion, blob & ~lesion, none > 0, none)
+    return Pathology(
+        np.float32(0.42) * strength, strength, lesion, blob & ~lesion, none > 0, none, lesion.astype(np.uint8)
+    )
+
+
+def paired(head: Head, rng: np.random.Generator) -> Pathology:
+    """Pairs of blobs, one in each hemisphere, at places that mirror each other but for a few millimetres; all of one
+    brightness. The patient's left ones are label 1, the right ones label 2: nothing but the side tells them apart.
+    """
+    roughness = _roughness(head, rng, 4.0)
+    blobs = Blobs(roughness, head.grid.spacing)
+    x = head.template_point[0]
+    right = _tissue(head) * (x > _FROM_MIDLINE)
+    for center in sample_voxels(right, int(rng.integers(*_PAIRS)), rng):
+        place = head.template_point[(slice(None), *center)].astype(np.float64)
+        for side in (-1.0, 1.0):
+            target = place * (side, 1.0, 1.0) + rng.normal(0, _PAIR_JITTER_MM, 3)
+            target[0] = side * max(side * target[0], _FROM_MIDLINE)
+            radii = np.exp(rng.uniform(*np.log((7.0, 11.0)))) * np.exp(rng.normal(0, 0.15, 3))
+            # At least as high as a thick slice, so that none lies between two.
+            radii[2] = max(radii[2], 0.8 * head.grid.spacing[2])
+            distance = sum((head.template_point[k] - np.float32(target[k])) ** 2 for k in range(3))
+            nearest = np.unravel_index(int(distance.argmin()), distance.shape)
+            # A head that is not wholly in the field of view may show one of the two.
+            if distance[nearest] < 2 * max(head.grid.spacing) ** 2:
+                blobs.add(np.array(nearest), radii, 0.42)
+    inside = head.brain > 0.5
+    blob = (blobs.profile > 0.5) & inside
+    strength = blobs.profile * inside
+    none = np.zeros(head.grid.shape, np.float32)
+    label = np.where(x < 0, np.uint8(1), np.uint8(2)) * blob
+    return Pathology(np.float32(0.42) * strength, strength, blob, none > 0, none > 0, none, label)

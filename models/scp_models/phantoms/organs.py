@@ -187,12 +187,19 @@ def _pipe(canvas: Canvas, points: np.ndarray, radius: float, value: float | np.n
         canvas.paint(tube[0], canvas.cover(tube[1]), value)
 
 
-def paint_organs(canvas: Canvas, body: Body) -> None:
-    """Everything in the cavity except the liver: lungs, heart, great vessels, kidneys, spleen, stomach, bowel."""
+def paint_organs(canvas: Canvas, body: Body) -> tuple[np.ndarray, np.ndarray]:
+    """Everything in the cavity except the liver: lungs, heart, great vessels, kidneys, spleen, stomach, bowel.
+
+    Returns:
+        Where the kidneys are, uint8, 1 the left and 2 the right one without its hilum; and the density once they were
+        painted, so that what was painted over them later can be told.
+    """
     inside = cavity_distance(canvas, canvas.everything, body)
     _paint_bowel(canvas, body, inside)
+    sides = np.zeros(canvas.hu.shape, np.uint8)
     for kidney in KIDNEYS:
-        _paint_kidney(canvas, body, kidney)
+        _paint_kidney(canvas, body, kidney, sides)
+    painted = canvas.hu.copy()
     _solid(canvas, (-93, -36, 40), (30, 40, 50), body.spleen_hu, inside)
     for center, radius in body.cysts:
         _solid(canvas, center, (radius,) * 3, 6.0, inside)
@@ -215,9 +222,10 @@ def paint_organs(canvas: Canvas, body: Body) -> None:
     for side in (-1, 1):
         renal = np.array([(-8, -22, -30), (side * 30, -32, -34), (side * 48, -42, -36)], float)
         _pipe(canvas, renal, 4.0, body.vessel_hu)
+    return sides, painted
 
 
-def _paint_kidney(canvas: Canvas, body: Body, center: tuple[float, float, float]) -> None:
+def _paint_kidney(canvas: Canvas, body: Body, center: tuple[float, float, float], sides: np.ndarray) -> None:
     window = canvas.window(np.subtract(center, _KIDNEY_RADII), np.add(center, _KIDNEY_RADII))
     if window is None:
         return
@@ -231,6 +239,7 @@ def _paint_kidney(canvas: Canvas, body: Body, center: tuple[float, float, float]
     canvas.paint(window, canvas.cover(np.minimum(kidney - 8, 3 * texture)), body.kidney_hu - 38)
     canvas.paint(window, canvas.cover(sinus), -70.0)
     canvas.paint(window, canvas.cover(canvas.ellipsoid(window, hilum, (10, 6, 17))), 12.0)
+    sides[window][(kidney > 0) & (sinus < 0)] = 2 if center[0] > 0 else 1
 
 
 def _paint_bowel(canvas: Canvas, body: Body, inside: np.ndarray) -> None:

@@ -4,12 +4,15 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.processing import resample_to_output
 
+from scp_models.errors import UserError
 from scp_models.phantoms.anatomy import Grid
-from scp_models.phantoms.brain import make_brain
+from scp_models.phantoms.brain import DecidedBy, make_brain
+from scp_models.phantoms.nnunet import write_case, write_description
 from scp_models.phantoms.templates import BrainTemplate, load_brain_template
 from scp_models.phantoms.writing import (
     available_cores,
@@ -28,6 +31,9 @@ _SUBJECTS_WITH_REAL_IDS = 150
 _SLAB_FIELD_OF_VIEW = (160.0, 224.0)
 _SLAB_SPACING = 5.0
 _SLAB_CENTER = (0.0, -18.0, 12.0)
+# Of the phantoms in which height counts, and of a head that may lie anywhere: so much more on each side.
+_BRAIN_HEIGHT, _BRAIN_CENTER = 168.0, (0.0, -18.0, 4.0)
+_POSE_MARGIN = 20.0
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,15 @@ def subject_folder(index: int) -> Path:
     return Path("training") / scanner.folder / str(number)
 
 
-def grid_of(index: int, size: str | tuple[int, int, int]) -> Grid:
+def grid_of(
+    index: int, size: str | tuple[int, int, int], decided_by: DecidedBy = "anatomy", pose: bool = False
+) -> Grid:
     """The RAS grid of subject ``index``.
 
     ``"full"`` is the scanner's. ``"small"`` is 80 × 112 × 8 voxels of 2 × 2 × 5 mm through the ventricles; a shape
-    (X, Y, Z) covers the same 160 × 224 mm with Z slices of 5 mm.
+    (X, Y, Z) covers the same 160 × 224 mm with Z slices of 5 mm. Where height or side decide, ``"small"`` is
+    80 × 112 × 24, and it and any shape cover the whole brain, 168 mm; with ``pose``, 20 mm more on each side (within
+    slices only, where it is a slab).
 
     Raises:
         UserError: another size.
@@ -75,10 +85,14 @@ def grid_of(index: int, size: str | tuple[int, int, int]) -> Grid:
     if size == "full":
         scanner = scanner_of(index)
         return Grid(scanner.shape, scanner.spacing, scanner.center)
+    whole = decided_by in ("height", "side")
     if size == "small":
-        size = (80, 112, 8)
+        size = (80, 112, 24 if whole else 8)
     x, y, z = check_shape(size)
-    return Grid((x, y, z), (_SLAB_FIELD_OF_VIEW[0] / x, _SLAB_FIELD_OF_VIEW[1] / y, _SLAB_SPACING), _SLAB_CENTER)
+    margin = 2 * _POSE_MARGIN if pose else 0.0
+    step = (_BRAIN_HEIGHT + margin) / z if whole else _SLAB_SPACING
+    spacing = ((_SLAB_FIELD_OF_VIEW[0] + margin) / x, (_SLAB_FIELD_OF_VIEW[1] + margin) / y, step)
+    return Grid((x, y, z), spacing, _BRAIN_CENTER if whole else _SLAB_CENTER)
 
 
 def generate_wmh(
@@ -88,18 +102,28 @@ def generate_wmh(
     *,
     size: str | tuple[int, int, int] = "full",
     location_decided: bool = False,
+    height_decided: bool = False,
+    left_right: bool = False,
+    pose: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Write ``subjects`` brain phantoms below ``out``; returns their folders, in order.
+    """Write ``subjects`` brain phantoms below ``out``; returns their folders (``left_right``: labels), in order.
 
     Each is ``training/<scanner>/<id>`` with ``orig/`` and ``pre/`` (``FLAIR``, ``T1``, ``3DT1``; bias field in
     ``orig/`` alone) and ``wmh.nii.gz`` (float32, exactly 0 background, 1 lesion, 2 other pathology). A seed fixes
     every byte, whatever the number of subjects and threads.
 
     Args:
+        out: the data set's folder.
+        subjects: how many.
+        seed: fixes every voxel.
         size: ``"full"``, ``"small"`` or a shape (X, Y, Z); see ``grid_of``.
         location_decided: identical blobs everywhere, of which those in a central ellipse are the lesions; brain without
             skull and scalp, and no label 2.
+        height_decided: the same, with the lesions in the brain's upper half.
+        left_right: pairs of blobs of equal contrast, 1 on the patient's left and 2 on the right, in nnU-Net's raw
+            layout with the channels T1 and FLAIR.
+        pose: heads shifted, tilted and scaled in the field of view.
         progress: show a progress bar.
 
     Raises:
@@ -107,19 +131,57 @@ def generate_wmh(
             something else, phantoms of another seed for instance.
     """
     grid_of(0, size)
+    ways: dict[DecidedBy, bool] = {"ellipse": location_decided, "height": height_decided, "side": left_right}
+    chosen = [way for way, asked in ways.items() if asked]
+    if len(chosen) > 1:
+        raise UserError("--location-decided, --height-decided, --left-right: expected one of them at most")
+    decided_by = chosen[0] if chosen else "anatomy"
     folder = check_arguments(out, subjects, seed)
     template = load_brain_template()
-    options = {"kind": "wmh", "seed": seed, "size": size, "location_decided": location_decided}
+    options: dict[str, Any] = {"kind": "wmh", "seed": seed, "size": size, "location_decided": location_decided}
+    # Named where they are asked for only: folders of an older version take more subjects.
+    newer = {"height_decided": height_decided, "left_right": left_right, "pose": pose}
+    options |= {name: True for name, asked in newer.items() if asked}
     record_options(folder, options)
-    work = partial(_write_subject, folder, template, seed, size, location_decided)
-    return run_all(work, subjects, "Brain phantoms", progress=progress, workers=min(available_cores(), 8))
+    write = _write_case if left_right else _write_subject
+    work = partial(write, folder, template, seed, size, decided_by, pose)
+    written = run_all(work, subjects, "Brain phantoms", progress=progress, workers=min(available_cores(), 8))
+    if left_right:
+        write_description(folder, ("T1", "FLAIR"), ("left", "right"))
+    return written
+
+
+def _write_case(
+    out: Path,
+    template: BrainTemplate,
+    seed: int,
+    size: str | tuple[int, int, int],
+    decided_by: DecidedBy,
+    pose: bool,
+    index: int,
+) -> Path:
+    """One case of nnU-Net's layout. All are stored alike: nnU-Net takes voxels as they come."""
+    grid = grid_of(index, size, decided_by, pose)
+    brain = make_brain(template, grid, subject_seed(seed, _KIND, index), decided_by=decided_by, pose=pose)
+    flair_gain, t1_gain = scanner_of(index).gains
+    channels = [
+        make_image((np.rint(values * np.float32(gain * 4)) / np.float32(4)).astype(np.float32), grid.affine)
+        for values, gain in ((brain.pre_t1, t1_gain), (brain.pre_flair, flair_gain))
+    ]
+    return write_case(out, f"brain_{index:03d}", channels, make_image(brain.label, grid.affine))
 
 
 def _write_subject(
-    out: Path, template: BrainTemplate, seed: int, size: str | tuple[int, int, int], location_decided: bool, index: int
+    out: Path,
+    template: BrainTemplate,
+    seed: int,
+    size: str | tuple[int, int, int],
+    decided_by: DecidedBy,
+    pose: bool,
+    index: int,
 ) -> Path:
-    scanner, grid = scanner_of(index), grid_of(index, size)
-    brain = make_brain(template, grid, subject_seed(seed, _KIND, index), decided=location_decided)
+    scanner, grid = scanner_of(index), grid_of(index, size, decided_by, pose)
+    brain = make_brain(template, grid, subject_seed(seed, _KIND, index), decided_by=decided_by, pose=pose)
     codes = scanner.stored[index // len(SCANNERS) % len(scanner.stored)]
     folder = out / subject_folder(index)
     flair_gain, t1_gain = scanner.gains

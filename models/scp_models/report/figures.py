@@ -12,13 +12,15 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from scp_models.data.tasks import IGNORED_LABEL, TARGET_LABEL
+from scp_models.data.classes import IGNORED_AMONG_CLASSES
+from scp_models.data.tasks import IGNORED_LABEL
 
 # Okabe and Ito's palette: told apart with any of the common colour vision deficiencies, and by lightness in print.
 REFERENCE_COLOUR = "#E69F00"
@@ -26,6 +28,7 @@ PREDICTION_COLOUR = "#56B4E9"
 IGNORED_COLOUR = "#CC79A7"
 LINE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 LINE_STYLES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
+CLASS_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#F0E442", "#D55E00", "#56B4E9")
 TEXT_COLOUR = "#222222"
 STATISTICS = ("maximum", "mean", "minimum", "L2 norm", "standard deviation")
 
@@ -57,7 +60,8 @@ def mask_edges(mask: NDArray[np.bool_], spacing: tuple[float, float] = (1.0, 1.0
 class OutlinedSlice:
     """One panel of :func:`outline_slices`.
 
-    ``image`` and the masks are ``[X, Y]``; ``reference`` holds 0, 1 and, for pixels that no score counts, 2.
+    ``image`` and the masks are ``[X, Y]``; ``reference`` holds 0, 1 and, for pixels that no score counts, 2. Of several
+    classes both hold 0 and the classes' numbers, and 255 is what no score counts.
     """
 
     title: str
@@ -73,6 +77,7 @@ def outline_slices(
     columns: int = 4,
     intensity_range: tuple[float, float] | None = None,
     width: float = 7.2,
+    classes: Sequence[str] = (),
 ) -> Figure:
     """Slices with the reference and a prediction outlined along pixel edges.
 
@@ -82,40 +87,59 @@ def outline_slices(
         columns: panels per row.
         intensity_range: grey levels of black and white; None: the 1st and 99.8th percentile over all panels.
         width: of the figure in inches; the height follows from the slices' aspect.
+        classes: names of several classes, each outlined in a colour of its own; empty: one target.
     """
     if not panels:
         raise ValueError("panels: expected at least one slice to draw")
     if intensity_range is None:
         low, high = np.percentile(np.concatenate([panel.image.ravel() for panel in panels]), (1.0, 99.8))
         intensity_range = (float(low), float(high))
+    ignored = IGNORED_AMONG_CLASSES if classes else IGNORED_LABEL
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = _image_grid(rows, columns, panels[0].image.shape, spacing, width, legend=True)
     for axis, panel in zip(axes, panels, strict=False):
         show_slice(axis, panel.image, spacing, intensity_range, title=panel.title)
         if panel.reference is not None:
-            _outline(axis, panel.reference == IGNORED_LABEL, spacing, IGNORED_COLOUR, 1.0)
-            # The reference is the broad line underneath, so both stay visible where they coincide.
-            _outline(axis, panel.reference == TARGET_LABEL, spacing, REFERENCE_COLOUR, 1.9)
-        if panel.prediction is not None:
-            _outline(axis, panel.prediction == TARGET_LABEL, spacing, PREDICTION_COLOUR, 0.9)
+            _outline(axis, panel.reference == ignored, spacing, IGNORED_COLOUR, 1.0)
+        # The reference is the broad line underneath, so both stay visible where they coincide.
+        for number in range(1, 1 + max(1, len(classes))):
+            broad, thin = _class_colours(number) if classes else (REFERENCE_COLOUR, PREDICTION_COLOUR)
+            if panel.reference is not None:
+                _outline(axis, panel.reference == number, spacing, broad, 1.9)
+            if panel.prediction is not None:
+                _outline(axis, panel.prediction == number, spacing, thin, 0.9)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     handles = [
         Line2D([], [], color=REFERENCE_COLOUR, linewidth=2.2, label="reference"),
         Line2D([], [], color=PREDICTION_COLOUR, linewidth=1.4, label="prediction"),
     ]
-    if any(panel.reference is not None and (panel.reference == IGNORED_LABEL).any() for panel in panels):
+    if classes:
+        handles = [
+            Line2D([], [], color=colours[k], linewidth=(2.2, 1.4)[k], label=f"{name}, {what}")
+            for number, name in enumerate(classes, start=1)
+            for colours in (_class_colours(number),)
+            for k, what in enumerate(("reference", "prediction"))
+        ]
+    if any(panel.reference is not None and (panel.reference == ignored).any() for panel in panels):
         handles.append(Line2D([], [], color=IGNORED_COLOUR, linewidth=1.4, label="not scored"))
     figure.legend(
         handles=handles,
         loc="lower center",
-        ncols=len(handles),
+        ncols=min(len(handles), 6),
         frameon=False,
         fontsize=_LABEL_SIZE,
         labelcolor=TEXT_COLOUR,
     )
     return figure
+
+
+def _class_colours(number: int) -> tuple[str, str]:
+    """Of a class's reference and, lighter, of its prediction."""
+    colour = CLASS_COLOURS[(number - 1) % len(CLASS_COLOURS)]
+    red, green, blue = to_rgb(colour)
+    return colour, to_hex((0.5 + red / 2, 0.5 + green / 2, 0.5 + blue / 2))
 
 
 def weight_field_statistics(

@@ -44,7 +44,11 @@ def draw_frames(subjects: Sequence[Subject], task: Task, out: Path) -> Path:
     if task.frame == SLICE_FRAME:
         raise UserError("--frame: expected image, foreground or a transform's path, got slice: it has no box")
     figure, axes = plt.subplots(
-        len(subjects), _SLICES + 2, figsize=(_SIDE * (_SLICES + 2), _SIDE * len(subjects)), squeeze=False
+        len(subjects),
+        _SLICES + 2,
+        figsize=(_SIDE * (_SLICES + 2), _SIDE * len(subjects)),
+        squeeze=False,
+        layout="constrained",
     )
     for row, subject in zip(axes, subjects, strict=True):
         # Whole slices: what a crop cuts off may be what is wrong.
@@ -53,7 +57,6 @@ def draw_frames(subjects: Sequence[Subject], task: Task, out: Path) -> Path:
         frame = frame_of(task, subject, volume.geometry)
         assert frame is not None
         draw_subject(row, volume, frame, subject.name)
-    figure.tight_layout(pad=0.5)
     with atomic_path(out) as path:
         figure.savefig(path, dpi=90, facecolor="white")
     plt.close(figure)
@@ -61,7 +64,7 @@ def draw_frames(subjects: Sequence[Subject], task: Task, out: Path) -> Path:
 
 
 def draw_subject(row: Sequence[Axes], volume: Volume, frame: Frame, title: str) -> None:
-    """Draw one subject's slices and its sagittal and coronal section."""
+    """Draw one subject's slices, of its last modality, and its sagittal and coronal section."""
     image = volume.image[-1]
     size = np.array(image.shape)
     to_p = frame.positions(volume.affine)
@@ -75,7 +78,8 @@ def draw_subject(row: Sequence[Axes], volume: Volume, frame: Frame, title: str) 
         at = np.array([*(size[:2] - 1) / 2, z])
         _draw_box(axes, to_p, frame.extent, (0, 1), at, size)
         height = (to_p @ [*at, 1])[2] / frame.extent[2]
-        axes.set_title(f"{title if z == int(heights[0] * (size[2] - 1)) else ''} z {z}: {height:.0%}", fontsize=8)
+        name = f"{title}\n" if share == heights[0] else ""
+        axes.set_title(f"{name}z {z}: {height:.0%}", fontsize=8)
     for axes, across in zip(row[_SLICES:], (0, 1), strict=True):
         shown = (1 - across, 2)
         at = (size - 1) / 2

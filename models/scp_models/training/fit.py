@@ -1,5 +1,6 @@
 """``scp-models fit``: Lightning's command line over this package's module and data."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -54,10 +55,15 @@ class FitCLI(LightningCLI):
         """
 
     def before_instantiate_classes(self) -> None:
-        """The frame that is not given: the paper's form keeps the paper's, see docs/frames.md for the other."""
+        """Frame and augmentation that are not given: the paper's form keeps the paper's. See docs/frames.md and
+        docs/augmentation.md for the others.
+        """
         config = self.config[self.subcommand] if self.subcommand else self.config
+        paper = config["model"]["preset"] == "paper"
         if config["data"].get("frame") is None:
-            config["data"]["frame"] = "slice" if config["model"]["preset"] == "paper" else "foreground"
+            config["data"]["frame"] = "slice" if paper else "foreground"
+        if config["data"].get("augment") is None:
+            config["data"]["augment"] = "none" if paper else "all"
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with both loggers unless the configuration names its own, and the monitor of data waits."""
@@ -92,8 +98,9 @@ class FitCLI(LightningCLI):
                 "to go on with that run, or --overwrite to replace it)"
             )
         if path is not None:
-            check_resumable(path, self.model.hparams, subject_names(self.datamodule.divide()))
-        rank_zero_info(self.datamodule.task.describe())
+            data = self.datamodule
+            check_resumable(path, self.model.hparams, subject_names(data.divide()), data.augmentation)
+        rank_zero_info(f"{self.datamodule.task.describe()}; augmentation {self.datamodule.augment}")
         rank_zero_info(f"subjects of {self.datamodule.root}: {self.datamodule.describe_split()}")
 
     def after_fit(self) -> None:
@@ -122,7 +129,7 @@ def _advice(logs: Sequence[Path]) -> str:
         f"loss. Look at {losses}: still falling, train for longer; level, another --model.learning_rate. A lower "
         "threshold may show what it learnt (scp-models evaluate --split validation --threshold 0.3; 0.49 for "
         "--model.preset paper). Are the lesions inside the slices (--data.roi_size), and the target's label right "
-        "(--data.target)?"
+        "(--data.target, --data.classes)?"
     )
 
 
@@ -150,6 +157,8 @@ def fit(arguments: Sequence[str]) -> None:
             elif argument == flag and k + 1 < len(resolved):
                 resolved[k + 1] = resolve_config(resolved[k + 1])
     parsing = {"prog": "scp-models", "exit_on_error": False, "fit": {"exit_on_error": False}}
+    for part in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{part}.utilities.rank_zero").addFilter(_is_no_advertisement)
     with warnings.catch_warnings():
         # A remark on the number of workers: mapped memory needs none, as the logged share of waiting shows.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -170,3 +179,8 @@ def fit(arguments: Sequence[str]) -> None:
             )
         except (ArgumentError, MisconfigurationException) as error:
             raise UserError(f"fit: {error}") from error
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    """Lightning recommends other packages of its makers in the middle of a training's log."""
+    return "Tip: For seamless cloud" not in record.getMessage()

@@ -6,26 +6,28 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from scp_models.checkpoints import build_model, subject_names
 from scp_models.data.module import SegmentationDataModule
-from scp_models.data.tasks import IGNORED_LABEL, TARGET_LABEL
-from scp_models.training.losses import SegmentationLoss
+from scp_models.data.tasks import IGNORED_LABEL
+from scp_models.training.losses import ExclusiveClassesLoss, SegmentationLoss
 
 # The learning rate is halved after these shares of the epochs (paper, Section 4.1).
 MILESTONES = (0.5, 0.7, 0.9)
 
 
 class SubjectDice(Metric):
-    """Dice of each subject over all of its slices, averaged over subjects.
+    """Dice of each subject over all of its slices, averaged over subjects, for each class.
 
     Sums are kept for each subject, so slices may come in any batches, and from several processes.
 
     Args:
         subjects: how many there are.
-        threshold: of probabilities.
+        threshold: of probabilities, where there is one class.
+        num_classes: N, without the background.
+        ignore_label: what no score counts.
     """
 
     higher_is_better = True
@@ -33,32 +35,47 @@ class SubjectDice(Metric):
     full_state_update = False
     counts: Tensor
 
-    def __init__(self, subjects: int, threshold: float = 0.5) -> None:
+    def __init__(
+        self, subjects: int, threshold: float = 0.5, num_classes: int = 1, ignore_label: int = IGNORED_LABEL
+    ) -> None:
         super().__init__()
         self.threshold = threshold
-        # Twice the overlap, the sum of volumes, slices.
-        self.add_state("counts", default=torch.zeros(subjects, 3, dtype=torch.float64), dist_reduce_fx="sum")
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        # Of each class: twice the overlap, the sum of volumes, slices.
+        shape = (subjects, num_classes, 3)
+        self.add_state("counts", default=torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, subject: Tensor) -> None:
-        """Add slices: logits ``[B, 1, H, W]``, labels ``[B, 1, H, W]`` (1 target, 2 ignored), subject ``[B]``."""
-        predicted = (logits.float().sigmoid() > self.threshold) & (labels != IGNORED_LABEL)
-        target = labels == TARGET_LABEL
-        overlap = (predicted & target).flatten(1).sum(1)
-        volumes = predicted.flatten(1).sum(1) + target.flatten(1).sum(1)
-        counts = torch.stack([2 * overlap, volumes, torch.ones_like(volumes)], dim=1)
-        self.counts.index_add_(0, subject, counts.double())
+        """Add slices: labels ``[B, 1, H, W]`` and their ``subject`` ``[B]``.
+
+        Logits are ``[B, 1, H, W]`` of one class, ``[B, 1 + N, H, W]`` of several, the background first.
+        """
+        if self.num_classes == 1:
+            classes = (logits.float().sigmoid() > self.threshold).to(labels.dtype)
+        else:
+            classes = logits.argmax(dim=1, keepdim=True).to(labels.dtype)
+        counts = []
+        for number in range(1, self.num_classes + 1):
+            predicted, target = (classes == number) & (labels != self.ignore_label), labels == number
+            overlap = (predicted & target).flatten(1).sum(1)
+            volumes = predicted.flatten(1).sum(1) + target.flatten(1).sum(1)
+            counts.append(torch.stack([2 * overlap, volumes, torch.ones_like(volumes)], dim=1))
+        self.counts.index_add_(0, subject, torch.stack(counts, dim=1).double())
 
     def compute(self) -> Tensor:
-        """Mean Dice of the subjects that were seen (a part of them under ``limit_val_batches``); one with nothing to
-        find and nothing found has Dice 1.
+        """``[N]``: each class's mean Dice of the subjects that were seen (a part of them under ``limit_val_batches``);
+        one with nothing to find and nothing found has Dice 1.
         """
-        overlap, volumes, slices = self.counts.unbind(1)
+        overlap, volumes, slices = self.counts.unbind(2)
         dice = torch.where(volumes > 0, overlap / volumes.clamp(min=1), torch.ones_like(volumes))
-        return dice[slices > 0].mean()
+        return torch.stack([of_class.mean() for of_class in dice[slices[:, 0] > 0].unbind(1)])
 
 
 class SegmentationModule(L.LightningModule):
-    """One of the paper's networks in training: binary cross-entropy + soft Dice, Adam, a rate halved at 50, 70, 90 %.
+    """One of the paper's networks in training: cross-entropy + soft Dice, Adam, a rate halved at 50, 70, 90 %.
+
+    The task decides between one target, with a sigmoid, and several exclusive classes, with a softmax.
 
     A checkpoint holds what rebuilds the module, and the division of the subjects that it was trained with.
 
@@ -73,12 +90,13 @@ class SegmentationModule(L.LightningModule):
         hidden_channels: width of Φ's hidden layers; None: Nc/2.
         preset: ``"recommended"``, or ``"paper"``, which can collapse: see :data:`scp_models.networks.PRESETS`.
         position: ``"pixels"`` or ``"centered"``; None: the preset's.
+        phi_scale: ``"adam"``, ``"sgd"`` or a number; None: the preset's (docs/training.md).
         logit_bias: initial value of the logit bias, the class's log-odds; the preset ``"paper"`` has none.
         constant_position: the control of a comparison: every pixel is told the position of the image's centre.
         backend: of the SCP head: ``"auto"`` or a name of :func:`scp_kernels.available_backends`.
         learning_rate: Adam's.
         weight_decay: Adam's.
-        threshold: a pixel is a lesion above this probability.
+        threshold: a pixel is a lesion above this probability; of several classes the most probable counts.
         channels_last: keep activations in channels-last memory format, faster on CPUs and tensor cores.
 
     Raises:
@@ -103,6 +121,7 @@ class SegmentationModule(L.LightningModule):
         threshold: float = 0.5,
         channels_last: bool = True,
         task_options: dict[str, Any] | None = None,
+        phi_scale: float | str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -120,6 +139,7 @@ class SegmentationModule(L.LightningModule):
             hidden_channels=hidden_channels,
             preset=preset,
             position=position,
+            phi_scale=phi_scale,
             logit_bias=logit_bias,
             constant_position=constant_position,
             backend=backend,
@@ -127,14 +147,17 @@ class SegmentationModule(L.LightningModule):
         self.task = model.task
         self.network = model.network
         self.memory_format = model.memory_format
-        self.loss = SegmentationLoss()
+        several = bool(self.task.classes)
+        self.loss: nn.Module = ExclusiveClassesLoss(len(self.task.classes)) if several else SegmentationLoss()
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.threshold = threshold
         self.val_dice: SubjectDice | None = None
 
     def forward(self, image: Tensor, affine: Tensor | None = None, extent: Tensor | None = None) -> Tensor:
-        """Logits ``[B, 1, H, W]`` of slices ``[B, C, H, W]``, which lie where ``affine`` and ``extent`` say."""
+        """Logits ``[B, 1, H, W]`` (``[B, 1 + N, H, W]`` of N classes, the background first) of slices ``[B, C, H, W]``,
+        which lie where ``affine`` and ``extent`` say.
+        """
         return self.network(image.contiguous(memory_format=self.memory_format), affine=affine, extent=extent)
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
@@ -153,7 +176,9 @@ class SegmentationModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         loader: Any = self.trainer.val_dataloaders
-        self.val_dice = SubjectDice(len(loader.dataset.subjects), self.threshold).to(self.device)
+        classes = max(1, len(self.task.classes))
+        metric = SubjectDice(len(loader.dataset.subjects), self.threshold, classes, self.task.ignored_label)
+        self.val_dice = metric.to(self.device)
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         logits = self._logits(batch)
@@ -165,7 +190,11 @@ class SegmentationModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         assert self.val_dice is not None
         # The metric has summed over processes itself: the average is of equal numbers.
-        self.log("val_dice", self.val_dice.compute().float(), prog_bar=True, sync_dist=True)
+        # Of one class a metric gives a scalar.
+        of_classes = self.val_dice.compute().float().reshape(-1)
+        self.log("val_dice", of_classes.mean(), prog_bar=True, sync_dist=True)
+        for name, dice in zip(self.task.class_names, of_classes, strict=False):
+            self.log(f"val_dice_{name}", dice, sync_dist=True)
         self.val_dice = None
 
     def configure_optimizers(self) -> Any:
@@ -205,3 +234,4 @@ class SegmentationModule(L.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(data, SegmentationDataModule):
             checkpoint["split"] = subject_names(data.subjects)
+            checkpoint["augmentation"] = data.augmentation

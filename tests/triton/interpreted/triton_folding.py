@@ -12,7 +12,7 @@ from scp_kernels.backends import triton as triton_backend
 from scp_kernels.backends.triton import executed_macs, interpreting, launch, supertiles, tables
 from scp_kernels.positions import first_layer_coefficients, identity_affine, position_matrix
 from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
-from tests.support.agreement import agree
+from tests.support.agreement import agree, slices_of_a_volume
 from tests.support.poison import poisoned_memory  # noqa: F401  (of every test)
 from tests.support.problems import make_inputs
 from tests.support.tolerances import GRADIENTS, relative_error
@@ -40,6 +40,24 @@ def test_overflow_boxes_are_exact(small_blocks, monkeypatch, capacity, overflows
         if item.kernel.__name__ == "scp_fold_hidden_fwd_kernel":
             sizes[item.arguments["ROOT"]] = executed_macs.unstable_units(item)[0]
     assert tuple(int((sizes[root] > capacity).sum()) for root in (True, False)) == overflows
+
+
+@pytest.mark.parametrize("capacity", [0, 4])
+def test_overflow_boxes_of_slices_of_a_volume(small_blocks, monkeypatch, capacity):
+    """Two maps in 3-D space: boxes overflow, and every access is looked at."""
+    monkeypatch.setattr(supertiles, "row_capacity", lambda problem: capacity)
+    inputs = make_inputs((7, 19), batch=2, hidden=(24, 11), bias=True, seed=3, position_dims=3)
+    maps = slices_of_a_volume(2)
+    check(inputs, **maps)
+    problem = Problem(
+        **SMALL | {"hidden": (24, 11), "spatial_shape": (7, 19), "batch": 2, "num_classes": 1, "groups": 2}
+    )
+    matrix = position_matrix(maps["affine"], maps["extent"], "pixels")
+    passes = launch.forward(SCPInputs(inputs.features, inputs.phi, inputs.residual, None, matrix, problem), 75)
+    passes.run()
+    folds = [item for item in passes.launches if item.kernel.__name__ == "scp_fold_hidden_fwd_kernel"]
+    unstable = [executed_macs.unstable_units(item)[0] for item in folds]
+    assert any((sizes > capacity).any() for sizes in unstable)
 
 
 def test_unstable_units_of_layer_1_are_those_that_change_sign_on_a_tile(small_blocks):

@@ -34,9 +34,10 @@ def typical_subjects(models: Sequence[ModelResult]) -> dict[str, str]:
     return chosen
 
 
-def fullest_slice(reference: NDArray[np.integer]) -> int:
-    """The index along Z of the slice with the most lesion pixels."""
-    return int((reference == TARGET_LABEL).sum((0, 1)).argmax())
+def fullest_slice(reference: NDArray[np.integer], num_classes: int = 1) -> int:
+    """The index along Z of the slice with the most lesion pixels, or pixels of any of several classes."""
+    counted = (reference >= TARGET_LABEL) & (reference <= num_classes)
+    return int(counted.sum((0, 1)).argmax())
 
 
 def slices_picture(
@@ -47,9 +48,13 @@ def slices_picture(
     predictions: Mapping[str, NDArray[np.integer]],
     dice: Mapping[str, float],
     spacing: tuple[float, float],
+    classes: Sequence[str] = (),
 ) -> Picture:
-    """One subject's fullest slice with every model's prediction; arrays ``[X, Y, Z]`` of one grid, spacing in mm."""
-    z = fullest_slice(reference)
+    """One subject's fullest slice with every model's prediction; arrays ``[X, Y, Z]`` of one grid, spacing in mm.
+
+    ``classes`` are the names of several classes, whose numbers the arrays then hold.
+    """
+    z = fullest_slice(reference, max(1, len(classes)))
     panels = [OutlinedSlice("reference", image[..., z], reference[..., z])]
     panels += [
         OutlinedSlice(f"{name}\nDice {dice[name]:.2f}", image[..., z], reference[..., z], prediction[..., z])
@@ -57,7 +62,7 @@ def slices_picture(
     ]
     scores = "; ".join(f"{name} {dice[name]:.2f}" for name in predictions)
     return Picture(
-        figures.outline_slices(panels, spacing=spacing),
+        figures.outline_slices(panels, spacing=spacing, classes=classes),
         f"{title[0].upper()}{title[1:]}: {subject}, slice {z + 1} of {reference.shape[2]}, FLAIR. Dice is the whole "
         "subject's. Front up, the patient's left on the left.",
         f"Slice {z + 1} of {subject}, once with the reference lesions outlined and once per model with its prediction "

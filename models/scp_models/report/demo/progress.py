@@ -1,8 +1,6 @@
-"""One progress display over a demo's stages, and silence from everything else."""
+"""One progress display over a demo's stages."""
 
-import logging
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,20 +98,3 @@ class LossHistory(L.Callback):
         metrics = trainer.callback_metrics
         row = {"training": float(metrics["train_loss_epoch"]), "validation": float(metrics["val_loss"])}
         self.rows.append({"epoch": trainer.current_epoch + 1, **row})
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Lightning's and the libraries' remarks off the display: what matters is an exception."""
-    names = ("lightning", "lightning.pytorch", "lightning.fabric", "monai", "py.warnings")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -28,9 +28,10 @@ from scp_models.phantoms import generate_wmh
 from scp_models.report.demo.costs import Cost, measure_costs
 from scp_models.report.demo.design import DemoModel, DemoSettings
 from scp_models.report.demo.document import make_report, write_tables
-from scp_models.report.demo.progress import EpochProgress, LossHistory, Stages, quiet
+from scp_models.report.demo.progress import EpochProgress, LossHistory, Stages
 from scp_models.report.demo.results import DemoResults, Training
 from scp_models.report.html import write
+from scp_models.report.quiet import quiet
 from scp_models.training.module import SegmentationModule
 
 SLICE_SHAPE = (80, 112)

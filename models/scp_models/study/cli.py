@@ -1,0 +1,68 @@
+"""The commands ``scp-models study …``: only options; what they do is imported when they run."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+study_app = typer.Typer(
+    help="Studies: many trainings side by side, resumed, compared and written up.", no_args_is_help=True
+)
+
+Jobs = Annotated[int | None, typer.Option(help="Runs side by side; by default one per GPU, or per core.", min=1)]
+Seeds = Annotated[int, typer.Option(help="Trainings of each network.", min=1)]
+Folds = Annotated[int, typer.Option(help="Of the cross-validation on real data.", min=2)]
+
+
+@study_app.command()
+def frames(
+    out: Annotated[Path, typer.Option(help="Folder of the study; the same again resumes it.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Real patients in the WMH challenge's layout; phantoms if not given.")
+    ] = None,
+    seeds: Seeds = 3,
+    folds: Folds = 3,
+    jobs: Jobs = None,
+) -> None:
+    """Compare what positions are measured in, with SCP, Base F and Base B, beside Base and SCP without positions."""
+    from scp_models.study.frames import patients_study, phantoms_study
+    from scp_models.study.runner import run_study
+
+    study = phantoms_study(seeds) if data is None else patients_study(seeds, folds)
+    folders = {} if data is None else {study.data[0].name: data}
+    typer.echo(run_study(study, out, folders=folders, jobs=jobs))
+
+
+@study_app.command()
+def page(
+    records: Annotated[list[Path], typer.Argument(help="study.json files, in the page's order.")],
+    out: Annotated[Path, typer.Option(help="The page, Markdown; its picture lies in images/ beside it.")],
+    readme: Annotated[Path | None, typer.Option(help="A file whose marked block takes the advice.")] = None,
+) -> None:
+    """Write the page on when SCP helps from finished studies."""
+    from scp_models.study.page import write_page
+    from scp_models.study.record import read_record
+
+    typer.echo(write_page([read_record(path) for path in records], out, readme))
+
+
+def reproduce_command(
+    out: Annotated[Path, typer.Option(help="Folder of the study and its report; the same again resumes it.")],
+    task: Annotated[Literal["wmh", "lits"] | None, typer.Option(help="Both if not given.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Real data of the task (wmh if none is given); phantoms if not given.")
+    ] = None,
+    seeds: Seeds = 3,
+    folds: Annotated[
+        int,
+        typer.Option(help="Of the cross-validation over patients with --data; 1: one split, as in the paper.", min=1),
+    ] = 3,
+    budget: Annotated[
+        Literal["small", "paper"], typer.Option(help="small: under an hour on two cores; paper: the printed recipe.")
+    ] = "small",
+    jobs: Jobs = None,
+) -> None:
+    """Run the paper's study: Tables 1 and 2, its figures and ablations, beside what the paper prints."""
+    from scp_models.study.reproduce.run import reproduce
+
+    typer.echo(reproduce(out, task=task, data=data, seeds=seeds, folds=folds, budget=budget, jobs=jobs))

@@ -1,0 +1,47 @@
+"""Figures of studies: pure functions to matplotlib ``Figure``s, as in :mod:`scp_models.report.figures`."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from scp_models.report.figures import LINE_COLOURS, TEXT_COLOUR
+from scp_models.study.analysis import Difference
+
+
+def forest(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Difference]]]], *, width: float = 8.6) -> Figure:
+    """Differences with their widened intervals, a panel per data set, on one scale; hollow where none is shown.
+
+    Args:
+        groups: title of each panel, and its differences by row and by series.
+        width: in inches.
+    """
+    counts = [max(1, len(rows)) for _, rows in groups]
+    figure = Figure(figsize=(width, 0.9 + sum(0.34 * count + 0.45 for count in counts)), layout="constrained")
+    axes = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=[c + 0.8 for c in counts])[:, 0]
+    series = list(dict.fromkeys(name for _, rows in groups for outcomes in rows.values() for name in outcomes))
+    for axis, (title, rows) in zip(axes, groups, strict=True):
+        axis.axvline(0, color="#444444", linewidth=0.8, zorder=1)
+        for k, outcomes in enumerate(rows.values()):
+            for name, difference in outcomes.items():
+                m = series.index(name)
+                i, y = difference.interval, k + 0.26 * (m - (len(series) - 1) / 2)
+                colour = LINE_COLOURS[m % len(LINE_COLOURS)]
+                axis.plot((i.family_low, i.family_high), (y, y), color=colour, linewidth=2.0, zorder=2)
+                face = "white" if difference.verdict == "none" else colour
+                axis.plot(i.mean, y, "o", color=colour, markerfacecolor=face, markersize=6, zorder=3)
+        axis.set_yticks(range(len(rows)), list(rows))
+        axis.set_ylim(len(rows) - 0.45, -0.55)
+        axis.set_title(title, fontsize=10, color=TEXT_COLOUR, loc="left")
+        axis.tick_params(labelsize=9, colors=TEXT_COLOUR, length=2)
+        axis.grid(axis="x", color="#E5E5E5", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    axes[-1].set_xlabel("difference in Dice", fontsize=9, color=TEXT_COLOUR)
+    handles = [
+        Line2D([], [], color=LINE_COLOURS[m % len(LINE_COLOURS)], marker="o", linewidth=2.0, label=name)
+        for m, name in enumerate(series)
+    ]
+    look = {"frameon": False, "fontsize": 9, "labelcolor": TEXT_COLOUR, "ncols": len(series)}
+    figure.legend(handles=handles, loc="outside lower center", **look)  # type: ignore[arg-type]
+    return figure

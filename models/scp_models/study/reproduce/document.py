@@ -1,0 +1,176 @@
+"""The reproduction's report: one HTML file that stands alone, its tables as CSV, and ``study.json`` beside it."""
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+
+from scp_models.evaluation.statistics import paired_comparison
+from scp_models.files import atomic_path
+from scp_models.report import figures
+from scp_models.report.html import Picture, signed
+from scp_models.study.design import Study
+from scp_models.study.prepared import Prepared
+from scp_models.study.record import Record
+from scp_models.study.reproduce import pictures
+from scp_models.study.reproduce.costs import PAPER_OPERATOR, CostRow
+from scp_models.study.reproduce.design import (
+    AGAINST,
+    TASK_TITLES,
+    TESTED,
+    StudyBudget,
+    ablation_names,
+    reference,
+)
+from scp_models.study.reproduce.tables import Table, ablation_table, printed_score_table, subject_table, tested_table
+from scp_models.study.reproduce.trained import case, cohort_density_cache, learned_weights
+
+SHOWN_COSTS = (
+    (TESTED, "ours"), (TESTED, PAPER_OPERATOR), ("Base F 512", ""), ("Base B 512", ""), ("Base 512", ""),
+)  # fmt: skip
+PRINTED_SAVINGS = {
+    "memory": ("memory", 23.8), "macs": ("multiply-adds", 64.9), "parameters": ("parameters", 74.7),
+}  # fmt: skip
+"""SCP 256 against Base 512 in the paper."""
+_NUMBERS = {"wmh": 1, "lits": 2}
+
+
+def make_tables(record: Record, study: Study, budget: StudyBudget, costs: Sequence[CostRow]) -> list[Table]:
+    """Tables 1 and 2, the differences of Fig. 5, the ablations."""
+    made = []
+    for data in study.data:
+        made.append(
+            printed_score_table(
+                record, data.name, data.task, _NUMBERS[data.task], costs, _remark(budget, data.phantoms)
+            )
+        )
+        made.append(tested_table(record, data.name))
+    made.append(ablation_table(record, study.data[0].name, ablation_names(budget), reference(budget)))
+    return made
+
+
+def _remark(budget: StudyBudget, phantoms: object) -> str:
+    on = "On phantoms, not patients. " if phantoms is not None else ""
+    return (
+        f"{on}{budget.remark} Means over subjects and seeds; the best of each group in bold; SD over seeds: of the "
+        "mean Dice; SD over subjects: of Dice averaged over seeds. Costs are of the printed networks at 3 × 160 × "
+        "224, as ratios to Base 128: memory is what a training step keeps for backward, FLOPs are multiply-adds, "
+        "executed ones where SCP is ours. The precision of a network that finds nothing counts as 1."
+    )
+
+
+def make_pictures(
+    record: Record, folder: Path, study: Study, prepared: Mapping[str, Prepared], costs: Sequence[CostRow]
+) -> dict[str, list[Picture]]:
+    """By section: Fig. 1, 2, 5, 6, 7."""
+    made: dict[str, list[Picture]] = {"case": [], "density": [], "boxes": [], "costs": [], "weights": []}
+    panels = []
+    for data in study.data:
+        shown = case(folder, study, data, prepared[data.name], record)
+        made["case"].append(Picture(
+            figures.outline_slices(shown.panels, spacing=shown.spacing),
+            f"Fig. 1, {data.name}: {shown.subject}, the test subject with the median Dice of the two networks, at "
+            "its slice with the most lesion; networks of the first seed. Dice is the whole subject's.",
+            f"One slice of {shown.subject}: image, reference, and the outlines of Base 256 and SCP 256.",
+        ))  # fmt: skip
+        cache, everybody = cohort_density_cache(data, prepared[data.name])
+        made["density"].append(Picture(
+            pictures.three_planes(pictures.lesion_density(cache, everybody)),
+            f"Fig. 2, {data.name}: where the lesions of {len(everybody)} subjects lie in the box of the head or "
+            "body, summed onto three planes; every subject counts as much.",
+            f"Maps of the lesion frequency of {data.name} on the axial, coronal and sagittal plane.",
+        ))  # fmt: skip
+        made["weights"].append(Picture(
+            figures.weight_field_statistics(learned_weights(folder, study, data)),
+            f"Fig. 7, {data.name}: maximum, mean, minimum, L2 norm and standard deviation along the channels of "
+            f"the W that {TESTED} learned with the first seed (without w_r), each scaled to its own range.",
+            f"Five maps of the statistics of the learned weights, {data.name}.",
+        ))  # fmt: skip
+        for metric, title in (("dice", "Dice"), ("lesion_dice", "L-Dice")):
+            scores = {name: record.scores(data.name, name, metric).mean(axis=0) for name in (TESTED, *AGAINST)}
+            marks = {name: paired_comparison(scores[TESTED], scores[name]).stars for name in AGAINST}
+            panels.append((f"{data.name}, {title}", scores, marks))
+    made["boxes"].append(Picture(
+        pictures.boxes(panels, TESTED),
+        f"Fig. 5: scores per test subject, averaged over the seeds. Brackets: paired two-tailed t-tests of "
+        f"{TESTED}, not corrected for their number; * p < 0.05, ** p < 0.01, *** p < 0.001, **** p < 0.0001, ns: not "
+        "significant.",
+        "Box plots of Dice and L-Dice by network.",
+        vector=True,
+    ))  # fmt: skip
+    made["costs"].append(Picture(
+        pictures.complexity_bars(costs, SHOWN_COSTS),
+        "Fig. 6: costs at 3 × 160 × 224 as ratios to Base 128; SCP 256 with this operator and with the paper's. "
+        f"{saving(costs)}",
+        "Bars of memory, multiply-adds and parameters of five networks.",
+        vector=True,
+    ))  # fmt: skip
+    return made
+
+
+def saving(costs: Sequence[CostRow]) -> str:
+    """SCP 256 against Base 512, with either operator, beside what the paper prints in its abstract."""
+    rows = {(cost.name, cost.operator): cost for cost in costs}
+    ours, theirs, wide = (rows[key] for key in ((TESTED, "ours"), (TESTED, PAPER_OPERATOR), ("Base 512", "")))
+    parts = [
+        f"{title} {_change(getattr(ours, key), getattr(wide, key))} "
+        f"(paper's operator {_change(getattr(theirs, key), getattr(wide, key))}, printed −{printed} %)"
+        for key, (title, printed) in PRINTED_SAVINGS.items()
+    ]
+    return f"{TESTED} against Base 512: {', '.join(parts)}."
+
+
+def _change(value: float, base: float) -> str:
+    return f"{signed(100 * (value / base - 1), 1)} %"
+
+
+def write_report(
+    record: Record,
+    folder: Path,
+    study: Study,
+    budget: StudyBudget,
+    prepared: Mapping[str, Prepared],
+    costs: Sequence[CostRow],
+) -> Path:
+    """Write ``report.html`` and the CSVs into ``folder``.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    tables = make_tables(record, study, budget, costs)
+    for table in (*tables, subject_table(record)):
+        table.write(folder)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = files("scp_models").joinpath("study/reproduce/report.html").read_text(encoding="utf-8")
+    text = environment.from_string(template).render(
+        title=study.title,
+        tasks=" and ".join(TASK_TITLES[data.task] for data in study.data),
+        tables=tables,
+        pictures=make_pictures(record, folder, study, prepared, costs),
+        facts=_facts(record, study),
+    )
+    with atomic_path(folder / "report.html") as path:
+        path.write_text(text, encoding="utf-8")
+    return folder / "report.html"
+
+
+def _facts(record: Record, study: Study) -> dict[str, str]:
+    machines, versions = record.content["machines"], record.content["versions"]
+    parts = {data.name: record.content["data"][data.name]["parts"] for data in study.data}
+    seconds = sum(sum(run["seconds"].values()) for run in record.content["runs"])
+    return {
+        **{
+            name: "; ".join(
+                f"{p['training']} to train on, {p['validation']} to validate, {p['test']} to test" for p in folds
+            )
+            for name, folds in parts.items()
+        },
+        "trainings": f"{len(record.content['runs'])}, seeds {', '.join(map(str, record.seeds))}",
+        "thresholds": "of each training the one with the highest Dice on the validation subjects",
+        "machine": "; ".join(f"{m['device']}, {m['cores']} cores, {m['system']}" for m in machines),
+        "versions": "; ".join(", ".join(f"{k} {v}" for k, v in version.items()) for version in versions),
+        "time": f"{seconds / 60:.0f} min of single threads",
+    }

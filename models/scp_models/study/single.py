@@ -1,0 +1,170 @@
+"""One run: train a network, choose its threshold on the validation subjects, score the test subjects."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from scp_models.checkpoints import TrainedModel
+from scp_models.data.find import find_subjects
+from scp_models.data.names import match_names
+from scp_models.data.sampling import SubjectSampler
+from scp_models.data.slices import SliceCache, SliceDataset
+from scp_models.data.subjects import Subject
+from scp_models.data.tasks import IGNORED_LABEL, TARGET_LABEL
+from scp_models.evaluation.scores import score
+from scp_models.files import atomic_path
+from scp_models.inference.predictor import Predictor
+from scp_models.networks.complexity import count_parameters, nominal_macs
+from scp_models.study.design import Run
+from scp_models.study.forms import FORMS
+from scp_models.study.job import CHECKPOINT, RESULT, RunJob, model_options
+from scp_models.study.machine import describe_versions, running_machine
+from scp_models.study.segment import segment
+from scp_models.training.module import SegmentationModule
+
+THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
+RUN_METRICS = ("dice", "lesion_dice", "lesion_f1", "lesion_ppv", "lesion_tpr", "challenge_f1")
+"""What a run keeps of each subject's scores."""
+
+
+def build_module(run: Run) -> SegmentationModule:
+    """The run's network with new weights, of the seed that is set, and its optimizer's settings."""
+    recipe, network = run.recipe, run.network
+    module = SegmentationModule(
+        **model_options(run.data, network), learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    if network.change is not None:
+        FORMS[network.change](module.network)
+    return module
+
+
+def execute_run(job: RunJob, advance: Callable[[float], object] = lambda share: None) -> dict[str, Any]:
+    """Train, score, and write ``run.json``, last.
+
+    Args:
+        job: what and where.
+        advance: told the share of the run that is done, now and then.
+
+    Returns:
+        What ``run.json`` holds.
+
+    Raises:
+        UserError: files that cannot be read or written.
+    """
+    start = perf_counter()
+    run = job.run
+    shutil.rmtree(job.folder, ignore_errors=True)  # of a run that was stopped half-way
+    torch.set_num_threads(1)
+    L.seed_everything(run.seed, verbose=False)
+    module = build_module(run)
+    cache = SliceCache(job.cache, module.task)
+    subjects = _divided(job, module)
+    losses = _fit(job, module, cache, subjects["training"], lambda share: advance(0.9 * share))
+    trained = perf_counter()
+    predictor = Predictor(
+        TrainedModel(module.network, module.task, 0.5, module.memory_format),
+        batch_size=run.recipe.batch_size,
+        device=job.device,
+    )
+    validation = [segment(predictor, cache, subject) for subject in subjects["validation"]]
+    threshold = choose_threshold([(p, v.label) for p, v in validation if v.label is not None])
+    rows = []
+    for k, subject in enumerate(subjects["test"]):
+        probabilities, volume = segment(predictor, cache, subject)
+        mask = volume.grid.restore(probabilities, threshold)
+        rows.append(score(subject, mask, volume.grid, predictor.reader))
+        advance(0.9 + 0.1 * (k + 1) / len(subjects["test"]))
+    result = {
+        "settings": run.settings(),
+        "threshold": threshold,
+        "subjects": [row["subject"] for row in rows],
+        "sites": [row["site"] for row in rows],
+        "scores": {metric: [round(float(row[metric]), 5) for row in rows] for metric in RUN_METRICS},
+        "losses": [round(loss, 5) for loss in losses],
+        "parameters": count_parameters(module.network),
+        "macs": nominal_macs(module.network, *run.data.roi_size),
+        "seconds": {"training": round(trained - start, 2), "scoring": round(perf_counter() - trained, 2)},
+        "machine": running_machine(),
+        "versions": describe_versions(),
+    }
+    with atomic_path(job.folder / RESULT) as path:
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def choose_threshold(validation: Sequence[tuple[NDArray[np.floating], NDArray[np.integer]]]) -> float:
+    """The threshold of :data:`THRESHOLDS` with the highest mean Dice; of equals the nearest to 0.5.
+
+    Args:
+        validation: probabilities and labels of each subject, on the network's grid.
+    """
+    dice = np.zeros(len(THRESHOLDS))
+    for probabilities, label in validation:
+        target, scored = label == TARGET_LABEL, label != IGNORED_LABEL
+        values, hits = probabilities[scored], probabilities[target]
+        for k, threshold in enumerate(THRESHOLDS):
+            total = int((values > threshold).sum()) + int(target.sum())
+            dice[k] += 2 * int((hits > threshold).sum()) / total if total else 1.0
+    best = np.flatnonzero(dice >= dice.max() - 1e-12)
+    return THRESHOLDS[min(best, key=lambda k: abs(THRESHOLDS[k] - 0.5))]
+
+
+class _Share(L.Callback):
+    """Says which share of the steps is done, and keeps the mean loss of each tenth of them."""
+
+    def __init__(self, steps: int, advance: Callable[[float], object]) -> None:
+        self.steps, self.advance = steps, advance
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: object) -> None:
+        self.losses.append(float(outputs["loss"]))
+        if len(self.losses) % 10 == 0:
+            self.advance(len(self.losses) / self.steps)
+
+
+def _fit(
+    job: RunJob,
+    module: SegmentationModule,
+    cache: SliceCache,
+    subjects: Sequence[Subject],
+    advance: Callable[[float], object],
+) -> list[float]:
+    """Train in place; the mean loss of each tenth of the training."""
+    recipe, seed = job.run.recipe, job.run.seed
+    dataset = SliceDataset(cache, subjects)
+    sampler = SubjectSampler(dataset, 1, 0, seed=seed)
+    loader = DataLoader(
+        dataset, batch_size=recipe.batch_size, sampler=sampler, drop_last=len(sampler) >= recipe.batch_size
+    )
+    steps = recipe.steps if recipe.steps is not None else (recipe.epochs or 1) * len(loader)
+    share = _Share(steps, advance)
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="gpu" if job.device.startswith("cuda") else "cpu",
+        devices=[int(job.device.partition(":")[2] or 0)] if job.device.startswith("cuda") else 1,
+        callbacks=[share],
+        default_root_dir=job.folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, loader)
+    with atomic_path(job.folder / CHECKPOINT) as path:
+        trainer.save_checkpoint(path, weights_only=True)
+    return [float(part.mean()) for part in np.array_split(np.array(share.losses), min(10, len(share.losses)))]
+
+
+def _divided(job: RunJob, module: SegmentationModule) -> dict[str, list[Subject]]:
+    by_name = {subject.name: subject for subject in find_subjects(job.root, module.task)}
+    matches = match_names([name for names in job.split.values() for name in names], by_name, str(job.root))
+    return {part: [by_name[matches[name]] for name in names] for part, names in job.split.items()}
