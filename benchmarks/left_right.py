@@ -161,10 +161,10 @@ def table(result):
             }
             runs = [runs[seed] for seed in seeds if seed in runs]
             cells = [" / ".join(f"{run[key]:.2f}" for run in runs) for key in ("dice_left", "dice_right")]
-            found = " / ".join(f"{run['found']:.0%}" for run in runs)
+            share = " / ".join(f"{run['found']:.0%}" for run in runs)
             # Where nothing is found, nothing has a side.
             wrong = " / ".join(f"{run['wrong_side']:.1%}" if run["found"] else "–" for run in runs)
-            lines.append(f"| {configuration} | `{trainer}` | {' | '.join(cells)} | {found} | {wrong} |")
+            lines.append(f"| {configuration} | `{trainer}` | {' | '.join(cells)} | {share} | {wrong} |")
     return "\n".join(lines)
 
 
