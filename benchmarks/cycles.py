@@ -201,7 +201,7 @@ def report_cycles() -> None:
     if not kernels:
         print(f"No cycles: the installed library has no kernels for {CAPABILITY / 10}")
         return
-    mixes = sass.installed(CAPABILITY, _libraries.find_library("cuda"))
+    mixes = sass.mixes_of_library(CAPABILITY, _libraries.find_library("cuda"))
     sass.report_mix(mixes)
     headings = ("cycles", 10), ("issue", 8), ("waves", 7), ("loads", 8), ("passes", 8), ("barriers", 9), ("new KB", 8)
     print(f"\n{'case':16} {'kernel':20}", "".join(f"{heading:>{width}}" for heading, width in headings))

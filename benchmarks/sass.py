@@ -25,7 +25,7 @@ CLASSES = {
     "BAR": r"BAR",
 }
 """Opcodes by what they occupy; all others (integers, predicates, moves, branches) are "other"."""
-MEMORY = "LDS", "STS", "LDG", "STG"
+MEMORY_INSTRUCTIONS = "LDS", "STS", "LDG", "STG"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Mix:
     @property
     def instructions_per_access(self) -> float:
         """Instructions for each one that accesses shared or global memory."""
-        return self.together.total() / sum(self.together[name] for name in MEMORY)
+        return self.together.total() / sum(self.together[name] for name in MEMORY_INSTRUCTIONS)
 
 
 def class_of(opcode: str) -> str:
@@ -70,7 +70,7 @@ def mixes(listing: str) -> Iterator[Mix]:
         yield Mix(*name, tuple(phases))
 
 
-def installed(capability: int, library: Path) -> list[Mix]:
+def mixes_of_library(capability: int, library: Path) -> list[Mix]:
     """The kernels of a library for one compute capability."""
     command = [static_cuda.find_cuobjdump() or "cuobjdump", "-sass", "-arch", f"sm_{capability}", str(library)]
     return list(mixes(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
