@@ -40,9 +40,9 @@ class FusedSCP(nn.Module):
     ``S_ij = (i, j, H − i, W − j)`` is the pixel's distance to the borders and Φ a small ReLU network. With
     ``position_dims`` above ``spatial_dims``, positions have more axes than the map: those of a slice in a volume.
 
-    The defaults are the paper's plain form. For training, ``position="centered", zero_init=True, bias=True,
-    phi_scale="adam"`` (or ``"sgd"``) is recommended: the head then starts as the plain 1×1 classifier ``w_r`` on
-    well-scaled positions, and its weights move about as fast as that classifier's.
+    The defaults are the paper's plain form. For training, ``position="centered", zero_init=True, bias=True`` is
+    recommended: the head then starts as the plain 1×1 classifier ``w_r`` on well-scaled positions. With
+    ``phi_scale="adam"`` (or ``"sgd"``) its weights move about as fast as that classifier's.
 
     Args:
         in_channels: C, channels of the features.

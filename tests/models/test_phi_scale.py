@@ -16,7 +16,8 @@ SMALL = {"capacity": 64, "levels": 2}
 
 def test_presets_say_the_scale():
     expected = FusedSCP(4, 1, 32, phi_scale="adam").phi_scale
-    assert torch.equal(build_network("scp", **SMALL).head.phi_scale, expected)
+    assert build_network("scp", **SMALL).head.phi_scale is None
+    assert torch.equal(build_network("scp", **SMALL, phi_scale="adam").head.phi_scale, expected)
     assert build_network("scp", **SMALL, preset="paper").head.phi_scale is None
     assert build_network("scp", **SMALL, phi_scale=1.0).head.phi_scale is None
     assert build_network("scp", **SMALL, preset="paper", phi_scale=0.25).head.phi_scale == 0.25
@@ -28,7 +29,8 @@ def test_attached_heads_have_it():
     def attached(**options):
         return attach(nn.Sequential(nn.Conv2d(4, 2, 1)), "0", **options)[0].phi_scale
 
-    assert attached() == FusedSCP(4, 2, phi_scale="adam").phi_scale < 1
+    assert attached() is None
+    assert attached(phi_scale="adam") == FusedSCP(4, 2, phi_scale="adam").phi_scale < 1
     assert attached(phi_scale="sgd") == FusedSCP(4, 2, phi_scale="sgd").phi_scale < 1
     assert attached(phi_scale=1.0) is None
 
@@ -55,7 +57,7 @@ def test_a_checkpoint_of_before_the_scale_segments_as_it_did(tmp_path):
     old = saved(tmp_path / "old.ckpt", without=("phi_scale",), phi_scale=1.0)
     assert "network.head.phi_scale" not in old.state_dict()
     network, x = load_model(tmp_path / "old.ckpt").network, image(1, 2, 16, 16)
-    assert network.head.phi_scale == 1
+    assert network.head.phi_scale is None
     assert torch.equal(network(x), old.network(x))
 
 

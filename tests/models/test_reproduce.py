@@ -120,7 +120,7 @@ def test_ablations_differ_in_one_thing_and_cost_something(finished):
     assert list(table) == [TESTED, *ablation_names(TINY)]
     parameters = {name: float(row["parameters"]) for name, row in table.items()}
     assert parameters["P and Q (eq. 10)"] > 1 and parameters["pixel-wise bias (eq. 11)"] > 1
-    assert parameters["last ReLU"] == parameters["constant position"] == parameters["Φ without its scale"] == 1
+    assert parameters["last ReLU"] == parameters["constant position"] == parameters["Φ scaled for Adam"] == 1
     assert parameters["no logit bias"] < 1 < parameters["frame foreground"]
 
 
@@ -199,10 +199,10 @@ def test_changed_forms_begin_as_a_plain_classifier():
     assert isinstance(changed.head, ScaleAndShift)
     expected = changed.head.classifier(features) - 3.0
     assert relative_error(changed(image), expected) < 1e-6
-    plain, unscaled = network(), network()
-    FORMS["unscaled"](unscaled)
-    assert isinstance(plain.head, FusedSCP) and isinstance(unscaled.head, FusedSCP)
-    assert plain.head.phi_scale is not None and plain.head.phi_scale < 1 and unscaled.head.phi_scale is None
+    plain, scaled = network(), network()
+    FORMS["scaled"](scaled)
+    assert isinstance(plain.head, FusedSCP) and isinstance(scaled.head, FusedSCP)
+    assert plain.head.phi_scale is None and scaled.head.phi_scale is not None and scaled.head.phi_scale < 1
     with pytest.raises(ValueError, match="expected an SCP head"):
         FORMS["no logit bias"](build_network("base", capacity=32))
 

@@ -24,7 +24,7 @@ def attach(
     position_dims: int | None = None,
     position: str = "centered",
     zero_init: bool = True,
-    phi_scale: float | str = "adam",
+    phi_scale: float | str = 1.0,
     logit_bias: float | None = None,
     backend: str = "auto",
 ) -> AnyNetwork:

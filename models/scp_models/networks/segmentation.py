@@ -36,7 +36,7 @@ class Preset:
 
 
 PRESETS = {
-    "recommended": Preset(position="centered", zero_init=True, last_relu=False, logit_bias=True, phi_scale="adam"),
+    "recommended": Preset(position="centered", zero_init=True, last_relu=False, logit_bias=True),
     "paper": Preset(position="pixels", zero_init=False, last_relu=True, logit_bias=False),
 }
 """``recommended``: never seen to collapse. ``paper``: the printed form.
@@ -220,7 +220,7 @@ def build_network(
         preset: ``"recommended"`` or ``"paper"``: see :data:`PRESETS` and its warning.
         position: overrides the preset's scale of positions, ``"pixels"`` or ``"centered"``.
         last_relu: overrides whether the layer before the head has its ReLU.
-        phi_scale: overrides the preset's scale of Φ's output, ``"adam"``: ``"sgd"``, or 1 for the paper's form.
+        phi_scale: overrides the preset's scale of Φ's output, 1: ``"adam"``, ``"sgd"`` or a power of two.
         logit_bias: initial value of the logit bias where the preset has one, the class's log-odds (−3: one pixel in
             twenty); None: no bias. The preset ``"paper"`` has none whatever this says.
         constant_position: the control of a comparison: every pixel is told the position of the image's centre, so that

@@ -91,11 +91,11 @@ def no_logit_bias(network: SegmentationNetwork) -> None:
     network.head = FusedSCP(head.in_channels, head.num_classes, head.hidden_channels, **options)
 
 
-def unscaled(network: SegmentationNetwork) -> None:
-    """Φ without the scale of its output that keeps its steps as small as a convolution's."""
+def scaled(network: SegmentationNetwork) -> None:
+    """Φ with the scale of its output that keeps its steps as small as a convolution's."""
     head = _head(network)
     network.head = FusedSCP(
-        head.in_channels, head.num_classes, head.hidden_channels, **{**_options(head), "phi_scale": 1.0}
+        head.in_channels, head.num_classes, head.hidden_channels, **{**_options(head), "phi_scale": "adam"}
     )
 
 
@@ -110,6 +110,6 @@ FORMS: dict[str, Callable[[SegmentationNetwork], None]] = {
     "default initialisation": default_init,
     "no logit bias": no_logit_bias,
     "last ReLU": last_relu,
-    "unscaled": unscaled,
+    "scaled": scaled,
 }
 """What ``Network.change`` names."""
