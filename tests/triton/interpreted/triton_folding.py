@@ -53,7 +53,7 @@ def test_overflow_boxes_of_slices_of_a_volume(small_blocks, monkeypatch, capacit
         **SMALL | {"hidden": (24, 11), "spatial_shape": (7, 19), "batch": 2, "num_classes": 1, "groups": 2}
     )
     matrix = position_matrix(maps["affine"], maps["extent"], "pixels")
-    passes = launch.forward(SCPInputs(inputs.features, inputs.phi, inputs.residual, None, matrix, problem), 75)
+    passes = launch.forward_sequence(SCPInputs(inputs.features, inputs.phi, inputs.residual, None, matrix, problem), 75)
     passes.run()
     folds = [item for item in passes.launches if item.kernel.__name__ == "scp_fold_hidden_fwd_kernel"]
     unstable = [executed_macs.unstable_units(item)[0] for item in folds]
