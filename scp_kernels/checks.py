@@ -213,7 +213,7 @@ def position_tensor(name: str, value: Any, device: torch.device, shape: tuple[in
         return value.to(device=device, dtype=dtype)
     numbers = value.tolist() if hasattr(value, "tolist") else value  # of NumPy
     flat = _flat(numbers)
-    if isinstance(numbers, str) or not all(isinstance(v, int | float | Real | Tensor | _SYMBOLS) for v in flat):
+    if isinstance(numbers, str) or not all(isinstance(v, _NUMBERS) for v in flat):
         raise _not_numbers(name, value, shape)
     plain = [v for v in flat if not isinstance(v, Tensor)]
     if not all(v - v == 0 for v in plain):  # false for an infinity too, and no obstacle to a compiler
@@ -226,7 +226,7 @@ def position_tensor(name: str, value: Any, device: torch.device, shape: tuple[in
         raise _not_numbers(name, value, shape) from error
 
 
-_SYMBOLS = torch.SymInt | torch.SymFloat
+_NUMBERS = (int, float, Real, Tensor, torch.SymInt, torch.SymFloat)  # no union: Dynamo of PyTorch 2.8 traces none
 
 
 def _not_numbers(name: str, value: Any, shape: tuple[int, ...] | None) -> TypeError:
