@@ -9,7 +9,6 @@ from benchmarks.claims import BASE_512, SCP_256
 from benchmarks.networks import (
     CAPACITIES,
     PAPER_STYLE,
-    PRINTED_MEMORY,
     STEPS,
     activation_bytes,
     build,
@@ -20,6 +19,7 @@ from benchmarks.networks import (
 )
 from benchmarks.race import Entrant
 from scp_models.networks.complexity import complexity_table, count_parameters
+from scp_models.study.reproduce.paper import PRINTED_MEMORY
 from tests.support.memory import cuda_peak
 from tests.support.tolerances import LOGITS, relative_error
 
