@@ -24,7 +24,7 @@ from benchmarks.networks import PaperHead
 from benchmarks.peers import PAPER_STYLE
 from scp_models.data import SegmentationDataModule
 from scp_models.phantoms import generate_wmh
-from scp_models.report.demo.progress import quiet
+from scp_models.report.quiet import quiet
 from scp_models.training.module import SegmentationModule
 
 FUSED, NUDGED = "fused", "fused, nudged"
