@@ -226,7 +226,7 @@ def position_tensor(name: str, value: Any, device: torch.device, shape: tuple[in
         raise _not_numbers(name, value, shape) from error
 
 
-_NUMBERS = (int, float, Real, Tensor, torch.SymInt, torch.SymFloat)  # Dynamo of PyTorch 2.8 makes no union while tracing
+_NUMBERS = (int, float, Real, Tensor, torch.SymInt, torch.SymFloat)  # PyTorch 2.8 traces no union
 
 
 def _not_numbers(name: str, value: Any, shape: tuple[int, ...] | None) -> TypeError:
