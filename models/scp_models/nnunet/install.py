@@ -11,7 +11,7 @@ TEXT = '''"""Written by `scp-models nnunet install`; `scp-models nnunet uninstal
 
 try:
     from scp_models.nnunet.trainer import nnUNetTrainerSCP
-except ImportError:  # gone: other trainers are still to be spec
+except ImportError:  # gone: other trainers are still to be found
     pass
 '''
 
