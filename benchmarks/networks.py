@@ -13,8 +13,8 @@ from scp_kernels import FusedSCP, count_macs, dispatch
 from scp_kernels.backends import cpu
 from scp_kernels.problem import problem_of
 from scp_models.networks import SegmentationNetwork, build_network
-from scp_models.networks.complexity import TITLES
-from tests.support.memory import bytes_saved_for_backward, resident_growth
+from scp_models.networks.complexity import TITLES, bytes_saved_for_backward
+from tests.support.memory import resident_growth
 
 CHANNELS, HEIGHT, WIDTH = 3, 160, 224
 CAPACITIES = (128, 256, 512)

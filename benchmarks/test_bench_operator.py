@@ -12,9 +12,10 @@ from torch import Tensor
 
 from benchmarks.peers import COMPILED, FROZEN, OTHER_FUNCTIONS, Peer, call, call_macs, peers_of, resident_bytes_of_call
 from benchmarks.race import Entrant
+from scp_models.networks.complexity import bytes_saved_for_backward
 from tests.support import cases
 from tests.support.cases import Case
-from tests.support.memory import bytes_saved_for_backward, cuda_peak
+from tests.support.memory import cuda_peak
 from tests.support.problems import Inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 

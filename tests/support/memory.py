@@ -1,31 +1,12 @@
-"""What a pass keeps and what it needs at its peak: measures that tests assert and benchmarks print."""
+"""What a pass needs at its peak: measures that tests assert and benchmarks print."""
 
 import ctypes
 import platform
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
-
-
-def bytes_saved_for_backward(forward: Callable[[], object], known: Iterable[Tensor] = ()) -> int:
-    """Bytes of distinct storages that autograd keeps between forward and backward, beyond those of ``known``."""
-    inputs = {tensor.untyped_storage().data_ptr() for tensor in known}
-    saved: dict[int, int] = {}
-    kept = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in inputs:
-            saved[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor)  # else its memory could be given to another tensor and be counted once
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return sum(saved.values())
 
 
 def cuda_peak(call: Callable[[], object]) -> int:

@@ -3,13 +3,13 @@
 import copy
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scp_kernels import FusedSCP
@@ -112,6 +112,24 @@ def complexity_table(height: int = 160, width: int = 224, in_channels: int = 3) 
         }
         for title, nc, parameters, macs, paper in counts
     ]
+
+
+def bytes_saved_for_backward(forward: Callable[[], object], known: Iterable[Tensor] = ()) -> int:
+    """Bytes of distinct storages that autograd keeps between forward and backward, beyond those of ``known``."""
+    inputs = {tensor.untyped_storage().data_ptr() for tensor in known}
+    saved: dict[int, int] = {}
+    kept = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in inputs:
+            saved[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)  # else its memory could be given to another tensor and be counted once
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(saved.values())
 
 
 def as_rich_table(rows: Sequence[Mapping[str, str | int | float]]) -> Table:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from scp_kernels import FusedSCP, count_macs
 from scp_models.networks import SegmentationNetwork, build_network
-from scp_models.networks.complexity import PAPER_TABLE, count_parameters, nominal_macs
+from scp_models.networks.complexity import PAPER_TABLE, bytes_saved_for_backward, count_parameters, nominal_macs
 from scp_models.networks.positions import position_channels
 from scp_models.study.reproduce.paper import PRINTED_CAPACITIES, PRINTED_MEMORY, PRINTED_VARIANTS
 
@@ -108,18 +108,5 @@ def _paper(name: str, operator: str) -> tuple[float, float, float] | None:
 
 
 def _kept(network: SegmentationNetwork, image: Tensor) -> int:
-    """Bytes that autograd keeps between forward and backward, beyond the image and the parameters."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in (image, *network.parameters())}
-    saved: dict[int, int] = {}
-    held = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)  # else its memory could be given to another tensor and be counted once
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network.train()(image).sum()
-    return sum(saved.values())
+    """What autograd keeps between forward and backward, beyond the image and the parameters."""
+    return bytes_saved_for_backward(lambda: network.train()(image).sum(), (image, *network.parameters()))
