@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import scp_kernels
+from scp_models.study.machine import processor
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +22,7 @@ def describe_machine(device: str) -> dict[str, Any]:
     """Device, versions and thread counts, ready for JSON."""
     described: dict[str, Any] = {
         "kind": device,
-        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
@@ -73,14 +74,6 @@ def revision() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + "+" * bool(changed.stdout.strip())
-
-
-def _processor() -> str:
-    try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    return match[1] if match else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:
