@@ -37,11 +37,7 @@ class SegmentationLoss(nn.Module):
         dice_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if ignore_label is not None and 0 <= ignore_label <= num_classes:
-            raise ValueError(
-                f"ignore_label: expected a label that is neither background nor one of the {num_classes} classes, "
-                f"got {ignore_label}"
-            )
+        _check_ignored(ignore_label, num_classes)
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.bce_weight = bce_weight
@@ -101,11 +97,7 @@ class ExclusiveClassesLoss(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
-        if 0 <= ignore_label <= num_classes:
-            raise ValueError(
-                f"ignore_label: expected a label that is neither background nor one of the {num_classes} classes, "
-                f"got {ignore_label}"
-            )
+        _check_ignored(ignore_label, num_classes)
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.ce_weight = ce_weight
@@ -137,3 +129,11 @@ class ExclusiveClassesLoss(nn.Module):
         ce = (F.cross_entropy(logits, classes[:, 0], reduction="none") * weight[:, 0]).sum() / weight.sum().clamp(min=1)
         target = torch.zeros_like(logits).scatter_(1, classes, 1.0)
         return self.ce_weight * ce + self.dice_weight * self.dice(logits, target, weight)
+
+
+def _check_ignored(ignore_label: int | None, num_classes: int) -> None:
+    if ignore_label is not None and 0 <= ignore_label <= num_classes:
+        raise ValueError(
+            f"ignore_label: expected a label that is neither background nor one of the {num_classes} classes, "
+            f"got {ignore_label}"
+        )
