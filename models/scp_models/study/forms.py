@@ -78,25 +78,15 @@ def scale_and_shift(network: SegmentationNetwork) -> None:
     network.head = ScaleAndShift(head.in_channels, head.hidden_channels, **_options(head))
 
 
-def default_init(network: SegmentationNetwork) -> None:
-    """Φ's last layer as PyTorch initialises it, not at zero."""
-    head = _head(network)
-    options = {**_options(head), "zero_init": False}
-    network.head = FusedSCP(head.in_channels, head.num_classes, head.hidden_channels, **options)
+def _with(**changes: Any) -> Callable[[SegmentationNetwork], None]:
+    """The same head with other options."""
 
+    def change(network: SegmentationNetwork) -> None:
+        head = _head(network)
+        options = {**_options(head), **changes}
+        network.head = FusedSCP(head.in_channels, head.num_classes, head.hidden_channels, **options)
 
-def no_logit_bias(network: SegmentationNetwork) -> None:
-    head = _head(network)
-    options = {**_options(head), "bias": False}
-    network.head = FusedSCP(head.in_channels, head.num_classes, head.hidden_channels, **options)
-
-
-def scaled(network: SegmentationNetwork) -> None:
-    """Φ with the scale of its output that keeps its steps as small as a convolution's."""
-    head = _head(network)
-    network.head = FusedSCP(
-        head.in_channels, head.num_classes, head.hidden_channels, **{**_options(head), "phi_scale": "adam"}
-    )
+    return change
 
 
 def last_relu(network: SegmentationNetwork) -> None:
@@ -107,9 +97,9 @@ def last_relu(network: SegmentationNetwork) -> None:
 FORMS: dict[str, Callable[[SegmentationNetwork], None]] = {
     "pixelwise bias": pixelwise_bias,
     "scale and shift": scale_and_shift,
-    "default initialisation": default_init,
-    "no logit bias": no_logit_bias,
+    "default initialisation": _with(zero_init=False),  # Φ's last layer as PyTorch does it, not at zero
+    "no logit bias": _with(bias=False),
     "last ReLU": last_relu,
-    "scaled": scaled,
+    "scaled": _with(phi_scale="adam"),  # W's steps as small as a convolution's
 }
 """What ``Network.change`` names."""
