@@ -20,10 +20,11 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from scp_kernels import FusedSCP, affine_of_coordinates
+from scp_models.data.geometry import coordinate_channels
 from scp_models.errors import UserError
 from scp_models.nnunet import install
 from scp_models.nnunet.dataset import PositionedArray
-from scp_models.nnunet.geometry import coordinates_of_patch, file_affine, grid_affine, position_affine
+from scp_models.nnunet.geometry import file_affine, grid_affine, position_affine
 from scp_models.nnunet.network import PlannedNetwork, attach_to_segmentation_layers
 from scp_models.nnunet.trainer import nnUNetTrainerSCP
 from tests.support import nnunet_parallel
@@ -161,7 +162,7 @@ def test_coordinates_follow_every_augmentation(patch, dummy_2d, cascaded):
     extent = torch.ones(3)
     moved = 0
     for _ in range(30):
-        channels = torch.from_numpy(coordinates_of_patch(affine, (slice(None),) * 3, shape)).reshape(4, *shape[-dims:])
+        channels = torch.from_numpy(coordinate_channels(affine, [*map(np.arange, shape)])).reshape(4, *shape[-dims:])
         margin = tuple(slice(1, -1) if dummy_2d and k == 0 else slice(3, -3) for k in range(dims))
         padded = torch.zeros_like(channels)
         padded[(slice(None), *margin)] = channels[(slice(None), *margin)]
@@ -222,7 +223,7 @@ def batch(dims, channels=2, seed=0, size=16):
     """Images and coordinate channels of two patches at different places."""
     rng = np.random.default_rng(seed)
     shape = (1,) * (3 - dims) + (size,) * dims
-    p = [coordinates_of_patch(rng.uniform(-1, 1, (3, 4)) / 16, (slice(None),) * 3, shape) for _ in range(2)]
+    p = [coordinate_channels(rng.uniform(-1, 1, (3, 4)) / 16, [*map(np.arange, shape)]) for _ in range(2)]
     p = torch.from_numpy(np.stack(p)).reshape(2, 4, *shape[3 - dims :])
     return torch.randn(2, channels, *p.shape[2:], generator=torch.Generator().manual_seed(seed)), p
 

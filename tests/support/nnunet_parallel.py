@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scp_kernels import FusedSCP
-from scp_models.nnunet.geometry import coordinates_of_patch
+from scp_models.data.geometry import coordinate_channels
 from scp_models.nnunet.network import PlannedNetwork, attach_to_segmentation_layers
 
 PROCESSES = 2
@@ -34,7 +34,7 @@ def build() -> PlannedNetwork:
 def samples() -> torch.Tensor:
     """Four patches at places of their own."""
     rng = np.random.default_rng(0)
-    p = [coordinates_of_patch(rng.uniform(-1, 1, (3, 4)) / 16, (slice(None),) * 3, (1, 16, 16))[:, 0] for _ in range(4)]
+    p = [coordinate_channels(rng.uniform(-1, 1, (3, 4)) / 16, [*map(np.arange, (1, 16, 16))])[:, 0] for _ in range(4)]
     image = torch.randn(4, 2, 16, 16, generator=torch.Generator().manual_seed(0))
     return torch.cat([image, torch.tensor(np.stack(p))], 1)
 

@@ -1,6 +1,7 @@
 """Places of voxels: how the axes of two volumes correspond, by their affines."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,21 @@ def turned_shape(shape: tuple[int, int, int], orientation: Orientation) -> tuple
 def one_after_other(first: Orientation, second: Orientation) -> Orientation:
     """The orientation that does ``first`` and then ``second``."""
     return np.array([(second[int(axis), 0], direction * second[int(axis), 1]) for axis, direction in first])
+
+
+def coordinate_channels(affine: NDArray[np.float64], axes: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    """Positions on a grid as channels ``[K + 1, *grid]``, the last of which, of validity, is 1.
+
+    Args:
+        affine: ``[K, d + 1]``, index to position.
+        axes: d arrays, the grid's indices along each axis.
+    """
+    result = np.ones((len(affine) + 1, *map(len, axes)), np.float32)
+    for row, (*slopes, position) in zip(result, affine, strict=False):
+        for slope, axis in zip(reversed(slopes), reversed(axes), strict=True):
+            position = np.add.outer(slope * axis, position)
+        row[:] = position
+    return result
 
 
 def inverse(orientation: Orientation) -> Orientation:

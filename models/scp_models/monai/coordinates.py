@@ -12,11 +12,10 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import SpaceKeys, ensure_tuple
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
-from torch import Tensor
 
 from scp_models.data.foreground import bounding_box, coarse_steps, find_foreground
 from scp_models.data.frames import Frame, box_frame, image_frame
-from scp_models.data.geometry import field_of_view, turned_shape
+from scp_models.data.geometry import coordinate_channels, field_of_view, turned_shape
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import FRAMES, MNI_BOX, SLICE_FRAME, TRANSFORM_ENDINGS
 from scp_models.data.transforms import read_transform, transform_path
@@ -86,7 +85,7 @@ class AddCoordinatesd(MapTransform, InvertibleTransform):
                     f"{key}: expected a MetaTensor, whose affine says where it lies, got {type(image).__name__}"
                 )
             to_fraction = self._to_fraction(result, image)
-            coordinates = _coordinates(to_fraction, tuple(image.shape[1:]))
+            coordinates = torch.from_numpy(coordinate_channels(to_fraction, [np.arange(n) for n in image.shape[1:]]))
             result[self.name] = MetaTensor(coordinates.to(image.device), meta={**image.meta, "affine": image.affine})
         return result
 
@@ -180,17 +179,3 @@ class SplitCoordinatesd(MapTransform, InvertibleTransform):
             if self.name is not None and (coordinates := result.pop(self.name.format(key=key), None)) is not None:
                 result[key] = torch.cat([result[key], coordinates])
         return result
-
-
-def _coordinates(affine: NDArray[np.float64], shape: tuple[int, ...]) -> Tensor:
-    """``[K + 1, *shape]`` in float32: positions of ``affine`` ``[K, d + 1]``, and ones."""
-    result = torch.ones((len(affine) + 1, *shape), dtype=torch.float32)
-    for k, row in enumerate(torch.from_numpy(affine)):
-        along = [
-            (row[axis] * torch.arange(n, dtype=torch.float64)).reshape(
-                [-1 if a == axis else 1 for a in range(len(shape))]
-            )
-            for axis, n in enumerate(shape)
-        ]
-        result[k] = sum(along, row[-1])
-    return result

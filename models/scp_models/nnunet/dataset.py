@@ -7,7 +7,8 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from numpy.typing import NDArray
 
-from scp_models.nnunet.geometry import POSITION_CHANNELS, coordinates_of_patch, grid_affine, position_affine
+from scp_models.data.geometry import coordinate_channels
+from scp_models.nnunet.geometry import POSITION_CHANNELS, grid_affine, position_affine
 
 
 def find_positions(
@@ -33,7 +34,8 @@ class PositionedArray:
     def __getitem__(self, index: Any) -> NDArray[np.floating]:
         """``[:]``, or all channels of a part: ``[:, z0:z1, y0:y1, x0:x1]``."""
         spatial = (slice(None),) * 3 if index == slice(None) else index[1:]
-        channels = coordinates_of_patch(self.affine, spatial, self.shape[1:])
+        axes = [np.arange(n)[part] for n, part in zip(self.shape[1:], spatial, strict=True)]
+        channels = coordinate_channels(self.affine, axes)
         return np.concatenate([np.asarray(self.data[(slice(None), *spatial)]), channels])
 
 

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from scp_models.data.foreground import bounding_box, coarse_steps, find_foreground
 
-PATIENT_FRAMES = ("foreground", "image")
 POSITION_DIMS = 3
 """Axes of positions: to the right, to the front, to the top; of 2-D configurations too, whose slices have a height."""
 POSITION_CHANNELS = POSITION_DIMS + 1
@@ -94,22 +93,3 @@ def _foreground_box(
     z, y, x = steps
     area = find_foreground(np.moveaxis(coarse, 0, -1), (y, x, z))
     return bounding_box(area, affine[:, [1, 2, 0, 3]])
-
-
-def coordinates_of_patch(
-    affine: NDArray[np.float64], index: Sequence[slice], shape: Sequence[int]
-) -> NDArray[np.float32]:
-    """Positions of a part of an image as channels ``[4, *part]``, the last of which is 1.
-
-    Args:
-        affine: ``[3, 4]``, index to position.
-        index: of the part, a slice per axis.
-        shape: of the image.
-    """
-    axes = [np.arange(n)[s] for n, s in zip(shape, index, strict=True)]
-    result = np.empty((POSITION_CHANNELS, *map(len, axes)), np.float32)
-    result[POSITION_DIMS] = 1
-    for row, (*slopes, offset) in zip(result, affine, strict=False):
-        z, y, x = (slope * axis for slope, axis in zip(slopes, axes, strict=True))
-        row[:] = z[:, None, None] + (y[:, None] + (x + offset))
-    return result
