@@ -20,18 +20,13 @@ from tests.support.agreement import (
     integer_inputs,
     slices_of_a_volume,
 )
-from tests.support.cuda_host import ORDER_VARIABLE, HostCuda, build, compiler, problem_like
+from tests.support.cuda_host import ON_THE_HOST, ORDER_VARIABLE, HostCuda, build, problem_like
 from tests.support.poison import poisoned_memory  # noqa: F401  (of every test)
 from tests.support.problems import away_from_kinks, evaluate, make_inputs
 from tests.support.strategies import shapes, widths
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 
-pytestmark = [
-    pytest.mark.skipif(compiler is None, reason="needs a C++ compiler"),
-    # One process compiles and runs them (with pytest-xdist's --dist loadgroup).
-    pytest.mark.xdist_group("cuda_host"),
-    pytest.mark.usefixtures("host"),
-]
+pytestmark = ON_THE_HOST
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 check = partial(agree, backend="cuda")
 

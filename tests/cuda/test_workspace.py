@@ -10,16 +10,11 @@ from scp_kernels.backends import cuda
 from scp_kernels.backends.cuda import requirements, sized_cuda_call
 from scp_kernels.problem import Problem
 from tests.support.agreement import agree
-from tests.support.cuda_host import HostCuda, build, compiler, problem_like
+from tests.support.cuda_host import ON_THE_HOST, HostCuda, build, problem_like
 from tests.support.poison import poisoned_memory  # noqa: F401  (of every test)
 from tests.support.problems import away_from_kinks, evaluate, make_inputs
 
-pytestmark = [
-    pytest.mark.skipif(compiler is None, reason="needs a C++ compiler"),
-    # One process compiles and runs them (with pytest-xdist's --dist loadgroup).
-    pytest.mark.xdist_group("cuda_host"),
-    pytest.mark.usefixtures("host"),
-]
+pytestmark = ON_THE_HOST
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 check = partial(agree, backend="cuda")
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch.nn.functional import max_pool2d, pad
 
 from scp_kernels import FusedSCP, affine_of_coordinates
-from scp_models.data import SegmentationDataModule
 from scp_models.data.augmentation import Augmentation, AugmentOptions, IntensityAugmentation, SpatialAugmentation
 from scp_models.networks.positions import position_channels
+from tests.support.data_modules import prepared_module
 from tests.support.tiny_data import affine_for, save, write_wmh
 from tests.support.tolerances import relative_error
 
@@ -174,14 +174,6 @@ def root(tmp_path_factory):
     return write_wmh(tmp_path_factory.mktemp("wmh"), 4, shape=(20, 24, 7), codes=("L", "P", "S"))
 
 
-def module(root, tmp_path, **options):
-    options = {"roi_size": (16, 20), "batch_size": 4, "cache_dir": str(tmp_path / "cache"), **options}
-    data = SegmentationDataModule(str(root), "wmh", **options)
-    data.prepare_data()
-    data.setup("fit")
-    return data
-
-
 def frame_option(frame, root, tmp_path):
     if frame != "file":
         return frame
@@ -202,8 +194,8 @@ def batches(data, epoch=0):
 def test_every_frame_follows(root, tmp_path, frame):
     """In the loader's batches: the affine is the slice's own behind the map that moved its pixels."""
     frame = frame_option(frame, root, tmp_path)
-    plain = module(root, tmp_path, frame=frame)
-    data = module(root, tmp_path, frame=frame, augment="spatial", augment_options=ALWAYS)
+    plain = prepared_module(root, tmp_path, frame=frame)
+    data = prepared_module(root, tmp_path, frame=frame, augment="spatial", augment_options=ALWAYS)
     dataset = data.train_dataloader().dataset
     sampler = data.train_dataloader().sampler
     draws = list(sampler)
@@ -231,7 +223,7 @@ def test_one_affine_puts_left_to_right_whatever_the_files_axes(tmp_path):
         shape = tuple({"R": 20, "L": 20, "A": 24, "P": 24, "S": 7, "I": 7}[c] for c in codes)
         root = write_wmh(tmp_path / "".join(codes), 3, shape=shape, codes=codes)
         mirror = AugmentOptions(moved=0, mirror=1)
-        data = module(root, tmp_path, frame="image", augment="spatial", augment_options=mirror)
+        data = prepared_module(root, tmp_path, frame="image", augment="spatial", augment_options=mirror)
         for batch in batches(data):
             right, front, top = batch["affine"].unbind(1)
             assert torch.equal(right, torch.tensor([-1.0, 0, 20 - 2.5]).expand_as(right))
@@ -240,8 +232,8 @@ def test_one_affine_puts_left_to_right_whatever_the_files_axes(tmp_path):
 
 
 def test_only_training_is_augmented(root, tmp_path):
-    plain = module(root, tmp_path, frame="image")
-    data = module(root, tmp_path, frame="image", augment="all", augment_options=AugmentOptions(**OFTEN))
+    plain = prepared_module(root, tmp_path, frame="image")
+    data = prepared_module(root, tmp_path, frame="image", augment="all", augment_options=AugmentOptions(**OFTEN))
     for expected, batch in zip(plain.val_dataloader(), data.val_dataloader(), strict=True):
         assert expected.keys() == batch.keys()
         assert all(torch.equal(expected[key], batch[key]) for key in expected)
@@ -249,7 +241,7 @@ def test_only_training_is_augmented(root, tmp_path):
         torch.equal(a["image"], b["image"])
         for a, b in zip(plain.train_dataloader(), data.train_dataloader(), strict=True)
     )
-    untouched = module(root, tmp_path, frame="slice", augment="intensity")
+    untouched = prepared_module(root, tmp_path, frame="slice", augment="intensity")
     assert "affine" not in next(iter(untouched.train_dataloader()))
 
 
@@ -262,16 +254,16 @@ def equal(first, second):
 
 def test_draws_depend_on_seed_epoch_and_place_alone(root, tmp_path):
     options = dict(frame="foreground", augment="all", augment_options=AugmentOptions(moved=1, **OFTEN))
-    first = batches(module(root, tmp_path, **options), epoch=2)
+    first = batches(prepared_module(root, tmp_path, **options), epoch=2)
     torch.manual_seed(1)
     np.random.seed(1)
     for workers in (1, 2):
-        assert equal(batches(module(root, tmp_path, num_workers=workers, **options), epoch=2), first)
-    data = module(root, tmp_path, **options)
+        assert equal(batches(prepared_module(root, tmp_path, num_workers=workers, **options), epoch=2), first)
+    data = prepared_module(root, tmp_path, **options)
     batches(data, epoch=0)  # a run that was not interrupted
     assert equal(batches(data, epoch=2), first)
     assert not equal(batches(data, epoch=3), first)
-    assert not equal(batches(module(root, tmp_path, seed=1, **options), epoch=2), first)
+    assert not equal(batches(prepared_module(root, tmp_path, seed=1, **options), epoch=2), first)
     again = pickle.loads(pickle.dumps(data.train_dataloader().dataset))
     draw = next(iter(data.train_dataloader().sampler))
     assert equal([again[draw]], [data.train_dataloader().dataset[draw]])
@@ -282,7 +274,7 @@ def test_draws_depend_on_seed_epoch_and_place_alone(root, tmp_path):
 def test_processes_share_the_draws_of_one(root, tmp_path):
     from scp_models.data.sampling import SliceSampler, SubjectSampler
 
-    dataset = module(root, tmp_path).train_dataloader().dataset
+    dataset = prepared_module(root, tmp_path).train_dataloader().dataset
     for kind in (SliceSampler, SubjectSampler):
         alone = list(kind(dataset, 1, 0, seed=0, numbered=True))
         parts = [list(kind(dataset, 2, rank, seed=0, numbered=True)) for rank in range(2)]
@@ -309,7 +301,7 @@ def write_sides(root):
 @pytest.mark.parametrize("frame", ["slice", "image"])
 def test_a_lesion_that_depends_on_the_side_is_told_under_mirroring(tmp_path, frame):
     """Half of the slices are mirrored in training; positions that did not follow would say nothing."""
-    data = module(
+    data = prepared_module(
         write_sides(tmp_path / "data"), tmp_path, frame=frame, augment="spatial", batch_size=6,
         augment_options=AugmentOptions(moved=0.3, mirror=0.5),
     )  # fmt: skip

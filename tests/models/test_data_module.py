@@ -17,6 +17,7 @@ from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.timing import TimedDataLoader
 from scp_models.errors import UserError
 from scp_models.notes import note
+from tests.support.data_modules import prepared_module
 from tests.support.tiny_data import save, write_wmh
 
 
@@ -25,16 +26,8 @@ def root(tmp_path_factory):
     return write_wmh(tmp_path_factory.mktemp("wmh"), 7)
 
 
-def module(root, tmp_path, **options):
-    options = {"roi_size": (16, 20), "batch_size": 4, "cache_dir": str(tmp_path / "cache"), **options}
-    data = SegmentationDataModule(str(root), "wmh", **options)
-    data.prepare_data()
-    data.setup("fit")
-    return data
-
-
 def test_batches(root, tmp_path):
-    data = module(root, tmp_path)
+    data = prepared_module(root, tmp_path)
     assert [len(data.subjects[p]) for p in ("training", "validation", "test")] == [5, 1, 1]
     batches = list(data.train_dataloader())
     assert len(batches) == 5 * 6 // 4
@@ -47,7 +40,7 @@ def test_batches(root, tmp_path):
 
 
 def test_slices_are_those_of_the_volume(root, tmp_path):
-    data = module(root, tmp_path)
+    data = prepared_module(root, tmp_path)
     subject = data.val_subjects[0]
     volume = data.cache.reader.read(subject)
     dataset = SliceDataset(data.cache, [subject])
@@ -59,7 +52,7 @@ def test_slices_are_those_of_the_volume(root, tmp_path):
 def test_order_depends_on_seed_and_epoch_alone(root, tmp_path):
     def order(epoch, seed=0):
         torch.manual_seed(np.random.randint(1 << 30))
-        data = module(root, tmp_path, seed=seed, split=(5, 1, 1))
+        data = prepared_module(root, tmp_path, seed=seed, split=(5, 1, 1))
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
         return list(loader.sampler)
@@ -71,11 +64,11 @@ def test_order_depends_on_seed_and_epoch_alone(root, tmp_path):
 
 
 def test_an_incomplete_batch_of_training_is_dropped_unless_it_is_the_only_one(root, tmp_path):
-    slices = len(module(root, tmp_path, batch_size=1).train_dataloader())
-    assert len(module(root, tmp_path, batch_size=slices - 1).train_dataloader()) == 1
-    assert len(module(root, tmp_path, batch_size=slices + 1).train_dataloader()) == 1
+    slices = len(prepared_module(root, tmp_path, batch_size=1).train_dataloader())
+    assert len(prepared_module(root, tmp_path, batch_size=slices - 1).train_dataloader()) == 1
+    assert len(prepared_module(root, tmp_path, batch_size=slices + 1).train_dataloader()) == 1
     with pytest.raises(UserError, match="batch_size: expected at least 1, got 0"):
-        module(root, tmp_path, batch_size=0)
+        prepared_module(root, tmp_path, batch_size=0)
 
 
 def test_no_subject_in_two_parts():
@@ -158,7 +151,7 @@ def test_split_file(root, tmp_path):
 
 
 def test_a_changed_file_is_read_anew_and_an_unchanged_one_is_not(root, tmp_path):
-    data = module(root, tmp_path)
+    data = prepared_module(root, tmp_path)
     subject = data.train_subjects[0]
     image, *_ = data.cache.paths(subject)
     written = image.stat().st_mtime_ns
@@ -179,7 +172,7 @@ def test_a_changed_file_is_read_anew_and_an_unchanged_one_is_not(root, tmp_path)
 
 def test_the_cache_keeps_affine_and_notes(root, tmp_path, caplog):
     """What a first training said of the files, a second one says too."""
-    data = module(root, tmp_path)
+    data = prepared_module(root, tmp_path)
     subject = data.train_subjects[0]
     assert np.allclose(data.cache.about(subject).affine, data.cache.reader.read(subject).affine)
     copy = tmp_path / "copy"
@@ -190,12 +183,12 @@ def test_the_cache_keeps_affine_and_notes(root, tmp_path, caplog):
     for _ in range(2):
         note.cache_clear()
         caplog.clear()
-        module(copy, tmp_path)
+        prepared_module(copy, tmp_path)
         assert f"{flair}: lies up to 1 mm from the voxels of" in caplog.text
 
 
 def test_padding_for_several_processes_changes_no_score(root, tmp_path):
-    data = module(root, tmp_path)
+    data = prepared_module(root, tmp_path)
     dataset = SliceDataset(data.cache, data.val_subjects, multiple_of=4)
     assert len(dataset) == 8 and dataset.slices == 6
     assert (dataset[6]["label"] == 2).all() and (dataset[7]["label"] == 2).all()
@@ -206,7 +199,7 @@ def test_padding_for_several_processes_changes_no_score(root, tmp_path):
 
 def test_a_pickle_for_workers_holds_no_slices(root, tmp_path):
     """Workers that are not forked (Python 3.14, macOS) get the data set as a pickle."""
-    data = module(root, tmp_path)
+    data = prepared_module(root, tmp_path)
     dataset = data.train_dataloader().dataset
     small = len(pickle.dumps(dataset))
     assert small < sum(image.nbytes for image, _ in dataset.arrays) / 10

@@ -10,6 +10,7 @@ import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import pytest
 import torch
 
 from scp_kernels.backends.cuda import CudaBackend, declare
@@ -20,6 +21,13 @@ ORDER_VARIABLE = "SCP_HOST_ORDER"
 """In which order a block's threads run: 0 as numbered, 1 backwards, n > 1 shuffled by that seed."""
 
 compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+ON_THE_HOST = [
+    pytest.mark.skipif(compiler is None, reason="needs a C++ compiler"),
+    # One process compiles and runs them (with pytest-xdist's --dist loadgroup).
+    pytest.mark.xdist_group("cuda_host"),
+    pytest.mark.usefixtures("host"),
+]
+"""Marks of a file whose tests run the CUDA kernels' code on the host."""
 
 
 @functools.cache
