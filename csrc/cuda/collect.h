@@ -13,11 +13,11 @@ namespace SCP_NAMESPACE {
 
 // Parts of the sources, and numbers (or groups of columns of W2) that a block sums.
 constexpr int kSumParts = 8, kSumsPerBlock = kThreads / kSumParts;
-// Columns of W2 that a thread sums at a time.
+// Columns of W2 that a thread sums at a time: four, which are loaded at once.
 constexpr int kColumnsPerThread = 4;
-// Partial gradients that it has in flight at a time.
+// Partial gradients that it has in flight at a time: with few, a multiprocessor holds more blocks.
 template <class T>
-constexpr int kPartialsAtATime = 32 / sizeof(T);
+constexpr int kPartialsAtATime = 16 / sizeof(T);
 
 template <class T, int D>
 struct Collect {
@@ -117,7 +117,7 @@ SCP_DEVICE void Collect<T, D>::sum_w2(Block& block, int64_t index) const {
     SCP_NO_UNROLL
     for (int64_t first = part.first; first < part.end; first += R) {
       const int count = part.end - first < R ? int(part.end - first) : R;
-      add_w2<T, D, R>([&](int i) { return of.partial(first + i); }, count, h2, u, k, sum);
+      add_w2<T, D, R>([&](int i) { return of.partial(first + i); }, count, u, k, sum);
     }
   } else if (u < h1) {
     const Range part = part_of(0, of.sums_count, t);

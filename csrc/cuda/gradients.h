@@ -191,7 +191,7 @@ SCP_DEVICE void differentiate_active(Block& block, const DeviceNetwork<T>& net, 
         const Quad<T> g = quad(memory.outputs + r * kGradients + j);
         for (int i = 0; i < 4; ++i) sum = multiply_add(weight.v[i], g.v[i], sum);
       }
-      partial.z[int64_t(r) * net.h2 + fold_memory.unit2[start + q]] += sum;
+      partial.z[int64_t(r) * partial.stride + fold_memory.unit2[start + q]] += sum;
     }
   }
 }
@@ -253,7 +253,7 @@ SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net
         sum_against_position<T, D, 1>(block, line.v, memory.pixels, memory.hidden + i * kColumnStride, 1, sum);
         if (!first_lane) return;
         if (part == 0) {
-          for (int a = 0; a < A; ++a) partial.z[int64_t(a) * net.h2 + k] += sum[a][0];
+          for (int a = 0; a < A; ++a) partial.z[int64_t(a) * partial.stride + k] += sum[a][0];
           return;
         }
         const int row = A + part - 1;
@@ -264,7 +264,7 @@ SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net
           total = multiply_add(line.v[a], sum[a][0], total);
           to[a] = multiply_add(weight, sum[a][0], to[a]);
         }
-        partial.z[int64_t(row) * net.h2 + k] += total;
+        partial.z[int64_t(row) * partial.stride + k] += total;
       });
       block.sync();
     }
@@ -283,7 +283,8 @@ SCP_DEVICE void finish_moments(Block& block, const DeviceNetwork<T>& net, const 
         [&] { return double(A) * folded.active1 * (folded.active2 + folded.unstable2); });
   if (folded.unstable2 == 0) block.sync();  // else differentiate_unstable has ended in one
   SCP_NO_UNROLL
-  for (int i = t; i < A * h2; i += kThreads) fold_memory.x[i] = partial.z[i];
+  for (int k = t; k < h2; k += kThreads)
+    for (int a = 0; a < A; ++a) fold_memory.x[a * h2 + k] = partial.z[a * partial.stride + k];
   SCP_NO_UNROLL
   for (int q = t; q < folded.unstable1; q += kThreads) {
     T* const to = partial.moments + fold_memory.unit1[folded.active1 + q] * A;

@@ -14,6 +14,8 @@ template <int D>
 constexpr int kBlocksAtOnce<Apply<float, D>> = D == 2 ? 4 : 3;  // in volumes four would spill
 template <int D>
 constexpr int kBlocksAtOnce<ParameterGradients<float, D>> = 3;
+template <int D>
+constexpr int kBlocksAtOnce<Collect<float, D>> = 4;
 
 template <class Program>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Program>)

@@ -14,7 +14,8 @@ constexpr int kNoSlot = -1;
 
 template <class T, int D>
 struct PartialGradients {
-  T* z;     // [A + unstable_capacity, h2]: gradients of the affine rows of layer 2, then of W2's rows of unstable units
+  int stride;  // of z's rows: h2 and what makes it a multiple of 4
+  T* z;     // [A + unstable_capacity, stride]: gradients of layer 2's affine rows, then of W2's rows of unstable units
   T* w3;    // [h2, nc]
   T* line;  // [h1, 4]: of active units, 0 of others
   T* moments;      // [h1, A]: sums of g_l(u) against 1, di, dj
@@ -22,8 +23,9 @@ struct PartialGradients {
   int* slot;       // [h1]: number of an unstable unit, or kNoSlot
   double* centre;  // [D]
 
-  SCP_HD PartialGradients(BumpAllocator& allocator, int h1, int h2, int nc, int unstable_capacity) {
-    z = allocator.allocate<T>(int64_t(kAffineTerms<D> + unstable_capacity) * h2);
+  SCP_HD PartialGradients(BumpAllocator& allocator, int h1, int h2, int nc, int unstable_capacity)
+      : stride((h2 + 3) / 4 * 4) {
+    z = allocator.allocate<T>(int64_t(kAffineTerms<D> + unstable_capacity) * stride);
     w3 = allocator.allocate<T>(int64_t(h2) * nc);
     line = allocator.allocate<T>(int64_t(h1) * 4);
     moments = allocator.allocate<T>(int64_t(h1) * kAffineTerms<D>);
@@ -67,7 +69,7 @@ SCP_DEVICE void add(Block& block, E* to, const E* from, int64_t count) {
 // Partial gradients that add nothing to any sum; `rows` of z.
 template <class T, int D, class Block>
 SCP_DEVICE void clear(Block& block, const DeviceNetwork<T>& net, const PartialGradients<T, D>& partial, int rows) {
-  zero(block, partial.z, int64_t(rows) * net.h2);
+  zero(block, partial.z, int64_t(rows) * partial.stride);
   zero(block, partial.w3, int64_t(net.h2) * net.nc);
   zero(block, partial.line, int64_t(net.h1) * 4);
   zero(block, partial.moments, int64_t(net.h1) * kAffineTerms<D>);
@@ -87,35 +89,31 @@ SCP_DEVICE void clear(Block& block, const DeviceNetwork<T>& net, int64_t groups,
   zero(block, sums.moments, groups * net.h1 * kAffineTerms<D>);
 }
 
-// Gradient of W2's row u, columns k .. k + N - 1 (fewer at the end), from `count` partial gradients (at most R) in
-// order; partial(i) is the i-th. Loads that depend on nothing are issued for all of them at once, then those that
-// depend on a slot.
-template <class T, int D, int R, int N, class PartialAt>
-SCP_DEVICE void add_w2(const PartialAt& partial, int count, int h2, int u, int k, T (&sum)[N]) {
+// Gradient of W2's row u, columns k .. k + 3 (k is a multiple of 4, and what lies beyond h2 is 0), from `count` partial
+// gradients (at most R) in order; partial(i) is the i-th. Loads that depend on nothing are issued for all of them at
+// once, then those that depend on a slot.
+template <class T, int D, int R, class PartialAt>
+SCP_DEVICE void add_w2(const PartialAt& partial, int count, int u, int k, T (&sum)[4]) {
   constexpr int A = kAffineTerms<D>;
-  const int columns = h2 - k < N ? h2 - k : N;
   int slot[R];
-  Quad<T> line[R];
-  T affine[R][A][N], unstable[R][N];
+  Quad<T> line[R], affine[R][A], unstable[R];
   SCP_UNROLL
   for (int r = 0; r < R; ++r) {
     const PartialGradients<T, D> from = partial(r < count ? r : 0);
     slot[r] = r < count ? from.slot[u] : kNoSlot;
     line[r] = r < count ? quad(from.line + u * 4) : Quad<T>{};
-    for (int a = 0; a < A; ++a)
-      for (int i = 0; i < N; ++i) affine[r][a][i] = r < count && i < columns ? from.z[int64_t(a) * h2 + k + i] : T(0);
+    for (int a = 0; a < A; ++a) affine[r][a] = r < count ? quad(from.z + int64_t(a) * from.stride + k) : Quad<T>{};
   }
   SCP_UNROLL
   for (int r = 0; r < R; ++r) {
     const PartialGradients<T, D> from = partial(r < count ? r : 0);
-    for (int i = 0; i < N; ++i)
-      unstable[r][i] = slot[r] != kNoSlot && i < columns ? from.z[int64_t(A + slot[r]) * h2 + k + i] : T(0);
+    unstable[r] = slot[r] != kNoSlot ? quad(from.z + int64_t(A + slot[r]) * from.stride + k) : Quad<T>{};
   }
   SCP_UNROLL
   for (int r = 0; r < R; ++r) {
     for (int a = 0; a < A; ++a)
-      for (int i = 0; i < N; ++i) sum[i] = multiply_add(line[r].v[a], affine[r][a][i], sum[i]);
-    for (int i = 0; i < N; ++i) sum[i] += unstable[r][i];
+      for (int i = 0; i < 4; ++i) sum[i] = multiply_add(line[r].v[a], affine[r][a].v[i], sum[i]);
+    for (int i = 0; i < 4; ++i) sum[i] += unstable[r].v[i];
   }
 }
 
@@ -133,14 +131,13 @@ SCP_DEVICE void add(Block& block, const DeviceNetwork<T>& net, const PartialGrad
   constexpr int A = kAffineTerms<D>;
   count(block, net, SCP_REPORT_BUILD_MACS, [&] { return double(A) * net.h1 * net.h2; });
   SCP_NO_UNROLL
-  for (int u = 0; u < net.h1; ++u) {
-    T* const to = sums.w2t + int64_t(u) * net.h2;
-    SCP_NO_UNROLL
-    for (int k = block.thread(); k < net.h2; k += kThreads) {
-      T sum[1] = {to[k]};
-      add_w2<T, D, 1>([&](int) { return partial; }, 1, net.h2, u, k, sum);
-      to[k] = sum[0];
-    }
+  for (int i = block.thread(); i < net.h1 * (partial.stride / 4); i += kThreads) {
+    const int u = i / (partial.stride / 4), k = i % (partial.stride / 4) * 4;
+    T sum[4] = {};
+    add_w2<T, D, 1>([&](int) { return partial; }, 1, u, k, sum);
+    T* const to = sums.w2t + int64_t(u) * net.h2 + k;
+    for (int j = 0; j < 4; ++j)
+      if (k + j < net.h2) to[j] += sum[j];
   }
   add(block, sums.w3, partial.w3, int64_t(net.h2) * net.nc);
   add(block, sums.b2, partial.z, net.h2);
