@@ -16,6 +16,11 @@ namespace SCP_NAMESPACE {
 
 // Outputs of Phi that a thread holds at a time.
 constexpr int kWeights = 32;
+// Blocks of Apply that a multiprocessor holds at once, unless shared memory is short: it limits the registers.
+template <class T, int D>
+constexpr int kApplyBlocksAtOnce = sizeof(T) == 8 ? 2
+                                   : D == 2       ? 4
+                                                  : 3;  // in volumes four would spill
 // Samples whose partial sums are carried over where the inner index does not fit into kWeights.
 constexpr int kCarriedSamples = 16;
 
@@ -33,7 +38,7 @@ struct Apply {
   WorkPartition partition;
   Supertiles<T, D> supertiles;
   int64_t first_item;
-  int unstable_capacity;
+  int unstable_capacity, log_panel;
 
   template <class Block>
   SCP_DEVICE void operator()(Block& block) const;
@@ -55,13 +60,13 @@ struct ApplyMemory {
 
   SCP_HD ApplyMemory(BumpAllocator& allocator, const Apply<T, D>& a)
       : item(allocator.allocate<ApplyItem<D>>(1)),
-        fold(allocator, a.net.h1, a.net.h2, a.unstable_capacity),
+        fold(allocator, a.net.h1, a.net.h2, a.unstable_capacity, a.log_panel, true),
         carry(allocator.allocate<T>(a.inner > a.inner_part ? kCarriedSamples * kThreads : 0)) {}
 };
 
 // W at a pixel: weight j is the output that offset[j] names. W = cf[0] + sum_r cf[r] basis_r + sum_k W3[k] relu(z_k).
 // `again`: the block has done this before since it folded, for other pixels. Where one panel holds all unstable units, it is
-// loaded once.
+// loaded once, mostly by fold_outputs.
 template <class T, int D, class Block>
 SCP_DEVICE void evaluate_weights(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
                                  const FoldMemory<T, D, kWeights>& memory, int width, bool again,
@@ -70,7 +75,7 @@ SCP_DEVICE void evaluate_weights(Block& block, const DeviceNetwork<T>& net, cons
   const auto add = [&](const T* row, T basis) {
     SCP_UNROLL
     for (int j = 0; j < kWeights; j += 8)
-      if (j < width) add_row(row + j, basis, weight, j);
+      if (j < width) add_row<8>(row + j, basis, weight, j);
   };
   // The folded outputs: affine rows, then the unstable units of layer 1.
   SCP_UNROLL
@@ -88,7 +93,8 @@ SCP_DEVICE void evaluate_weights(Block& block, const DeviceNetwork<T>& net, cons
   // The unstable units of layer 2, panel by panel. On an overflow tile layer 1 has more rows than a panel holds: then
   // kColumns columns at a time, by its rows in parts.
   const bool whole = folded.unstable1 <= memory.unstable_capacity;
-  const int columns = whole ? kPanel : kColumns;
+  const int columns = whole ? memory.panel() : kColumns;
+  const bool held = again || (whole && first_panel_is_loaded(folded, memory));
   for (int first = 0; first < folded.unstable2; first += columns) {
     const int count = folded.unstable2 - first < columns ? folded.unstable2 - first : columns;
     T z[kColumns];
@@ -96,9 +102,10 @@ SCP_DEVICE void evaluate_weights(Block& block, const DeviceNetwork<T>& net, cons
     do {
       const int left = folded.unstable1 - row, rows = left < memory.unstable_capacity ? left : memory.unstable_capacity;
       const bool fresh = first == 0 && row == 0, only = rows == left && count == folded.unstable2;
-      if (!fresh || (again && !only)) block.sync();
-      if (!again || !only)
-        load_panel<T, D, kWeights>(block, net, folded, memory, folded.active2 + first, count, row, rows);
+      if (!held || !only) {
+        if (!fresh || again) block.sync();
+        load_panel<T, D, kWeights>(block, net, folded, memory, first, count, row, rows);
+      }
       for (int q = 0; q < count; q += kColumns) {
         if (row == 0) start_columns(memory, q, position, z);
         add_to_columns(folded, memory, q, row, rows, position, z);
@@ -191,8 +198,8 @@ SCP_DEVICE void Apply<T, D>::operator()(Block& block) const {
   choose_outputs(0, a.inner_part, outer_first, outer_count);
   const Parent<T, D> parent = a.supertiles.parent(a.net, a.tiling, group, a.partition.tile(item));
   const double* coefficients = a.net.coefficients + group * a.net.h1 * (a.tiling.dims + 1);
-  const Folded& folded =
-      fold<false>(block, a.net, coefficients, a.tiling.dims, box, *a.net.not_finite != 0, parent, memory.fold);
+  const Folded& folded = fold<false>(block, a.net, coefficients, a.tiling.dims, box, *a.net.not_finite != 0, parent,
+                                     memory.fold, [](const Folded&) {});
 
   // Steps 2 and 3, once for all samples if the inner index fits into the registers: a turn for each of a thread's pixels.
   // Else a turn for each part of it, and a few samples that carry over its sums.

@@ -95,6 +95,17 @@ SCP_DEVICE const Quad<T>& quad(const T* at) {
   return *reinterpret_cast<const Quad<T>*>(at);
 }
 
+// Two neighbours.
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T v[2];
+};
+
+template <class T>
+SCP_DEVICE const Pair<T>& pair(const T* at) {
+  return *reinterpret_cast<const Pair<T>*>(at);
+}
+
 // Hands out a region of memory from its start, in pieces aligned to 16 bytes, and frees nothing. The host measures with
 // it, on a null region that nobody reads or writes, what the device then uses. (No test for null here: it would hide
 // from nvcc that the memory is shared memory.)

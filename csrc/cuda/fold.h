@@ -17,16 +17,15 @@ namespace SCP_NAMESPACE {
 
 enum UnitClass : uint8_t { kInactive = 0, kActive = 1, kUnstable = 2 };
 
-// Columns of layer 2 per panel, and the distance of its rows: 4 more, so that neighbouring rows lie in different banks.
-constexpr int kPanel = 32;
-constexpr int kPanelStride = kPanel + 4;
+// Binary logarithms of the columns of layer 2 per panel, where shared memory is wanted for other blocks, and else.
+constexpr int kLogSmallPanel = 4, kLogPanel = 5;
 // Columns whose z a thread holds at a time.
 constexpr int kColumns = 8;
 
-// Numbers of units: in shared memory, where they take no registers. Lists have inherited units first, which are active
-// on the parent's box and folded there already; they count as active.
+// Numbers of units: in shared memory, where they take no registers. Inherited units are active on the parent's box and
+// folded there already; they count as active.
 struct Folded {
-  int inherited1, active1, unstable1, inherited2, active2, unstable2;
+  int inherited1, active1, unstable1, active2, unstable2;
   bool bounded;    // layer 2 was classified; else all of it counts as unstable
   bool from_root;  // the parent is Phi itself
 };
@@ -39,7 +38,7 @@ struct Parent {
   T* x;             // [A, h2]
   T* cf;            // [A + unstable_capacity, nc]
   uint16_t* unit1;  // [h1]: active units, then unstable ones
-  uint16_t* unit2;  // [h2]
+  uint16_t* unit2;  // [h2]: unstable units, then active ones
 
   SCP_HD Parent() {}
   SCP_HD Parent(BumpAllocator& allocator, int h1, int h2, int nc, int unstable_capacity) {
@@ -59,36 +58,38 @@ template <class T, int D, int K>
 struct FoldMemory {
   static constexpr int kOutputStride = K + 4;
 
-  int unstable_capacity;
+  int unstable_capacity, log_panel;
   Folded* folded;
   const T** parent_cf;  // the parent's, here because it would take registers for long
-  T* outputs;           // [kPanel, kOutputStride]: a panel of W3
+  T* outputs;           // [panel(), kOutputStride]: a panel of W3
   int* offset;          // [K]: which output of Phi, -1 for none
   int* counts;          // [2, kWarps]
   T* line;              // [h1, 4]: value about the centre and slopes of the listed units of layer 1
   T* chord;             // [unstable_capacity, 2]: scale and slack of the unstable ones
   T* x;                 // [A, h2]: affine rows of z
-  T* rows;              // [A + unstable_capacity, kPanelStride]: a panel of x and W2
+  T* rows;              // [A + unstable_capacity, panel_stride()]: a panel of x and W2
   T* cf;                // [A + unstable_capacity, K]: the folded outputs
-  uint16_t* unit1;      // [h1]: active units, then unstable ones
-  uint16_t* unit2;      // [h2]
+  uint16_t* unit1;      // [h1]: inherited units, other active ones, unstable ones
+  uint16_t* unit2;      // [h2]: unstable units, then active ones: the first panel has both, and is loaded once
   uint16_t* place1;     // [h1]: where units that are not inherited stand among the parent's unstable ones
   T* shift;             // [D]: from the parent's centre to the box's
   uint8_t* class1;      // [h1]
   uint8_t* class2;      // [h2]
 
-  SCP_HD FoldMemory(BumpAllocator& allocator, int h1, int h2, int most) : unstable_capacity(most) {
+  // folds_outputs: else there is no cf.
+  SCP_HD FoldMemory(BumpAllocator& allocator, int h1, int h2, int most, int log_columns, bool folds_outputs)
+      : unstable_capacity(most), log_panel(log_columns) {
     constexpr int A = kAffineTerms<D>;
     folded = allocator.allocate<Folded>(1);
     parent_cf = allocator.allocate<const T*>(1);
-    outputs = allocator.allocate<T>(kPanel * kOutputStride);
+    outputs = allocator.allocate<T>(panel() * kOutputStride);
     offset = allocator.allocate<int>(K);
     counts = allocator.allocate<int>(2 * kWarps);
     line = allocator.allocate<T>(int64_t(h1) * 4);
     chord = allocator.allocate<T>(int64_t(most) * 2);
     x = allocator.allocate<T>(int64_t(A) * h2);
-    rows = allocator.allocate<T>(int64_t(A + most) * kPanelStride);
-    cf = allocator.allocate<T>(int64_t(A + most) * K);
+    rows = allocator.allocate<T>(int64_t(A + most) * panel_stride());
+    cf = allocator.allocate<T>(folds_outputs ? int64_t(A + most) * K : 0);
     unit1 = allocator.allocate<uint16_t>(h1);
     unit2 = allocator.allocate<uint16_t>(h2);
     place1 = allocator.allocate<uint16_t>(h1);
@@ -96,6 +97,10 @@ struct FoldMemory {
     class1 = allocator.allocate<uint8_t>(h1);
     class2 = allocator.allocate<uint8_t>(h2);
   }
+
+  // Columns of layer 2 per panel, and the distance of its rows: 4 more, so that neighbouring rows lie in different banks.
+  SCP_HD int panel() const { return 1 << log_panel; }
+  SCP_HD int panel_stride() const { return panel() + 4; }
 };
 
 // Where the first active and the first unstable unit of a warp go in a list: active units first, then unstable ones, each
@@ -193,10 +198,11 @@ SCP_DEVICE void for_each_weight(const T* column, int stride, const uint16_t* uni
 
 // Steps 1 to 3. `dense`: every unit counts as unstable, and the parent must be the root. On a box of one pixel nothing
 // is unstable, whatever NaN says. kInherit: inherited units are listed too, because their gradients are wanted.
-template <bool kInherit, class T, int D, int K, class Block>
+// beside(folded) is called when layer 1 is listed, and layer 2 is not; a barrier follows.
+template <bool kInherit, class T, int D, int K, class Block, class Beside>
 SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const double* coefficients, int dims,
                               const Box<D>& box, bool dense, const Parent<T, D>& parent,
-                              const FoldMemory<T, D, K>& memory) {
+                              const FoldMemory<T, D, K>& memory, const Beside& beside) {
   constexpr int A = kAffineTerms<D>;
   const int t = block.thread(), h2 = net.h2;
   double centre[D], half_extent[D];
@@ -261,54 +267,51 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
   for (int axis = 0; axis < D; ++axis)
     if (t == axis) memory.shift[axis] = result.from_root ? T(0) : T(centre[axis] - parent.centre[axis]);
   block.sync();
+  beside(result);
 
   // Steps 2 and 3: a unit of layer 2 per thread. First the newly active units of layer 1, all that changes the affine
   // rows; then the unstable ones by their chords, for the bounds alone.
   const int candidates2 = result.from_root ? h2 : parent.folded->unstable2;
-  const int parent_active2 = result.from_root ? 0 : parent.folded->active2;
-  result.inherited2 = kInherit ? parent_active2 : 0;
-  const auto unit2_of = [&](int j) {
-    return result.from_root ? j : int(parent.unit2[parent_active2 - result.inherited2 + j]);
-  };
-  to = classify_units(block, result.inherited2 + candidates2, memory.class2, memory.counts, result.active2,
-                      result.unstable2, [&](int j) {
-                        const int k = unit2_of(j);
-                        T z[A] = {};
-                        if (result.from_root) {
-                          z[0] = net.b2[k];
-                        } else {
-                          for (int a = 0; a < A; ++a) z[a] = parent.x[a * h2 + k];
-                          for (int axis = 0; axis < D; ++axis)
-                            z[0] = multiply_add(memory.shift[axis], z[1 + axis], z[0]);
-                        }
-                        for_each_weight(net.w2t + k, h2, memory.unit1, result.inherited1, result.active1,
-                                        [&](int q, T weight) {
-                                          const Quad<T> newly = quad(memory.line + q * 4);
-                                          for (int a = 0; a < A; ++a) z[a] = multiply_add(weight, newly.v[a], z[a]);
-                                        });
-                        for (int a = 0; a < A; ++a) memory.x[a * h2 + k] = z[a];
-                        if (j < result.inherited2) return kActive;
-                        if (!result.bounded) return kUnstable;
-                        T radius = 0;
-                        const uint16_t* const unstable = memory.unit1 + result.active1;
-                        for_each_weight(net.w2t + k, h2, unstable, 0, result.unstable1, [&](int q, T weight) {
-                          const Quad<T> kinked = quad(memory.line + (result.active1 + q) * 4);
-                          const T scale = memory.chord[q * 2], slack = memory.chord[q * 2 + 1];
-                          const T scaled = weight * scale;
-                          for (int a = 0; a < A; ++a) z[a] = multiply_add(scaled, kinked.v[a], z[a]);
-                          z[0] = multiply_add(weight, slack, z[0]);
-                          radius = multiply_add(magnitude(weight), slack, radius);
-                        });
-                        for (int a = 1; a < A; ++a) radius = multiply_add(magnitude(z[a]), half[a - 1], radius);
-                        radius *= T(kBoundWidening);
-                        return z[0] - radius > 0 ? kActive : z[0] + radius <= 0 ? kInactive : unsure;
-                      });
-  list_units(block, result.inherited2 + candidates2, memory.class2, to,
+  const int inherited2 = kInherit && !result.from_root ? parent.folded->active2 : 0;
+  const auto unit2_of = [&](int j) { return result.from_root ? j : int(parent.unit2[j]); };
+  to = classify_units(
+      block, candidates2 + inherited2, memory.class2, memory.counts, result.active2, result.unstable2, [&](int j) {
+        const int k = unit2_of(j);
+        T z[A] = {};
+        if (result.from_root) {
+          z[0] = net.b2[k];
+        } else {
+          for (int a = 0; a < A; ++a) z[a] = parent.x[a * h2 + k];
+          for (int axis = 0; axis < D; ++axis) z[0] = multiply_add(memory.shift[axis], z[1 + axis], z[0]);
+        }
+        for_each_weight(net.w2t + k, h2, memory.unit1, result.inherited1, result.active1, [&](int q, T weight) {
+          const Quad<T> newly = quad(memory.line + q * 4);
+          for (int a = 0; a < A; ++a) z[a] = multiply_add(weight, newly.v[a], z[a]);
+        });
+        for (int a = 0; a < A; ++a) memory.x[a * h2 + k] = z[a];
+        if (j >= candidates2) return kActive;
+        if (!result.bounded) return kUnstable;
+        T radius = 0;
+        const uint16_t* const unstable = memory.unit1 + result.active1;
+        for_each_weight(net.w2t + k, h2, unstable, 0, result.unstable1, [&](int q, T weight) {
+          const Quad<T> kinked = quad(memory.line + (result.active1 + q) * 4);
+          const T scale = memory.chord[q * 2], slack = memory.chord[q * 2 + 1];
+          const T scaled = weight * scale;
+          for (int a = 0; a < A; ++a) z[a] = multiply_add(scaled, kinked.v[a], z[a]);
+          z[0] = multiply_add(weight, slack, z[0]);
+          radius = multiply_add(magnitude(weight), slack, radius);
+        });
+        for (int a = 1; a < A; ++a) radius = multiply_add(magnitude(z[a]), half[a - 1], radius);
+        radius *= T(kBoundWidening);
+        return z[0] - radius > 0 ? kActive : z[0] + radius <= 0 ? kInactive : unsure;
+      });
+  to.active += result.unstable2, to.unstable -= result.active2;
+  list_units(block, candidates2 + inherited2, memory.class2, to,
              [&](int j, int q) { memory.unit2[q] = uint16_t(unit2_of(j)); });
   if (t == 0) *memory.folded = result, *memory.parent_cf = result.from_root ? nullptr : parent.cf;
   count(block, net, SCP_REPORT_BUILD_MACS, [&] {
     const double lines = 2.0 * D * listed1 + (listed1 > kThreads ? 2.0 * D * (result.active1 + result.unstable1) : 0);
-    const double columns = result.inherited2 + candidates2, recentring = result.from_root ? 0 : D;
+    const double columns = candidates2 + inherited2, recentring = result.from_root ? 0 : D;
     return lines + columns * (recentring + A * (result.active1 - result.inherited1)) +
            (result.bounded ? double(candidates2) * (A + 2) * result.unstable1 : 0);
   });

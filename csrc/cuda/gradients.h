@@ -4,235 +4,125 @@
 // An unstable unit u of layer 1 is an affine function on its half of the box:
 //   relu(l_u) = 1[l_u > 0] (c_u + a_u di + b_u dj).
 // So all that is needed of a quantity g over the box (gW[n], or gz_k of an unstable unit of layer 2) is its sums
-// against 1, di, dj: over the whole box, and over the half of every unstable u. From these follow g_cf, gA2, and the
-// moments of g_l(u), which are cf[u, :] and A2[u, :] times them.
+// against 1, di, dj: over the whole box, and over the half of every unstable u. With S those sums of gW, and g_cf[u, n] =
+// (c, a, b)_u . S[u, :, n] for an unstable u, S[0, :, n] for the affine rows, an active unit k of layer 2 has
+//   gW3[n, k] = A2[:, k] . g_cf[:, n],  gA2[:, k] = g_cf W3[:, k],
+// and adds A2[u, k] S[u, :, :] W3[:, k] to the moments of g_l(u). Nothing of it needs the folded outputs.
 #ifndef SCP_CUDA_GRADIENTS_H
 #define SCP_CUDA_GRADIENTS_H
 
 #include "partial_gradients.h"
-#include "supertile.h"
+#include "pixel_sums.h"
 
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// Outputs of Phi whose gradients a thread holds at a time.
-constexpr int kGradients = 16;
-constexpr int kGradientStride = kGradients + 4;
-constexpr int kPairs = kGradients / 2;
-// Lanes that share a sum over pixels: sums are fewer than threads.
-constexpr int kSumLanes = 8, kSumsAtATime = kThreads / kSumLanes, kPixelsPerLane = kThreads / kSumLanes;
-// Distance of the columns of layer 2 in shared memory, a number of pixels each: 8 more, so that kSumLanes pixels of
-// neighbouring columns lie in different banks.
-constexpr int kColumnStride = kThreads + 8;
-static_assert(kPairs == kColumns, "partial moments have one place for each pair of outputs, or column");
-
-template <class T, int D>
-struct GradientMemory {
-  T* pixels;  // [kThreads, kGradientStride]: a pixel's gW, then its index - centre on each axis
-  T* hidden;  // [kColumns, kColumnStride]: relu(z) of some unstable columns, then their gz
-  FoldMemory<T, D, kGradients> fold;
-  T* outputs;       // [A + unstable_capacity, kGradients]: g_cf, which takes cf's place
-  T* moment_parts;  // [unstable_capacity, kColumns, A]: parts of the moments of unstable units
-
-  // Arrays of fixed size come first: their addresses are constants, and take no register.
-  SCP_HD GradientMemory(BumpAllocator& allocator, int h1, int h2, int most)
-      : pixels(allocator.allocate<T>(kThreads * kGradientStride)),
-        hidden(allocator.allocate<T>(kColumns * kColumnStride)),
-        fold(allocator, h1, h2, most),
-        outputs(fold.cf),
-        moment_parts(allocator.allocate<T>(int64_t(most) * kColumns * kAffineTerms<D>)) {}
-};
-
-// What gradients are computed from: Phi and the tensors, for all boxes.
-template <class T, int D>
-struct GradientInputs {
-  DeviceNetwork<T> net;
-  Tiling<D> tiling;
-  View<D> features, grad_logits;
-  int channels;
-  WorkPartition partition;
-  Supertiles<T, D> supertiles;
-};
-
-// gW[n, c] = sum_b gY[b, n] X[b, c] of outputs first .. first + count - 1 at a pixel.
-template <class T, int D, class S>
-SCP_DEVICE void gather(const GradientInputs<T, D>& of, const int (&index)[D], int64_t b_first, int64_t b_end, int first,
-                       int count, T (&grad)[kGradients]) {
-  for (int64_t b = b_first; b < b_end; ++b) {
-    const S* const x = of.features.template at<S>(b, index);
-    const S* g = of.grad_logits.template at<S>(b, index) + first / of.channels * of.grad_logits.channel;
-    int c = first % of.channels;
-    const S* next = x + c * of.features.channel;
-    SCP_UNROLL
-    for (int start = 0; start < kGradients; start += 8) {
-      if (start >= count) break;
-      S values[8], grads[8];  // loaded before any is converted or used: no load waits for another
-      SCP_UNROLL
-      for (int j = 0; j < 8; ++j) {
-        values[j] = grads[j] = S{};
-        if (start + j < count) values[j] = *next, grads[j] = *g;
-        next += of.features.channel;
-        if (++c == of.channels) c = 0, next = x, g += of.grad_logits.channel;
-      }
-      SCP_UNROLL
-      for (int j = 0; j < 8; ++j)
-        grad[start + j] = multiply_add(load_as<T>(&grads[j]), load_as<T>(&values[j]), grad[start + j]);
-    }
-  }
+// *to = value for the first outputs, += value for the later ones.
+template <class T>
+SCP_DEVICE void accumulate(T* to, T value, int first_output) {
+  *to = first_output == 0 ? value : *to + value;
 }
 
-// Sums of values[pixel * stride + 0 .. N - 1] against 1 and the coordinates, over the pixels where `line` is positive;
-// by kSumLanes lanes, each of which gets the sums.
-template <class T, int D, int N, class Block>
-SCP_DEVICE void sum_against_position(Block& block, const T (&line)[4], const T* pixels, const T* values, int stride,
-                                     T (&sum)[kAffineTerms<D>][N]) {
-  const int lane = block.thread() % kSumLanes;
-  SCP_UNROLL_BY_4
-  for (int i = 0; i < kPixelsPerLane; ++i) {
-    const int p = i * kSumLanes + lane;
-    const Quad<T> packed = quad(pixels + p * kGradientStride + kGradients);
-    T position[D];
-    for (int axis = 0; axis < D; ++axis) position[axis] = packed.v[axis];
-    const bool positive = affine_at<T, D>(line, position) > 0;
-    for (int j = 0; j < N; ++j) {
-      const T value = positive ? values[p * stride + j] : T(0);
-      sum[0][j] += value;
-      for (int axis = 0; axis < D; ++axis) sum[1 + axis][j] = multiply_add(value, position[axis], sum[1 + axis][j]);
-    }
-  }
-  for (int a = 0; a < kAffineTerms<D>; ++a)
-    for (int j = 0; j < N; ++j) sum[a][j] = block.template sum_of_lanes<kSumLanes>(sum[a][j]);
-}
-
-// Calls body(number, first) for each of `count` sums, by kSumLanes lanes; `first` is true in one of them. Lanes that
-// have no sum repeat the last one, because all lanes of a warp exchange values.
-template <class Block, class Body>
-SCP_DEVICE void for_each_sum(Block& block, int count, const Body& body) {
-  const int t = block.thread();
-  SCP_NO_UNROLL
-  for (int start = 0; start < count; start += kSumsAtATime) {
-    const int number = start + t / kSumLanes;
-    body(number < count ? number : count - 1, number < count && t % kSumLanes == 0);
-  }
-}
-
-// The line of the whole box (part 0), or of unstable unit part - 1.
-template <class T, int D, int K>
-SCP_DEVICE Quad<T> line_of_part(const Folded& folded, const FoldMemory<T, D, K>& memory, int part) {
-  Quad<T> whole{};
-  whole.v[0] = 1;
-  return part == 0 ? whole : quad(memory.line + (folded.active1 + part - 1) * 4);
-}
-
-// g_cf of `width` outputs, and what these add to the moments of unstable units of layer 1.
-template <class T, int D, class Block>
-SCP_DEVICE void differentiate_outputs(Block& block, const Folded& folded, int width,
-                                      const GradientMemory<T, D>& memory) {
-  constexpr int A = kAffineTerms<D>;
-  const int pairs = (width + 1) / 2;
-  for_each_sum(block, (1 + folded.unstable1) * pairs, [&](int number, bool first) {
-    const int part = number / pairs, pair = number % pairs, j = pair * 2;
-    const Quad<T> line = line_of_part(folded, memory.fold, part);
-    T sum[A][2] = {};
-    sum_against_position<T, D, 2>(block, line.v, memory.pixels, memory.pixels + j, kGradientStride, sum);
-    if (!first) return;
-    if (part == 0) {
-      for (int a = 0; a < A; ++a)
-        for (int i = 0; i < 2; ++i) memory.outputs[a * kGradients + j + i] = sum[a][i];
-      return;
-    }
-    const int row = A + part - 1;
-    const T* cf = memory.fold.cf + row * kGradients + j;
-    T* const to = memory.moment_parts + ((part - 1) * kColumns + pair) * A;
-    for (int a = 0; a < A; ++a) to[a] += cf[0] * sum[a][0] + cf[1] * sum[a][1];
-    for (int i = 0; i < 2; ++i) {
-      T total = 0;
-      for (int a = 0; a < A; ++a) total = multiply_add(line.v[a], sum[a][i], total);
-      memory.outputs[row * kGradients + j + i] = total;
-    }
-  });
-  block.sync();
-}
-
-// Active units of layer 2, from g_cf: cf = ... + A2[:, k] W3[:, k].
+// Active units of layer 2: columns first_active .. count - 1 of the panel at `start` of its list.
 template <class T, int D, class Block>
 SCP_DEVICE void differentiate_active(Block& block, const DeviceNetwork<T>& net, const Folded& folded, int first,
-                                     int width, const GradientMemory<T, D>& memory,
-                                     const PartialGradients<T, D>& partial) {
-  constexpr int A = kAffineTerms<D>;
+                                     int width, int start, int first_active, int count,
+                                     const GradientMemory<T, D>& memory, const PartialGradients<T, D>& partial) {
+  constexpr int A = kAffineTerms<D>, kRows = GradientMemory<T, D>::kSumRows;
+  static_assert((1 << kLogPanel) == kWarp, "a lane has a column");
   const auto& fold_memory = memory.fold;
-  const int t = block.thread(), rows = A + folded.unstable1;
-  for (int start = 0; start < folded.active2; start += kPanel) {
-    const int count = folded.active2 - start < kPanel ? folded.active2 - start : kPanel;
-    if (start > 0) block.sync();
-    load_panel<T, D, kGradients>(block, net, folded, fold_memory, start, count, 0, folded.unstable1);
+  const int t = block.thread(), lane = t % kWarp, m1 = folded.unstable1, stride = fold_memory.panel_stride();
+  const bool active = lane >= first_active && lane < count;
+  const int k = active ? fold_memory.unit2[start + lane] : 0;
+  const T* const column = fold_memory.rows + lane;
+  // gW3, four outputs at a time.
+  SCP_NO_UNROLL
+  for (int j = t / kWarp * 4; j < width; j += kWarps * 4) {
+    Quad<T> sum{};
+    const auto add = [&](int row, const T* gradient) {
+      const Quad<T> g = quad(gradient + j);
+      for (int i = 0; i < 4; ++i) sum.v[i] = multiply_add(column[row * stride], g.v[i], sum.v[i]);
+    };
+    for (int a = 0; a < A; ++a) add(a, memory.sums + a * kGradients);
+    SCP_UNROLL_BY_4
+    for (int u = 0; u < m1; ++u) add(A + u, memory.sums + ((1 + u) * kRows + A) * kGradients);
+    T* const to = partial.w3 + int64_t(k) * net.nc + first + j;
+    for (int i = 0; i < 4; ++i)
+      if (active && j + i < width) to[i] = sum.v[i];
+  }
+  // gA2, and what these units add to the moments: a part per warp, the last warps first.
+  SCP_NO_UNROLL
+  for (int part = kWarps - 1 - t / kWarp; part <= m1; part += kWarps) {
+    T of_part[A] = {};
     SCP_NO_UNROLL
-    for (int task = t; task < kPanel * (kGradients / 4); task += kThreads) {
-      const int q = task % kPanel, j = task / kPanel * 4;
-      if (q >= count) continue;
-      Quad<T> sum{};
-      SCP_UNROLL_BY_8
-      for (int r = 0; r < rows; ++r) {
-        const T source = fold_memory.rows[r * kPanelStride + q];
-        const Quad<T> g = quad(memory.outputs + r * kGradients + j);
-        for (int i = 0; i < 4; ++i) sum.v[i] = multiply_add(source, g.v[i], sum.v[i]);
+    for (int j = 0; j < width; j += 4) {
+      const Quad<T> weight = quad(fold_memory.outputs + lane * fold_memory.kOutputStride + j);
+      for (int a = 0; a < A; ++a) {
+        const Quad<T> sum = quad(memory.sums + (part * kRows + a) * kGradients + j);
+        for (int i = 0; i < 4; ++i) of_part[a] = multiply_add(weight.v[i], sum.v[i], of_part[a]);
       }
-      T* const to = partial.w3 + int64_t(fold_memory.unit2[start + q]) * net.nc + first + j;
-      for (int i = 0; i < 4; ++i)
-        if (j + i < width) to[i] = sum.v[i];
     }
-    SCP_NO_UNROLL
-    for (int task = t; task < rows * kPanel; task += kThreads) {
-      const int r = task / kPanel, q = task % kPanel;
-      if (q >= count) continue;
-      T sum = 0;
-      for (int j = 0; j < kGradients; j += 4) {
-        const Quad<T> weight = quad(fold_memory.outputs + q * fold_memory.kOutputStride + j);
-        const Quad<T> g = quad(memory.outputs + r * kGradients + j);
-        for (int i = 0; i < 4; ++i) sum = multiply_add(weight.v[i], g.v[i], sum);
-      }
-      partial.z[int64_t(r) * partial.stride + fold_memory.unit2[start + q]] += sum;
+    if (part == 0) {
+      for (int a = 0; a < A; ++a)
+        if (active) accumulate(partial.z + a * partial.stride + k, of_part[a], first);
+      continue;
     }
+    const Quad<T> line = line_of_part(folded, fold_memory, part);
+    const int row = A + part - 1;
+    const T weight = active ? column[row * stride] : T(0);
+    T total = 0;
+    for (int a = 0; a < A; ++a) {
+      total = multiply_add(line.v[a], of_part[a], total);
+      const T moment = block.template sum_of_lanes<kWarp>(weight * of_part[a]);
+      if (lane == 0) memory.moment_parts[(part - 1) * kHidden * A + a] += moment;
+    }
+    if (active) accumulate(partial.z + int64_t(row) * partial.stride + k, total, first);
   }
 }
 
-// Unstable units of layer 2, pixel by pixel: gz = 1[z > 0] sum_n gW[n] W3[n, k], gW3[n, k] += gW[n] relu(z).
+// Unstable units of layer 2, pixel by pixel: gz = 1[z > 0] sum_n gW[n] W3[n, k], gW3[n, k] += gW[n] relu(z). Starts after a
+// barrier, and ends in one if there are any. `held`: the first panel is in memory, and has all of them.
 template <class T, int D, class Block>
 SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net, const Folded& folded, int first,
-                                       int width, const T (&position)[D], const T (&grad)[kGradients],
+                                       int width, bool held, const PixelGrid<T, D>& grid,
                                        const GradientMemory<T, D>& memory, const PartialGradients<T, D>& partial) {
   constexpr int A = kAffineTerms<D>;
   const auto& fold_memory = memory.fold;
-  const int t = block.thread(), m1 = folded.unstable1;
-  for (int start = 0; start < folded.unstable2; start += kPanel) {
-    const int count = folded.unstable2 - start < kPanel ? folded.unstable2 - start : kPanel;
-    if (start == 0) block.sync();
-    load_panel<T, D, kGradients>(block, net, folded, fold_memory, folded.active2 + start, count, 0, m1);
-    for (int q = 0; q < count; q += kColumns) {
-      const uint16_t* const units = fold_memory.unit2 + folded.active2 + start + q;
-      T z[kColumns], grad_z[kColumns];
+  const int t = block.thread(), m1 = folded.unstable1, panel = fold_memory.panel(), quads = (width + 3) / 4;
+  T* const grad_hidden = memory.hidden + kHidden * kColumnStride;
+  for (int start = 0; start < folded.unstable2; start += panel) {
+    const int count = folded.unstable2 - start < panel ? folded.unstable2 - start : panel;
+    if (!held) load_panel<T, D, kGradients>(block, net, folded, fold_memory, start, count, 0, m1);
+    for (int q = 0; q < count; q += kHidden) {
+      const uint16_t* const units = fold_memory.unit2 + start + q;
+      const int columns = count - q < kHidden ? count - q : kHidden;
+      T position[D], z[kHidden], grad_z[kHidden] = {};
+      grid.position(t, position);
       start_columns(fold_memory, q, position, z);
       add_to_columns(folded, fold_memory, q, 0, m1, position, z);
-      SCP_UNROLL
-      for (int i = 0; i < kColumns; ++i) {
-        T g = 0;
-        for (int j = 0; j < kGradients; j += 4) {
+      SCP_NO_UNROLL
+      for (int j = 0; j < width; j += 4) {
+        const Quad<T> grad = quad(memory.pixels + place_of_quad(t, j));
+        SCP_UNROLL
+        for (int i = 0; i < kHidden; ++i) {
           const Quad<T> weight = quad(fold_memory.outputs + (q + i) * fold_memory.kOutputStride + j);
-          for (int l = 0; l < 4; ++l) g = multiply_add(weight.v[l], grad[j + l], g);
+          for (int l = 0; l < 4; ++l) grad_z[i] = multiply_add(weight.v[l], grad.v[l], grad_z[i]);
         }
+      }
+      SCP_UNROLL
+      for (int i = 0; i < kHidden; ++i) {
         memory.hidden[i * kColumnStride + t] = relu(z[i]);
-        grad_z[i] = z[i] > 0 ? g : T(0);
+        grad_hidden[i * kColumnStride + t] = z[i] > 0 ? grad_z[i] : T(0);
       }
       block.sync();
       // gW3 of these columns, four outputs at a time.
-      const int columns = count - q < kColumns ? count - q : kColumns, quads = (width + 3) / 4;
-      for_each_sum(block, columns * quads, [&](int number, bool first_lane) {
+      for_each_sum<false>(block, columns * quads, [&](int number, bool first_lane) {
         const int i = number / quads, j = number % quads * 4;
         T sum[4] = {};
         SCP_UNROLL_BY_4
         for (int p = t % kSumLanes; p < kThreads; p += kSumLanes) {
           const T value = memory.hidden[i * kColumnStride + p];
-          const Quad<T> gradient = quad(memory.pixels + p * kGradientStride + j);
+          const Quad<T> gradient = quad(memory.pixels + place_of_quad(p, j));
           for (int l = 0; l < 4; ++l) sum[l] = multiply_add(value, gradient.v[l], sum[l]);
         }
         T* const to = partial.w3 + int64_t(units[i]) * net.nc + first + j;
@@ -241,63 +131,62 @@ SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net
           if (first_lane && j + l < width) to[l] = total;
         }
       });
-      block.sync();
-      SCP_UNROLL
-      for (int i = 0; i < kColumns; ++i) memory.hidden[i * kColumnStride + t] = grad_z[i];
-      block.sync();
       // gA2 of these columns, and what they add to the moments of unstable units of layer 1.
-      for_each_sum(block, (1 + m1) * columns, [&](int number, bool first_lane) {
+      for_each_sum<true>(block, (1 + m1) * columns, [&](int number, bool first_lane) {
         const int part = number / columns, i = number % columns, k = units[i];
         const Quad<T> line = line_of_part(folded, fold_memory, part);
         T sum[A][1] = {};
-        sum_against_position<T, D, 1>(block, line.v, memory.pixels, memory.hidden + i * kColumnStride, 1, sum);
+        sum_against_position<1>(
+            block, line.v, grid, [&](int p, T(&values)[1]) { values[0] = grad_hidden[i * kColumnStride + p]; }, sum);
         if (!first_lane) return;
         if (part == 0) {
-          for (int a = 0; a < A; ++a) partial.z[int64_t(a) * partial.stride + k] += sum[a][0];
+          for (int a = 0; a < A; ++a) accumulate(partial.z + a * partial.stride + k, sum[a][0], first);
           return;
         }
         const int row = A + part - 1;
-        const T weight = fold_memory.rows[row * kPanelStride + q + i];
-        T* const to = memory.moment_parts + ((part - 1) * kColumns + i) * A;
+        const T weight = fold_memory.rows[row * fold_memory.panel_stride() + q + i];
+        T* const to = memory.moment_parts + ((part - 1) * kHidden + i) * A;
         T total = 0;
         for (int a = 0; a < A; ++a) {
           total = multiply_add(line.v[a], sum[a][0], total);
           to[a] = multiply_add(weight, sum[a][0], to[a]);
         }
-        partial.z[int64_t(row) * partial.stride + k] += total;
+        accumulate(partial.z + int64_t(row) * partial.stride + k, total, first);
       });
       block.sync();
     }
   }
 }
 
-// Moments of layer 1: those of unstable units are the sums of their parts; those of active units come from the
-// gradients of the affine rows, which overwrite x.
+// What the sums over all tiles need to know of layer 1: lines of active units, slots of unstable ones; and moments. Those of
+// unstable units are the sums of their parts; those of active units come from the gradients of the affine rows, which
+// overwrite x. Starts after a barrier.
 template <class T, int D, class Block>
-SCP_DEVICE void finish_moments(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
-                               const GradientMemory<T, D>& memory, const PartialGradients<T, D>& partial) {
+SCP_DEVICE void finish_layer1(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
+                              const GradientMemory<T, D>& memory, const PartialGradients<T, D>& partial) {
   constexpr int A = kAffineTerms<D>;
   const auto& fold_memory = memory.fold;
   const int t = block.thread(), h2 = net.h2;
   count(block, net, SCP_REPORT_BUILD_MACS,
         [&] { return double(A) * folded.active1 * (folded.active2 + folded.unstable2); });
-  if (folded.unstable2 == 0) block.sync();  // else differentiate_unstable has ended in one
   SCP_NO_UNROLL
   for (int k = t; k < h2; k += kThreads)
     for (int a = 0; a < A; ++a) fold_memory.x[a * h2 + k] = partial.z[a * partial.stride + k];
   SCP_NO_UNROLL
   for (int q = t; q < folded.unstable1; q += kThreads) {
-    T* const to = partial.moments + fold_memory.unit1[folded.active1 + q] * A;
+    const int u = fold_memory.unit1[folded.active1 + q];
+    partial.slot[u] = q;
     for (int a = 0; a < A; ++a) {
       T sum = 0;
-      for (int i = 0; i < kColumns; ++i) sum += memory.moment_parts[(q * kColumns + i) * A + a];
-      to[a] = sum;
+      for (int i = 0; i < kHidden; ++i) sum += memory.moment_parts[(q * kHidden + i) * A + a];
+      partial.moments[u * A + a] = sum;
     }
   }
   block.sync();
   SCP_NO_UNROLL
   for (int q = t; q < folded.active1; q += kThreads) {
     const int u = fold_memory.unit1[q];
+    quad(partial.line + u * 4) = quad(fold_memory.line + q * 4);
     T sum[A] = {};
     SCP_UNROLL_BY_8
     for (int i = 0; i < folded.active2 + folded.unstable2; ++i) {
@@ -313,80 +202,62 @@ SCP_DEVICE void finish_moments(Block& block, const DeviceNetwork<T>& net, const 
 template <int D>
 SCP_DEVICE double part_macs(const Folded& folded, int width) {
   constexpr double A = kAffineTerms<D>, kPixels = kThreads;
-  const double m1 = folded.unstable1, m2 = folded.unstable2, parts = 1 + m1,
-               column_groups = (folded.unstable2 + kColumns - 1) / kColumns;
-  const double pairs = (width + 1) / 2, of_outputs = parts * pairs * kPixels * (D + 2 * D) + m1 * pairs * 4 * A;
-  const double of_active = 2 * folded.active2 * (A + m1) * kGradients;
-  const double z_and_gz = kPixels * column_groups * (kColumns * (A + m1) + D * m1 + kColumns * kGradients);
-  const double of_unstable = m2 * kPixels * ((width + 3) / 4 * 4) + m2 * parts * kPixels * 2 * D + m1 * m2 * 2 * A;
+  const double m1 = folded.unstable1, m2 = folded.unstable2, parts = 1 + m1, outputs = (width + 3) / 4 * 4;
+  const double column_groups = (folded.unstable2 + kHidden - 1) / kHidden;
+  const double of_outputs = parts * outputs * (kPixels * (D / 2. + D) + A);
+  const double of_active = folded.active2 * ((A + m1) * outputs + parts * A * outputs + m1 * 2 * A);
+  const double z_and_gz = kPixels * column_groups * (kHidden * (A + m1) + D * m1 + kHidden * outputs);
+  const double of_unstable = m2 * kPixels * outputs + m2 * parts * kPixels * 2 * D + m1 * m2 * 2 * A;
   return of_outputs + of_active + z_and_gz + of_unstable;
 }
 
 // Writes the partial gradients of a box: of the samples of a work item. Returns false, and leaves them zero, if the box
-// has more unstable units of layer 1 than it has room for.
-//   1. Fold Phi on the box (fold.h), and clear the partial gradients.
-//   2. For kGradients outputs of Phi at a time:
-//      a. gather gW at each pixel: X and gY are read once;
-//      b. fold the outputs;
-//      c. differentiate the folded outputs, then active and unstable units of layer 2.
-//   3. Write down what the sums over all tiles need to know of layer 1: active lines, slots of unstable units.
-//   4. Finish the moments of layer 1.
+// has more unstable units of layer 1 than it has room for. `kept` is the box once more, in shared memory from the first
+// barrier on, where it takes no registers.
+//   1. Gather gW of kGradients outputs at each pixel: X and gY are read once.
+//   2. Fold Phi on the box (fold.h); beside it, sum gW over the box and the halves of unstable units of layer 1.
+//   3. Differentiate active and unstable units of layer 2. Steps 1 to 3 (but for folding) again for each kGradients outputs.
+//   4. Finish layer 1.
 template <class T, int D, class Block>
 SCP_DEVICE bool differentiate(Block& block, const GradientInputs<T, D>& of, int64_t item, const Box<D>& box,
-                              const Parent<T, D>& parent, const GradientMemory<T, D>& memory,
+                              const Box<D>& kept, const Parent<T, D>& parent, const GradientMemory<T, D>& memory,
                               const PartialGradients<T, D>& partial) {
   constexpr int A = kAffineTerms<D>;
   const DeviceNetwork<T>& net = of.net;
   const int t = block.thread();
   const double* coefficients = net.coefficients + of.partition.group(item) * net.h1 * (of.tiling.dims + 1);
   const auto& fold_memory = memory.fold;
-  // Step 1.
-  const Folded& folded = fold<true>(block, net, coefficients, of.tiling.dims, box, false, parent, fold_memory);
-  clear(block, net, partial, folded.bounded ? A + folded.unstable1 : A);
-  if (!folded.bounded) return false;
-  // The pixel of this thread; a pixel outside of the map has zero gradients.
-  int index[D];
-  const bool inside = of.tiling.pixel(box, t, index);
-  T position[D];
-  Quad<T> packed{};
-  for (int axis = 0; axis < D; ++axis) packed.v[axis] = position[axis] = T(index[axis] - box.centre(axis));
-  quad(memory.pixels + t * kGradientStride + kGradients) = packed;
-  if (t == 0)
-    for (int axis = 0; axis < D; ++axis) partial.centre[axis] = box.centre(axis);
-  zero(block, memory.moment_parts, folded.unstable1 * kColumns * A);
-  // Step 2.
-  for (int first = 0; first < net.nc; first += kGradients) {
-    const int width = net.nc - first < kGradients ? net.nc - first : kGradients;
-    T grad[kGradients] = {};
-    if (inside) {
-      with_dtype<T>(of.features.dtype, [&](auto* type) {
-        using S = typename Pointee<decltype(type)>::type;
-        gather<T, D, S>(of, index, of.partition.first_sample(item), of.partition.end_sample(item), first, width, grad);
+  const auto width_at = [&](int first) { return net.nc - first < kGradients ? net.nc - first : kGradients; };
+  gather_outputs(block, of, item, box, 0, width_at(0), memory);
+  zero(block, memory.moment_parts, int64_t(fold_memory.unstable_capacity) * kHidden * A);
+  const Folded& folded =
+      fold<true>(block, net, coefficients, of.tiling.dims, box, false, parent, fold_memory, [&](const Folded& layer1) {
+        clear(block, net, partial, layer1.bounded ? A + layer1.unstable1 : A);
+        if (layer1.bounded) sum_outputs(block, layer1, width_at(0), PixelGrid<T, D>(of.tiling, kept), memory);
       });
-    }
-    for (int j = 0; j < kGradients; ++j) memory.pixels[t * kGradientStride + j] = grad[j];
-    SCP_NO_UNROLL
-    for (int j = t; j < kGradients; j += kThreads) fold_memory.offset[j] = j < width ? first + j : -1;
+  if (!folded.bounded) return false;
+  if (t == 0)
+    for (int axis = 0; axis < D; ++axis) partial.centre[axis] = kept.centre(axis);
+  const PixelGrid<T, D> grid(of.tiling, kept);
+  for (int first = 0; first < net.nc; first += kGradients) {
+    const int width = width_at(first);
     count(block, net, SCP_REPORT_LEAF_MACS, [&] { return part_macs<D>(folded, width); });
-    block.sync();
-    fold_outputs(block, net, folded, fold_memory, width);
-    differentiate_outputs(block, folded, width, memory);
+    if (first > 0) {
+      gather_outputs(block, of, item, kept, first, width, memory);
+      block.sync();
+      sum_outputs(block, folded, width, grid, memory);
+      block.sync();
+    }
+    for_each_active_panel(block, net, folded, fold_memory, folded.unstable1, [&](int start, int from, int end) {
+      differentiate_active(block, net, folded, first, width, start, from, end, memory, partial);
+    });
     SCP_NO_UNROLL
-    for (int j = t; j < width; j += kThreads) partial.b3[first + j] = memory.outputs[j];
-    differentiate_active(block, net, folded, first, width, memory, partial);
-    differentiate_unstable(block, net, folded, first, width, position, grad, memory, partial);
+    for (int j = t; j < width; j += kThreads) partial.b3[first + j] = memory.sums[j];
+    block.sync();
+    differentiate_unstable(block, net, folded, first, width, first_panel_is_loaded(folded, fold_memory), grid, memory,
+                           partial);
   }
-  // Step 3.
-  SCP_NO_UNROLL
-  for (int q = t; q < folded.active1 + folded.unstable1; q += kThreads) {
-    const int u = fold_memory.unit1[q];
-    if (q < folded.active1)
-      quad(partial.line + u * 4) = quad(fold_memory.line + q * 4);
-    else
-      partial.slot[u] = q - folded.active1;
-  }
-  // Step 4.
-  finish_moments(block, net, folded, memory, partial);
+  finish_layer1(block, net, folded, memory, partial);
   return true;
 }
 

@@ -10,8 +10,8 @@ namespace {
 // Blocks that a multiprocessor should hold at least: it limits the registers.
 template <class Program>
 constexpr int kBlocksAtOnce = 2;
-template <int D>
-constexpr int kBlocksAtOnce<Apply<float, D>> = D == 2 ? 4 : 3;  // in volumes four would spill
+template <class T, int D>
+constexpr int kBlocksAtOnce<Apply<T, D>> = kApplyBlocksAtOnce<T, D>;
 template <int D>
 constexpr int kBlocksAtOnce<ParameterGradients<float, D>> = 3;
 template <int D>

@@ -57,12 +57,8 @@ class LaunchSequence {
     size_supertiles();
     if (parts == 1 && two_pixels_pay()) a.tiling = tiling_of(1), a.pixels = 2;
     a.partition = partition_for(a.tiling, a.outer_parts);
-    a.unstable_capacity = unstable_capacity(a.tiling.log_tile, [&](int most) {
-      BumpAllocator allocator(nullptr);
-      a.unstable_capacity = most;
-      ApplyMemory<T, D> memory(allocator, a);
-      return apply_shared_ = allocator.used();
-    });
+    const int blocks_with_large_panel = size_apply(kLogPanel);
+    if (size_apply(kLogSmallPanel) <= blocks_with_large_panel) size_apply(kLogPanel);
     if (parameters_) {
       unstable_capacity_ = unstable_capacity(tiling_.log_tile, [&](int most) {
         BumpAllocator allocator(nullptr);
@@ -111,6 +107,20 @@ class LaunchSequence {
  private:
   static constexpr int kHeader = 4;
 
+  // Returns how many blocks of Apply a multiprocessor holds at once.
+  int size_apply(int log_panel) {
+    Apply<T, D>& a = apply_;
+    a.log_panel = log_panel;
+    a.unstable_capacity = unstable_capacity(a.tiling.log_tile, [&](int most) {
+      BumpAllocator allocator(nullptr);
+      a.unstable_capacity = most;
+      ApplyMemory<T, D> memory(allocator, a);
+      return apply_shared_ = allocator.used();
+    });
+    const int64_t blocks = cuda_.shared_limit / apply_shared_;
+    return blocks < kApplyBlocksAtOnce<T, D> ? int(blocks) : kApplyBlocksAtOnce<T, D>;
+  }
+
   // The map cut into tiles that are 2^longer times as long on the first axis: those of Apply.
   Tiling<D> tiling_of(int longer) const {
     Tiling<D> tiling{};
@@ -158,13 +168,13 @@ class LaunchSequence {
     return partition;
   }
 
-  // How many unstable units of layer 1 there is room for on boxes of 2^log_extent pixels: about three times the average
-  // over tiles of a large map, less where shared memory is small. The larger a box is relative to the map, the more
+  // How many unstable units of layer 1 there is room for on boxes of 2^log_extent pixels: more than twice the most of any
+  // tile of the paper's map, less where shared memory is small. The larger a box is relative to the map, the more
   // kinks cross it: at PyTorch's initialisation the most unstable units of any box are 0.7 h1 times the sum, over the
   // axes, of box / map extents.
   template <class Bytes>
   int unstable_capacity(const int (&log_extent)[D], const Bytes& bytes) const {
-    double fraction = call_.spatial_dims == 2 ? 1. / 6 : 1. / 4, of_map = 0;
+    double fraction = call_.spatial_dims == 2 ? 2. / 15 : 1. / 4, of_map = 0;
     for (int axis = tiling_.first_axis(); axis < D; ++axis)
       of_map += double(1 << log_extent[axis]) / (tiling_.size[axis] > 0 ? tiling_.size[axis] : 1);
     if (fraction < of_map) fraction = of_map;
@@ -192,7 +202,7 @@ class LaunchSequence {
     for (int axis = 0; axis < D; ++axis) log_extent[axis] = tiling_.log_tile[axis] + tiling_.log_supertile[axis];
     const int most = unstable_capacity(log_extent, [&](int capacity) {
       BumpAllocator allocator(nullptr);
-      FoldMemory<T, D, kSupertileOutputs> memory(allocator, net_.h1, net_.h2, capacity);
+      FoldMemory<T, D, kSupertileOutputs> memory(allocator, net_.h1, net_.h2, capacity, kLogPanel, true);
       return supertiles_shared_ = allocator.used();
     });
     BumpAllocator allocator(nullptr);

@@ -86,17 +86,18 @@ SCP_DEVICE void ParameterGradients<T, D>::operator()(Block& block) const {
   const PartialGradients<T, D> partial = p.partial(block.index());
   if (p.overflow_pass) clear(block, net, p.groups, p.sum(block.index()));
 
-  // The work items of this block: one of a chunk, a single box; or in the overflow pass every sums_count-th of all.
+  // The work items of this block: one of a chunk, a single box; or in the overflow pass every sums_count-th of all. What all
+  // threads can compute is in shared memory too: they need it for long.
   BoxStack<D>& stack = *memory.stack;
-  const int64_t items = p.groups * partition.items_per_group();
+  const int64_t items = p.groups * partition.items_per_group(), own = p.first_item + block.index();
   if (t == 0) {
-    stack.item = p.overflow_pass ? block.index() : p.first_item + block.index();
+    stack.item = p.overflow_pass ? block.index() : own;
     stack.count = 1;
-    stack.boxes[0] = p.inputs.tiling.box(partition.tile(p.overflow_pass ? 0 : stack.item));
+    if (!p.overflow_pass) stack.boxes[0] = p.inputs.tiling.box(partition.tile(own));
   }
   for (;;) {
-    block.sync();
     if (p.overflow_pass) {
+      block.sync();
       if (stack.item >= items) return;
       if (t == 0) {
         stack.count = p.overflows[stack.item] != 0 ? 1 : 0;
@@ -106,20 +107,22 @@ SCP_DEVICE void ParameterGradients<T, D>::operator()(Block& block) const {
     }
 
     // The boxes of the item, the last one first: the tile itself, or in the overflow pass parts of it.
-    while (stack.count > 0) {
-      const Box<D> box = stack.boxes[stack.count - 1];
-      const Parent<T, D> parent = p.overflow_pass
-                                      ? Parent<T, D>()
-                                      : p.inputs.supertiles.parent(net, p.inputs.tiling, partition.group(stack.item),
-                                                                   partition.tile(stack.item));
-      const bool fits = differentiate(block, p.inputs, stack.item, box, parent, memory.gradients, partial);
+    while (!p.overflow_pass || stack.count > 0) {
+      const int64_t item = p.overflow_pass ? stack.item : own;
+      const Box<D>& kept = stack.boxes[p.overflow_pass ? stack.count - 1 : 0];
+      const Box<D> box = p.overflow_pass ? kept : p.inputs.tiling.box(partition.tile(own));
+      const Parent<T, D> parent =
+          p.overflow_pass
+              ? Parent<T, D>()
+              : p.inputs.supertiles.parent(net, p.inputs.tiling, partition.group(item), partition.tile(item));
+      const bool fits = differentiate(block, p.inputs, item, box, kept, parent, memory.gradients, partial);
       if (!p.overflow_pass) {
-        if (t == 0) p.overflows[stack.item] = !fits;
+        if (t == 0) p.overflows[item] = !fits;
         if (t == 0 && !fits) block.raise(p.any_overflow);
         return;
       }
       block.sync();
-      if (fits) add(block, net, partial, partition.group(stack.item), p.sum(block.index()));
+      if (fits) add(block, net, partial, partition.group(item), p.sum(block.index()));
       if (t == 0) {
         --stack.count;
         if (!fits) {

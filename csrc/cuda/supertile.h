@@ -55,12 +55,13 @@ SCP_DEVICE void FoldSupertiles<T, D>::operator()(Block& block) const {
     return;
   }
   BumpAllocator allocator(block.shared());
-  const FoldMemory<T, D, K> memory(allocator, f.net.h1, h2, f.supertiles.unstable_capacity);
+  const FoldMemory<T, D, K> memory(allocator, f.net.h1, h2, f.supertiles.unstable_capacity, kLogPanel, true);
   const int64_t number = f.supertiles.first + block.index();
   const Box<D> box = f.tiling.supertile_box(number % f.tiling.supertiles);
   const double* coefficients = f.net.coefficients + number / f.tiling.supertiles * f.net.h1 * (f.tiling.dims + 1);
   const Parent<T, D> root;
-  const Folded& folded = fold<false>(block, f.net, coefficients, f.tiling.dims, box, false, root, memory);
+  const Folded& folded =
+      fold<false>(block, f.net, coefficients, f.tiling.dims, box, false, root, memory, [](const Folded&) {});
   if (t == 0) *result.folded = folded;
   if (!folded.bounded) return;
 

@@ -42,8 +42,13 @@ def test_sizes(shape):
     check(away_from_kinks(make_inputs(shape, channels=8, hidden=(48, 40), classes=2, bias=True)))
 
 
-def test_the_papers_largest_head():
-    check(away_from_kinks(make_inputs((40, 64), batch=2, channels=32, hidden=(256, 256))))
+@pytest.mark.parametrize("multiprocessors", [1, 4])
+def test_the_papers_largest_head(host, multiprocessors):
+    """With supertiles, and from the root; panels of layer 2 are narrower where shared memory is short."""
+    inputs = away_from_kinks(make_inputs((40, 64), batch=2, channels=32, hidden=(256, 256)))
+    host.multiprocessors = multiprocessors
+    for host.shared_memory in (227 * 1024, 64 * 1024):
+        check(inputs)
 
 
 @pytest.mark.parametrize("channels", [32, 33, 70])
@@ -354,7 +359,7 @@ def test_executed_multiply_adds_by_hand():
     pixels, outputs = 128, 24  # evaluated in eights, folded in fours
     fold = 2 * 2 * h1 + 3 * h1 * h2
     apply = fold + 3 * h2 * channels + pixels * outputs * 2
-    parts = 3 * h2 * channels + 2 * (2 * h2 * 3 * 16) + (8 + 2) * pixels * 6  # 16 and 4 outputs, in pairs
+    parts = (16 + 4) * (2 * 3 * h2 + pixels * 3 + 3)
     parameters = fold + parts + 3 * h1 * h2
     collect = 3 * h1 * h2
     assert executed(all_active((8, 16), channels, (h1, h2))) == (apply, 2 * apply + parameters + collect)
@@ -367,7 +372,7 @@ def test_executed_multiply_adds_of_supertiles_by_hand(host):
     h1, h2, channels, tiles = 24, 40, 20, 64
     supertiles = 8 * (2 * 2 * h1 + 3 * h1 * h2 + 3 * h2 * channels)
     apply = tiles * (2 * channels + 128 * 24 * 2)
-    parts = 2 * channels + 2 * (2 * h2 * 3 * 16) + (8 + 2) * 128 * 6
+    parts = (16 + 4) * (2 * 3 * h2 + 128 * 3 + 3)
     parameters = tiles * (2 * 2 * h1 + 2 * h2 + parts + 3 * h1 * h2)
     collect = tiles * 3 * h1 * h2
     expected = (supertiles + apply, 2 * (supertiles + apply) + parameters + collect)

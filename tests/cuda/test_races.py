@@ -34,6 +34,7 @@ def host_with_race_detector(monkeypatch):
 PROBLEMS = {
     "every kind of panel": (lambda: make_inputs((20, 37), channels=40, classes=2, hidden=(60, 150), bias=True), {}),
     "more units than threads": (lambda: make_inputs((9, 17), channels=3, hidden=(200, 190)), {}),
+    "narrow panels": (lambda: make_inputs((20, 37), channels=20, hidden=(70, 90)), {}),
     "overflow tiles": (lambda: concurrent_lines((48, 80), 60, torch.float32), {}),
     "a volume, half precision": (lambda: make_inputs((5, 6, 9), channels=5, hidden=(40, 24), dtype=torch.bfloat16), {}),
     "a position for each sample": (
@@ -58,6 +59,8 @@ PROBLEMS = {
 }
 
 
+# KiB of shared memory, where not 227: few, so that a multiprocessor holds more blocks with narrow panels.
+SHARED_MEMORY = {"narrow panels": 40}
 # Multiprocessors, where not 4: few for supertiles to pay, and as many as two pixels per thread in Apply are for.
 MULTIPROCESSORS = {"overflow tiles": 1, "more units than threads": 1, "two pixels per thread": 3}
 
@@ -71,6 +74,7 @@ def with_infinity(inputs):
 def test_no_races(problem, host_with_race_detector):
     inputs, options = PROBLEMS[problem]
     host_with_race_detector.multiprocessors = MULTIPROCESSORS.get(problem, 4)
+    host_with_race_detector.shared_memory = SHARED_MEMORY.get(problem, 227) * 1024
     evaluate(scp, inputs(), backend="cuda", **options)
 
 

@@ -45,6 +45,13 @@ def test_the_scratch_alias_is_no_larger_than_the_features_gradient(monkeypatch, 
     assert sizes_of_alias[-1] == inputs.features.nbytes
 
 
+@pytest.mark.parametrize("channels", [8, 40])
+def test_three_blocks_of_the_parameters_gradients(channels):
+    """Where a multiprocessor has 64 KiB of shared memory, at h = 64, whatever the number of outputs."""
+    head = Problem(1, channels, 1, (64, 64), (160, 224), 1, torch.float32, torch.float32, torch.device("cpu"))
+    assert 3 * requirements(build(), sized_cuda_call(head, 64 * 1024, 30), True).shared_parameters <= 64 * 1024
+
+
 def test_workspace_is_bounded():
     """At the paper's largest head, and at maps of any size."""
     head = Problem(14, 32, 1, (256, 256), (160, 224), 1, torch.float32, torch.float32, torch.device("cpu"))
