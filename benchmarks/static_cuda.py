@@ -17,7 +17,8 @@ from scp_kernels.backends import _libraries, cuda
 from scp_kernels.problem import Problem
 
 THREADS = 128
-"""Threads of every block (csrc/cuda/block.h)."""
+THREADS_OF_KERNEL = {"FoldSupertiles": 512}
+"""Threads of a block, and of some kernels' (csrc/cuda/block.h)."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,18 @@ class Kernel:
     def faults(self) -> list[str]:
         return [f"spills: {self.stack_bytes} bytes of stack per thread"] if self.stack_bytes else []
 
+    @property
+    def threads(self) -> int:
+        return THREADS_OF_KERNEL.get(self.name, THREADS)
+
     def blocks(self, dynamic_shared: int) -> int:
         """How many blocks a multiprocessor holds at once, at most."""
         has = MULTIPROCESSOR_LIMITS[self.capability]
-        of_registers = has.registers // (THREADS * -(-self.registers // 8) * 8)
+        of_registers = has.registers // (self.threads * -(-self.registers // 8) * 8)
         # From compute capability 8.0 on the system takes 1 KiB of every block; newer cubins count it as static.
         shared = dynamic_shared + max(self.static_shared, 1024 if self.capability >= 80 else 0)
         of_shared = has.shared_kib * 1024 // max(shared, 1)
-        return min(has.threads // THREADS, has.blocks, of_registers, of_shared)
+        return min(has.threads // self.threads, has.blocks, of_registers, of_shared)
 
 
 def find_cuobjdump() -> str | None:
@@ -181,7 +186,7 @@ def report_cuda(capabilities: list[int]) -> bool:
         cells = []
         for problem in PROBLEMS.values():
             shared = dynamic_shared(kernel, problem)
-            warps = None if shared is None else kernel.blocks(shared) * THREADS // 32
+            warps = None if shared is None else kernel.blocks(shared) * kernel.threads // 32
             cells.append("" if shared is None else f"{shared / 1024:.1f}/{warps}")
         title = f"{kernel.name}<{kernel.dtype}{axes}>"
         print(

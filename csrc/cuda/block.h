@@ -1,7 +1,7 @@
 // The block of threads that a kernel's body sees. Bodies are templates over it, so that a GPU and a host that emulates
 // one (host_emulation/block.h) compile the very same code.
 //
-// A block offers: thread(), 0 .. kThreads - 1; index(), the block's number in its grid; sync(), a barrier of its
+// A block offers: kSize, its number of threads, in kWarps warps; thread(), 0 .. kSize - 1; index(), the block's number in its grid; sync(), a barrier of its
 // threads; shared(), its memory; add(at, value), to a sum in global memory to which other blocks add too; raise(flag),
 // which sets a flag to 1 that others may be setting too; ballot(value), by all threads of a warp: bit l is the value of
 // its lane l; sum_of_lanes<N>(value), by all threads of a warp: the sum over N neighbouring lanes in a fixed order, the
@@ -31,13 +31,19 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// Threads of every block; where a block works on a tile, one for each of its pixels.
+// Threads of a block; where a block works on a tile, one for each of its pixels.
 constexpr int kThreads = 128;
-constexpr int kWarp = 32, kWarps = kThreads / kWarp;
+// Of some programs' blocks: at most kMostWarps warps.
+template <class Program>
+constexpr int kThreadsOf = kThreads;
+constexpr int kWarp = 32, kWarps = kThreads / kWarp, kMostWarps = 16;
 
 #if defined(__CUDACC__)
+template <int kThreadsOfBlock>
 class DeviceBlock {
  public:
+  static constexpr int kSize = kThreadsOfBlock, kWarps = kSize / kWarp;
+
   __device__ __forceinline__ int thread() const { return int(threadIdx.x); }
   __device__ __forceinline__ int64_t index() const { return blockIdx.x; }
   __device__ __forceinline__ void sync() const { __syncthreads(); }

@@ -63,7 +63,7 @@ struct FoldMemory {
   const T** parent_cf;  // the parent's, here because it would take registers for long
   T* outputs;           // [panel(), kOutputStride]: a panel of W3
   int* offset;          // [K]: which output of Phi, -1 for none
-  int* counts;          // [2, kWarps]
+  int* counts;          // [2, kMostWarps]
   T* line;              // [h1, 4]: value about the centre and slopes of the listed units of layer 1
   T* chord;             // [unstable_capacity, 2]: scale and slack of the unstable ones
   T* x;                 // [A, h2]: affine rows of z
@@ -84,7 +84,7 @@ struct FoldMemory {
     parent_cf = allocator.allocate<const T*>(1);
     outputs = allocator.allocate<T>(panel() * kOutputStride);
     offset = allocator.allocate<int>(K);
-    counts = allocator.allocate<int>(2 * kWarps);
+    counts = allocator.allocate<int>(2 * kMostWarps);
     line = allocator.allocate<T>(int64_t(h1) * 4);
     chord = allocator.allocate<T>(int64_t(most) * 2);
     x = allocator.allocate<T>(int64_t(A) * h2);
@@ -109,54 +109,62 @@ struct Places {
   int active, unstable;
 };
 
-// Units first .. end - 1 of n are a warp's to classify and to list, each by one lane: what a lane knows of its units needs
-// no barrier.
+// Units first .. end - 1 of n are a warp's to classify and to list, each by kLanes lanes, of which the first owns it: what
+// a lane knows of its units needs no barrier.
+template <int kLanes, class Block>
 struct WarpRange {
+  static constexpr int kUnits = kWarp / kLanes;  // at a time
   int first, end;
   SCP_DEVICE WarpRange(int warp, int n) {
-    const int length = (n + kThreads - 1) / kThreads * kWarp;
+    const int length = (n + Block::kWarps * kUnits - 1) / (Block::kWarps * kUnits) * kUnits;
     first = warp * length, end = first + length < n ? first + length : n;
   }
 };
 
-// Classifies n units, and counts the active and the unstable ones.
-template <class Block, class Classify>
+// Classifies n units, and counts the active and the unstable ones. classify(i, owner) is called by the lanes of unit i; of
+// several, which exchange values, also by those that have none, for the last unit.
+template <int kLanes, class Block, class Classify>
 SCP_DEVICE Places classify_units(Block& block, int n, uint8_t* classes, int* counts, int& active, int& unstable,
                                  const Classify& classify) {
   const int warp = block.thread() / kWarp, lane = block.thread() % kWarp;
-  const WarpRange range(warp, n);
+  const WarpRange<kLanes, Block> range(warp, n);
   int active_here = 0, unstable_here = 0;
   SCP_NO_UNROLL
-  for (int start = range.first; start < range.end; start += kWarp) {
-    const int i = start + lane;
+  for (int start = range.first; start < range.end; start += range.kUnits) {
+    const int i = start + lane / kLanes;
+    const bool owner = i < range.end && lane % kLanes == 0;
     UnitClass unit_class = kInactive;
-    if (i < range.end) classes[i] = unit_class = classify(i);
+    if (kLanes > 1 || owner) unit_class = classify(i < range.end ? i : range.end - 1, owner);
+    if (owner)
+      classes[i] = unit_class;
+    else
+      unit_class = kInactive;
     active_here += population(block.ballot(unit_class == kActive));
     unstable_here += population(block.ballot(unit_class == kUnstable));
   }
-  if (lane == 0) counts[warp] = active_here, counts[kWarps + warp] = unstable_here;
+  if (lane == 0) counts[warp] = active_here, counts[Block::kWarps + warp] = unstable_here;
   block.sync();
   Places to{};
   active = unstable = 0;
   SCP_UNROLL
-  for (int w = 0; w < kWarps; ++w) {
+  for (int w = 0; w < Block::kWarps; ++w) {
     if (w == warp) to.active = active, to.unstable = unstable;
-    active += counts[w], unstable += counts[kWarps + w];
+    active += counts[w], unstable += counts[Block::kWarps + w];
   }
   to.unstable += active;
   return to;
 }
 
-// Calls place(i, q) for each active or unstable unit, by the lane that classified it: unit i is number q of the list.
-template <class Block, class Place>
+// Calls place(i, q) for each active or unstable unit, by the lane that owns it: unit i is number q of the list.
+template <int kLanes, class Block, class Place>
 SCP_DEVICE void list_units(Block& block, int n, const uint8_t* classes, Places to, const Place& place) {
   const int warp = block.thread() / kWarp, lane = block.thread() % kWarp;
-  const WarpRange range(warp, n);
+  const WarpRange<kLanes, Block> range(warp, n);
   const uint32_t lanes_before = (uint32_t(1) << lane) - 1;
   SCP_NO_UNROLL
-  for (int start = range.first; start < range.end; start += kWarp) {
-    const int i = start + lane;
-    const uint8_t unit_class = i < range.end ? classes[i] : uint8_t(kInactive);
+  for (int start = range.first; start < range.end; start += range.kUnits) {
+    const int i = start + lane / kLanes;
+    const uint8_t unit_class = i < range.end && lane % kLanes == 0 ? classes[i] : uint8_t(kInactive);
     const uint32_t actives = block.ballot(unit_class == kActive), unstables = block.ballot(unit_class == kUnstable);
     if (unit_class == kActive) place(i, to.active + population(actives & lanes_before));
     if (unit_class == kUnstable) place(i, to.unstable + population(unstables & lanes_before));
@@ -179,20 +187,23 @@ SCP_DEVICE Affine<T, D> line_about(const double* coefficients, int dims, int u, 
   return result;
 }
 
-// Calls use(q, weight) for the units first .. end - 1 of a list, with row units[q] of a column of W2 transposed. Loads
-// are batched, those of the remainder too: none waits for another, or for its use.
-template <class T, class Use>
+// Calls use(q, weight) for the units first, first + kStep .. below end of a list, with row units[q] of a column of W2
+// transposed. Loads are batched, those of the remainder too: none waits for another, or for its use.
+template <int kStep, class T, class Use>
 SCP_DEVICE void for_each_weight(const T* column, int stride, const uint16_t* units, int first, int end,
                                 const Use& use) {
   constexpr int kBatch = 8;
   SCP_NO_UNROLL
-  for (int start = first; start < end; start += kBatch) {
+  for (int start = first; start < end; start += kBatch * kStep) {
     T weights[kBatch];
     SCP_UNROLL
-    for (int i = 0; i < kBatch; ++i) weights[i] = start + i < end ? column[int64_t(units[start + i]) * stride] : T(0);
+    for (int i = 0; i < kBatch; ++i) {
+      const int q = start + i * kStep;
+      weights[i] = q < end ? column[int64_t(units[q]) * stride] : T(0);
+    }
     SCP_UNROLL
     for (int i = 0; i < kBatch; ++i)
-      if (start + i < end) use(start + i, weights[i]);
+      if (start + i * kStep < end) use(start + i * kStep, weights[i]);
   }
 }
 
@@ -231,24 +242,26 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
     parent_active1 = result.from_root ? 0 : parent.folded->active1;
     result.inherited1 = kInherit ? parent_active1 : 0;
     listed1 = result.inherited1 + (result.from_root ? net.h1 : parent.folded->unstable1);
-    to = classify_units(block, listed1, memory.class1, memory.counts, result.active1, result.unstable1, [&](int i) {
-      line = line_about<T, D>(coefficients, dims, unit1_of(i), centre);
-      const T radius = radius_of(line);
-      return i < result.inherited1      ? kActive
-             : dense                    ? kUnstable
-             : line.value - radius > 0  ? kActive
-             : line.value + radius <= 0 ? kInactive
-                                        : unsure;
-    });
+    to = classify_units<1>(block, listed1, memory.class1, memory.counts, result.active1, result.unstable1,
+                           [&](int i, bool) {
+                             line = line_about<T, D>(coefficients, dims, unit1_of(i), centre);
+                             const T radius = radius_of(line);
+                             return i < result.inherited1      ? kActive
+                                    : dense                    ? kUnstable
+                                    : line.value - radius > 0  ? kActive
+                                    : line.value + radius <= 0 ? kInactive
+                                                               : unsure;
+                           });
     result.bounded = !dense && result.unstable1 <= memory.unstable_capacity;
     // What the parent folded into the outputs' unstable rows has no place where there are too many rows.
     if (result.bounded || result.from_root) break;
     result.from_root = true;
     block.sync();
   }
-  list_units(block, listed1, memory.class1, to, [&](int i, int q) {
+  list_units<1>(block, listed1, memory.class1, to, [&](int i, int q) {
     const int u = unit1_of(i);
-    if (listed1 > kThreads) line = line_about<T, D>(coefficients, dims, u, centre);  // else this thread has one unit
+    if (listed1 > Block::kSize)
+      line = line_about<T, D>(coefficients, dims, u, centre);  // else this thread has one unit
     memory.unit1[q] = uint16_t(u);
     if (!result.from_root && q >= result.inherited1)
       memory.place1[q - result.inherited1] = uint16_t(i - result.inherited1);
@@ -269,48 +282,64 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
   block.sync();
   beside(result);
 
-  // Steps 2 and 3: a unit of layer 2 per thread. First the newly active units of layer 1, all that changes the affine
-  // rows; then the unstable ones by their chords, for the bounds alone.
+  // Steps 2 and 3: a unit of layer 2 per thread, or per two in a large block. First the newly active units of layer 1, all
+  // that changes the affine rows; then the unstable ones by their chords, for the bounds alone.
+  constexpr int kLanes = Block::kSize > 2 * kThreads ? 2 : 1;
+  const int part = t % kLanes;
+  const auto sum_of_parts = [&](T value) {
+    if constexpr (kLanes > 1) value = block.template sum_of_lanes<kLanes>(value);
+    return value;
+  };
   const int candidates2 = result.from_root ? h2 : parent.folded->unstable2;
   const int inherited2 = kInherit && !result.from_root ? parent.folded->active2 : 0;
   const auto unit2_of = [&](int j) { return result.from_root ? j : int(parent.unit2[j]); };
-  to = classify_units(
-      block, candidates2 + inherited2, memory.class2, memory.counts, result.active2, result.unstable2, [&](int j) {
-        const int k = unit2_of(j);
-        T z[A] = {};
-        if (result.from_root) {
-          z[0] = net.b2[k];
-        } else {
-          for (int a = 0; a < A; ++a) z[a] = parent.x[a * h2 + k];
-          for (int axis = 0; axis < D; ++axis) z[0] = multiply_add(memory.shift[axis], z[1 + axis], z[0]);
-        }
-        for_each_weight(net.w2t + k, h2, memory.unit1, result.inherited1, result.active1, [&](int q, T weight) {
-          const Quad<T> newly = quad(memory.line + q * 4);
-          for (int a = 0; a < A; ++a) z[a] = multiply_add(weight, newly.v[a], z[a]);
-        });
-        for (int a = 0; a < A; ++a) memory.x[a * h2 + k] = z[a];
-        if (j >= candidates2) return kActive;
-        if (!result.bounded) return kUnstable;
-        T radius = 0;
-        const uint16_t* const unstable = memory.unit1 + result.active1;
-        for_each_weight(net.w2t + k, h2, unstable, 0, result.unstable1, [&](int q, T weight) {
-          const Quad<T> kinked = quad(memory.line + (result.active1 + q) * 4);
-          const T scale = memory.chord[q * 2], slack = memory.chord[q * 2 + 1];
-          const T scaled = weight * scale;
-          for (int a = 0; a < A; ++a) z[a] = multiply_add(scaled, kinked.v[a], z[a]);
-          z[0] = multiply_add(weight, slack, z[0]);
-          radius = multiply_add(magnitude(weight), slack, radius);
-        });
-        for (int a = 1; a < A; ++a) radius = multiply_add(magnitude(z[a]), half[a - 1], radius);
-        radius *= T(kBoundWidening);
-        return z[0] - radius > 0 ? kActive : z[0] + radius <= 0 ? kInactive : unsure;
-      });
+  to = classify_units<kLanes>(block, candidates2 + inherited2, memory.class2, memory.counts, result.active2,
+                              result.unstable2, [&](int j, bool owner) {
+                                const int k = unit2_of(j);
+                                T z[A] = {};
+                                if (part == 0 && result.from_root) {
+                                  z[0] = net.b2[k];
+                                } else if (part == 0) {
+                                  for (int a = 0; a < A; ++a) z[a] = parent.x[a * h2 + k];
+                                  for (int axis = 0; axis < D; ++axis)
+                                    z[0] = multiply_add(memory.shift[axis], z[1 + axis], z[0]);
+                                }
+                                for_each_weight<kLanes>(net.w2t + k, h2, memory.unit1, result.inherited1 + part,
+                                                        result.active1, [&](int q, T weight) {
+                                                          const Quad<T> newly = quad(memory.line + q * 4);
+                                                          for (int a = 0; a < A; ++a)
+                                                            z[a] = multiply_add(weight, newly.v[a], z[a]);
+                                                        });
+                                for (int a = 0; a < A; ++a) {
+                                  const T total = sum_of_parts(z[a]);
+                                  if (owner) memory.x[a * h2 + k] = total;
+                                }
+                                if (j >= candidates2) return kActive;
+                                if (!result.bounded) return kUnstable;
+                                T radius = 0;
+                                for_each_weight<kLanes>(
+                                    net.w2t + k, h2, memory.unit1 + result.active1, part, result.unstable1,
+                                    [&](int q, T weight) {
+                                      const Quad<T> kinked = quad(memory.line + (result.active1 + q) * 4);
+                                      const T scale = memory.chord[q * 2], slack = memory.chord[q * 2 + 1];
+                                      const T scaled = weight * scale;
+                                      for (int a = 0; a < A; ++a) z[a] = multiply_add(scaled, kinked.v[a], z[a]);
+                                      z[0] = multiply_add(weight, slack, z[0]);
+                                      radius = multiply_add(magnitude(weight), slack, radius);
+                                    });
+                                for (int a = 0; a < A; ++a) z[a] = sum_of_parts(z[a]);
+                                radius = sum_of_parts(radius);
+                                for (int a = 1; a < A; ++a) radius = multiply_add(magnitude(z[a]), half[a - 1], radius);
+                                radius *= T(kBoundWidening);
+                                return z[0] - radius > 0 ? kActive : z[0] + radius <= 0 ? kInactive : unsure;
+                              });
   to.active += result.unstable2, to.unstable -= result.active2;
-  list_units(block, candidates2 + inherited2, memory.class2, to,
-             [&](int j, int q) { memory.unit2[q] = uint16_t(unit2_of(j)); });
+  list_units<kLanes>(block, candidates2 + inherited2, memory.class2, to,
+                     [&](int j, int q) { memory.unit2[q] = uint16_t(unit2_of(j)); });
   if (t == 0) *memory.folded = result, *memory.parent_cf = result.from_root ? nullptr : parent.cf;
   count(block, net, SCP_REPORT_BUILD_MACS, [&] {
-    const double lines = 2.0 * D * listed1 + (listed1 > kThreads ? 2.0 * D * (result.active1 + result.unstable1) : 0);
+    const double lines =
+        2.0 * D * listed1 + (listed1 > Block::kSize ? 2.0 * D * (result.active1 + result.unstable1) : 0);
     const double columns = candidates2 + inherited2, recentring = result.from_root ? 0 : D;
     return lines + columns * (recentring + A * (result.active1 - result.inherited1)) +
            (result.bounded ? double(candidates2) * (A + 2) * result.unstable1 : 0);

@@ -30,9 +30,10 @@ template <class T, int D, int K, class Block>
 SCP_DEVICE void load_panel(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
                            const FoldMemory<T, D, K>& memory, int first, int count, int row, int rows) {
   constexpr int A = kAffineTerms<D>;
-  static_assert(kThreads % (1 << kLogPanel) == 0 && kThreads % K == 0, "a thread keeps to one column of either panel");
+  static_assert(Block::kSize % (1 << kLogPanel) == 0 && Block::kSize % K == 0,
+                "a thread keeps to one column of either panel");
   const int t = block.thread(), panel = memory.panel(), stride = memory.panel_stride();
-  const int q = t & (panel - 1), first_row = t >> memory.log_panel, row_step = kThreads >> memory.log_panel;
+  const int q = t & (panel - 1), first_row = t >> memory.log_panel, row_step = Block::kSize >> memory.log_panel;
   const int k = q < count ? memory.unit2[first + q] : -1;
   for (int r = first_row; r < A; r += row_step) memory.rows[r * stride + q] = k < 0 ? T(0) : memory.x[r * net.h2 + k];
   copy_in_batches<T>(
@@ -41,7 +42,7 @@ SCP_DEVICE void load_panel(Block& block, const DeviceNetwork<T>& net, const Fold
       [&](int r, T value) { memory.rows[(A + r) * stride + q] = value; });
   const int j = t % K, n = memory.offset[j];
   copy_in_batches<T>(
-      t / K, panel, kThreads / K,
+      t / K, panel, Block::kSize / K,
       [&](int p) { return p < count && n >= 0 ? net.w3t[int64_t(memory.unit2[first + p]) * net.nc + n] : T(0); },
       [&](int p, T value) { memory.outputs[p * memory.kOutputStride + j] = value; });
   block.sync();
@@ -85,7 +86,7 @@ SCP_DEVICE void fold_outputs(Block& block, const DeviceNetwork<T>& net, const Fo
         [&] { return double(folded.active2) * sums * 4 + (folded.from_root ? 0 : width * (D + A * newly1)); });
   // The parent's cf, recentred, with the newly active units of layer 1 folded into the affine rows.
   SCP_NO_UNROLL
-  for (int i = block.thread(); i < rows * K; i += kThreads) {
+  for (int i = block.thread(); i < rows * K; i += Block::kSize) {
     const int n = memory.offset[i % K], r = i / K;
     T value = 0;
     if (n >= 0 && folded.from_root) {
@@ -114,7 +115,7 @@ SCP_DEVICE void fold_outputs(Block& block, const DeviceNetwork<T>& net, const Fo
       }
     };
     const auto place = [&](int sum) { return memory.cf + sum / quads * K + sum % quads * 4; };
-    if (sums * kFoldLanes <= kThreads) {
+    if (sums * kFoldLanes <= Block::kSize) {
       const int number = block.thread() / kFoldLanes, lane = block.thread() % kFoldLanes;
       Quad<T> part{};
       if (number < sums) add_columns(number, lane, kFoldLanes, part);
@@ -127,7 +128,7 @@ SCP_DEVICE void fold_outputs(Block& block, const DeviceNetwork<T>& net, const Fo
       return;
     }
     SCP_NO_UNROLL
-    for (int number = block.thread(); number < sums; number += kThreads) {
+    for (int number = block.thread(); number < sums; number += Block::kSize) {
       Quad<T> total = quad(place(number));
       add_columns(number, 0, 1, total);
       quad(place(number)) = total;

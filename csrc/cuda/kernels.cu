@@ -11,6 +11,8 @@ namespace {
 template <class Program>
 constexpr int kBlocksAtOnce = 2;
 template <class T, int D>
+constexpr int kBlocksAtOnce<FoldSupertiles<T, D>> = 1;
+template <class T, int D>
 constexpr int kBlocksAtOnce<Apply<T, D>> = kApplyBlocksAtOnce<T, D>;
 template <int D>
 constexpr int kBlocksAtOnce<ParameterGradients<float, D>> = 3;
@@ -18,9 +20,9 @@ template <int D>
 constexpr int kBlocksAtOnce<Collect<float, D>> = 4;
 
 template <class Program>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Program>)
+__global__ void __launch_bounds__(kThreadsOf<Program>, kBlocksAtOnce<Program>)
     scp_kernel(const __grid_constant__ Program program) {
-  DeviceBlock block;
+  DeviceBlock<kThreadsOf<Program>> block;
   program(block);
 }
 
@@ -44,7 +46,7 @@ class Stream {
       // Always the limit: another thread may be about to launch the same kernel with more than this call's.
       check(cudaFuncSetAttribute(scp_kernel<Program>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_limit_)));
     }
-    scp_kernel<<<unsigned(blocks), kThreads, size_t(shared_bytes), stream_>>>(program);
+    scp_kernel<<<unsigned(blocks), kThreadsOf<Program>, size_t(shared_bytes), stream_>>>(program);
     check(cudaGetLastError());
   }
 

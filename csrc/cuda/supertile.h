@@ -31,7 +31,7 @@ struct Supertiles {
   }
 };
 
-// The kernel that folds them, a supertile per block.
+// The kernel that folds them, a supertile per block: few blocks, so that each has more threads.
 template <class T, int D>
 struct FoldSupertiles {
   DeviceNetwork<T> net;
@@ -41,6 +41,8 @@ struct FoldSupertiles {
   template <class Block>
   SCP_DEVICE void operator()(Block& block) const;
 };
+template <class T, int D>
+constexpr int kThreadsOf<FoldSupertiles<T, D>> = 512;
 
 template <class T, int D>
 template <class Block>
@@ -69,18 +71,18 @@ SCP_DEVICE void FoldSupertiles<T, D>::operator()(Block& block) const {
   for (int axis = 0; axis < D; ++axis)
     if (t == axis) result.centre[axis] = box.centre(axis);
   SCP_NO_UNROLL
-  for (int i = t; i < folded.active1 + folded.unstable1; i += kThreads) result.unit1[i] = memory.unit1[i];
+  for (int i = t; i < folded.active1 + folded.unstable1; i += Block::kSize) result.unit1[i] = memory.unit1[i];
   SCP_NO_UNROLL
-  for (int i = t; i < folded.active2 + folded.unstable2; i += kThreads) result.unit2[i] = memory.unit2[i];
+  for (int i = t; i < folded.active2 + folded.unstable2; i += Block::kSize) result.unit2[i] = memory.unit2[i];
   SCP_NO_UNROLL
-  for (int i = t; i < A * h2; i += kThreads) result.x[i] = memory.x[i];
+  for (int i = t; i < A * h2; i += Block::kSize) result.x[i] = memory.x[i];
   for (int first = 0; first < nc; first += K) {
     SCP_NO_UNROLL
-    for (int j = t; j < K; j += kThreads) memory.offset[j] = first + j < nc ? first + j : -1;
+    for (int j = t; j < K; j += Block::kSize) memory.offset[j] = first + j < nc ? first + j : -1;
     block.sync();
     fold_outputs(block, f.net, folded, memory, nc - first < K ? nc - first : K);
     SCP_NO_UNROLL
-    for (int i = t; i < (A + folded.unstable1) * K; i += kThreads)
+    for (int i = t; i < (A + folded.unstable1) * K; i += Block::kSize)
       if (first + i % K < nc) result.cf[int64_t(i / K) * nc + first + i % K] = memory.cf[i];
   }
 }

@@ -24,11 +24,15 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
+template <int N>
 class HostGrid;
 
+template <int N>
 class HostBlock {
  public:
-  HostBlock(HostGrid& grid, int thread) : grid_(grid), thread_(thread) {}
+  static constexpr int kSize = N, kWarps = kSize / kWarp;
+
+  HostBlock(HostGrid<N>& grid, int thread) : grid_(grid), thread_(thread) {}
   int thread() const { return thread_; }
   int64_t index() const;
   void sync() const;
@@ -36,15 +40,16 @@ class HostBlock {
   SCP_NOT_INSTRUMENTED void add(double* at, double value) const { *at += value; }
   SCP_NOT_INSTRUMENTED void raise(int* flag) const { *flag = 1; }
   uint32_t ballot(bool value) const;
-  template <int N, class V>
+  template <int kLanes, class V>
   V sum_of_lanes(V value) const;
 
  private:
-  HostGrid& grid_;
+  HostGrid<N>& grid_;
   const int thread_;
   mutable int barriers_ = 0;
 };
 
+template <int N>
 class HostGrid {
  public:
   // Order 0 runs threads as they are numbered, 1 backwards, any other number shuffles them anew at every barrier. The
@@ -54,29 +59,29 @@ class HostGrid {
         without_barrier_(without_barrier),
         random_(unsigned(order)),
         memory_(size_t(shared_bytes + kGuard)),
-        fibres_(kThreads),
-        stacks_(new char[size_t(kThreads) * kStack]),
-        turn_(kThreads) {
-    for (int t = 0; t < kThreads; ++t) turn_[t] = t;
+        fibres_(N),
+        stacks_(new char[size_t(N) * kStack]),
+        turn_(N) {
+    for (int t = 0; t < N; ++t) turn_[t] = t;
     if (order == 1) std::reverse(turn_.begin(), turn_.end());
   }
 
-  void run(int64_t blocks, const std::function<void(HostBlock&)>& body) {
+  void run(int64_t blocks, const std::function<void(HostBlock<N>&)>& body) {
     body_ = &body;
-    races::begin(stacks_.get(), size_t(kThreads) * kStack, memory_.data(), memory_.size(),
+    races::begin(stacks_.get(), size_t(N) * kStack, memory_.data(), memory_.size(),
                  [this] { swapcontext(&fibres_[present_], &scheduler_); });
     for (index_ = 0; index_ < blocks; ++index_) run_block();
   }
 
  private:
-  friend class HostBlock;
+  friend class HostBlock<N>;
   static constexpr size_t kStack = 64 * 1024;
   static constexpr size_t kGuard = 256;
   enum class State : uint8_t { kReady, kAtExchange, kAtBarrier, kEnded };
 
   void run_block() {
     std::memset(memory_.data(), 0xff, memory_.size());
-    for (int t = 0; t < kThreads; ++t) {
+    for (int t = 0; t < N; ++t) {
       ucontext_t& fibre = fibres_[t];
       getcontext(&fibre);
       fibre.uc_stack.ss_sp = stacks_.get() + size_t(t) * kStack;
@@ -86,7 +91,7 @@ class HostGrid {
       makecontext(&fibre, reinterpret_cast<void (*)()>(&enter), 3, unsigned(self >> 32), unsigned(self), t);
     }
     do {
-      std::fill(states_, states_ + kThreads, State::kReady);
+      std::fill(states_, states_ + N, State::kReady);
       if (order_ > 1) std::shuffle(turn_.begin(), turn_.end(), random_);
       run_to_barrier();
       races::barrier();
@@ -108,7 +113,7 @@ class HostGrid {
   }
 
   bool all(State state) const {
-    return std::all_of(states_, states_ + kThreads, [&](State other) { return other == state; });
+    return std::all_of(states_, states_ + N, [&](State other) { return other == state; });
   }
 
   // Once all lanes of a warp have brought their values.
@@ -125,13 +130,14 @@ class HostGrid {
     swapcontext(&fibres_[thread], &scheduler_);
   }
   // In the order of a butterfly of shuffles.
-  template <int N, class V>
+  template <int kLanes, class V>
   SCP_NOT_INSTRUMENTED V sum_of_lanes(int thread, V value) {
     std::memcpy(&brought_[thread], &value, sizeof value);
     wait(thread, State::kAtExchange);
-    V sums[N];
-    for (int lane = 0; lane < N; ++lane) std::memcpy(&sums[lane], &exchanged_[thread / N * N + lane], sizeof value);
-    for (int count = N / 2; count > 0; count /= 2)
+    V sums[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane)
+      std::memcpy(&sums[lane], &exchanged_[thread / kLanes * kLanes + lane], sizeof value);
+    for (int count = kLanes / 2; count > 0; count /= 2)
       for (int i = 0; i < count; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
     return sums[0];
   }
@@ -154,7 +160,7 @@ class HostGrid {
 
   static void enter(unsigned high, unsigned low, int thread) {
     HostGrid& grid = *reinterpret_cast<HostGrid*>(uintptr_t(high) << 32 | low);
-    HostBlock block(grid, thread);
+    HostBlock<N> block(grid, thread);
     (*grid.body_)(block);
     races::pause();
     grid.states_[thread] = State::kEnded;
@@ -167,23 +173,32 @@ class HostGrid {
   std::unique_ptr<char[]> stacks_;
   std::vector<int> turn_;
   ucontext_t scheduler_;
-  const std::function<void(HostBlock&)>* body_ = nullptr;
+  const std::function<void(HostBlock<N>&)>* body_ = nullptr;
   int64_t index_ = 0;
   int present_ = 0;
-  State states_[kThreads];
-  uint64_t brought_[kThreads], exchanged_[kThreads];  // of an exchange between the lanes of a warp
+  State states_[N];
+  uint64_t brought_[N], exchanged_[N];  // of an exchange between the lanes of a warp
 };
 
-inline int64_t HostBlock::index() const { return grid_.index_; }
-inline void HostBlock::sync() const {
-  if (++barriers_ != grid_.without_barrier_) grid_.wait(thread_, HostGrid::State::kAtBarrier);
+template <int N>
+int64_t HostBlock<N>::index() const {
+  return grid_.index_;
 }
-inline uint32_t HostBlock::ballot(bool value) const { return grid_.ballot(thread_, value); }
-template <int N, class V>
-V HostBlock::sum_of_lanes(V value) const {
-  return grid_.sum_of_lanes<N>(thread_, value);
+template <int N>
+void HostBlock<N>::sync() const {
+  if (++barriers_ != grid_.without_barrier_) grid_.wait(thread_, HostGrid<N>::State::kAtBarrier);
 }
-inline char* HostBlock::shared() const {
+template <int N>
+uint32_t HostBlock<N>::ballot(bool value) const {
+  return grid_.ballot(thread_, value);
+}
+template <int N>
+template <int kLanes, class V>
+V HostBlock<N>::sum_of_lanes(V value) const {
+  return grid_.template sum_of_lanes<kLanes>(thread_, value);
+}
+template <int N>
+char* HostBlock<N>::shared() const {
   const auto at = reinterpret_cast<uintptr_t>(grid_.memory_.data());
   return reinterpret_cast<char*>((at + 15) / 16 * 16);
 }

@@ -19,8 +19,9 @@ class Host {
   template <class Program>
   void launch(const Program& program, int64_t blocks, int64_t shared_bytes) {
     races::launch(typeid(Program).name(), size_t(shared_bytes));
-    HostGrid grid(number("SCP_HOST_ORDER"), shared_bytes, number("SCP_HOST_WITHOUT_BARRIER"));
-    grid.run(blocks, [&](HostBlock& block) { program(block); });
+    constexpr int kSize = kThreadsOf<Program>;
+    HostGrid<kSize> grid(number("SCP_HOST_ORDER"), shared_bytes, number("SCP_HOST_WITHOUT_BARRIER"));
+    grid.run(blocks, [&](HostBlock<kSize>& block) { program(block); });
   }
 
  private:
