@@ -163,10 +163,9 @@ def launch_of(
     counts: LaunchCounts, kernels: Sequence[static_cuda.Kernel], mixes: Sequence[sass.Mix] = ()
 ) -> SimulatedLaunch:
     """With the blocks that run at once, from the registers of the compiled kernel, and with what its code issues."""
-    match = re.search(r"\d([A-Z][A-Za-z]+)I([fd])(?:Li(\d)E)?", counts.program.decode())
+    match = re.search(static_cuda.PROGRAM, counts.program.decode())
     assert match is not None, counts.program
-    name, dtype = match[1], {"f": "float32", "d": "float64"}[match[2]]
-    axes = None if match[3] is None else int(match[3])
+    name, dtype, axes = static_cuda.program_of(match)
     kernel = next(k for k in kernels if (k.name, k.dtype, k.axes) == (name, dtype, axes))
     resident = kernel.blocks(int(counts.shared_bytes))
     per_multiprocessor = counts.blocks / MULTIPROCESSOR_COUNT

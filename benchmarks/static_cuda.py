@@ -105,12 +105,20 @@ def find_cuobjdump() -> str | None:
     return None
 
 
+PROGRAM = r"\d+([A-Z][A-Za-z]+?)I([fd])(?:Li(\d)E)?(?:Li(\d)E)?"
+"""A program of csrc/cuda/ as C++ mangles it."""
+
+
 def kernel_of(symbol: str) -> tuple[str, str, int | None] | None:
     """Name, dtype and axes of a kernel by its mangled name; None for another function."""
-    match = re.search(r"scp_kernelINS\w*?_\d+([A-Z][A-Za-z]+?)I([fd])(?:Li(\d)E)?", symbol)
-    if match is None:
-        return None
-    return match[1], "float32" if match[2] == "f" else "float64", None if match[3] is None else int(match[3])
+    match = re.search(r"scp_kernelINS\w*?_" + PROGRAM, symbol)
+    return None if match is None else program_of(match)
+
+
+def program_of(match: re.Match[str]) -> tuple[str, str, int | None]:
+    """Name, dtype and axes of what :data:`PROGRAM` matches. Of ``Apply`` a thread's pixels belong to the name."""
+    name, dtype, axes, pixels = match.groups()
+    return name + (pixels or ""), {"f": "float32", "d": "float64"}[dtype], None if axes is None else int(axes)
 
 
 def kernels(report: str) -> Iterator[Kernel]:
@@ -164,7 +172,8 @@ def dynamic_shared(kernel: Kernel, problem: Problem) -> int | None:
     except RuntimeError:
         return None
     return {
-        "Apply": needs.shared_apply,
+        "Apply1": needs.shared_apply,
+        "Apply2": needs.shared_apply,
         "ParameterGradients": needs.shared_parameters,
         "FoldSupertiles": needs.shared_supertiles,
     }.get(kernel.name)

@@ -133,6 +133,23 @@ struct Tiling {
   }
 };
 
+// The pixels of a box: index - centre by their number, as Tiling::pixel counts them. All of it is exact.
+template <class T, int D>
+struct PixelGrid {
+  const Tiling<D>& tiling;
+  T half[D];
+
+  SCP_DEVICE PixelGrid(const Tiling<D>& of, const Box<D>& box) : tiling(of) {
+    for (int axis = 0; axis < D; ++axis) half[axis] = T(box.extent(axis) - 1) / 2;
+  }
+  SCP_DEVICE void position(int pixel, T (&position)[D]) const {
+    for (int axis = D - 1; axis >= 0; --axis) {
+      position[axis] = T(pixel & ((1 << tiling.log_tile[axis]) - 1)) - half[axis];
+      pixel >>= tiling.log_tile[axis];
+    }
+  }
+};
+
 // How the work is partitioned into items, one per block: the tiles of each position map ("group"), and if these are too
 // few to fill the device, parts of the samples that share the map.
 struct WorkPartition {

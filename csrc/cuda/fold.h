@@ -19,8 +19,6 @@ enum UnitClass : uint8_t { kInactive = 0, kActive = 1, kUnstable = 2 };
 
 // Binary logarithms of the columns of layer 2 per panel, where shared memory is wanted for other blocks, and else.
 constexpr int kLogSmallPanel = 4, kLogPanel = 5;
-// Columns whose z a thread holds at a time.
-constexpr int kColumns = 8;
 
 // Numbers of units: in shared memory, where they take no registers. Inherited units are active on the parent's box and
 // folded there already; they count as active.

@@ -146,28 +146,41 @@ SCP_DEVICE T affine_at(const T (&c)[4], const T (&position)[D]) {
   return value;
 }
 
-// sum[first .. first + W - 1] += row[0 .. W - 1] * basis.
-template <int W, class T, int N>
-SCP_DEVICE void add_row(const T* row, T basis, T (&sum)[N], int first = 0) {
-  Quad<T> quads[W / 4];
-  for (int i = 0; i < W / 4; ++i) quads[i] = quad(row + i * 4);
-  for (int i = 0; i < W; ++i) sum[first + i] = multiply_add(basis, quads[i / 4].v[i % 4], sum[first + i]);
+// relu of a unit of layer 1 at P pixels.
+template <class T, int D, int P>
+SCP_DEVICE void relu_at(const T* line, const T (&position)[P][D], T (&basis)[P]) {
+  const Quad<T> coefficients = quad(line);
+  for (int p = 0; p < P; ++p) basis[p] = relu(affine_at<T, D>(coefficients.v, position[p]));
 }
 
-// z of columns q .. q + N - 1 of the present panel at a pixel: the affine rows first, then unstable units
-// row .. row + rows - 1 of layer 1.
-template <class T, int D, int K, int N>
-SCP_DEVICE void start_columns(const FoldMemory<T, D, K>& memory, int q, const T (&position)[D], T (&z)[N]) {
-  for (int i = 0; i < N; ++i) z[i] = 0;
-  for (int a = 0; a < kAffineTerms<D>; ++a)
-    add_row<N>(memory.rows + a * memory.panel_stride() + q, a == 0 ? T(1) : position[a - 1], z);
+// sum[p][first .. first + W - 1] += row[0 .. W - 1] * basis[p] of P pixels, for which the row is read once.
+template <int W, class T, int P, int N>
+SCP_DEVICE void add_row(const T* row, const T (&basis)[P], T (&sum)[P][N], int first = 0) {
+  Quad<T> quads[W / 4];
+  for (int i = 0; i < W / 4; ++i) quads[i] = quad(row + i * 4);
+  for (int p = 0; p < P; ++p)
+    for (int i = 0; i < W; ++i) sum[p][first + i] = multiply_add(basis[p], quads[i / 4].v[i % 4], sum[p][first + i]);
 }
-template <class T, int D, int K, int N>
+
+// z of columns q .. q + N - 1 of the present panel at P pixels: the affine rows first, then unstable units
+// row .. row + rows - 1 of layer 1.
+template <class T, int D, int K, int P, int N>
+SCP_DEVICE void start_columns(const FoldMemory<T, D, K>& memory, int q, const T (&position)[P][D], T (&z)[P][N]) {
+  for (int p = 0; p < P; ++p)
+    for (int i = 0; i < N; ++i) z[p][i] = 0;
+  for (int a = 0; a < kAffineTerms<D>; ++a) {
+    T basis[P];
+    for (int p = 0; p < P; ++p) basis[p] = a == 0 ? T(1) : position[p][a - 1];
+    add_row<N>(memory.rows + a * memory.panel_stride() + q, basis, z);
+  }
+}
+template <class T, int D, int K, int P, int N>
 SCP_DEVICE void add_to_columns(const Folded& folded, const FoldMemory<T, D, K>& memory, int q, int row, int rows,
-                               const T (&position)[D], T (&z)[N]) {
+                               const T (&position)[P][D], T (&z)[P][N]) {
   constexpr int A = kAffineTerms<D>;
   for (int u = 0; u < rows; ++u) {
-    const T basis = relu(affine_at<T, D>(quad(memory.line + (folded.active1 + row + u) * 4).v, position));
+    T basis[P];
+    relu_at(memory.line + (folded.active1 + row + u) * 4, position, basis);
     add_row<N>(memory.rows + (A + u) * memory.panel_stride() + q, basis, z);
   }
 }

@@ -96,8 +96,8 @@ SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net
     for (int q = 0; q < count; q += kHidden) {
       const uint16_t* const units = fold_memory.unit2 + start + q;
       const int columns = count - q < kHidden ? count - q : kHidden;
-      T position[D], z[kHidden], grad_z[kHidden] = {};
-      grid.position(t, position);
+      T position[1][D], z[1][kHidden], grad_z[kHidden] = {};
+      grid.position(t, position[0]);
       start_columns(fold_memory, q, position, z);
       add_to_columns(folded, fold_memory, q, 0, m1, position, z);
       SCP_NO_UNROLL
@@ -111,8 +111,8 @@ SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net
       }
       SCP_UNROLL
       for (int i = 0; i < kHidden; ++i) {
-        memory.hidden[i * kColumnStride + t] = relu(z[i]);
-        grad_hidden[i * kColumnStride + t] = z[i] > 0 ? grad_z[i] : T(0);
+        memory.hidden[i * kColumnStride + t] = relu(z[0][i]);
+        grad_hidden[i * kColumnStride + t] = z[0][i] > 0 ? grad_z[i] : T(0);
       }
       block.sync();
       // gW3 of these columns, four outputs at a time.

@@ -12,8 +12,8 @@ template <class Program>
 constexpr int kBlocksAtOnce = 2;
 template <class T, int D>
 constexpr int kBlocksAtOnce<FoldSupertiles<T, D>> = 1;
-template <class T, int D>
-constexpr int kBlocksAtOnce<Apply<T, D>> = kApplyBlocksAtOnce<T, D>;
+template <class T, int D, int P>
+constexpr int kBlocksAtOnce<Apply<T, D, P>> = kApplyBlocksAtOnce<T, D, P>;
 template <int D>
 constexpr int kBlocksAtOnce<ParameterGradients<float, D>> = 3;
 template <int D>

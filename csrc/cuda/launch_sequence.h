@@ -47,15 +47,15 @@ class LaunchSequence {
     net_.h1 = int(call_.hidden1), net_.h2 = int(call_.hidden2), net_.nc = int(call_.classes * call_.channels);
     tiling_ = tiling_of(0);
     parameters_ = backward && call_.grad_coefficients != nullptr;
-    Apply<T, D>& a = apply_;
+    ApplyInputs<T, D>& a = apply_;
     a.inner = int(backward ? call_.classes : call_.channels), a.outer = int(backward ? call_.channels : call_.classes);
     const int parts = (a.inner + kWeights - 1) / kWeights;
     a.inner_part = (a.inner + parts - 1) / parts;
     a.outer_part = a.outer < kWeights / a.inner_part ? a.outer : kWeights / a.inner_part;
     a.outer_parts = (a.outer + a.outer_part - 1) / a.outer_part;
-    a.net = net_, a.tiling = tiling_, a.pixels = 1;
+    a.net = net_, a.tiling = tiling_;
     size_supertiles();
-    if (parts == 1 && two_pixels_pay()) a.tiling = tiling_of(1), a.pixels = 2;
+    if (parts == 1 && two_pixels_pay()) a.tiling = tiling_of(1), pixels_ = 2;
     a.partition = partition_for(a.tiling, a.outer_parts);
     const int blocks_with_large_panel = size_apply(kLogPanel);
     if (size_apply(kLogSmallPanel) <= blocks_with_large_panel) size_apply(kLogPanel);
@@ -109,7 +109,7 @@ class LaunchSequence {
 
   // Returns how many blocks of Apply a multiprocessor holds at once.
   int size_apply(int log_panel) {
-    Apply<T, D>& a = apply_;
+    ApplyInputs<T, D>& a = apply_;
     a.log_panel = log_panel;
     a.unstable_capacity = unstable_capacity(a.tiling.log_tile, [&](int most) {
       BumpAllocator allocator(nullptr);
@@ -118,7 +118,8 @@ class LaunchSequence {
       return apply_shared_ = allocator.used();
     });
     const int64_t blocks = cuda_.shared_limit / apply_shared_;
-    return blocks < kApplyBlocksAtOnce<T, D> ? int(blocks) : kApplyBlocksAtOnce<T, D>;
+    const int most = pixels_ == 2 ? kApplyBlocksAtOnce<T, D, 2> : kApplyBlocksAtOnce<T, D, 1>;
+    return blocks < most ? int(blocks) : most;
   }
 
   // The map cut into tiles that are 2^longer times as long on the first axis: those of Apply.
@@ -146,10 +147,10 @@ class LaunchSequence {
     return tiling;
   }
 
-  // Apply folds for twice as many pixels where folding is dear, from the root, where half of the blocks fill the device
-  // still, and where the map is longer than a tile.
+  // Apply takes two pixels per thread, which halves what it reads from shared memory, where half of the blocks fill the
+  // device still, and where the map is longer than a tile. In float64 two would take too many registers.
   bool two_pixels_pay() const {
-    return supertiles_.unstable_capacity == 0 && tiling_.count[tiling_.first_axis()] > 1 &&
+    return sizeof(T) == 4 && tiling_.count[tiling_.first_axis()] > 1 &&
            call_.groups * tiling_.tiles >= kTilesForTwoPixels * cuda_.multiprocessors;
   }
 
@@ -177,7 +178,7 @@ class LaunchSequence {
     double fraction = call_.spatial_dims == 2 ? 2. / 15 : 1. / 4, of_map = 0;
     for (int axis = tiling_.first_axis(); axis < D; ++axis)
       of_map += double(1 << log_extent[axis]) / (tiling_.size[axis] > 0 ? tiling_.size[axis] : 1);
-    if (fraction < of_map) fraction = of_map;
+    if (fraction < 0.8 * of_map) fraction = 0.8 * of_map;
     int most = fraction < 1 ? 8 + int(fraction * net_.h1) : net_.h1;
     if (most > net_.h1) most = net_.h1;
     while (most > 1 && bytes(most) > cuda_.shared_limit) --most;
@@ -298,7 +299,7 @@ class LaunchSequence {
 
   template <class Launcher>
   void launch_apply(Launcher& launcher) {
-    Apply<T, D>& a = apply_;
+    ApplyInputs<T, D>& a = apply_;
     a.net = net_;
     a.in = view(backward_ ? call_.logits : call_.features, call_.dtype, call_.spatial_dims);
     a.out = view(backward_ ? call_.grad_features : call_.logits, call_.dtype, call_.spatial_dims);
@@ -307,7 +308,11 @@ class LaunchSequence {
     for_each_window(a.tiling, a.partition, [&](int64_t supertile, int64_t first, int64_t end) {
       launch_supertiles(launcher, supertile);
       a.supertiles = supertiles_, a.first_item = first;
-      launcher.launch(a, (end - first) * a.outer_parts, apply_shared_);
+      const int64_t blocks = (end - first) * a.outer_parts;
+      if constexpr (sizeof(T) == 4) {
+        if (pixels_ == 2) return launcher.launch(Apply<T, D, 2>{a}, blocks, apply_shared_);
+      }
+      launcher.launch(Apply<T, D, 1>{a}, blocks, apply_shared_);
     });
   }
 
@@ -354,7 +359,8 @@ class LaunchSequence {
   bool parameters_;
   DeviceNetwork<T> net_{};
   Tiling<D> tiling_{};
-  Apply<T, D> apply_{};
+  ApplyInputs<T, D> apply_{};
+  int pixels_ = 1;  // per thread of Apply
   WorkPartition parameter_partition_{};
   Supertiles<T, D> supertiles_{nullptr, 0, -1, 0};
   int64_t window_ = 0;  // supertiles at a time

@@ -43,23 +43,6 @@ struct GradientMemory {
 // Where outputs j .. j + 3 of a pixel lie in `pixels`: kSumLanes neighbours have them in different banks.
 SCP_DEVICE int place_of_quad(int pixel, int j) { return pixel * kGradients + ((j / 4) ^ (pixel / 2 % 4)) * 4; }
 
-// The pixels of a box: index - centre by their number.
-template <class T, int D>
-struct PixelGrid {
-  const Tiling<D>& tiling;
-  T half[D];
-
-  SCP_DEVICE PixelGrid(const Tiling<D>& of, const Box<D>& box) : tiling(of) {
-    for (int axis = 0; axis < D; ++axis) half[axis] = T(box.extent(axis) - 1) / 2;
-  }
-  SCP_DEVICE void position(int pixel, T (&position)[D]) const {
-    for (int axis = D - 1; axis >= 0; --axis) {
-      position[axis] = T(pixel & ((1 << tiling.log_tile[axis]) - 1)) - half[axis];
-      pixel >>= tiling.log_tile[axis];
-    }
-  }
-};
-
 // What gradients are computed from: Phi and the tensors, for all boxes.
 template <class T, int D>
 struct GradientInputs {
