@@ -1,14 +1,13 @@
 """PyTorch's private interfaces: those that the package uses are there, and without them it is slower and right."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from scp_kernels import FusedSCP, _torch_compat, ops
 from tests.support.cpu_settings import needs_cpu
+from tests.support.processes import run_python
 
 # Hides names of PyTorch from the package alone, since PyTorch itself needs them.
 WITHOUT = """
@@ -112,7 +111,5 @@ MISSING = {
 @needs_cpu
 @pytest.mark.parametrize("missing", MISSING)
 def test_without_private_names_results_are_the_same(missing):
-    command = [sys.executable, "-W", "ignore", "-c", WITHOUT, *MISSING[missing]]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_python("-W", "ignore", "-c", WITHOUT, *MISSING[missing])
     assert ("direct calls: 0" in done.stdout) == ("torch._C._dispatch_keys" in MISSING[missing]), done.stdout

@@ -1,7 +1,5 @@
 """The Triton kernels compiled without a GPU, and the launches on the host (all cases: ``benchmarks.static``)."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 from scp_kernels.problem import Problem
 from tests.support.allocations import allocated_beyond_results
 from tests.support.cases import PAPER
+from tests.support.processes import run_python
 
 pytest.importorskip("triton")
 
@@ -230,4 +229,4 @@ def test_importing_the_package_imports_no_triton():
         " or name.startswith('scp_kernels.backends.triton.')];"
         "assert not new, new"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python("-c", code)
