@@ -148,7 +148,7 @@ def test_chunks_cover_every_supertile_once(changes):
                 if "boxes_per_slab" in sizes:
                     assert item.grid[0] <= sizes["partials"].shape[0]
                     assert sizes["boxes_per_slab"] * item.grid[0] >= sizes["boxes"]
-        names = ("units", "slots", "lines", "hidden", "rows", "outputs", "counts", "moments")
+        names = ("unit1", "index_in_parent", "lines", "unit2", "rows", "outputs", "counts", "moments")
         names += tuple(prefix + name for name in names for prefix in ("parent_", "grad_", "parent_grad_"))
         on_boxes = [item.arguments for item in sequence.launches if "first_supertile" in item.arguments]
         held = [arguments[name] for arguments in on_boxes for name in names if name in arguments]
