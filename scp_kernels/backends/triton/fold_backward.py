@@ -245,8 +245,8 @@ def scp_collect_bwd_kernel(
             total_i = tl.zeros([BLOCK_K], dtype)
             total_j = tl.zeros([BLOCK_K], dtype)
             # A tile's row is the supertile's about another centre, (di, dj) away: a gradient of the value there is also
-            # one of the slopes, times di and dj. A tile where the unit is inactive has left 0; one outside of the map is
-            # not asked.
+            # one of the slopes, times di and dj. A tile where the unit is inactive has left 0, and one outside of the
+            # map is not asked.
             for child in range(0, PER_SUPERTILE):
                 local = parent * PER_SUPERTILE + child
                 _, _, row, column = box_origin(
