@@ -117,7 +117,7 @@ struct CachedFields {
 };
 
 // Every task of every position map, shared out to slots: each slot has its own sums of gradients, and belongs to one
-// thread at a time.
+// thread at a time. Where no gradient is summed, a slot is one task.
 template <class T, int D>
 class TaskRun {
  public:
@@ -130,7 +130,7 @@ class TaskRun {
         cached_(cached),
         boxes_(job.weight_path, job.map),
         all_tasks_(boxes_.count * maps.count()),
-        slots_(int(all_tasks_ < kMostSlots ? all_tasks_ : kMostSlots)),
+        slots_(int(include_parameters(job.results) && all_tasks_ > kMostSlots ? kMostSlots : all_tasks_)),
         sequential_(call.threads <= 1 || slots_ == 1),
         moment_size_(call.hidden1 * (D + 1)),
         counters_(take<Counters>(scratch, slots_)) {
