@@ -66,8 +66,8 @@ class CallReport:
     position_maps: int
     """Distinct position maps: samples with equal ones share one evaluation of Φ."""
     field_cache: str
-    """``"unused"``; ``"stored"``: W of some position maps was evaluated and cached; ``"read"``: of some, or of all, W is
-    that of an earlier call, and none was stored."""
+    """``"unused"``; ``"stored"``: W of some position maps was evaluated and cached; ``"read"``: that of some, or of all,
+    is of an earlier call, and none was stored."""
     maps_read: int
     """Position maps whose W is that of an earlier call."""
 
