@@ -228,9 +228,9 @@ class TaskRun {
   const int ranges_;
   const bool sequential_;
   const int64_t moment_size_;
-  Counters* const counters_;     // one per range
+  Counters* const counters_;      // one per range
   RangeSums<T>* sums_ = nullptr;  // one per range, where gradients of parameters are wanted
-  double* moments_ = nullptr;    // one per task, likewise
+  double* moments_ = nullptr;     // one per task, likewise
 };
 
 }  // namespace SCP_NAMESPACE
