@@ -94,6 +94,9 @@ def test_sliding_windows_over_slices(size):
         assert relative_error(result, expected) <= LOGITS_BY_FLOAT32_COORDINATES
     one = {"affine": maps["affine"][0], "extent": maps["extent"][0]}
     assert relative_error(sliding_window(network, x, 24, 3, **one), head(x, **one)) <= LOGITS_BY_FLOAT32_COORDINATES
+    for name, values in maps.items():  # which would put windows elsewhere without a word
+        with pytest.raises(TypeError, match=f"{name}: expected float32 or float64 .* got torch.bfloat16"):
+            sliding_window(network, x, 24, 3, **(maps | {name: values.bfloat16()}))
     for changes, message in (
         ({"affine": maps["affine"]}, "extent: expected the sizes"),
         ({**maps, "coordinates": coordinates}, "affine, coordinates: expected at most one"),

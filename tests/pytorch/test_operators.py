@@ -163,7 +163,7 @@ def test_ptflops_counts_the_head(backend, axes):
     ptflops = pytest.importorskip("ptflops")  # not among what tests on a GPU need
     head = FusedSCP(8, 2, (16, 24), position_dims=axes, backend=backend)
     if axes == 3:  # which has no default
-        head.placement = Placement(origin=(4, 0, 0), extent=(9, 20, 30), device=device_of(backend))
+        head.placement = Placement(origin=(4, 0, 0), extent=(9, 20, 30), device=torch.device(device_of(backend)))
     convolution = nn.Conv2d(3, 8, 3, padding=1, bias=False)
     macs, parameters = ptflops.get_model_complexity_info(
         nn.Sequential(convolution, head).to(device_of(backend)),
