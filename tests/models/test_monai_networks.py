@@ -87,17 +87,17 @@ def test_a_head_changes_nothing_learns_and_is_saved(name, dims):
         assert all(torch.equal(a, b) for a, b in zip(tensors(other(x)), elsewhere, strict=True))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_network_with_a_head_compiles(name):
+@pytest.mark.parametrize(("name", "dims"), ALL)
+def test_a_network_with_a_head_compiles(name, dims):
     torch.compiler.reset()
-    x = image(1, 1, *CASES[name].sizes[2])
+    x = image(1, 1, *CASES[name].sizes[dims])
     if not CASES[name].fullgraph:  # the network as it is has no one graph
         with torch.no_grad(), pytest.raises(Unsupported):
-            torch.compile(built(name, 2), backend="eager", fullgraph=True)(x)
+            torch.compile(built(name, dims), backend="eager", fullgraph=True)(x)
         torch.compiler.reset()
-    network, _ = with_heads(built(name, 2), name, seed=1)
+    network, _ = with_heads(built(name, dims), name, seed=1)
     compiled = torch.compile(network, backend="eager", fullgraph=CASES[name].fullgraph)
-    with torch.no_grad(), positioned(network, **place(2)):
+    with torch.no_grad(), positioned(network, **place(dims)):
         expected, result = tensors(network(x)), tensors(compiled(x))
     for a, b in zip(result, expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
