@@ -219,7 +219,9 @@ def replicas_of(network, monkeypatch, count=2):
     data_parallel = importlib.import_module("torch.nn.parallel.replicate")  # a function of the package has its name
     monkeypatch.setattr(data_parallel, "_replicatable_module", lambda module: True)
     monkeypatch.setattr(
-        data_parallel, "_broadcast_coalesced_reshape", lambda tensors, devices, detach: [list(tensors)] * count
+        data_parallel,
+        "_broadcast_coalesced_reshape",  # what comes back are plain tensors, no parameters
+        lambda tensors, devices, detach: [[t.view_as(t) for t in tensors] for _ in range(count)],
     )
     monkeypatch.setattr(data_parallel, "_get_device_index", lambda device, optional: device)
     return data_parallel.replicate(network, list(range(count)))
