@@ -185,6 +185,12 @@ def check_alone(origin: Any, affine: Any) -> None:
         raise ValueError("origin, affine: expected at most one of the two (origin is the shorthand for a plain crop)")
 
 
+def check_without_map(origin: Any, affine: Any) -> None:
+    """Check that neither is given beside coordinate channels."""
+    if origin is not None or affine is not None:
+        raise ValueError("coordinates: expected neither origin nor affine beside them, which say the same")
+
+
 def _position(name: str, value: Any, features: Tensor, shape: tuple[int, ...]) -> Tensor:
     """``value`` as a tensor of ``shape``, or of ``[B, *shape]``: one per sample."""
     tensor = position_tensor(name, value, features.device, shape)
