@@ -181,7 +181,7 @@ def positioned(
 
     A context is that of its thread and its asyncio task: others that share the network do not see it, nor do threads
     that are started inside (``contextvars.copy_context().run`` takes it there; ``nn.DataParallel`` does it). One that a
-    generator holds over a ``yield`` is the generator's alone. In tasks and in generators compiled networks refuse, and a
+    generator holds over a ``yield`` is the generator's alone. In tasks and in generators compiled networks refuse; a
     context that is carried into a thread reaches the compiled network that it was given, ``torch.compile(network)``.
 
     Raises:
@@ -216,8 +216,10 @@ def _tell_graphs(changed: _Entry) -> None:
 
 
 def _generator_that_enters(frame: FrameType | None) -> FrameType | None:
-    """The frame that enters a context, if it is a generator's: behind exit stacks and behind helpers that ``contextlib``
-    made contexts of, which run in the name of their caller."""
+    """The frame that enters a context, if it is a generator's.
+
+    Exit stacks, and helpers that ``contextlib`` made contexts of, enter it in the name of their caller.
+    """
     while frame is not None and (_is_of_contextlib(frame) or _is_of_contextlib(frame.f_back)):
         frame = frame.f_back
     if frame is None or not frame.f_code.co_flags & (CO_GENERATOR | CO_ASYNC_GENERATOR):
