@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scp_models.data.foreground import bounding_box, coarse_steps, find_foreground
+from scp_models.data.foreground import CoarseGrid, bounding_box, find_foreground
+from scp_models.data.tasks import FOREGROUND
 
 POSITION_DIMS = 3
 """Axes of positions: to the right, to the front, to the top; of 2-D configurations too, whose slices have a height."""
@@ -84,12 +85,9 @@ def position_affine(
 def _foreground_box(
     image: NDArray[np.floating], outside: NDArray[np.bool_] | None, affine: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
-    steps = coarse_steps(image.shape)
-    chosen = tuple(slice(step // 2, None, step) for step in steps)
-    coarse = np.asarray(image[chosen], np.float32)
+    z, y, x = image.shape
+    grid = CoarseGrid(affine, (z, y, x), FOREGROUND)
+    coarse = np.asarray(image[grid.chosen], np.float32)
     if outside is not None:
-        coarse = np.where(outside[chosen], coarse.min(), coarse)
-    # Slices lie along the first axis here, and along the last one there.
-    z, y, x = steps
-    area = find_foreground(np.moveaxis(coarse, 0, -1), (y, x, z))
-    return bounding_box(area, affine[:, [1, 2, 0, 3]])
+        coarse = np.where(outside[grid.chosen], coarse.min(), coarse)
+    return bounding_box(find_foreground(coarse, grid))
