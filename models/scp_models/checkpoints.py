@@ -118,7 +118,7 @@ def load_model(path: Path | str, task: str | None = None) -> TrainedModel:
     arguments = _arguments(content["hyper_parameters"])
     if _lacks_foreground(content["hyper_parameters"]):
         note(
-            f"{path}: does not say how its foreground was found: positions may lie up to 2 mm beside those of training, "
+            f"{path}: does not say how its foreground was found: positions may lie up to 2 mm beside its training's, "
             "more in volumes that are not stored in axial slices"
         )
     if task is not None and arguments.get("task") != task:

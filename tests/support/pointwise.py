@@ -10,10 +10,10 @@ VARIANTS = ("base_f", "base_b", "scp")
 """Networks that are told positions."""
 
 
-def pointwise(variant, position_dims, **options):
+def pointwise(variant, position_dims, capacity=32, **options):
     """Its 3×3 kernels are zero but for their centres, and Φ's weights are random."""
     torch.manual_seed(0)
-    network = build_network(variant, capacity=32, levels=1, position_dims=position_dims, **options).eval()
+    network = build_network(variant, capacity=capacity, levels=1, position_dims=position_dims, **options).eval()
     with torch.no_grad():
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
