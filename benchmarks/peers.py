@@ -1,6 +1,6 @@
 """What the operator is measured against: the same head as others write it, and the plain head that it replaces.
 
-Every subject is a module from features to logits whose parameters come in the order of Φ's six tensors and w_r, so that
+Every entrant is a module from features to logits whose parameters come in the order of Φ's six tensors and w_r, so that
 all are checked and driven alike.
 """
 
@@ -123,8 +123,8 @@ class Precomputed(nn.Module):
 
 
 @dataclass
-class Peer:
-    """One thing that is timed."""
+class Entrant:
+    """A head that is timed: ours, or a peer."""
 
     module: nn.Module
     ours: bool = False
@@ -151,7 +151,7 @@ def weights_changed(head: nn.Module) -> Callable[[], None]:
 
 def peers_of(
     case: Case, inputs: Inputs, step: str, *, compiled: bool = True, only: str | None = None
-) -> dict[str, Peer]:
+) -> dict[str, Entrant]:
     """Everything that is timed in one run, by name, ours last; all but ``OTHER_FUNCTIONS`` compute the same function.
 
     Args:
@@ -164,58 +164,58 @@ def peers_of(
     affine = case.affine(device)
     positions = {} if affine is None else {"affine": affine}
 
-    def plain() -> Peer:
+    def plain() -> Entrant:
         convolution = CONVOLUTIONS[len(case.shape)](case.channels, 1, 1, bias=False, device=device, dtype=case.dtype)
         convolution.weight.data.copy_(inputs.residual.reshape(convolution.weight.shape))
-        return Peer(convolution)
+        return Entrant(convolution)
 
-    def compile_reference() -> Peer:
+    def compile_reference() -> Entrant:
         torch._dynamo.reset()  # it refuses the ninth specialisation of one function
-        return Peer(torch.compile(fused(inputs, "reference"), dynamic=False), positions=positions)
+        return Entrant(torch.compile(fused(inputs, "reference"), dynamic=False), positions=positions)
 
-    def changing(name: str) -> Peer:
+    def changing(name: str) -> Entrant:
         head = fused(inputs, name)
-        return Peer(head, ours=True, prepare=weights_changed(head), positions=positions)
+        return Entrant(head, ours=True, prepare=weights_changed(head), positions=positions)
 
-    makers: dict[str, Callable[[], Peer]] = {
+    makers: dict[str, Callable[[], Entrant]] = {
         PLAIN: plain,
-        PRODUCT: lambda: Peer(PlainProduct(inputs.residual.to(case.dtype, copy=True))),
-        PAPER_STYLE: lambda: Peer(PaperStyle(fused(inputs, "reference")), positions=positions),
-        BATCH_SHARED: lambda: Peer(fused(inputs, "reference"), positions=positions),
+        PRODUCT: lambda: Entrant(PlainProduct(inputs.residual.to(case.dtype, copy=True))),
+        PAPER_STYLE: lambda: Entrant(PaperStyle(fused(inputs, "reference")), positions=positions),
+        BATCH_SHARED: lambda: Entrant(fused(inputs, "reference"), positions=positions),
     }
     if case.per_sample:
-        makers[COORDCONV] = lambda: Peer(CoordConv(case.channels, 1, device), positions=positions)
+        makers[COORDCONV] = lambda: Entrant(CoordConv(case.channels, 1, device), positions=positions)
     if compiled:
         makers[COMPILED] = compile_reference
     if step == "forward" and not case.per_sample:
-        makers[PRECOMPUTED] = lambda: Peer(Precomputed(fused(inputs, "reference"), case.shape))
+        makers[PRECOMPUTED] = lambda: Entrant(Precomputed(fused(inputs, "reference"), case.shape))
     for name in reversed(case.backends(device)):
         if step == "forward" and name == "cpu":
-            makers[name + FROZEN] = lambda: Peer(fused(inputs, "cpu"), ours=True, positions=positions)
+            makers[name + FROZEN] = lambda: Entrant(fused(inputs, "cpu"), ours=True, positions=positions)
         makers[name] = partial(changing, name)
     return {name: make() for name, make in makers.items() if only in (None, name)}
 
 
-def call(subject: Peer, inputs: Inputs, step: str) -> Callable[[], object]:
+def call(entrant: Entrant, inputs: Inputs, step: str) -> Callable[[], object]:
     """What is timed: a forward with gradients off, or a forward and the gradients of features and parameters."""
-    module = subject.module
+    module = entrant.module
     if step == "forward":
-        return torch.no_grad()(lambda: module(inputs.features, **subject.positions))
-    leaves = (inputs.features.detach().requires_grad_(), *subject.parameters)
-    return lambda: torch.autograd.grad(module(leaves[0], **subject.positions), leaves, inputs.grad_logits)
+        return torch.no_grad()(lambda: module(inputs.features, **entrant.positions))
+    leaves = (inputs.features.detach().requires_grad_(), *entrant.parameters)
+    return lambda: torch.autograd.grad(module(leaves[0], **entrant.positions), leaves, inputs.grad_logits)
 
 
 def resident_bytes_of_call(case: Case, step: str, name: str) -> int | None:
     """Growth of a fresh process's resident memory at the peak of one call, in bytes (CPU)."""
     inputs = case.inputs()
-    subject = peers_of(case, inputs, step, only=name)[name]
+    entrant = peers_of(case, inputs, step, only=name)[name]
     # A small call loads the code. These two know one size only.
     small = inputs if name in (COMPILED, PRECOMPUTED) else replace(case, shape=(24,) * len(case.shape)).inputs()
-    call(subject, small, step)()
-    return resident_growth(call(subject, inputs, step))
+    call(entrant, small, step)()
+    return resident_growth(call(entrant, inputs, step))
 
 
-def call_macs(name: str, subject: Peer, case: Case, inputs: Inputs, step: str) -> int:
+def call_macs(name: str, entrant: Entrant, case: Case, inputs: Inputs, step: str) -> int:
     """Multiply-adds that one call executes."""
     problem = case.problem(inputs.features.device)
     product = problem.product_macs * (3 if step == "training" else 1)  # Y; the gradients of X and of W
@@ -230,8 +230,8 @@ def call_macs(name: str, subject: Peer, case: Case, inputs: Inputs, step: str) -
             phi = 3 * phi - problem.pixels * 2 * problem.spatial_dims * case.hidden
         # Paper-style: Φ for every sample, and w_r X apart.
         return case.batch // problem.groups * phi + 2 * product if name == PAPER_STYLE else phi + product
-    if subject.prepare is not None:
-        subject.prepare()
+    if entrant.prepare is not None:
+        entrant.prepare()
     with count_macs() as executed:
-        call(subject, inputs, step)()
+        call(entrant, inputs, step)()
     return executed.macs + product

@@ -33,17 +33,17 @@ Written by `python -m benchmarks.report` from the records in `benchmarks/results
 
 Without `--slow` it is meant to end within five minutes on two quiet cores, in a verdict like the one above.
 
-One race per case: all subjects are timed in turn in one process, in another order each round;
-each call is synchronised and, if it is short, preceded by untimed calls of the same subject. A ratio is the median over
-rounds of times taken within one round, so that a busy machine meets all alike; it is the subject's time over ours:
-*more than 1 means that we are faster*. Before its time counts, each subject's logits and gradients are compared with
+One race per case: all entrants are timed in turn in one process, in another order each round;
+each call is synchronised and, if it is short, preceded by untimed calls of the same entrant. A ratio is the median over
+rounds of times taken within one round, so that a busy machine meets all alike; it is the entrant's time over ours:
+*more than 1 means that we are faster*. Before its time counts, each entrant's logits and gradients are compared with
 float64: ours within the table of tolerances, the others' to show that they compute the same function. float32 is
 float32: TensorFloat-32 is off. On a GPU, times and ratios of the operator are those of the device alone (replays of a
-CUDA graph, L2 flushed; without Python), where a subject can be captured; those of networks are of the wall clock. On
+CUDA graph, L2 flushed; without Python), where an entrant can be captured; those of networks are of the wall clock. On
 a CPU the process keeps the memory that it frees (glibc): page faults of fresh memory can take longer than a call, and
 come and go with what else a process has done.
 
-| subject | what |
+| entrant | what |
 |---|---|
 | plain 1x1 | `nn.Conv2d(C, N, 1)`, which the head replaces: another, smaller function |
 | plain product | the same, by `torch.matmul`; how far both are from what a CPU can do, a plain copy tells |

@@ -31,13 +31,13 @@ def _table(name: str, race: Mapping[str, Any]) -> Table:
         caption += f"; nominal multiply-adds {count(race['nominal_macs'])}"
     headings = ("", "median", "5–95 %", "GPU alone", "÷ ours", "kept", "peak", "executed", "of a copy", "error")
     lines = []
-    for subject, figure in race["subjects"].items():
+    for who, figure in race["subjects"].items():
         times = figure["seconds"]
         alone = figure.get("device_seconds")
         share = figure.get("bandwidth_share")
         errors = figure.get("errors", {})
         lines.append((
-            subject,
+            who,
             format_seconds(times["median"]),
             f"{format_seconds(times['p05'])} – {format_seconds(times['p95'])}",
             format_seconds(alone["median"]) if isinstance(alone, dict) else "",

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.peers import COMPILED, FROZEN, OTHER_FUNCTIONS, Peer, call, call_macs, peers_of, resident_bytes_of_call
-from benchmarks.race import Entrant
+from benchmarks.peers import COMPILED, FROZEN, OTHER_FUNCTIONS, Entrant, call, call_macs, peers_of, resident_bytes_of_call
+from benchmarks.race import TimedCall
 from scp_models.networks.complexity import bytes_saved_for_backward
 from tests.support import cases
 from tests.support.cases import Case
@@ -30,32 +30,32 @@ def exact_results(case: Case, device: str) -> tuple[Inputs, Tensor, list[Tensor]
     return inputs, logits, list(gradients.values())
 
 
-def exact_plain(subject: Peer, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+def exact_plain(entrant: Entrant, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
     """Float64 logits and gradients of a head that computes another function."""
-    module = copy.deepcopy(subject.module).double()
+    module = copy.deepcopy(entrant.module).double()
     leaves = [inputs.features.double().requires_grad_(), *module.parameters()]
-    logits = module(leaves[0], **subject.positions)
+    logits = module(leaves[0], **entrant.positions)
     return logits.detach(), list(torch.autograd.grad(logits, leaves, inputs.grad_logits.double()))
 
 
-def check(name: str, subject: Peer, case: Case, device: str, step: str) -> tuple[dict[str, float], int | None]:
+def check(name: str, entrant: Entrant, case: Case, device: str, step: str) -> tuple[dict[str, float], int | None]:
     """Relative errors of logits and gradients against float64, within tolerance; bytes that a training step keeps."""
     inputs, true_logits, true_gradients = exact_results(case, device)
     if name in OTHER_FUNCTIONS:
-        true_logits, true_gradients = exact_plain(subject, inputs)
+        true_logits, true_gradients = exact_plain(entrant, inputs)
     gradients: tuple[Tensor, ...] = ()
     saved = None
     if step == "forward":
         # What a backend keeps for unchanged weights is in use from the second call on.
         for _ in range(3 if name.endswith(FROZEN) else 1):
-            logits = call(subject, inputs, step)()
+            logits = call(entrant, inputs, step)()
     else:
-        leaves = (inputs.features.detach().requires_grad_(), *subject.parameters)
+        leaves = (inputs.features.detach().requires_grad_(), *entrant.parameters)
         results: list[Tensor] = []
-        saved = bytes_saved_for_backward(lambda: results.append(subject.module(leaves[0], **subject.positions)), leaves)
+        saved = bytes_saved_for_backward(lambda: results.append(entrant.module(leaves[0], **entrant.positions)), leaves)
         logits = results[0]
         gradients = torch.autograd.grad(logits, leaves, inputs.grad_logits)
-    slack = 1 if subject.ours else PEERS_SLACK
+    slack = 1 if entrant.ours else PEERS_SLACK
     errors = {"logits": relative_error(logits, true_logits)}
     assert errors["logits"] <= slack * LOGITS[case.dtype], f"{name}: logits are off by {errors['logits']:.1e}"
     if gradients:
@@ -80,17 +80,17 @@ def test_operator(benchmark, bench_session, case: Case, step: str):
     inputs = exact_results(case, device)[0]
     entered = peers_of(case, inputs, step, compiled=not bench_session.short)
     checked, wrong = {}, {}
-    for who, subject in list(entered.items()):
+    for who, entrant in list(entered.items()):
         try:
-            checked[who] = check(who, subject, case, device, step)
+            checked[who] = check(who, entrant, case, device, step)
         except Exception as error:  # its time does not count, that of the others does
             wrong[who] = f"{type(error).__name__}: {error}"
             del entered[who]
-    assert any(subject.ours for subject in entered.values()), wrong
-    calls = {who: call(subject, inputs, step) for who, subject in entered.items()}
-    executed = {who: call_macs(who, subject, case, inputs, step) for who, subject in entered.items()}
+    assert any(entrant.ours for entrant in entered.values()), wrong
+    calls = {who: call(entrant, inputs, step) for who, entrant in entered.items()}
+    executed = {who: call_macs(who, entrant, case, inputs, step) for who, entrant in entered.items()}
 
-    figures, noise = bench_session.race(benchmark, {who: Entrant(calls[who], entered[who].prepare) for who in entered})
+    figures, noise = bench_session.race(benchmark, {who: TimedCall(calls[who], entered[who].prepare) for who in entered})
     moved = bytes_moved(case, step)
     for who, figure in figures.items():
         clock = figure[figure["clock"]]

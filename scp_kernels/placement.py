@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scp_kernels.checks import ArrayLike, check_alone, position_tensor
+from scp_kernels.checks import ArrayLike, check_alone, check_without_map, position_tensor
 from scp_kernels.coordinates import affine_of_coordinates
 from scp_kernels.positions import origin_affine, position_dtype
 
@@ -102,8 +102,7 @@ def affine_of_input(
     coordinates_as: str,
 ) -> Tensor:
     """The map of coordinate channels that are given in the place of ``origin`` and ``affine``."""
-    if origin is not None or affine is not None:
-        raise ValueError("coordinates: expected neither origin nor affine beside them, which say the same")
+    check_without_map(origin, affine)
     if extent is None:
         raise ValueError("extent: expected the sizes of the space that the coordinates are measured in, got none")
     return affine_of_coordinates(coordinates, extent, coordinates_as=coordinates_as)

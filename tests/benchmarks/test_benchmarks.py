@@ -2,20 +2,18 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import machine, tables
+from tests.support.processes import ROOT, run_python
 
-ROOT = Path(__file__).parents[2]
 RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
 def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run_python("-m", f"benchmarks.{module}", *arguments, check=False)
 
 
 def results(path: Path, ratio: float) -> Path:

@@ -34,7 +34,7 @@ def test_the_environment_is_checked(monkeypatch, variable, value, message):
 def test_the_former_name_of_the_isa_target_is_deprecated(monkeypatch):
     monkeypatch.delenv(cpu.ISA_VARIABLE, raising=False)
     monkeypatch.setenv("SCP_CPU_LEVEL", "portable")
-    with pytest.warns(DeprecationWarning, match="SCP_CPU_LEVEL is now SCP_CPU_ISA"):
+    with pytest.warns(DeprecationWarning, match=r"SCP_CPU_LEVEL is now SCP_CPU_ISA; the old name goes in version 0\.2"):
         asked = cpu.settings.__wrapped__()
     assert asked.isa_target == cpu.ISA_TARGETS["portable"]
     monkeypatch.setenv(cpu.ISA_VARIABLE, "avx2")

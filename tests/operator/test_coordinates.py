@@ -35,10 +35,10 @@ def with_validity(coordinates: Tensor, valid: Tensor | None = None) -> Tensor:
     return torch.cat([coordinates, ones if valid is None else valid.to(ones).expand_as(ones)], 1)
 
 
-def read(coordinates: Tensor, extent: Tensor, axes: int, way: str = "affine") -> tuple[Tensor, Tensor]:
+def read(coordinates: Tensor, extent: Tensor, axes: int, coordinates_as: str = "affine") -> tuple[Tensor, Tensor]:
     features = torch.empty(coordinates.shape[0], 1, *coordinates.shape[2:], device=coordinates.device)
-    p, valid, extent = check_coordinates(features, coordinates, way, None, None, extent, axes)
-    return read_affine(p, valid, extent, tuple(coordinates.shape[2:]), way)
+    p, valid, extent = check_coordinates(features, coordinates, coordinates_as, None, None, extent, axes)
+    return read_affine(p, valid, extent, tuple(coordinates.shape[2:]), coordinates_as)
 
 
 def head_of(backend: str = "auto", axes: int = 3, dims: int = 2) -> FusedSCP:

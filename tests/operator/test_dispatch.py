@@ -1,7 +1,5 @@
 """The seam for compiled backends: the list, its reasons, and the operators, driven by a backend made for the test."""
 
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from scp_kernels import BackendUnavailable, FusedSCP, available_backends, dispat
 from scp_kernels.positions import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
 from scp_kernels.problem import Problem
 from tests.support.problems import evaluate, make_inputs
+from tests.support.processes import run_python
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 from tests.support.unavailable_backend import UnavailableBackend
 
@@ -262,4 +261,4 @@ assert "scp_kernels.available_backends()" in str(warning.message) and "0.2" in s
 
 
 def test_the_old_name_of_available_backends_works_and_warns():
-    subprocess.run([sys.executable, "-c", OLD_NAME], check=True)
+    run_python("-c", OLD_NAME)

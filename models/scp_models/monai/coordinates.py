@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scp_models.data.foreground import CoarseGrid, find_foreground, foreground_box
 from scp_models.data.frames import Frame, box_frame, image_frame
-from scp_models.data.geometry import coordinate_channels, turned_shape
+from scp_models.data.geometry import LPS_TO_RAS, coordinate_channels, turned_shape
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import FOREGROUND, FRAMES, MNI_BOX, SLICE_FRAME, TRANSFORM_ENDINGS
 from scp_models.data.transforms import read_transform, transform_path
@@ -24,7 +24,6 @@ from scp_models.data.volume_files import volume_stem
 from scp_models.notes import note
 
 Data = Mapping[Hashable, Any]
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class AddCoordinatesd(MapTransform, InvertibleTransform):
@@ -104,7 +103,7 @@ class AddCoordinatesd(MapTransform, InvertibleTransform):
             return np.diag([1.0, 1.0, 1.0])[:2] / np.array(image.shape[1:])[:, None]
         affine = np.asarray(image.affine, dtype=np.float64)
         if str(image.meta.get("space")) == str(SpaceKeys.LPS):
-            affine = _LPS_TO_RAS @ affine
+            affine = LPS_TO_RAS @ affine
         frame = self._frame(data, image, affine)
         return frame.positions(affine) / frame.extent[:, None]
 
@@ -160,15 +159,15 @@ class SplitCoordinatesd(MapTransform, InvertibleTransform):
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
-            own = len(result[key]) - self.position_dims - 1
-            if own < 1:
+            image_channels = len(result[key]) - self.position_dims - 1
+            if image_channels < 1:
                 raise ValueError(
                     f"{key}: expected channels of its own and {self.position_dims + 1} of positions, "
                     f"got {list(result[key].shape)}"
                 )
             if self.name is not None:
-                result[self.name.format(key=key)] = result[key][own:]
-            result[key] = result[key][:own]
+                result[self.name.format(key=key)] = result[key][image_channels:]
+            result[key] = result[key][:image_channels]
         return result
 
     def inverse(self, data: Data) -> dict[Hashable, Any]:
