@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.peers import COMPILED, FROZEN, OTHER_FUNCTIONS, Entrant, call, call_macs, peers_of, resident_bytes_of_call
+from benchmarks.peers import (
+    COMPILED,
+    FROZEN,
+    OTHER_FUNCTIONS,
+    Entrant,
+    call,
+    call_macs,
+    peers_of,
+    resident_bytes_of_call,
+)
 from benchmarks.race import TimedCall
 from scp_models.networks.complexity import bytes_saved_for_backward
 from tests.support import cases
@@ -90,7 +99,9 @@ def test_operator(benchmark, bench_session, case: Case, step: str):
     calls = {who: call(entrant, inputs, step) for who, entrant in entered.items()}
     executed = {who: call_macs(who, entrant, case, inputs, step) for who, entrant in entered.items()}
 
-    figures, noise = bench_session.race(benchmark, {who: TimedCall(calls[who], entered[who].prepare) for who in entered})
+    figures, noise = bench_session.race(
+        benchmark, {who: TimedCall(calls[who], entered[who].prepare) for who in entered}
+    )
     moved = bytes_moved(case, step)
     for who, figure in figures.items():
         clock = figure[figure["clock"]]

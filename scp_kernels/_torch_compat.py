@@ -2,7 +2,8 @@
 
 A name that the installed PyTorch lacks is listed in :data:`MISSING`, and the package takes the path that public
 interfaces allow: slower, with the same results. The dictionaries of ``nn.Module`` that subclasses may use
-(``_parameters``, ``_buffers``, ``_modules``, ``_forward_pre_hooks``) and what a tensor subclass overrides are not counted as private.
+(``_parameters``, ``_buffers``, ``_modules``, ``_forward_pre_hooks``) and what a tensor subclass overrides are not
+counted as private.
 """
 
 import pkgutil

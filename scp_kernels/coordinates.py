@@ -57,7 +57,9 @@ def affine_of_coordinates(coordinates: Tensor, extent: ArrayLike, *, coordinates
     return affine if affine.shape[0] > 1 else affine[0]
 
 
-def checked_affine(p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tuple[int, ...], coordinates_as: str) -> Tensor:
+def checked_affine(
+    p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tuple[int, ...], coordinates_as: str
+) -> Tensor:
     """:func:`read_affine`, checked: what is not affine is an error where that waits for nobody, else NaN."""
     with without_autocast(p.device):
         affine, is_affine = read_affine(p, valid, extent, spatial_shape, coordinates_as)

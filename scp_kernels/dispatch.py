@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from scp_kernels._torch_compat import constant_to_dynamo

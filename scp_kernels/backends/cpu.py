@@ -66,8 +66,8 @@ class CallReport:
     position_maps: int
     """Distinct position maps: samples with equal ones share one evaluation of Φ."""
     field_cache: str
-    """``"unused"``; ``"stored"``: W of some position maps was evaluated and cached; ``"read"``: of some, or of all, W is
-    that of an earlier call, and none was stored."""
+    """``"unused"``; ``"stored"``: W of some position maps was evaluated and cached; ``"read"``: of some, or of all, it
+    is that of an earlier call, and none was stored."""
     maps_read: int
     """Position maps whose W is that of an earlier call."""
 
@@ -240,7 +240,12 @@ def _library() -> ctypes.CDLL:
 
 
 def _call(
-    features: Tensor, logits: Tensor, phi: tuple[Tensor, ...], residual: Tensor, position_matrix: Tensor, problem: Problem
+    features: Tensor,
+    logits: Tensor,
+    phi: tuple[Tensor, ...],
+    residual: Tensor,
+    position_matrix: Tensor,
+    problem: Problem,
 ) -> _abi.Call:
     call = _abi.inputs(features, logits, phi, residual, problem)
     call.positions = position_matrix.data_ptr()

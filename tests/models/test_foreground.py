@@ -19,7 +19,7 @@ from scp_models.monai import AddCoordinatesd
 from scp_models.nnunet.geometry import position_affine
 from scp_models.notes import note
 from scp_models.training.module import SegmentationModule
-from tests.support.tiny_data import AXIS_CODES, affine_for, save, write_wmh
+from tests.support.tiny_data import AXIS_CODES, affine_for, save, turned, write_wmh
 
 SHAPE = (200, 211, 40)
 
@@ -35,13 +35,6 @@ def hollow_head():
     image[(away < 1) & (away > 0.7)] += 200
     image[..., -2] = 65535
     return image, affine
-
-
-def stored(image, affine, codes):
-    """The same voxels in another order: the array and its affine."""
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes))
-    turned = nib.Nifti1Image(image, affine).as_reoriented(turn)
-    return np.asarray(turned.dataobj), turned.affine
 
 
 def by_reader(image, affine, folder):
@@ -79,7 +72,7 @@ def box_of(fractions, affine):
 def test_a_head_has_one_box_however_it_is_stored_and_whoever_asks(hollow_head, tmp_path):
     boxes, losses = {}, set()
     for codes in AXIS_CODES:
-        image, affine = stored(*hollow_head, codes)
+        image, affine = turned(*hollow_head, codes)
         boxes["fit", codes], loss = by_reader(image, affine, tmp_path)
         boxes["MONAI", codes] = by_monai(image, affine)
         boxes["nnU-Net", codes] = by_nnunet(image, affine)
@@ -102,7 +95,7 @@ def test_filling_is_no_foreground(hollow_head, codes):
     whole, affine = hollow_head
     found = []
     for end in (whole[..., -1], np.full(SHAPE[:2], 65535, np.float32)):
-        image, turned_affine = stored(np.concatenate([whole[..., :-2], end[..., None]], axis=2), affine, codes)
+        image, turned_affine = turned(np.concatenate([whole[..., :-2], end[..., None]], axis=2), affine, codes)
         grid = CoarseGrid(turned_affine, image.shape, FOREGROUND)
         found.append(find_foreground(image[grid.chosen], grid).mask)
     assert not found[1][..., -1].any() and np.array_equal(found[0][..., :-1], found[1][..., :-1])
@@ -127,11 +120,11 @@ def test_every_voxel_of_a_large_volume_is_answered_for(codes):
     image[60:240, 20:130, 3:27] = 100
     image[100:110, 50:60, 10:12] = 0  # a hole
     image[10:13, 5:8, 3:5] = 100  # something else in the dark
-    turned, affine = stored(image, np.eye(4), codes)
-    grid = CoarseGrid(affine, turned.shape, FOREGROUND)
+    stored, affine = turned(image, np.eye(4), codes)
+    grid = CoarseGrid(affine, stored.shape, FOREGROUND)
     assert grid.steps == (3, 2, 1)
-    area = find_foreground(turned[grid.chosen], grid)
-    index = np.stack(np.meshgrid(*(np.arange(-2, n + 2) for n in turned.shape), indexing="ij"), axis=-1).reshape(-1, 3)
+    area = find_foreground(stored[grid.chosen], grid)
+    index = np.stack(np.meshgrid(*(np.arange(-2, n + 2) for n in stored.shape), indexing="ij"), axis=-1).reshape(-1, 3)
     inside = area.contains(index.astype(float))
     place = np.round(apply_affine(affine, index)).astype(int)  # the voxel of the volume as it was
     expected = np.all((place >= (60, 20, 3)) & (place < (240, 130, 27)), axis=1)

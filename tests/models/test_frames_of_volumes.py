@@ -1,6 +1,5 @@
 """From a file to probabilities in its own grid: a head has them at the same millimetres, however it is stored."""
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -10,7 +9,7 @@ from scp_models.checkpoints import TrainedModel
 from scp_models.data import Subject, get_task
 from scp_models.inference.predictor import Predictor
 from tests.support.pointwise import VARIANTS, pointwise
-from tests.support.tiny_data import AXIS_CODES, affine_for, save
+from tests.support.tiny_data import AXIS_CODES, affine_for, save, turned
 
 SHAPE, AIR = (40, 44, 18), -1000
 
@@ -27,15 +26,13 @@ def scan():
     return np.where(inside, values, AIR).astype(np.float32), affine, inside
 
 
-def turned(codes):
+def stored(codes):
     image, affine, _ = scan()
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes))
-    result = nib.Nifti1Image(image, affine).as_reoriented(turn)
-    return np.asarray(result.dataobj), result.affine
+    return turned(image, affine, codes)
 
 
 def padded(codes="LPS"):
-    image, affine = turned(codes)
+    image, affine = stored(codes)
     low = (3, 0, 2)
     moved = affine.copy()
     moved[:3, 3] = apply_affine(affine, [-n for n in low])
@@ -44,7 +41,7 @@ def padded(codes="LPS"):
 
 def cropped(codes="LPS"):
     """To some air around the head."""
-    image, affine = turned(codes)
+    image, affine = stored(codes)
     low = np.argwhere(image != AIR).min(0) - 1
     high = np.argwhere(image != AIR).max(0) + np.array([2, 3, 2])
     moved = affine.copy()
@@ -52,7 +49,7 @@ def cropped(codes="LPS"):
     return image[tuple(slice(*ends) for ends in zip(low, high, strict=True))], moved
 
 
-STORED = {"".join(codes): lambda codes=codes: turned(codes) for codes in AXIS_CODES}
+STORED = {"".join(codes): lambda codes=codes: stored(codes) for codes in AXIS_CODES}
 FIELDS = {
     "padded": padded,
     "cropped": cropped,

@@ -6,12 +6,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Affine, BorderPad, Flip, Resize, Rotate, Rotate90, SpatialCrop, Zoom
-from torch import nn
 
 from scp_kernels import FusedSCP, affine_of_coordinates
-from scp_models.networks import attach, positioned, sliding_window
+from scp_models.networks import positioned, sliding_window
 from tests.support.agreement import slices_of_a_volume
-from tests.support.heads import image, randomize_phi
+from tests.support.augmentation import picture_of, with_validity
+from tests.support.heads import image, network_of_a_head
 from tests.support.tolerances import relative_error
 
 # Of positions in float32 that were interpolated several times; logits differ by no more than some ten times that.
@@ -20,21 +20,8 @@ EXTENT = torch.tensor([20.0, 40.0, 50.0])
 SHAPE = (30, 37)
 
 
-def picture_of(affine, shape):
-    i, j = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
-    index = torch.stack([i, j, torch.ones_like(i)])
-    return torch.einsum("...km,mhw->...khw", affine, index).float()
-
-
-def with_validity(coordinates):
-    return torch.cat([coordinates, torch.ones_like(coordinates[:, :1])], 1)
-
-
 def attached(position="centered", pooled=False):
-    """A network that is its head with a random Φ alone, at full size or at half of it."""
-    network = nn.Sequential(nn.AvgPool2d(2) if pooled else nn.Identity(), nn.Conv2d(3, 2, 1)).eval()
-    randomize_phi(attach(network, "1", position_dims=3, position=position)[1])
-    return network, network[1]
+    return network_of_a_head(3, 2, pooled, position_dims=3, position=position)
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from scp_kernels import BackendUnavailable, FusedSCP, scp
 from scp_kernels.coordinates import check_coordinates, read_affine
-from scp_kernels.reference import map_indices
 from tests.support.agreement import slices_of_a_volume
-from tests.support.augmentation import STEPS, Augmented
+from tests.support.augmentation import STEPS, Augmented, picture_of, with_validity
 from tests.support.backend_names import BACKENDS, device_of
+from tests.support.heads import make_head
 from tests.support.problems import by_definition, make_inputs
 from tests.support.strategies import shapes
 from tests.support.tolerances import LOGITS, relative_error
@@ -25,16 +25,6 @@ FLOAT32_COORDINATES = 2e-6
 EXTENT = torch.tensor([20.0, 40.0, 50.0])
 
 
-def picture_of(affine: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Coordinate channels ``[B, K, *shape]`` of affine maps ``[B, K, d + 1]``."""
-    return map_indices(affine.double(), shape).unflatten(2, shape).to(dtype)
-
-
-def with_validity(coordinates: Tensor, valid: Tensor | None = None) -> Tensor:
-    ones = torch.ones_like(coordinates[:, :1])
-    return torch.cat([coordinates, ones if valid is None else valid.to(ones).expand_as(ones)], 1)
-
-
 def read(coordinates: Tensor, extent: Tensor, axes: int, coordinates_as: str = "affine") -> tuple[Tensor, Tensor]:
     features = torch.empty(coordinates.shape[0], 1, *coordinates.shape[2:], device=coordinates.device)
     p, valid, extent = check_coordinates(features, coordinates, coordinates_as, None, None, extent, axes)
@@ -42,9 +32,7 @@ def read(coordinates: Tensor, extent: Tensor, axes: int, coordinates_as: str = "
 
 
 def head_of(backend: str = "auto", axes: int = 3, dims: int = 2) -> FusedSCP:
-    torch.manual_seed(0)
-    head = FusedSCP(3, 2, 16, spatial_dims=dims, position_dims=axes, position="centered", bias=True, backend=backend)
-    return head.to(device_of(backend))
+    return make_head(backend, 3, spatial_dims=dims, position_dims=axes, bias=True)
 
 
 @settings(max_examples=60, deadline=None)

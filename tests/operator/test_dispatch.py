@@ -1,6 +1,5 @@
 """The seam for compiled backends: the list, its reasons, and the operators, driven by a backend made for the test."""
 
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -179,14 +178,14 @@ def _tensors(options):
 
 def test_only_what_is_needed(spy):
     inputs = make_inputs((4, 5), bias=True)
-    _, all_of_them = evaluate(scp, inputs, backend="cpu")
+    _, every_gradient = evaluate(scp, inputs, backend="cpu")
     for name in inputs.names:
         tensors = [t.detach().requires_grad_(n == name) for n, t in zip(inputs.names, inputs.tensors, strict=True)]
         scp(tensors[0], tensors[1:7], tensors[7], tensors[8], backend="cpu").backward(inputs.grad_logits)
         for n, t in zip(inputs.names, tensors, strict=True):
             assert (t.grad is not None) == (n == name)
             if n == name:
-                assert relative_error(t.grad, all_of_them[name]) <= 1e-6
+                assert relative_error(t.grad, every_gradient[name]) <= 1e-6
 
 
 @pytest.mark.parametrize("size", [(0, 3, 5, 6), (2, 3, 0, 6)], ids=str)

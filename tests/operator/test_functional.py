@@ -228,16 +228,16 @@ def problem_on(device):
     return problem_of(features, *weights, 1)
 
 
-def test_the_matrix_of_a_whole_image_is_made_once_a_device(monkeypatch):
+def test_the_matrix_of_a_whole_image_is_made_once_per_device(monkeypatch):
     """On another device than the CPU: the first call copies it, the others launch nothing."""
     made = []
     monkeypatch.setattr(positions, "_on_devices", {})
-    original = functional.position_matrix
-    monkeypatch.setattr(functional, "position_matrix", lambda *a: made.append(a) or original(*a))
+    original = positions.position_matrix
+    monkeypatch.setattr(positions, "position_matrix", lambda *a: made.append(a) or original(*a))
     described = problem_on("meta")
 
     def matrix():
-        return functional._position_matrix(None, None, described, "centered", False)
+        return functional._matrix_of_call(None, None, described, "centered", False)
 
     with monkeypatch.context() as capturing:
         capturing.setattr(positions, "_capturing", lambda device: True)
@@ -250,8 +250,8 @@ def test_the_matrix_of_a_whole_image_is_made_once_a_device(monkeypatch):
         capturing.setattr(positions, "_capturing", lambda device: True)
         assert matrix() is first, "a graph may read what is there, and what is there stays"
     assert matrix() is first and len(made) == 1
-    assert functional._position_matrix(None, None, described, "pixels", False) is not first
-    through_dispatcher = functional._position_matrix(None, None, described, "centered", True)
+    assert functional._matrix_of_call(None, None, described, "pixels", False) is not first
+    through_dispatcher = functional._matrix_of_call(None, None, described, "centered", True)
     assert through_dispatcher is not first, "whoever watches sees operations"
 
 

@@ -12,6 +12,7 @@ from scp_kernels.positions import origin_affine
 from tests.support.agreement import VOLUME_MAPS, agree, slices_of_a_volume
 from tests.support.backend_names import BACKENDS, device_of
 from tests.support.cpu_settings import needs_cpu
+from tests.support.heads import make_head
 from tests.support.problems import away_from_kinks, by_definition, evaluate, make_inputs
 from tests.support.strategies import shapes, widths
 from tests.support.tolerances import LOGITS, relative_error
@@ -126,9 +127,7 @@ def test_onnx(tmp_path):
 
 
 def head_of(backend="reference", **options):
-    torch.manual_seed(0)
-    head = FusedSCP(3, 2, 16, position_dims=3, position="centered", bias=True, backend=backend, **options)
-    return head.to(device_of(backend))
+    return make_head(backend, 3, position_dims=3, bias=True, **options)
 
 
 def test_a_slice_of_a_volume_gives_the_volumes_logits():

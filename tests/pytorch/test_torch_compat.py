@@ -127,7 +127,9 @@ def test_the_module_inside_of_a_compiled_one_is_found():
 
 
 # The dictionaries of nn.Module that subclasses may use are no more private than their names say.
-PRIVATE_USE = re.compile(r"\btorch(\.\w+)*\._(?!_)\w+|\bfrom torch[\w.]* import [^\n]*\b_\w+|\b_(orig_mod|dynamo_\w+)\b")
+PRIVATE_USE = re.compile(
+    r"\btorch(\.\w+)*\._(?!_)\w+|\bfrom torch[\w.]* import [^\n]*\b_\w+|\b_(orig_mod|dynamo_\w+)\b"
+)
 
 
 def test_private_interfaces_of_pytorch_are_used_in_one_place():

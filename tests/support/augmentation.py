@@ -9,6 +9,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from scp_kernels.reference import map_indices
+
+
+def picture_of(affine: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Coordinate channels ``[B, K, *shape]`` of affine maps ``[B, K, d + 1]``."""
+    return map_indices(affine.double(), shape).unflatten(2, shape).to(dtype)
+
+
+def with_validity(coordinates: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The same with a channel of validity behind them: ``valid``, or 1 everywhere."""
+    ones = torch.ones_like(coordinates[:, :1])
+    return torch.cat([coordinates, ones if valid is None else valid.to(ones).expand_as(ones)], 1)
+
 
 @dataclass
 class Augmented:

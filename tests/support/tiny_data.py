@@ -195,3 +195,11 @@ LAYOUTS = {
     "datalist": lambda root: write_decathlon(root, 4),
 }
 """Four subjects in each of the layouts that are told apart."""
+
+
+def turned(data, affine, codes):
+    """The same voxels at the same places, with other axes."""
+    image = nib.Nifti1Image(data, affine)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes))
+    result = image.as_reoriented(turn)
+    return np.asarray(result.dataobj), result.affine

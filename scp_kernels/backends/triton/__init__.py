@@ -96,8 +96,8 @@ class TritonBackend:
                 return f"under TRITON_INTERPRET=1 tensors must be on the CPU, not on {problem.device}"
         elif problem.device.type != "cuda":
             return f"tensors are on {problem.device}, not on a CUDA device"
-        elif _capability(problem.device) < (oldest := _gpu.OLDEST_CAPABILITY):
-            return f"{problem.device} has compute capability {_capability(problem.device) / 10}; {oldest / 10} is the least"
+        elif (capability := _capability(problem.device)) < (oldest := _gpu.OLDEST_CAPABILITY):
+            return f"{problem.device} has compute capability {capability / 10}; {oldest / 10} is the least"
         if problem.groups > _MOST_GROUPS:
             return f"{problem.groups} position maps in one call; {_MOST_GROUPS} are the most"
         if problem.pixels > _MOST_TILES:

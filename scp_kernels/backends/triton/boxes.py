@@ -84,7 +84,7 @@ def load_affine(
     # Three rows of numbers, places in them [BLOCK], how far apart the rows are, and which places exist
     functions, place, stride, mask,
 ):  # fmt: skip
-    """Values at the centre and slopes along rows and columns of affine functions on a box, ``[BLOCK]`` each; 0 where masked."""
+    """Affine functions on a box: values at its centre, slopes along rows and columns ``[BLOCK]``; 0 where masked."""
     return (
         tl.load(functions + place, mask=mask, other=0.0),
         tl.load(functions + stride + place, mask=mask, other=0.0),

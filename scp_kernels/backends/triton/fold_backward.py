@@ -28,9 +28,7 @@ def add_first_layer(
     target += u * (2 * POSITION_DIMS + 1)
     moment_0 = moment_0.to(tl.float64)
     for m in tl.static_range(2 * POSITION_DIMS):
-        s, s_i, s_j = position(
-            position_matrix, m, group, depth, row, column, position_stride, DIMS, BOX_H, BOX_W
-        )
+        s, s_i, s_j = position(position_matrix, m, group, depth, row, column, position_stride, DIMS, BOX_H, BOX_W)
         add_to(target + m, moment_0 * s + moment_i.to(tl.float64) * s_i + moment_j.to(tl.float64) * s_j, ok)
     add_to(target + 2 * POSITION_DIMS, moment_0, ok)
 
@@ -246,8 +244,9 @@ def scp_collect_bwd_kernel(
             total_0 = tl.zeros([BLOCK_K], dtype)
             total_i = tl.zeros([BLOCK_K], dtype)
             total_j = tl.zeros([BLOCK_K], dtype)
-            # A tile's row is the supertile's about another centre: a shift by (di, dj) makes part of the gradient of the
-            # value one of the slopes. A tile where the unit is inactive has left 0, and one outside of the map nothing.
+            # A tile's row is the supertile's about another centre, (di, dj) away: a gradient of the value there is also
+            # one of the slopes, times di and dj. A tile where the unit is inactive has left 0, and one outside of the
+            # map is not asked.
             for child in range(0, PER_SUPERTILE):
                 local = parent * PER_SUPERTILE + child
                 _, _, row, column = box_origin(

@@ -123,9 +123,7 @@ def scp_classify_fwd_kernel(
         slope_j = tl.zeros([BLOCK], tl.float64)
         for m in tl.static_range(2 * POSITION_DIMS):
             w = tl.load(w1 + u * (2 * POSITION_DIMS) + m, mask=inside, other=0.0).to(tl.float64)
-            s, s_i, s_j = position(
-                position_matrix, m, group, depth, row, column, position_stride, DIMS, BOX_H, BOX_W
-            )
+            s, s_i, s_j = position(position_matrix, m, group, depth, row, column, position_stride, DIMS, BOX_H, BOX_W)
             centre += w * s
             slope_i += w * s_i
             slope_j += w * s_j
