@@ -93,13 +93,13 @@ def test_a_head_has_one_box_however_it_is_stored_and_whoever_asks(hollow_head, t
 def test_filling_is_no_foreground(hollow_head, codes):
     """A saturated slice, in published data the last one, wherever the axes of the file put it."""
     whole, affine = hollow_head
-    found = []
+    masks = []
     for end in (whole[..., -1], np.full(SHAPE[:2], 65535, np.float32)):
         image, turned_affine = turned(np.concatenate([whole[..., :-2], end[..., None]], axis=2), affine, codes)
         grid = CoarseGrid(turned_affine, image.shape, FOREGROUND)
-        found.append(find_foreground(image[grid.chosen], grid).mask)
-    assert not found[1][..., -1].any() and np.array_equal(found[0][..., :-1], found[1][..., :-1])
-    assert found[0][..., 3].any()
+        masks.append(find_foreground(image[grid.chosen], grid).mask)
+    assert not masks[1][..., -1].any() and np.array_equal(masks[0][..., :-1], masks[1][..., :-1])
+    assert masks[0][..., 3].any()
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

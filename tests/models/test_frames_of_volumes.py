@@ -77,9 +77,9 @@ def test_a_head_has_its_probabilities_however_it_is_stored(tmp_path, frame, vari
 
     def probabilities(image, affine):
         save(tmp_path / "a.nii", image, affine)
-        found = predictor.segment(Subject("a", (tmp_path / "a.nii",), None)).source_probabilities()
-        assert found.shape == image.shape
-        return found
+        result = predictor.segment(Subject("a", (tmp_path / "a.nii",), None)).source_probabilities()
+        assert result.shape == image.shape
+        return result
 
     image, affine, inside = scan()
     head = np.argwhere(inside)
