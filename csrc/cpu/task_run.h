@@ -117,7 +117,7 @@ struct CachedFields {
 };
 
 // Every task of every position map, in ranges of tasks that follow each other: each range has its own sums of
-// gradients, and belongs to one thread at a time.
+// gradients, and belongs to one thread at a time. Where no gradient is summed, a range is one task.
 template <class T, int D>
 class TaskRun {
  public:
@@ -130,7 +130,7 @@ class TaskRun {
         cached_(cached),
         boxes_(job.weight_path, job.map),
         all_tasks_(boxes_.count * maps.count()),
-        ranges_(int(all_tasks_ < kMostRanges ? all_tasks_ : kMostRanges)),
+        ranges_(int(include_parameters(job.results) && all_tasks_ > kMostRanges ? kMostRanges : all_tasks_)),
         sequential_(call.threads <= 1 || ranges_ == 1),
         moment_size_(call.hidden1 * (D + 1)),
         counters_(take<Counters>(scratch, ranges_)) {
@@ -228,9 +228,9 @@ class TaskRun {
   const int ranges_;
   const bool sequential_;
   const int64_t moment_size_;
-  Counters* const counters_;     // one per range
+  Counters* const counters_;      // one per range
   RangeSums<T>* sums_ = nullptr;  // one per range, where gradients of parameters are wanted
-  double* moments_ = nullptr;    // one per task, likewise
+  double* moments_ = nullptr;     // one per task, likewise
 };
 
 }  // namespace SCP_NAMESPACE

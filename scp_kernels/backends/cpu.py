@@ -66,8 +66,8 @@ class CallReport:
     position_maps: int
     """Distinct position maps: samples with equal ones share one evaluation of Φ."""
     field_cache: str
-    """``"unused"``; ``"stored"``: W of some position maps was evaluated and cached; ``"read"``: of some, or of all, it
-    is that of an earlier call, and none was stored."""
+    """``"stored"``: W of some position maps was evaluated and cached; else ``"read"``: that of some is of an earlier
+    call; else ``"unused"``."""
     maps_read: int
     """Position maps whose W is that of an earlier call."""
 
