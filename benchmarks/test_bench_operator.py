@@ -35,7 +35,7 @@ PEERS_SLACK = 10
 
 @lru_cache(maxsize=1)  # a case's two steps follow each other
 def exact_results(case: Case, device: str) -> tuple[Inputs, Tensor, list[Tensor]]:
-    inputs, logits, gradients = cases.truth(case.inputs(device), case.affine(device))
+    inputs, logits, gradients = cases.truth(case.inputs(device), case.positions(device))
     return inputs, logits, list(gradients.values())
 
 
@@ -54,10 +54,17 @@ def check(name: str, entrant: Entrant, case: Case, device: str, step: str) -> tu
         true_logits, true_gradients = exact_plain(entrant, inputs)
     gradients: tuple[Tensor, ...] = ()
     saved = None
-    if step == "forward":
+    run = call(entrant, inputs, step)
+    if step == "forward" and entrant.one_by_one:
+        logits = torch.cat([run() for _ in range(case.batch)])
+    elif step == "forward":
         # What a backend keeps for unchanged weights is in use from the second call on.
         for _ in range(3 if name.endswith(FROZEN) else 1):
-            logits = call(entrant, inputs, step)()
+            logits = run()
+    elif entrant.one_by_one:
+        logits = torch.no_grad()(entrant.module)(inputs.features, **entrant.positions)
+        of_features, *of_parameters = zip(*(run() for _ in range(case.batch)), strict=True)
+        gradients = (torch.cat(of_features), *(torch.stack(each).sum(0) for each in of_parameters))
     else:
         leaves = (inputs.features.detach().requires_grad_(), *entrant.parameters)
         results: list[Tensor] = []
@@ -106,16 +113,18 @@ def test_operator(benchmark, bench_session, case: Case, step: str):
     for who, figure in figures.items():
         clock = figure[figure["clock"]]
         peak = cuda_peak(calls[who]) if device == "cuda" else None
-        # Compiling once more takes longer than all the rest of a race.
-        if bench_session.fresh is not None and (bench_session.slow or who != COMPILED):
+        # Compiling once more takes longer than all the rest of a race; of one sample, nothing is asked but its time.
+        fresh = (bench_session.slow or who != COMPILED) and not entered[who].one_by_one
+        if bench_session.fresh is not None and fresh:
             peak = bench_session.fresh(resident_bytes_of_call, case, step, who)
         errors, saved = checked[who]
+        bandwidth = moved / (case.batch if entered[who].one_by_one else 1) / clock["median"]
         figure |= {
             "saved_bytes": saved,
             "peak_bytes": peak,
             "executed_macs": executed[who],
-            "bandwidth": moved / clock["median"],
-            "bandwidth_share": moved / clock["median"] / bench_session.copy_bandwidth,
+            "bandwidth": bandwidth,
+            "bandwidth_share": bandwidth / bench_session.copy_bandwidth,
             "errors": errors,
             "ours": entered[who].ours,
         }
@@ -129,6 +138,7 @@ def test_operator(benchmark, bench_session, case: Case, step: str):
             "shape": list(case.shape),
             "dtype": case.dtype_name,
             **({"per_sample": True} if case.per_sample else {}),
+            **({"position_dims": case.position_dims} if case.extra_position_dims else {}),
         }
         result = {
             "what": "operator",

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from scp_kernels._torch_compat import needs_dispatcher
-from scp_kernels.checks import ArrayLike, check_extent, check_without_map, position_tensor
+from scp_kernels.checks import (
+    POSITION_FLOATS,
+    ArrayLike,
+    check_extent,
+    check_without_map,
+    position_tensor,
+    too_few_bits,
+)
 from scp_kernels.positions import position_dtype
 from scp_kernels.reference import without_autocast
 
@@ -54,7 +61,7 @@ def affine_of_coordinates(coordinates: Tensor, extent: ArrayLike, *, coordinates
     axes = extent.shape[-1] if extent.ndim else 0
     p, valid, extent = check_coordinates(coordinates, coordinates, coordinates_as, None, None, extent, axes)
     affine = checked_affine(p, valid, extent, tuple(coordinates.shape[2:]), coordinates_as)
-    return affine if affine.shape[0] > 1 else affine[0]
+    return affine[0] if affine.shape[0] == 1 else affine
 
 
 def checked_affine(
@@ -81,11 +88,8 @@ def check_coordinates(
     check_without_map(origin, affine)
     if not isinstance(coordinates, Tensor):
         raise TypeError(f"coordinates: expected a tensor, got {type(coordinates).__name__}")
-    if coordinates.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"coordinates: expected float32 or float64 (fewer bits do not hold a pixel's position), "
-            f"got {coordinates.dtype}"
-        )
+    if coordinates.dtype not in POSITION_FLOATS:
+        raise too_few_bits("coordinates", coordinates.dtype)
     if coordinates.requires_grad:
         raise ValueError("coordinates: positions are not differentiable, got a tensor that requires grad")
     if hasattr(coordinates, "as_tensor"):  # MONAI's MetaTensor, whose own bookkeeping would follow every operation
@@ -133,6 +137,11 @@ def read_affine(
     """
     extent = extent if extent.ndim == 2 else extent[None]
     dtype, dims = position_dtype(p.device), len(spatial_shape)
+    if any(type(size) is int and size == 0 for size in spatial_shape):  # no pixels to guess from
+        middle = (extent / 2).expand(p.shape[0], -1)[:, :, None]
+        return torch.cat([middle.new_zeros(*middle.shape[:2], dims), middle], 2), p.new_ones(
+            p.shape[0], dtype=torch.bool
+        )
     tolerance = _with_axes(_AFFINE_TOLERANCE * extent, dims)
     # Indices about the middle of the map, in halves of it.
     half = torch.stack([torch.full((), 0.5 * (n - 1), dtype=dtype, device=p.device) for n in spatial_shape])

@@ -43,7 +43,8 @@ def scp(
             the last d axes run with the map's own: a slice k of a volume, cropped at (i₀, j₀), has ``(k, i₀, j₀)``.
         affine: ``[K, d + 1]`` or ``[B, K, d + 1]``: maps an index ``(i, j, 1)`` of the feature map to its index in the
             full image, for crops, flips, rotations and scalings, or to its position in any other frame. Not
-            differentiable. Excludes ``origin``.
+            differentiable. Excludes ``origin``. Tensors of positions are in float32, float64 or integers: fewer bits do
+            not hold a pixel's position.
         extent: ``[K]`` or ``[B, K]``: size of the full image in pixels; None: the feature map's own size, also where
             ``origin`` is given: for a crop, give both. On a GPU, positions given as numbers or as tensors of the host
             are copied, which waits for the device and cannot be captured in a graph; give tensors that lie there.

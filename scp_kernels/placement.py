@@ -20,6 +20,7 @@ class Placement:
     the extent becomes F·extent and the map F·affine·F⁻¹, so that the whole image placed at the origin gives what no
     placement gives. Index 0 of the map is index 0 of the input, and index i is i / F. Positions with more axes than the
     map are measured in a space of their own, and keep its unit: the map becomes affine·F⁻¹, the extent stays.
+    ``coordinates`` that a call gives itself are in the unit of the extent as it is given here, on whatever grid.
 
     Args:
         origin, affine, extent: as in :func:`scp_kernels.scp`, in pixels of the input. Numbers are copied to ``device``.
@@ -75,6 +76,12 @@ class Placement:
         if self.outer is not None and (extent is None or (origin is None and affine is None)):
             return self.outer.resolve(features, origin, affine, extent)
         return origin, affine, extent
+
+    def extent_of_space(self) -> Tensor | None:
+        """The extent as it was given, here or else outside: that of the space which coordinates are measured in."""
+        if self.extent is None and self.outer is not None:
+            return self.outer.extent_of_space()
+        return self.extent
 
     def _on_grid_of(self, features: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         origin, affine, extent = self.origin, self.affine, self.extent

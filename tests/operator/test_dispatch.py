@@ -232,9 +232,14 @@ def test_compile_runs_the_operator(spy):
 
 
 def test_flops_are_the_nominal_ones(spy):
-    inputs = make_inputs((6, 7), batch=3, channels=4, classes=2, hidden=(9, 5))
-    phi = 4 * 9 + 9 * 5 + 5 * 8
-    for options, groups in (({}, 1), ({"origin": torch.zeros(3, 2)}, 3)):
+    for axes, options, groups in (
+        (2, {}, 1),
+        (2, {"origin": torch.zeros(3, 2)}, 3),
+        (3, {"origin": torch.zeros(3), "extent": (9, 6, 7)}, 1),
+        (3, {"origin": torch.zeros(3, 3), "extent": (9, 6, 7)}, 3),
+    ):
+        inputs = make_inputs((6, 7), batch=3, channels=4, classes=2, hidden=(9, 5), position_dims=axes)
+        phi = 2 * axes * 9 + 9 * 5 + 5 * 8
         x = inputs.features.clone().requires_grad_()
         with FlopCounterMode(display=False) as counter:
             logits = scp(x, inputs.phi, inputs.residual, backend="cpu", **options)

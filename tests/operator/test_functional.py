@@ -85,6 +85,16 @@ BAD = [
     ({"features": ones(2, 3, 5, 6).to_sparse()}, TypeError, r"features: expected a dense tensor, got layout torch.spa"),
     ({"features": ones(2, 3, 5, 6).to_mkldnn()}, TypeError, r"features: expected a dense tensor, got layout"),
     ({"extent": ones(2, dtype=torch.complex64)}, TypeError, r"extent: expected real numbers"),
+    (
+        {"affine": torch.eye(2, 3).bfloat16()},
+        TypeError,
+        r"affine: expected float32 or float64 .*fewer.* got torch.bfloat16",
+    ),
+    ({"origin": ones(2).half()}, TypeError, r"origin: expected float32 or float64 .* got torch.float16"),
+    ({"extent": 9 * ones(2).bfloat16()}, TypeError, r"extent: expected float32 or float64 .* got torch.bfloat16"),
+    ({"extent": ones(2).to(torch.float8_e5m2)}, TypeError, r"extent: expected float32 or float64 .* got torch.float8"),
+    ({"origin": np.ones(2, np.float16)}, TypeError, r"origin: expected float32 or float64 .* got float16"),
+    ({"origin": [1, ones(()).half()]}, TypeError, r"origin: expected float32 or float64 .* got torch.float16"),
     ({"backend": "tpu"}, ValueError, r"backend: expected 'auto' or one of .* got 'tpu'"),
 ]
 
@@ -115,7 +125,13 @@ def test_nested_features_are_refused():
 
 def test_positions_come_as_whatever_holds_numbers():
     expected = call(origin=(1.0, 2.0), extent=(9, 8))
-    for kind in (np.array, torch.tensor, lambda v: [np.float32(x) for x in v], lambda v: [torch.tensor(x) for x in v]):
+    for kind in (
+        np.array,
+        torch.tensor,
+        lambda v: torch.tensor(v).to(torch.int16),
+        lambda v: [np.float32(x) for x in v],
+        lambda v: [torch.tensor(x) for x in v],
+    ):
         assert torch.equal(call(origin=kind([1.0, 2.0]), extent=kind([9, 8])), expected)
 
 

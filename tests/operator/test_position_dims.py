@@ -156,6 +156,19 @@ def test_positions_of_every_pixel():
         pixel_positions(image, position_dims=3)
 
 
+def test_a_pickle_of_a_head_without_the_attribute():
+    """Of a version in which positions had the axes of the map."""
+    for dims in (2, 3):
+        head, shape = FusedSCP(3, 2, 16, spatial_dims=dims), (6, 7, 5)[:dims]
+        state = head.__getstate__()
+        del state["position_dims"]
+        older = FusedSCP.__new__(FusedSCP)
+        older.__setstate__(state)
+        assert older.position_dims == dims and repr(older) == repr(head)
+        assert torch.equal(older.weight_field(shape), head.weight_field(shape))
+        assert older.macs(shape) == head.macs(shape)
+
+
 def test_nominal_counts():
     head = head_of()
     # Φ: 6·16 + 16·16 + 16·(2·3) per pixel, and the product with the features.
