@@ -13,6 +13,8 @@ from tests.support.heads import image, randomize_phi
 from tests.support.monai_networks import CASES
 
 ALL = [pytest.param(name, dims, id=f"{name} {dims}-D") for name in CASES for dims in (2, 3)]
+SLOW = {"BasicUNet", "SwinUNETR", "UNETR"}  # to compile: 2-D stands for both
+COMPILED = [param for param in ALL if param.values[1] == 2 or param.values[0] not in SLOW]
 HIDDEN = (6, 5)
 
 
@@ -87,7 +89,7 @@ def test_a_head_changes_nothing_learns_and_is_saved(name, dims):
         assert all(torch.equal(a, b) for a, b in zip(tensors(other(x)), elsewhere, strict=True))
 
 
-@pytest.mark.parametrize(("name", "dims"), ALL)
+@pytest.mark.parametrize(("name", "dims"), COMPILED)
 def test_a_network_with_a_head_compiles(name, dims):
     torch.compiler.reset()
     x = image(1, 1, *CASES[name].sizes[dims])
