@@ -1,6 +1,7 @@
 """Data sets described by a datalist, as MONAI and the Medical Segmentation Decathlon have it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ def datalist_file(root: Path) -> Path:
     if not files:
         raise UserError(f"{root}: expected a datalist, {' or '.join(FILES)}; there is none")
     return files[0]
+
+
+def lists_files(path: Path, content: Mapping[str, Any]) -> bool:
+    """Whether the first image that a datalist names is there."""
+    entries = [entry for name in _PARTITIONS if isinstance(content.get(name), list) for entry in content[name]]
+    if not entries:
+        return False
+    image = entries[0].get("image") if isinstance(entries[0], dict) else entries[0]
+    file = image[0] if isinstance(image, list) and image else image
+    return isinstance(file, str) and file != "" and (path.parent / file).exists()
 
 
 def find_subjects(path: Path, modalities: int = 1, failures: Failures | None = None) -> list[Subject]:
