@@ -169,5 +169,9 @@ def test_the_log_says_whose_slices_make_an_epoch(fit, tmp_path, caplog):
     arguments = fit_arguments(thin, tmp_path / "run", 1, "--data.split", "[2,1,1]", "--data.seed", 1)
     fit(*arguments)
     assert "an epoch is 55 slices of 2 subjects: 27.5 per subject, of 5 (Utrecht_" in caplog.text
-    fit(*arguments, "--overwrite", "--data.sampling", "slices")
+    caplog.clear()
+    fit(*arguments, "--overwrite", "--model.preset", "paper")
     assert "an epoch is 55 slices of 2 subjects: each slice once, 5 (Utrecht_" in caplog.text
+    caplog.clear()
+    fit(*arguments, "--overwrite", "--model.preset", "paper", "--data.sampling", "subjects")
+    assert "an epoch is 55 slices of 2 subjects: 27.5 per subject, of 5 (Utrecht_" in caplog.text

@@ -46,7 +46,8 @@ class SegmentationDataModule(L.LightningDataModule):
             ``ignore``, or the preset's.
         window: intensities clipped to this and mapped to [−1, 1], ``[]`` for the z-score; None: the preset's.
         sampling: ``"subjects"``: an epoch has as many slices of every subject; ``"slices"``, the paper's: every slice
-            once, so that subjects with thin slices count for more.
+            once, so that subjects with thin slices count for more. None: ``"subjects"``, and on the command line
+            ``"slices"`` with ``--model.preset paper``.
         resize: slices are resized to ``roi_size``, or cropped and padded around their centre; None: the preset's.
         spacing: pixel size in mm to which slices are resampled before the crop, one number or two (left-right,
             back-front); None: that of the files.
@@ -101,7 +102,7 @@ class SegmentationDataModule(L.LightningDataModule):
         ignored: int | list[int] | None = None,
         window: list[float] | None = None,
         resize: bool | None = None,
-        sampling: str = "subjects",
+        sampling: str | None = None,
         spacing: float | list[float] | None = None,
         label_affine: str | None = None,
         frame: str | None = None,
@@ -111,7 +112,7 @@ class SegmentationDataModule(L.LightningDataModule):
         classes: dict[str, int | list[int]] | list[int | str] | str | None = None,
     ) -> None:
         super().__init__()
-        augment = augment or "none"
+        augment, sampling = augment or "none", sampling or "subjects"
         if augment not in AUGMENTATIONS:
             raise UserError(f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
         if batch_size < 1:

@@ -55,7 +55,7 @@ class FitCLI(LightningCLI):
         """
 
     def before_instantiate_classes(self) -> None:
-        """Frame and augmentation that are not given: the paper's form keeps the paper's. See docs/frames.md and
+        """Frame, augmentation, sampling that are not given: the paper's form keeps the paper's. See docs/frames.md and
         docs/augmentation.md for the others.
         """
         config = self.config[self.subcommand] if self.subcommand else self.config
@@ -64,6 +64,8 @@ class FitCLI(LightningCLI):
             config["data"]["frame"] = "slice" if paper else "foreground"
         if config["data"].get("augment") is None:
             config["data"]["augment"] = "none" if paper else "all"
+        if config["data"].get("sampling") is None:
+            config["data"]["sampling"] = "slices" if paper else "subjects"
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with both loggers unless the configuration names its own, and the monitor of data waits."""
