@@ -104,7 +104,7 @@ def evaluate(options: EvaluateOptions) -> None:
             "modalities": options.modality,
             "classes": parse_classes(options.classes) if options.classes else None,
         }
-        masks, subjects = masks_of_files(options.predictions, data, description, options.threshold)
+        masks, subjects = masks_of_files(options.predictions, data, description, options.threshold, failures)
     ensure_writable(options.out)
     total = len(subjects) + len(failures.messages)
     shown = track(subjects, "Evaluating", transient=True)

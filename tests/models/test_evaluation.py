@@ -70,7 +70,7 @@ def test_finished_predictions_are_scored_alike(tmp_path):
         score_files(tmp_path / "out", subjects, get_task("wmh"))
     (tmp_path / "out" / "Utrecht_0.nii.gz").unlink()
     write_wmh_subject(tmp_path / "data" / "Utrecht" / "1", seed=1)
-    with pytest.raises(UserError, match=r"out: expected .* 2 are missing: Utrecht_0.nii.gz, Utrecht_1.nii.gz"):
+    with pytest.raises(UserError, match=r"out: expected .* all are missing: Utrecht_0.nii.gz, Utrecht_1.nii.gz"):
         score_files(tmp_path / "out", find_subjects(tmp_path / "data", get_task("wmh")), get_task("wmh"))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from scp_models.data.datalist import FILES, must_exist, read_json, with_distinct_names
+from scp_models.data.datalist import FILES, complete, read_json, with_distinct_names
 from scp_models.data.description import channel_names
 from scp_models.data.itk_files import is_dicom_folder
 from scp_models.data.subjects import Subject
@@ -40,7 +40,8 @@ def find_subjects(root: Path, modalities: int, failures: Failures | None = None)
     if is_images_folder(root):
         first = next(file for file in _volumes(root) if volume_stem(file).endswith("_0000"))
         ending = first.name.removeprefix(volume_stem(first))
-        return _in_folder(root.parent / "dataset.json", root.name, modalities, ending, failures)
+        description = root.parent / "dataset.json"
+        return complete(description, _in_folder(description, root.name, modalities, ending), failures)
     description = root / "dataset.json"
     content = read_json(description)
     channels = channel_names(content)
@@ -55,12 +56,12 @@ def find_subjects(root: Path, modalities: int, failures: Failures | None = None)
             with failures.skip(case):
                 subjects.append(_listed(description, case, entry, len(channels)))
     else:
-        subjects += _in_folder(description, "imagesTr", len(channels), ending, failures)
-    subjects += _in_folder(description, "imagesTs", len(channels), ending, failures)
-    return with_distinct_names(subjects)
+        subjects += _in_folder(description, "imagesTr", len(channels), ending)
+    subjects += _in_folder(description, "imagesTs", len(channels), ending)
+    return complete(description, with_distinct_names(subjects), failures)
 
 
-def _in_folder(description: Path, folder: str, channels: int, ending: str, failures: Failures) -> list[Subject]:
+def _in_folder(description: Path, folder: str, channels: int, ending: str) -> list[Subject]:
     images = description.parent / folder
     partition = {"imagesTr": "training", "imagesTs": "test"}.get(folder)
     # No other folder has labels beside it.
@@ -76,9 +77,7 @@ def _in_folder(description: Path, folder: str, channels: int, ending: str, failu
         names = (labels / f"{case}{ending}", labels / f"{case}_0000{ending}") if labels else ()
         label = next((file for file in names if file.is_file()), None)
         used |= {*files, label}
-        with failures.skip(case):
-            must_exist(description, files)
-            subjects.append(Subject(case, files, label, partition=partition))
+        subjects.append(Subject(case, files, label, partition=partition))
     expected = f"<case>_0000{ending}" + (f" to _{channels - 1:04d}" if channels > 1 else "")
     _note_left_out(images, used, f"are no image of a case ({expected})")
     if labels:
@@ -110,5 +109,4 @@ def _listed(description: Path, case: str, entry: Any, channels: int) -> Subject:
         raise UserError(f"{description}: dataset[{case!r}] expected a 'label' that is one path")
     files = tuple(description.parent / os.path.expandvars(file) for file in images)
     reference = description.parent / os.path.expandvars(label) if label else None
-    must_exist(description, files if reference is None else (*files, reference))
     return Subject(case, files, reference, partition="training")

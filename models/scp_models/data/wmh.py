@@ -53,18 +53,18 @@ def find_subjects(
     failures = failures or Failures(fail_fast=True)
     subjects = []
     for folder in subject_folders:
-        with failures.skip(_name(root, folder)):
-            subjects.append(_subject(root, folder, modalities, source))
+        subject = _subject(root, folder, modalities, source)
+        with failures.skip(subject.name, subject):
+            if missing := [image for image in subject.images if not image.is_file()]:
+                raise UserError(
+                    f"{missing[0]}: expected the modalities {', '.join(modalities)} in {source}/, this one is missing"
+                )
+            subjects.append(subject)
     return subjects
 
 
 def _subject(root: Path, folder: Path, modalities: tuple[str, ...], source: str) -> Subject:
     images = tuple(folder / source / f"{modality}.nii.gz" for modality in modalities)
-    for image in images:
-        if not image.is_file():
-            raise UserError(
-                f"{image}: expected the modalities {', '.join(modalities)} in {source}/, this one is missing"
-            )
     parts = _place(root, folder)
     partition = parts[0] if parts[0] in _PARTITIONS and len(parts) > 1 else None
     place = parts[1:] if partition else parts

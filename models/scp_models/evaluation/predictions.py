@@ -32,13 +32,14 @@ class PredictionFiles:
     :mod:`scp_models.data.alignment`. There is a note where label maps have labels, but not the target's.
 
     Raises:
-        UserError: predictions are missing, or some are labels and others probabilities, or all are probabilities, of
-            several classes.
+        UserError: there is no prediction of any subject, or some are labels and others probabilities, or all are
+            probabilities, of several classes.
     """
 
     def __init__(self, folder: Path, subjects: Sequence[Subject], task: Task, threshold: float = 0.5) -> None:
         self.reader = VolumeReader(task)
         self.threshold = threshold
+        self._folder = folder
         self._paths = _paths_of(folder, subjects)
         self._content, self._unreadable = _content_of(folder, list(self._paths.values()), task)
 
@@ -46,9 +47,12 @@ class PredictionFiles:
         """The mask of one of the subjects, or the numbers of the classes, and the grid that it is in: the image's.
 
         Raises:
-            UserError: the prediction cannot be read, holds something else, or lies elsewhere than its image.
+            UserError: the prediction is missing, cannot be read, holds something else, or lies elsewhere than its
+                image.
         """
-        path = self._paths[subject]
+        path = self._paths.get(subject)
+        if path is None:
+            raise UserError(f"{self._folder / subject.name}.nii.gz: expected a prediction, there is none")
         if error := self._unreadable.get(path):
             raise error
         content = self._content[path]
@@ -67,19 +71,19 @@ class PredictionFiles:
 
 
 def _paths_of(folder: Path, subjects: Sequence[Subject]) -> dict[Subject, Path]:
-    """The file of each subject, by its name or its unambiguous end."""
+    """The file of each subject that has one, by its name or its unambiguous end."""
     files: dict[str, Path] = {}
     for ending in ENDINGS:
         for path in sorted(folder.glob(f"*{ending}")):
             if not is_clutter(path):
                 files.setdefault(volume_stem(path), path)
     matches = match_names([subject.name for subject in subjects], files, str(folder))
-    if missing := [f"{subject.name}.nii.gz" for subject in subjects if subject.name not in matches]:
+    if subjects and not matches:
+        names = ", ".join(f"{subject.name}.nii.gz" for subject in subjects)
         raise UserError(
-            f"{folder}: expected a prediction for each of {len(subjects)} subjects, {len(missing)} are missing: "
-            + ", ".join(missing)
+            f"{folder}: expected a prediction for each of {len(subjects)} subjects, all are missing: {names}"
         )
-    return {subject: files[matches[subject.name]] for subject in subjects}
+    return {subject: files[matches[subject.name]] for subject in subjects if subject.name in matches}
 
 
 def _content_of(folder: Path, paths: Sequence[Path], task: Task) -> tuple[dict[Path, str], dict[Path, UserError]]:
