@@ -1,9 +1,9 @@
 """The study of axes: what makes a spatially covariant head worth having, one thing at a time.
 
 Fixed before anything is run. There is one reference: blobs of one contrast everywhere in the brain, of which those in a
-central ellipse are the lesions, and networks of two levels, which see a third of the head. Each axis changes one thing
-of it, but that patches and left and right are also asked of networks that see whole slices. On every data set the same
-five networks are compared, with positions in the box of the head.
+central ellipse are the lesions, and networks of two levels, which see some 21 pixels across. Each axis changes one
+thing of it, but that patches and left and right are also asked of networks of four levels, which see the whole slice.
+On every data set the same five networks are compared, with positions in the box of the head.
 
 It is small, so that an axis takes a quarter of an hour on one core: slices of 56 × 80 pixels, 40 subjects to train on,
 100 steps of 14 slices.
@@ -36,7 +36,9 @@ _IN_ELLIPSE = {"size": (*_SLICE, 8), "location_decided": True}
 
 
 def receptive_field(levels: int) -> int:
-    """Pixels across that an output pixel of a network of so many levels depends on."""
+    """Pixels across that an output pixel of a network of so many levels depends on: a few more or less, as it lies on
+    the coarser grids.
+    """
     # 3×3 layers at a stride widen by twice the stride: two on either side of a level, and one that leads down.
     above = sum(10 * 2**level for level in range(levels - 1))
     return 1 + 2 + above + 4 * 2 ** (levels - 1)
@@ -52,7 +54,7 @@ REFERENCE = _blobs(
     "Reference",
     _PLACE_SEED,
     "Blobs of one contrast everywhere in the brain; those inside a central ellipse of the anatomy are the lesions.",
-    "only the place tells lesions from look-alikes, and the network sees a third of the head",
+    "only the place tells lesions from look-alikes, and the network sees a part of the head",
 )
 SOME_DEPTH = replace(REFERENCE, name="Three levels")
 DEPTH = replace(REFERENCE, name="Four levels")
@@ -89,7 +91,8 @@ NO_LOOKALIKES = _blobs(
 HEADS_ANYWHERE = _blobs(
     "Heads anywhere",
     _POSE_SEED,
-    "Heads are shifted by 12 mm, tilted by 7 degrees and scaled by 9 % (standard deviations) in the field of view.",
+    "Heads are shifted by 12 mm, tilted by 7 degrees and scaled by 9 % (standard deviations) in a field of view that "
+    "is 20 mm wider on each side.",
     "heads lie anywhere in the field of view",
     pose=True,
 )
@@ -120,15 +123,15 @@ AXIS_DATA = (
 
 
 def _sight(levels: int) -> str:
-    return f"{levels} levels, see {receptive_field(levels)} pixels"
+    return f"{levels} levels, some {receptive_field(levels)} pixels across"
 
 
 AXES = (
     Axis(
         "sides",
         "Left and right as classes",
-        "Structures of two classes differ in nothing but their side. Two levels see a third of the head, four all of "
-        "the slice; patches are a quarter of it, in training.",
+        "Structures of two classes differ in nothing but their side. Two levels see some 21 of a slice's "
+        "56 × 80 pixels across, four all of it; patches are a quarter of it, in training.",
         {
             _sight(FEW_LEVELS): SIDES.name,
             _sight(MANY_LEVELS): DEEP_SIDES.name,

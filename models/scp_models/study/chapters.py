@@ -15,6 +15,10 @@ from scp_models.study.record import Record
 Rows = Mapping[str, Mapping[str, Difference]]
 """Of a panel: differences by row and by series."""
 OVER_BASE = "SCP − Base"
+FRAMES_CAPTION = (
+    "Differences in Dice of SCP in each frame, hollow where none was shown. The control is SCP that is told the same "
+    "position everywhere; Base F has SCP's positions as input channels."
+)
 
 
 def chapter(record: Record, outcomes: Sequence[Difference], *, in_short: bool) -> str:
@@ -25,11 +29,17 @@ def chapter(record: Record, outcomes: Sequence[Difference], *, in_short: bool) -
     if record.axes:
         parts += _axes(record, outcomes)
     else:
+        parts += [f"![{FRAMES_CAPTION.partition(',')[0]}]({picture_of(record)})\n", f"*{FRAMES_CAPTION}*\n"]
         for data in record.data:
             parts += [f"### {data['name']}\n", f"{data['description']} {_division(record, data)}\n"]
             parts += [_scores(record, {"": data["name"]}), _differences(record, outcomes, {"": data["name"]})]
     parts += [f"{note}\n" for note in record.content["study"]["notes"]]
     return "\n".join(parts)
+
+
+def picture_of(record: Record) -> str:
+    """Path of the picture of a study of frames, from the page."""
+    return f"images/{record.name}.png"
 
 
 def panels(record: Record, outcomes: Sequence[Difference]) -> list[tuple[str, Rows]]:

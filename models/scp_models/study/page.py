@@ -9,22 +9,17 @@ from scp_models.errors import UserError
 from scp_models.files import atomic_path
 from scp_models.study.advice import Outcomes, advice_by_hand, advice_by_rule, links_below
 from scp_models.study.analysis import differences
-from scp_models.study.chapters import chapter, frame_rows, panels
+from scp_models.study.chapters import chapter, frame_rows, panels, picture_of
 from scp_models.study.pictures import forest
 from scp_models.study.record import Record
 
 PICTURE = "images/when_scp_helps.png"
-FRAMES_PICTURE = "images/when_scp_helps_frames.png"
 PAGE_BEGIN = "<!-- written by scp-models study page: do not edit -->"
 PAGE_END = "<!-- end of what is written -->"
 
 CAPTION = (
     "SCP − Base in Dice, with intervals that are widened for the number of comparisons. Blue, right of the line: SCP "
-    "scored higher. Grey and hollow: no difference was shown."
-)
-FRAMES_CAPTION = (
-    "Differences in Dice of SCP in each frame. The control is SCP that is told the same position everywhere; Base F has "
-    "SCP's positions as input channels."
+    "scored higher. Grey and hollow: no difference was shown. Orange, left of the line: SCP scored lower."
 )
 PAGE_METHOD = """## How it is measured
 
@@ -66,13 +61,17 @@ def write_page(
             written.
     """
     outcomes = {record.name: differences(record) for record in records}
+    shown = [panel for record in records for panel in panels(record, outcomes[record.name])]
+    if not shown:
+        raise UserError(f"{records[0].path}: expected a study of which at least one axis is finished")
     text = page_text(records, outcomes, by_hand)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    _save(forest([panel for r in records for panel in panels(r, outcomes[r.name])], by_verdict=True), path, PICTURE)
-    shown = [(d["name"], frame_rows(outcomes[r.name], d["name"])) for r in records if not r.axes for d in r.data]
-    if shown:
-        _save(forest(shown), path, FRAMES_PICTURE)
+    _save(forest(shown, by_verdict=True), path, PICTURE)
+    for record in records:
+        if not record.axes:
+            frames = [(data["name"], frame_rows(outcomes[record.name], data["name"])) for data in record.data]
+            _save(forest(frames), path, picture_of(record))
     if readme is not None:
         replace_advice(readme, links_below(advice(records, outcomes, by_hand), f"{path.parent.name}/"))
     return path
@@ -85,18 +84,14 @@ def _save(figure: Figure, page: Path, name: str) -> None:
 
 def page_text(records: Sequence[Record], outcomes: Outcomes, by_hand: Path | None = None) -> str:
     """The page's Markdown."""
-    parts = [
+    return "\n".join([
         "# When SCP helps\n",
         f"![Differences in Dice between SCP and Base]({PICTURE})\n",
         f"*{CAPTION}*\n",
         f"{advice(records, outcomes, by_hand)}\n",
         PAGE_METHOD,
-    ]
-    for record in records:
-        parts.append(chapter(record, outcomes[record.name], in_short=by_hand is not None))
-    if any(not record.axes for record in records):
-        parts += [f"![Differences in Dice of SCP in each frame]({FRAMES_PICTURE})\n", f"*{FRAMES_CAPTION}*\n"]
-    return "\n".join(parts)
+        *(chapter(record, outcomes[record.name], in_short=by_hand is not None) for record in records),
+    ])  # fmt: skip
 
 
 def advice(records: Sequence[Record], outcomes: Outcomes, by_hand: Path | None = None) -> str:
