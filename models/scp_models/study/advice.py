@@ -19,8 +19,8 @@ Outcomes = Mapping[str, Sequence[Difference]]
 
 LEAD = (
     "Whether a spatially covariant head is worth having depends on whether place decides the label, on whether the "
-    "backbone sees the place by itself, and on what positions are measured in ([frames](frames.md)). SCP − Base in Dice, "
-    "with intervals that are widened for the number of comparisons:"
+    "backbone sees the place by itself, and on what positions are measured in ([frames](frames.md)). SCP − Base in "
+    "Dice, with intervals that are widened for the number of comparisons:"
 )
 _CLAIM = re.compile(r"\{\{\s*(higher|lower|none)\s*\|([^|{}]+)\|([^|{}]+)\|([^|{}]+)\}\}")
 _LINK = re.compile(r"\]\((?!https?:|#)")

@@ -94,8 +94,8 @@ def run_study(
 def _results(study: Study, folder: Path, data: str) -> list[dict[str, Any]]:
     """Of all runs of a data set; empty if one of them is missing."""
     results = [read_result(folder, run) for run in study.runs() if run.data.name == data]
-    found = [result for result in results if result is not None]
-    return found if len(found) == len(results) else []
+    finished = [result for result in results if result is not None]
+    return finished if len(finished) == len(results) else []
 
 
 def _write_finished(study: Study, folder: Path, prepared: Mapping[str, Prepared]) -> Path:
