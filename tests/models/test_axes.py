@@ -137,7 +137,7 @@ def test_the_receptive_field_is_what_a_pixel_depends_on(levels):
 
 def test_axes_are_chosen_by_name():
     assert data_of_axes(["patches"]) == {DEPTH.name, PATCHES.name}
-    with pytest.raises(UserError, match="--axis: expected some of sides, .*misalignment, got 'colour'"):
+    with pytest.raises(UserError, match=r"--axis: expected some of sides, .*misalignment, got 'colour'"):
         data_of_axes(["patches", "colour"])
     done = scp_models("study", "axes", "--out", "nowhere", "--axis", "colour", check=False)
     assert done.returncode == 2 and "got 'colour'" in done.stderr
@@ -148,9 +148,7 @@ def test_axes_are_chosen_by_name():
 
 def brain(index: int, rule: BlobRule):
     grid = wmh.grid_of(index, (40, 56, 8), "ellipse")
-    return make_brain(
-        templates.load_brain_template(), grid, subject_seed(7, 0, index), decided_by="ellipse", rule=rule
-    )
+    return make_brain(templates.load_brain_template(), grid, subject_seed(7, 0, index), decided_by="ellipse", rule=rule)
 
 
 @pytest.mark.parametrize("certainty", [1.0, 0.8, 0.5])
@@ -273,7 +271,7 @@ def test_the_page_has_what_is_finished_and_names_the_rest(record, tmp_path):
     assert page == page_text([record], outcomes)
     assert "### Place\n" in page and "### Sides\n" in page and "### What is left" not in page
     assert "counted among the comparisons all the same: What is left." in page
-    assert f"widened for {3 * 3} comparisons" in page and "57 to choose from, 0.000911 to 0.999" in page
+    assert f"widened for {3 * 3} comparisons" in page and "57 to choose from, 0.00091 to 0.999" in page
     assert page.count("**Place**: ") == page.count("**Sides**: ") == 1
     assert (tmp_path / "images" / "when_scp_helps.png").stat().st_size > 10_000
 

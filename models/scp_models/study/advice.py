@@ -100,10 +100,8 @@ def frames_sentence(data: Mapping[str, Any], outcomes: Sequence[Difference]) -> 
     return f"{lead} if {data['condition']} ({name}): {'; '.join(phrases)}."
 
 
-def _phrases(
-    cases: Sequence[tuple[str, str, str, str]], outcomes: Sequence[Difference], where: str
-) -> list[str]:
-    """What is said of some cases (title, data set, network, control): gains over Base and the control, if any, first."""
+def _phrases(cases: Sequence[tuple[str, str, str, str]], outcomes: Sequence[Difference], where: str) -> list[str]:
+    """What is said of some cases (title, data set, network, control): first of gains over Base and the control."""
     gains, nulls, losses = [], [], []
     for title, data, network, control in cases:
         over_base, over_control = (of_network(outcomes, data, network, other) for other in (PLAIN_HEAD, control))

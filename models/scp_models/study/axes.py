@@ -174,8 +174,8 @@ AXES = (
     Axis(
         "misalignment",
         "Heads that lie anywhere",
-        "The field of view is the head's own, or heads are shifted, tilted and scaled in it. Positions are in the box of "
-        f"the head; {SLICE_BORDERS!r} has the paper's, from the borders of the slice.",
+        "The field of view is the head's own, or heads are shifted, tilted and scaled in it. Positions are in the box "
+        f"of the head; {SLICE_BORDERS!r} has the paper's, from the borders of the slice.",
         {"heads in one place": REFERENCE.name, "heads anywhere": HEADS_ANYWHERE.name},
     ),
 )  # fmt: skip

@@ -45,9 +45,7 @@ contains the spread over other trainings: standard deviations over seeds and ove
 """
 
 
-def write_page(
-    records: Sequence[Record], path: Path, readme: Path | None = None, by_hand: Path | None = None
-) -> Path:
+def write_page(records: Sequence[Record], path: Path, readme: Path | None = None, by_hand: Path | None = None) -> Path:
     """Write the page, its pictures beside it, and the advice into ``readme``.
 
     Args:
