@@ -17,6 +17,7 @@ _OPTIONAL = ("residual", "bias")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 ArrayLike = Tensor | Sequence[Any]
+_SEQUENCES = (Sequence, nn.ParameterList)  # a tuple: PyTorch 2.8 does not trace the union of the two
 
 
 def check_features(features: Any) -> None:
@@ -60,7 +61,7 @@ def check_tensors(
     """Check X and the parameters; return Φ and w_r with their weights as matrices."""
     check_features(features)
     # What a module passes is a tuple; asking for abstract classes takes longer.
-    if (type(phi) is not tuple and not isinstance(phi, Sequence | nn.ParameterList)) or len(phi) != 6:
+    if (type(phi) is not tuple and not isinstance(phi, _SEQUENCES)) or len(phi) != 6:
         raise ValueError(f"phi: expected the six tensors (w1, b1, w2, b2, w3, b3), got {_describe(phi)}")
     tensors = (features, *phi, residual, bias)
     for name, tensor in zip(_NAMES, tensors, strict=True):

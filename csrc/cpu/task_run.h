@@ -86,23 +86,38 @@ Node<T, D> make_root(const PhiParameters<T>& params, const Box<D>& map, const Fi
   return root;
 }
 
-// W of every position map in the weight field cache.
+// W of the position maps in the weight field cache.
 template <class T, int D>
 struct CachedFields {
-  FieldHandle handle;
-  Field<T, D> first{};  // of the first position map; no values where none is cached
-  int64_t size = 0;     // of one
+  std::vector<FieldHandle> handles;  // one per position map; none where the cache is not used
+  Field<T, D> shape{};               // of each, without values
 
-  bool held() const { return handle.field != nullptr; }
+  // Whether the map's W is that of an earlier call.
+  bool ready(int64_t map) const { return !handles.empty() && handles[size_t(map)].ready; }
+  // Whether the map's W is in the cache, or is to be written there.
+  bool held(int64_t map) const { return !handles.empty() && handles[size_t(map)].field != nullptr; }
   Field<T, D> of_map(int64_t map) const {
-    Field<T, D> field = first;
-    field.values += map * size;
+    Field<T, D> field = shape;
+    field.values = static_cast<T*>(values_of(*handles[size_t(map)].field));
     return field;
+  }
+
+  int64_t count_ready() const {
+    int64_t count = 0;
+    for (const FieldHandle& handle : handles) count += handle.ready;
+    return count;
+  }
+  // What the report says of a call.
+  int use() const {
+    bool stored = false;
+    for (const FieldHandle& handle : handles) stored |= handle.field != nullptr && !handle.ready;
+    if (stored) return SCP_FIELD_CACHE_STORED;
+    return count_ready() > 0 ? SCP_FIELD_CACHE_READ : SCP_FIELD_CACHE_UNUSED;
   }
 };
 
 // Every task of every position map, shared out to slots: each slot has its own sums of gradients, and belongs to one
-// thread at a time.
+// thread at a time. Where no gradient is summed, a slot is one task.
 template <class T, int D>
 class TaskRun {
  public:
@@ -115,7 +130,7 @@ class TaskRun {
         cached_(cached),
         boxes_(job.weight_path, job.map),
         all_tasks_(boxes_.count * maps.count()),
-        slots_(int(all_tasks_ < kMostSlots ? all_tasks_ : kMostSlots)),
+        slots_(int(include_parameters(job.results) && all_tasks_ > kMostSlots ? kMostSlots : all_tasks_)),
         sequential_(call.threads <= 1 || slots_ == 1),
         moment_size_(call.hidden1 * (D + 1)),
         counters_(take<Counters>(scratch, slots_)) {
@@ -143,6 +158,14 @@ class TaskRun {
     if (parameters) std::memset(sums_[slot].all, 0, size_t(sums_[slot].size) * sizeof(T));
     for (int64_t task = all_tasks_ * slot / slots_; task < all_tasks_ * (slot + 1) / slots_; ++task) {
       const int64_t map = task / boxes_.count;
+      const Box<D>& box = boxes_.box[task % boxes_.count];
+      Field<T, D> field{};
+      if (cached_.held(map)) field = cached_.of_map(map);
+      if (cached_.ready(map)) {
+        stream_logits(CallTask<T, D>{job_, maps_.samples(map), &field, {}, scratch, counters_[slot]},
+                      part_of(field, box));
+        continue;
+      }
       Node<T, D> root = make_root<T, D>(job_.params, job_.map, layers_, map);
       GradientSums<T> sums{};
       if (parameters) {
@@ -151,11 +174,9 @@ class TaskRun {
         sums.W3T = sums_[slot].W3T;
         sums.moments = moments_ + task * moment_size_;
       }
-      Field<T, D> field{};
-      if (cached_.held()) field = cached_.of_map(map);
-      run_task(
-          CallTask<T, D>{job_, maps_.samples(map), cached_.held() ? &field : nullptr, sums, scratch, counters_[slot]},
-          root, boxes_.box[task % boxes_.count]);
+      run_task(CallTask<T, D>{job_, maps_.samples(map), cached_.held(map) ? &field : nullptr, sums, scratch,
+                              counters_[slot]},
+               root, box);
     }
     if (parameters && sequential_ && slot > 0) add_sums(sums_[slot], sums_[0]);
   }
@@ -193,7 +214,8 @@ class TaskRun {
     to[SCP_REPORT_BUILD_MACS] = total.build_macs;
     to[SCP_REPORT_LEAF_MACS] = total.leaf_macs;
     to[SCP_REPORT_MAPS] = double(maps_.count());
-    to[SCP_REPORT_FIELD_CACHE] = cached_.held() ? SCP_FIELD_CACHE_STORED : SCP_FIELD_CACHE_UNUSED;
+    to[SCP_REPORT_FIELD_CACHE] = cached_.use();
+    to[SCP_REPORT_MAPS_READ] = double(cached_.count_ready());
   }
 
   const scp_call& call_;

@@ -7,6 +7,7 @@ The ISA target is the best that the machine has; the environment variable ``SCP_
 ``portable``) chooses another, for tests and comparisons. Environment variables are read once, at the first call.
 
 With frozen weights the field W is cached: from the third forward with the same parameters and positions on, it is read.
+Each position map of a batch has a field of its own, so a slice finds its field whatever others it comes with.
 Parameters are compared by content, so a cached field is never stale, and the logits are the same bit for bit. The cache
 takes at most 64 MiB, or what the environment variable ``SCP_CPU_KEEP_MB`` says; 0 turns it off.
 :func:`weight_field_cache_bytes` tells how much it holds, :func:`clear_weight_field_cache` empties it.
@@ -65,7 +66,10 @@ class CallReport:
     position_maps: int
     """Distinct position maps: samples with equal ones share one evaluation of Φ."""
     field_cache: str
-    """``"unused"``; ``"stored"``: W was evaluated and cached; ``"read"``: W is that of an earlier call."""
+    """``"stored"``: W of some position maps was evaluated and cached; else ``"read"``: that of some is of an earlier
+    call; else ``"unused"``."""
+    maps_read: int
+    """Position maps whose W is that of an earlier call."""
 
     @property
     def macs(self) -> float:
@@ -99,7 +103,8 @@ def last_report() -> CallReport:
     report, problem = _last.report, _last.problem
     if problem is None:
         raise RuntimeError("last_report: this thread has not called the CPU backend yet")
-    isa_target, dense, nodes, leaves, pixels, unstable1, unstable2, most1, most2, build, leaf, maps, cache = report[:13]
+    isa_target, dense, nodes, leaves, pixels, unstable1, unstable2, most1, most2, build, leaf = report[:11]
+    maps, cache, maps_read = report[11:14]
     scale = 1 / max(pixels, 1.0)
     per_pixel = 1 / max(maps * problem.pixels, 1.0)
     return CallReport(
@@ -116,6 +121,7 @@ def last_report() -> CallReport:
         dense_macs=problem.phi_macs / (problem.groups * problem.pixels),
         position_maps=int(maps),
         field_cache=_FIELD_CACHE[int(cache)],
+        maps_read=int(maps_read),
     )
 
 
