@@ -98,7 +98,6 @@ def _axes(record: Record, outcomes: Sequence[Difference]) -> list[str]:
         parts += [f"### {axis.title}\n", f"{axis.text}\n"]
         parts += dict.fromkeys(f"{d['description']} {_division(record, d)}\n" for d in data)
         parts += [_scores(record, axis.levels), _differences(record, outcomes, axis.levels)]
-    parts.append(f"Run in this order: {listed([data['name'] for data in record.data])}.\n")
     left = [axis.title for axis in record.axes if not record.is_finished(axis)]
     if left:
         parts.append(f"Not run yet, and counted among the comparisons all the same: {listed(left)}.\n")
