@@ -1,7 +1,7 @@
 """Brain phantoms in the layout of the WMH segmentation challenge (current release)."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from nibabel.processing import resample_to_output
 from scp_models.errors import UserError
 from scp_models.phantoms.anatomy import Grid
 from scp_models.phantoms.brain import DecidedBy, make_brain
+from scp_models.phantoms.lesions import BlobRule
 from scp_models.phantoms.nnunet import write_case, write_description
 from scp_models.phantoms.templates import BrainTemplate, load_brain_template
 from scp_models.phantoms.writing import (
@@ -105,6 +106,8 @@ def generate_wmh(
     height_decided: bool = False,
     left_right: bool = False,
     pose: bool = False,
+    certainty: float = 1.0,
+    lookalike_brightness: float = 1.0,
     progress: bool = True,
 ) -> list[Path]:
     """Write ``subjects`` brain phantoms below ``out``; returns their folders (``left_right``: labels), in order.
@@ -124,6 +127,10 @@ def generate_wmh(
         left_right: pairs of blobs of equal contrast, 1 on the patient's left and 2 on the right, in nnU-Net's raw
             layout with the channels T1 and FLAIR.
         pose: heads shifted, tilted and scaled in the field of view.
+        certainty: where ellipse or height decide, the probability that a blob is what its place says; the others are
+            the contrary, so that with 0.5 the place says nothing.
+        lookalike_brightness: where ellipse or height decide, that of look-alikes as a share of the lesions'; 0: none
+            is to be seen.
         progress: show a progress bar.
 
     Raises:
@@ -136,15 +143,20 @@ def generate_wmh(
     if len(chosen) > 1:
         raise UserError("--location-decided, --height-decided, --left-right: expected one of them at most")
     decided_by = chosen[0] if chosen else "anatomy"
+    rule = BlobRule(certainty, lookalike_brightness)
+    for name, share in asdict(rule).items():
+        if not 0 <= share <= 1 or (share != 1 and decided_by not in ("ellipse", "height")):
+            raise UserError(f"{name}: expected 0 to 1, less than 1 only where ellipse or height decide, got {share}")
     folder = check_arguments(out, subjects, seed)
     template = load_brain_template()
     options: dict[str, Any] = {"kind": "wmh", "seed": seed, "size": size, "location_decided": location_decided}
     # Named where they are asked for only: folders of an older version take more subjects.
     newer = {"height_decided": height_decided, "left_right": left_right, "pose": pose}
     options |= {name: True for name, asked in newer.items() if asked}
+    options |= {name: share for name, share in asdict(rule).items() if share != 1}
     record_options(folder, options)
     write = _write_case if left_right else _write_subject
-    work = partial(write, folder, template, seed, size, decided_by, pose)
+    work = partial(write, folder, template, seed, size, decided_by, pose, rule)
     written = run_all(work, subjects, "Brain phantoms", progress=progress, workers=min(available_cores(), 8))
     if left_right:
         write_description(folder, ("T1", "FLAIR"), ("left", "right"))
@@ -158,11 +170,12 @@ def _write_case(
     size: str | tuple[int, int, int],
     decided_by: DecidedBy,
     pose: bool,
+    rule: BlobRule,
     index: int,
 ) -> Path:
     """One case of nnU-Net's layout. All are stored alike: nnU-Net takes voxels as they come."""
     grid = grid_of(index, size, decided_by, pose)
-    brain = make_brain(template, grid, subject_seed(seed, _KIND, index), decided_by=decided_by, pose=pose)
+    brain = make_brain(template, grid, subject_seed(seed, _KIND, index), decided_by=decided_by, pose=pose, rule=rule)
     flair_gain, t1_gain = scanner_of(index).gains
     channels = [
         make_image((np.rint(values * np.float32(gain * 4)) / np.float32(4)).astype(np.float32), grid.affine)
@@ -178,10 +191,11 @@ def _write_subject(
     size: str | tuple[int, int, int],
     decided_by: DecidedBy,
     pose: bool,
+    rule: BlobRule,
     index: int,
 ) -> Path:
     scanner, grid = scanner_of(index), grid_of(index, size, decided_by, pose)
-    brain = make_brain(template, grid, subject_seed(seed, _KIND, index), decided_by=decided_by, pose=pose)
+    brain = make_brain(template, grid, subject_seed(seed, _KIND, index), decided_by=decided_by, pose=pose, rule=rule)
     codes = scanner.stored[index // len(SCANNERS) % len(scanner.stored)]
     folder = out / subject_folder(index)
     flair_gain, t1_gain = scanner.gains
