@@ -193,7 +193,8 @@ def test_label_maps_of_classes_with_a_slope(tmp_path, slope):
     stored = nib.load(subject.label)
     scaled = np.rint(np.asarray(stored.dataobj) / slope).astype(np.int32)
     for shift in (0, 1):
-        image = nib.Nifti1Image(scaled + shift * (scaled == scaled.max()), stored.affine)
+        values = (scaled + shift * (scaled == scaled.max())).astype(np.int32)
+        image = nib.Nifti1Image(values, stored.affine)
         image.header.set_slope_inter(np.float32(slope), 0)
         nib.save(image, subject.label)
         if shift:

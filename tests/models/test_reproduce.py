@@ -150,6 +150,7 @@ def test_budgets_have_every_row_and_paper_is_the_printed_recipe():
         assert set(AGAINST) <= set(names)
     paper = reproduction(("wmh",), BUDGETS["paper"], 3, 1)
     assert (paper.recipe.epochs, paper.recipe.learning_rate, paper.recipe.batch_size) == (90, 1e-3, 14)
+    assert paper.recipe.sampling == "slices" and BUDGETS["small"].recipe.sampling is None
     assert {n.preset for n in paper.networks if n.only_on is None} == {"paper"}
     assert {n.capacity for n in paper.networks if n.only_on is None} == {128, 256, 512}
     real = reproduction(("wmh",), BUDGETS["small"], 1, 3, frozenset(("wmh",)))

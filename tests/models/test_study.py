@@ -74,6 +74,7 @@ def test_a_run_says_how_it_was_made(finished):
     settings = json.loads(path.read_text())["settings"]
     assert settings["recipe"] == {
         "steps": 12, "epochs": None, "learning_rate": 4e-3, "batch_size": 6, "weight_decay": 1e-6,
+        "sampling": None,
     }  # fmt: skip
     assert settings["network"]["frame"] == "foreground" and settings["network"]["preset_values"]["logit_bias"] is True
     assert settings["data"]["phantoms"]["seed"] == 5 and settings["seed"] == 1

@@ -14,9 +14,14 @@ from scp_models.data.classes import describe_classes
 from scp_models.data.description import task_of_data_set
 from scp_models.data.duplicates import describe_duplicates
 from scp_models.data.find import find_subjects
-from scp_models.data.foreground import describe_crop
-from scp_models.data.sampling import SAMPLINGS, SliceSampler, SubjectSampler
-from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir, temporary_cache_dir
+from scp_models.data.sampling import SAMPLINGS, make_sampler
+from scp_models.data.slices import (
+    SliceCache,
+    SliceDataset,
+    default_cache_dir,
+    note_volumes,
+    temporary_cache_dir,
+)
 from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import SLICE_FRAME
@@ -203,17 +208,9 @@ class SegmentationDataModule(L.LightningDataModule):
                 first, *others = failures.messages.items()
                 more = f" (and {len(others)} more: {', '.join(other for other, _ in others)})" if others else ""
                 raise UserError(first[1] + more)
-        for line in describe_duplicates(subjects):
+        for line in describe_duplicates(subjects, "--data.split_file keeps them together"):
             note(line)
-        known = {subject.name: self.cache.about(subject) for subject in wanted}
-        # What was noted when the cache was filled holds for this training too.
-        for about in known.values():
-            for line in about.notes:
-                note(line)
-        losses = [(name, about.crop_loss) for name, about in known.items()]
-        hint = "--data.spacing or --data.roi_size lets the network see more"
-        if cut := describe_crop(self.task.roi_size, losses, hint):
-            note(f"{self.root}: {cut}")
+        note_volumes(self.cache, wanted, str(self.root), "--data.spacing or --data.roi_size lets the network see more")
         self._check_target(subjects["training"])
 
     def _check_target(self, subjects: Sequence[Subject]) -> None:
@@ -254,8 +251,7 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> TimedDataLoader:
         dataset = SliceDataset(self.cache, self.train_subjects)
-        kind = SubjectSampler if self.sampling == "subjects" else SliceSampler
-        sampler = kind(dataset, *_replicas(), seed=self.seed, numbered=self.augment != "none")
+        sampler = make_sampler(self.sampling, dataset, self.seed, *_replicas(), numbered=self.augment != "none")
         drop_last = len(sampler) >= self.batch_size
         if self.augment == "none":
             return self._loader(dataset, sampler, drop_last)

@@ -95,6 +95,8 @@ class Recipe:
     learning_rate: float = 1e-3
     batch_size: int = 14
     weight_decay: float = 1e-6
+    sampling: str | None = None
+    """One of :data:`scp_models.data.sampling.SAMPLINGS`; None: as many slices of every subject."""
 
 
 @dataclass(frozen=True)

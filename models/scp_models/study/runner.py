@@ -73,7 +73,7 @@ def run_study(
         runs = [run for run in study.runs() if run.data.name in chosen]
         unfinished = [run for run in runs if read_result(folder, run) is None]
         prepared = {
-            data.name: prepare_data(data, (folders or {}).get(data.name), folder, shown)
+            data.name: prepare_data(data, (folders or {}).get(data.name), folder, shown, study.recipe.sampling)
             for data in study.data
             if data.name in chosen or _results(study, folder, data.name)
         }

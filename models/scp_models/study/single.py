@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from scp_models.checkpoints import TrainedModel
 from scp_models.data.find import find_subjects
 from scp_models.data.names import match_names
-from scp_models.data.sampling import SubjectSampler
+from scp_models.data.sampling import make_sampler
 from scp_models.data.slices import SliceCache, SliceDataset
 from scp_models.data.subjects import Subject
+from scp_models.errors import Failures
 from scp_models.evaluation.scores import SubjectScores, mean_over_classes, score, score_classes
 from scp_models.files import atomic_path
 from scp_models.inference.predictor import Predictor
@@ -140,7 +141,7 @@ def _fit(
         # As many pixels per step as with whole slices.
         size *= math.prod(job.run.data.roi_size) // math.prod(patch)
         dataset = PatchedSlices(slices, patch, seed)
-    sampler = SubjectSampler(slices, 1, 0, seed=seed, numbered=patch is not None)
+    sampler = make_sampler(recipe.sampling, slices, seed, numbered=patch is not None)
     loader = DataLoader(dataset, batch_size=size, sampler=sampler, drop_last=len(sampler) >= size)
     steps = recipe.steps if recipe.steps is not None else (recipe.epochs or 1) * len(loader)
     share = _Share(steps, advance)
@@ -152,6 +153,7 @@ def _fit(
 
 
 def _divided(job: RunJob, module: SegmentationModule) -> dict[str, list[Subject]]:
-    by_name = {subject.name: subject for subject in find_subjects(job.root, module.task)}
+    # Who is incomplete was said when the data were prepared, and is in no part.
+    by_name = {subject.name: subject for subject in find_subjects(job.root, module.task, failures=Failures())}
     matches = match_names([name for names in job.split.values() for name in names], by_name, str(job.root))
     return {part: [by_name[matches[name]] for name in names] for part, names in job.split.items()}
