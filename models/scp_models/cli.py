@@ -202,7 +202,12 @@ def show(options: ShowOptions) -> None:
         task = get_task(name, None, description.options(name, {**given, **of_labels}) if description else given)
     from scp_models.report.frames import draw_frames
 
-    typer.echo(draw_frames(subjects_of(options.inputs, [], task, options.layout), task, options.out))
+    failures = Failures(_report)
+    subjects = subjects_of(options.inputs, [], task, options.layout, failures)
+    total = len(subjects) + len(failures.messages)
+    if (path := draw_frames(subjects, task, options.out, failures)) is not None:
+        typer.echo(path)
+    _finish(failures, total)
 
 
 @app.command()

@@ -217,6 +217,16 @@ def test_an_incomplete_subject_leaves_the_split_as_it_is(tmp_path):
     assert part["training"] == whole["training"][1:] and part["validation"] == whole["validation"]
 
 
+def test_show_draws_the_others(run, root, tmp_path):
+    corrupt(root / "training" / "Utrecht" / "0" / "pre" / "FLAIR.nii.gz")
+    (root / "training" / "Singapore" / "1" / "pre" / "T1.nii.gz").unlink()
+    code, out, err = run("show", root, "--out", tmp_path / "frames.png")
+    assert code == 2 and out == [str(tmp_path / "frames.png")] and (tmp_path / "frames.png").is_file()
+    assert err[-1] == f"skipped 2 of 4 subjects: training_Singapore_1, {BAD}"
+    code, out, _ = run("show", root / "training" / "Utrecht" / "0", "--out", tmp_path / "none.png")
+    assert code == 2 and out == [] and not (tmp_path / "none.png").exists()
+
+
 def test_nothing_is_written_where_every_subject_is_bad(run, root, checkpoint, tmp_path):
     for label in root.rglob("wmh.nii.gz"):
         corrupt(label)

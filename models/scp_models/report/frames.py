@@ -18,7 +18,7 @@ from scp_models.data.frames import Frame, frame_of
 from scp_models.data.preprocessing import Volume, VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import SLICE_FRAME, Task
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
 from scp_models.files import atomic_path
 
 _EDGE, _RIGHT, _FRONT, _TOP = "#ffd23f", "#ff4d4d", "#59d86a", "#37d5e6"
@@ -27,7 +27,7 @@ _SLICES = 4
 _SIDE = 2.6
 
 
-def draw_frames(subjects: Sequence[Subject], task: Task, out: Path) -> Path:
+def draw_frames(subjects: Sequence[Subject], task: Task, out: Path, failures: Failures | None = None) -> Path | None:
     """Draw one row per subject: whole canonical slices, and two sections across them.
 
     The box is where p is 0 and ``extent``; the arrows point to the right, front and top of the frame. Below each slice
@@ -37,12 +37,20 @@ def draw_frames(subjects: Sequence[Subject], task: Task, out: Path) -> Path:
         subjects: to draw.
         task: how they are read, and the frame.
         out: a PNG.
+        failures: takes subjects who cannot be read, and leaves their row empty; None: the first one is an error.
+
+    Returns:
+        The picture's path; None where there is nobody to draw.
 
     Raises:
         UserError: a file that cannot be read, or the frame ``slice``, which is no place in a patient.
     """
     if task.frame == SLICE_FRAME:
         raise UserError("--frame: expected image, foreground or a transform's path, got slice: it has no box")
+    if not subjects:
+        return None
+    failures = failures or Failures(fail_fast=True)
+    drawn = 0
     figure, axes = plt.subplots(
         len(subjects),
         _SLICES + 2,
@@ -51,16 +59,23 @@ def draw_frames(subjects: Sequence[Subject], task: Task, out: Path) -> Path:
         layout="constrained",
     )
     for row, subject in zip(axes, subjects, strict=True):
-        # Whole slices: what a crop cuts off may be what is wrong.
-        whole = replace(task, roi_size=VolumeReader(task).grid(subject).plane, resize=False)
-        volume = VolumeReader(whole).read(subject, with_label=False)
-        frame = frame_of(task, subject, volume.geometry)
-        assert frame is not None
-        draw_subject(row, volume, frame, subject.name)
-    with atomic_path(out) as path:
-        figure.savefig(path, dpi=90, facecolor="white")
+        with failures.skip(subject.name):
+            # Whole slices: what a crop cuts off may be what is wrong.
+            whole = replace(task, roi_size=VolumeReader(task).grid(subject).plane, resize=False)
+            volume = VolumeReader(whole).read(subject, with_label=False)
+            frame = frame_of(task, subject, volume.geometry)
+            assert frame is not None
+            draw_subject(row, volume, frame, subject.name)
+            drawn += 1
+            continue
+        for empty in row:
+            empty.axis("off")
+        row[0].set_title(f"{subject.name}\ncannot be read", fontsize=8)
+    if drawn:
+        with atomic_path(out) as path:
+            figure.savefig(path, dpi=90, facecolor="white")
     plt.close(figure)
-    return out
+    return out if drawn else None
 
 
 def draw_subject(row: Sequence[Axes], volume: Volume, frame: Frame, title: str) -> None:
