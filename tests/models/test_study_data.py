@@ -48,7 +48,7 @@ def test_a_scan_under_two_names_and_what_the_crop_cuts_off_are_told(root, caplog
         prepare(root, small)
         alike = [line for line in caplog.messages if "is the same image as" in line]
         assert alike and all("s0" in line and "s7" in line for line in alike)
-        assert any(f"{root}: " in line and "4 × 4" in line and "lesion" in line for line in caplog.messages)
+        assert any(f"{root}: " in line and "4 × 4 voxels" in line and "target voxels" in line for line in caplog.messages)
 
 
 def test_what_was_noted_of_a_file_is_told_again(root, caplog):
