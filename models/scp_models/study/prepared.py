@@ -69,12 +69,12 @@ def prepare_data(
             (root / "complete").touch()
     task = get_task(data.task, data.roi_size, data.task_options)
     failures = Failures(display.say)
-    found = [subject for subject in find_subjects(root, task, failures=failures) if subject.label is not None]
-    splits = divide(data, task, found, root)
+    labelled = [subject for subject in find_subjects(root, task, failures=failures) if subject.label is not None]
+    splits = divide(data, task, labelled, root)
     cache = SliceCache(out / "cache", task)
-    display.say(f"{data.name}: preprocessing {len(found)} subjects")
+    display.say(f"{data.name}: preprocessing {len(labelled)} subjects")
     subjects = []
-    for subject in found:
+    for subject in labelled:
         with failures.skip(subject.name):
             cache.prepare(subject)
             subjects.append(subject)

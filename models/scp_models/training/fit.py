@@ -115,9 +115,9 @@ class FitCLI(LightningCLI):
             return
         best = next(callback for callback in trainer.callbacks if isinstance(callback, BestCheckpoint))
         logs = [Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
-        found = next(callback for callback in trainer.callbacks if isinstance(callback, FoundClasses))
+        classes = next(callback for callback in trainer.callbacks if isinstance(callback, FoundClasses))
         losses = f"train_loss and val_loss in {logs[0] / 'metrics.csv'}" if logs else "train_loss and val_loss"
-        for line in found.warnings(self.model.task.class_names, losses):
+        for line in classes.warnings(self.model.task.class_names, losses):
             print(f"warning: {line}", file=sys.stderr)
         folder = Path(self.config["fit"]["out"]) / "checkpoints"
         checkpoints = [folder / Path(best.best_model_path).name, folder / "last.ckpt"]
