@@ -48,7 +48,8 @@ def test_a_scan_under_two_names_and_what_the_crop_cuts_off_are_told(root, caplog
         prepare(root, small)
         alike = [line for line in caplog.messages if "is the same image as" in line]
         assert alike and all("s0" in line and "s7" in line for line in alike)
-        assert any(f"{root}: " in line and "4 × 4 voxels" in line and "target voxels" in line for line in caplog.messages)
+        cut = [line for line in caplog.messages if f"{root}: the crop to 4 × 4 voxels" in line]
+        assert len(cut) == 1 and "target voxels" in cut[0]
 
 
 def test_what_was_noted_of_a_file_is_told_again(root, caplog):
