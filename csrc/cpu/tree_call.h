@@ -48,7 +48,7 @@ class TreeCall {
       : call_(call), scratch_(thread_scratch()), scope_(scratch_), maps_(call), described_(describe(backward)) {}
 
   void operator()() const {
-    // With frozen weights, W may be cached: then features only pass by it.
+    // With frozen weights, W may be cached: then the tree is not needed.
     CachedFields<T, D> cached = is_backward(described_.results) ? CachedFields<T, D>{} : look_up_fields();
     if (cached.count_ready() == maps_.count()) return stream_cached(cached);
     // The root: Phi's own matrices, and the first layer of each position map. Folding needs finite numbers.

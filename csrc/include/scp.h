@@ -53,7 +53,7 @@ struct scp_call {
   /* The first layer. The CPU backend reads it as it is, the CUDA backend as an affine function of the index. */
   const void* w1;             /* CPU: [h1, 2K] */
   const void* b1;             /* CPU: [h1] */
-  const double* positions;    /* CPU: P [G, 2K, d + 1], positions are P . (index, 1) */
+  const double* positions;    /* CPU: position matrix P [G, 2K, d + 1]: S = P . (index, 1) */
   const double* coefficients; /* CUDA: [G, h1, d + 1]: pre-activation = sum over axes c[axis]*index[axis] + c[d] */
   const void* w2;             /* [h2, h1] */
   const void* b2;             /* [h2] */

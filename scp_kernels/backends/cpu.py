@@ -163,12 +163,12 @@ class CpuBackend:
         return _abi.cannot_describe(problem)
 
     def forward(self, inputs: SCPInputs) -> Tensor:
-        features, phi, residual, bias, matrix, problem = inputs
+        features, phi, residual, bias, position_matrix, problem = inputs
         logits = torch.empty(
             (problem.batch, problem.num_classes, *problem.spatial_shape), dtype=features.dtype, device=features.device
         )
-        matrix = matrix.contiguous()
-        call = _call(features, logits, phi, residual, matrix, problem)
+        position_matrix = position_matrix.contiguous()
+        call = _call(features, logits, phi, residual, position_matrix, problem)
         if bias is not None:
             call.bias = bias.data_ptr()
         call.cache_bytes = settings().cache_bytes
@@ -178,9 +178,9 @@ class CpuBackend:
     def backward(
         self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
-        features, phi, residual, _, matrix, problem = inputs
-        matrix = matrix.contiguous()
-        call = _call(features, grad_logits, phi, residual, matrix, problem)
+        features, phi, residual, _, position_matrix, problem = inputs
+        position_matrix = position_matrix.contiguous()
+        call = _call(features, grad_logits, phi, residual, position_matrix, problem)
         grad_features = torch.empty_like(features) if needs.features else None
         if grad_features is not None:
             call.grad_features = _abi.describe_tensor(grad_features)
@@ -207,7 +207,8 @@ def settings() -> Settings:
     """
     target = os.environ.get(ISA_VARIABLE)
     if not target and (target := os.environ.get(FORMER_ISA_VARIABLE)):
-        warnings.warn(f"{FORMER_ISA_VARIABLE} is now {ISA_VARIABLE}", DeprecationWarning, stacklevel=2)
+        message = f"{FORMER_ISA_VARIABLE} is now {ISA_VARIABLE}; the old name goes in version 0.2"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
     if target and target not in ISA_TARGETS:
         raise ValueError(f"{ISA_VARIABLE}: expected one of {tuple(ISA_TARGETS)}, got {target!r}")
     method = os.environ.get(METHOD_VARIABLE) or "auto"
@@ -239,12 +240,17 @@ def _library() -> ctypes.CDLL:
 
 
 def _call(
-    features: Tensor, logits: Tensor, phi: tuple[Tensor, ...], residual: Tensor, matrix: Tensor, problem: Problem
+    features: Tensor,
+    logits: Tensor,
+    phi: tuple[Tensor, ...],
+    residual: Tensor,
+    position_matrix: Tensor,
+    problem: Problem,
 ) -> _abi.Call:
     call = _abi.inputs(features, logits, phi, residual, problem)
-    call.positions = matrix.data_ptr()
-    asked = settings()
-    call.threads, call.isa_target, call.method = torch.get_num_threads(), asked.isa_target, asked.method
+    call.positions = position_matrix.data_ptr()
+    options = settings()
+    call.threads, call.isa_target, call.method = torch.get_num_threads(), options.isa_target, options.method
     return call
 
 

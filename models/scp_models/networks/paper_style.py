@@ -13,11 +13,11 @@ _CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 class PaperStyle(nn.Module):
     """A ``FusedSCP`` as the paper describes it: positions expanded over the batch, 1×1 convolutions, W materialized.
 
-    It computes the same function (eqs. 5 to 9) with copies of the head's parameters, for whole images or for crops that
-    an affine places. Φ stays in float32 for features in half precision, whose own positions would merge pixels.
+    It computes the same function (eqs. 5 to 9) with copies of the head's parameters. Φ stays in float32 for features in
+    half precision, whose own positions would merge pixels.
 
     Args:
-        head: with a residual weight, without a scale of Φ, and with as many position axes as spatial ones.
+        head: with a residual weight, and without a scale of Φ.
 
     Raises:
         ValueError: another head.
@@ -25,8 +25,8 @@ class PaperStyle(nn.Module):
 
     def __init__(self, head: FusedSCP) -> None:
         super().__init__()
-        if head.residual is None or head.phi_scale is not None or head.position_dims != head.spatial_dims:
-            raise ValueError("head: expected the paper's form, with w_r, no scale of Φ and positions in the picture")
+        if head.residual is None or head.phi_scale is not None:
+            raise ValueError("head: expected the paper's form, with w_r and without a scale of Φ")
         self._convolution = _CONVOLUTIONS[head.spatial_dims]
         self.phi = nn.Sequential(*(self._pointwise(m) if isinstance(m, nn.Linear) else m for m in head.phi))
         self.residual = self._pointwise(head.residual)
@@ -45,12 +45,13 @@ class PaperStyle(nn.Module):
                 parameter.copy_(value.reshape(parameter.shape))
         return made
 
-    def forward(self, features: Tensor, affine: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, affine: Tensor | None = None, extent: Tensor | None = None) -> Tensor:
         """Logits ``[B, N, *spatial]`` in the features' dtype.
 
         Args:
             features: ``[B, C, *spatial]``.
-            affine: ``[B, d, d + 1]``, pixel ``(index, 1)`` of each sample to its position; None: whole images.
+            affine: ``[B, K, d + 1]``, pixel ``(index, 1)`` of each sample to its position; None: whole images.
+            extent: ``[K]``, upper ends of positions; None: the map's own sizes.
         """
         batch, channels, *shape = features.shape
         dtype = torch.promote_types(features.dtype, torch.float32)
@@ -59,11 +60,12 @@ class PaperStyle(nn.Module):
         if affine is not None:
             index = p.flatten(2)
             p = (affine[:, :, :-1].to(dtype) @ index + affine[:, :, -1:].to(dtype)).unflatten(2, shape)
-        # Plain numbers, not a tensor of sizes: copying that to a GPU would wait for it at every call.
-        far = torch.stack([size - index for size, index in zip(shape, p.unbind(1), strict=True)], 1)
+        # Plain numbers, not a tensor of the map's sizes: copying that to a GPU would wait for it at every call.
+        sizes = shape if extent is None else list(extent.unbind())
+        far = torch.stack([size - index for size, index in zip(sizes, p.unbind(1), strict=True)], 1)
         s = torch.cat([p, far], 1)
         if self.position == "centered":
-            s = torch.stack([2 * distance / size - 1 for size, distance in zip(shape * 2, s.unbind(1), strict=True)], 1)
+            s = torch.stack([2 * distance / size - 1 for size, distance in zip(sizes * 2, s.unbind(1), strict=True)], 1)
         s = s.expand(batch, *s.shape[1:]).contiguous()
         weight = self.phi(s).unflatten(1, (-1, channels))
         x = features.to(dtype)

@@ -208,10 +208,10 @@ def axes_study(seeds: int = 3) -> Study:
         tuple(range(AXES_SEED, AXES_SEED + seeds)),
         tuple(pair for data in AXIS_DATA for pair in axis_comparisons(data)),
         notes=(
-            "Tried before: the study of frames, whose phantoms, two-level networks and learning rate these are, at fewer "
-            "pixels and steps. Base B, whose scores there were about those of Base, was left out here to save time.",
-            "Nothing was changed after the first run. Order of the data sets: the reference; then heads anywhere, since "
-            "that axis needs no other.",
+            "Tried before: the study of frames, whose phantoms, two-level networks and learning rate these are, at "
+            "fewer pixels and steps. Base B, whose scores there were about those of Base, was left out to save time.",
+            "Nothing was changed after the first run. Order of the data sets: the reference; then heads anywhere, "
+            "since that axis needs no other.",
         ),
         axes=AXES,
     )
