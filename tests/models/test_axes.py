@@ -29,8 +29,8 @@ from scp_models.study.axes import (
     AXES_CONTROL,
     AXIS_DATA,
     DEPTH,
+    PATCHED_DEPTH,
     PATCHED_SIDES,
-    PATCHES,
     PLAIN_HEAD,
     PLAIN_LARGE,
     REFERENCE,
@@ -96,7 +96,7 @@ def test_every_level_changes_what_its_axis_says():
             assert len(options) == 1 and d.phantoms.seed != REFERENCE.phantoms.seed
     levels = {n.only_on: n.levels for n in study.networks}
     assert [levels[name] for name in next(a for a in AXES if a.name == "depth").levels.values()] == [2, 3, 4]
-    assert levels[PATCHES.name] == levels[DEPTH.name] == 4 and levels[REFERENCE.name] == 2
+    assert levels[PATCHED_DEPTH.name] == levels[DEPTH.name] == 4 and levels[REFERENCE.name] == 2
 
 
 def test_every_data_set_has_the_same_networks_and_comparisons():
@@ -136,7 +136,7 @@ def test_the_receptive_field_is_what_a_pixel_depends_on(levels):
 
 
 def test_axes_are_chosen_by_name():
-    assert data_of_axes(["patches"]) == {DEPTH.name, PATCHES.name}
+    assert data_of_axes(["patches"]) == {DEPTH.name, PATCHED_DEPTH.name}
     with pytest.raises(UserError, match=r"--axis: expected some of sides, .*misalignment, got 'colour'"):
         data_of_axes(["patches", "colour"])
     done = scp_models("study", "axes", "--out", "nowhere", "--axis", "colour", check=False)

@@ -61,7 +61,7 @@ class PaperStyle(nn.Module):
             index = p.flatten(2)
             p = (affine[:, :, :-1].to(dtype) @ index + affine[:, :, -1:].to(dtype)).unflatten(2, shape)
         # Plain numbers, not a tensor of the map's sizes: copying that to a GPU would wait for it at every call.
-        sizes = shape if extent is None else list(extent.unbind())
+        sizes: list[Any] = shape if extent is None else list(extent.unbind())
         far = torch.stack([size - index for size, index in zip(sizes, p.unbind(1), strict=True)], 1)
         s = torch.cat([p, far], 1)
         if self.position == "centered":

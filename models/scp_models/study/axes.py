@@ -17,11 +17,11 @@ from scp_models.study.design import Axis, Network, NetworkPair, Phantoms, Recipe
 
 AXES_SEED = 41
 TESTED_HEAD, PLAIN_HEAD, PLAIN_LARGE = "SCP", "Base", "Base, four times the size"
-COORDCONV, AXES_CONTROL, SLICE_BORDERS = "Base F", "SCP, constant position", "SCP, slice borders"
+POSITIONED_BASE, AXES_CONTROL, SLICE_BORDERS = "Base F", "SCP, constant position", "SCP, slice borders"
 AXIS_NETWORKS = (
     Network(PLAIN_HEAD, "base"),
     Network(PLAIN_LARGE, "base", capacity=256),  # twice the widths: four times the parameters and multiply-adds
-    Network(COORDCONV, "base_f", "foreground"),
+    Network(POSITIONED_BASE, "base_f", "foreground"),
     Network(AXES_CONTROL, "scp", "foreground", constant_position=True),
     Network(TESTED_HEAD, "scp", "foreground"),
 )
@@ -96,7 +96,7 @@ HEADS_ANYWHERE = _blobs(
     "heads lie anywhere in the field of view",
     pose=True,
 )
-PATCHES = replace(DEPTH, name="Patches, four levels", patch=_PATCH)
+PATCHED_DEPTH = replace(DEPTH, name="Patches, four levels", patch=_PATCH)
 SIDES = StudyData(
     "Left and right, two levels",
     "Pairs of blobs of one contrast, in either hemisphere; left and right are two classes. Scores are means over both.",
@@ -112,11 +112,11 @@ PATCHED_SIDES = replace(SIDES, name="Left and right, patches", patch=_PATCH)
 
 LEVELS_OF = {
     SOME_DEPTH.name: SOME_LEVELS,
-    **{data.name: MANY_LEVELS for data in (DEPTH, PATCHES, DEEP_SIDES, PATCHED_SIDES)},
+    **{data.name: MANY_LEVELS for data in (DEPTH, PATCHED_DEPTH, DEEP_SIDES, PATCHED_SIDES)},
 }
 """Of the networks; two where a data set is not named."""
 AXIS_DATA = (
-    REFERENCE, SIDES, DEEP_SIDES, PATCHED_SIDES, MOSTLY_PLACE, NO_PLACE, DEPTH, PATCHES, SOME_DEPTH, FEW_SUBJECTS,
+    REFERENCE, SIDES, DEEP_SIDES, PATCHED_SIDES, MOSTLY_PLACE, NO_PLACE, DEPTH, PATCHED_DEPTH, SOME_DEPTH, FEW_SUBJECTS,
     SOME_SUBJECTS, DIM_LOOKALIKES, NO_LOOKALIKES, HEADS_ANYWHERE,
 )  # fmt: skip
 """In the order in which they are run."""
@@ -157,7 +157,7 @@ AXES = (
         "Training on patches",
         f"Networks of {MANY_LEVELS} levels, trained on whole slices or on patches of {_PATCH[0]} × {_PATCH[1]} pixels, "
         "as many pixels per step; tested on whole slices.",
-        {"whole slices": DEPTH.name, "patches": PATCHES.name},
+        {"whole slices": DEPTH.name, "patches": PATCHED_DEPTH.name},
     ),
     Axis(
         "subjects",

@@ -9,10 +9,10 @@ from scp_models.study.advice import sentences_of
 from scp_models.study.analysis import Difference, of_network, spread, thresholds
 from scp_models.study.axes import PLAIN_HEAD, TESTED_HEAD
 from scp_models.study.frames import FRAME_CONTROL
-from scp_models.study.markdown import bounds, listed, markdown, settings
+from scp_models.study.markdown import bounds, listed, markdown, pairs_text
 from scp_models.study.record import Record
 
-Rows = Mapping[str, Mapping[str, Difference]]
+PanelRows = Mapping[str, Mapping[str, Difference]]
 """Of a panel: differences by row and by series."""
 OVER_BASE = "SCP − Base"
 FRAMES_CAPTION = (
@@ -42,9 +42,9 @@ def picture_of(record: Record) -> str:
     return f"images/{record.name}.png"
 
 
-def panels(record: Record, outcomes: Sequence[Difference]) -> list[tuple[str, Rows]]:
+def panels(record: Record, outcomes: Sequence[Difference]) -> list[tuple[str, PanelRows]]:
     """SCP − Base for the picture on top: a panel per axis that is finished, or per data set with its frames."""
-    result: list[tuple[str, Rows]] = []
+    result: list[tuple[str, PanelRows]] = []
     for axis in record.axes:
         if record.is_finished(axis):
             cases = {title: of_network(outcomes, d, TESTED_HEAD, PLAIN_HEAD) for title, d in axis.levels.items()}
@@ -56,7 +56,7 @@ def panels(record: Record, outcomes: Sequence[Difference]) -> list[tuple[str, Ro
     return result
 
 
-def frame_rows(outcomes: Sequence[Difference], data: str) -> Rows:
+def frame_rows(outcomes: Sequence[Difference], data: str) -> PanelRows:
     """SCP in each frame, against Base, its control and Base F."""
     rows: dict[str, dict[str, Difference]] = {}
     for frame in FRAMES:
@@ -82,9 +82,9 @@ def _facts(record: Record) -> list[tuple[str, str]]:
             f"{length} of {recipe['batch_size']} slices, Adam {recipe['learning_rate']:g}, halved at 50, 70, 90 %",
         ),
         ("thresholds", f"{grid['number']} to choose from, {grid['lowest']:.3g} to {grid['highest']:.3g}"),
-        *((f"preset {name}", settings(preset)) for name, preset in record.content["presets"].items()),
+        *((f"preset {name}", pairs_text(preset)) for name, preset in record.content["presets"].items()),
         *(("machine", f"{m['device']}, {m['cores']} cores, {m['system']}") for m in record.content["machines"]),
-        *(("versions", settings(version)) for version in record.content["versions"]),
+        *(("versions", pairs_text(version)) for version in record.content["versions"]),
     ]
 
 

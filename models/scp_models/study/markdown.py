@@ -22,7 +22,7 @@ def widened(difference: Difference) -> str:
     return f"{signed(i.mean)}, {bounds(i.family_low, i.family_high)}"
 
 
-def settings(values: Mapping[str, object]) -> str:
+def pairs_text(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
 
