@@ -205,7 +205,7 @@ def show(options: ShowOptions) -> None:
     failures = Failures(_report)
     subjects = subjects_of(options.inputs, [], task, options.layout, failures)
     total = len(subjects) + len(failures.messages)
-    if (path := draw_frames(subjects, task, options.out, failures)) is not None:
+    for path in draw_frames(subjects, task, options.out, failures):
         typer.echo(path)
     _finish(failures, total)
 
