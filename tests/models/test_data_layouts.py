@@ -14,9 +14,9 @@ from tests.support.tiny_data import (
     affine_for,
     save,
     write_dicom,
+    write_empty_nnunet,
     write_itk,
     write_lits,
-    write_nnunet,
     write_wmh,
     write_wmh_subject,
 )
@@ -267,7 +267,7 @@ def test_dicom_folders(tmp_path):
     (only,) = find_subjects(scan, ONE)
     assert only.name == "c2_0000" and only.images == (scan,)
     assert subject_of_images([scan], ONE).images == (scan,)
-    write_nnunet(tmp_path / "nn", ("c0",))
+    write_empty_nnunet(tmp_path / "nn", ("c0",))
     assert [s.name for s in find_subjects(tmp_path / "nn", ONE)] == ["c0", "c2"]
     (tmp_path / "list.json").write_text(json.dumps({"test": ["nn/imagesTr/c2_0000"]}))
     (only,) = find_subjects(tmp_path / "list.json", ONE)
@@ -275,7 +275,7 @@ def test_dicom_folders(tmp_path):
 
 
 def test_nnunet_of_another_format_trains(tmp_path):
-    write_nnunet(tmp_path, (), ending=".mha", labels={"background": 0, "lesion": 1})
+    write_empty_nnunet(tmp_path, (), ending=".mha", labels={"background": 0, "lesion": 1})
     mask = np.zeros((12, 10, 4), np.uint8)
     mask[4:6, 4:6, 1:3] = 1
     for k in range(3):

@@ -9,7 +9,7 @@ from scp_models.data import find_subjects, get_task
 from scp_models.data.description import read_description
 from scp_models.data.splits import split_subjects
 from scp_models.errors import UserError
-from tests.support.tiny_data import affine_for, save, write_nnunet, write_wmh, write_wmh_subject
+from tests.support.tiny_data import affine_for, save, write_empty_nnunet, write_wmh, write_wmh_subject
 
 WMH, ONE = get_task("wmh"), get_task("wmh", None, {"modalities": ["MR"]})
 
@@ -36,12 +36,12 @@ def test_nnunet(tmp_path):
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_nnunet_endings(tmp_path, ending):
-    subjects = find_subjects(write_nnunet(tmp_path, ending=ending), ONE)
+    subjects = find_subjects(write_empty_nnunet(tmp_path, ending=ending), ONE)
     assert [(s.name, s.label.name) for s in subjects] == [("c0", f"c0{ending}"), ("c1", f"c1{ending}")]
 
 
 def test_what_is_no_case(tmp_path, caplog):
-    write_nnunet(tmp_path)
+    write_empty_nnunet(tmp_path)
     for folder in ("imagesTr", "labelsTr"):
         for name in ("._c0_0000.nii.gz", "._c7_0000.nii.gz", ".DS_Store", "Thumbs.db", "c0_0000.nii.gz.txt"):
             (tmp_path / folder / name).touch()
@@ -58,7 +58,7 @@ def test_what_is_no_case(tmp_path, caplog):
 
 
 def test_a_training_case_without_its_label_is_told(tmp_path, caplog):
-    write_nnunet(tmp_path)
+    write_empty_nnunet(tmp_path)
     (tmp_path / "labelsTr" / "c0.nii.gz").unlink()
     first, second = find_subjects(tmp_path, ONE)
     assert first.label is None and second.label is not None
@@ -70,7 +70,7 @@ def test_a_training_case_without_its_label_is_told(tmp_path, caplog):
 
 def test_volumes_that_make_no_case_are_told(tmp_path, caplog):
     """A case that is there by half or under another ending vanishes else, and its label with it."""
-    write_nnunet(tmp_path, cases=("c0", "c1", "c2", "c3"))
+    write_empty_nnunet(tmp_path, cases=("c0", "c1", "c2", "c3"))
     (tmp_path / "imagesTr" / "c1_0000.nii.gz").rename(tmp_path / "imagesTr" / "c1_0001.nii.gz")
     (tmp_path / "imagesTr" / "c2_0000.nii.gz").rename(tmp_path / "imagesTr" / "c2_0000.nii")
     (tmp_path / "labelsTr" / "c3.nii.gz").rename(tmp_path / "labelsTr" / "c3.nii")
@@ -84,14 +84,14 @@ def test_volumes_that_make_no_case_are_told(tmp_path, caplog):
         "c1.nii.gz, c2.nii.gz, c3.nii\n"
     ) in caplog.text
     caplog.clear()
-    folder = write_nnunet(tmp_path / "other") / "imagesTr"
+    folder = write_empty_nnunet(tmp_path / "other") / "imagesTr"
     (folder / "c1_0000.nii.gz").rename(folder / "c1_0000.mha")
     (tmp_path / "other" / "dataset.json").unlink()
     assert [s.name for s in find_subjects(folder, ONE)] == ["c0"] and "left out: c1_0000.mha" in caplog.text
 
 
 def test_published_parts_without_labels_are_told(tmp_path, caplog):
-    write_nnunet(tmp_path, cases=("c0", "c1", "c2", "c3"))
+    write_empty_nnunet(tmp_path, cases=("c0", "c1", "c2", "c3"))
     (tmp_path / "imagesTs").mkdir()
     for case in ("d0", "d1"):
         (tmp_path / "imagesTs" / f"{case}_0000.nii.gz").touch()
@@ -125,7 +125,7 @@ def test_a_datalist_of_images_that_are_called_like_channels(tmp_path, name, wher
 
 def test_nnunets_first_version_lists_images_without_their_channel(tmp_path):
     entries = [{"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"} for case in ("c0", "c1")]
-    subjects = find_subjects(write_nnunet(tmp_path, training=entries), ONE)
+    subjects = find_subjects(write_empty_nnunet(tmp_path, training=entries), ONE)
     assert [(s.name, s.images[0].name) for s in subjects] == [("c0", "c0_0000.nii.gz"), ("c1", "c1_0000.nii.gz")]
 
 
@@ -139,7 +139,7 @@ def test_a_folder_of_images_of_any_name_has_no_labels(tmp_path, folder):
 
 def test_nnunet_lists_its_cases(tmp_path, monkeypatch):
     """Version 2's key ``dataset``: names of their own, files anywhere."""
-    write_nnunet(tmp_path / "elsewhere")
+    write_empty_nnunet(tmp_path / "elsewhere")
     monkeypatch.setenv("SCANS", "elsewhere/imagesTr")
     cases = {
         "left": {"images": ["$SCANS/c0_0000.nii.gz"], "label": "elsewhere/labelsTr/c0.nii.gz"},
@@ -162,14 +162,14 @@ def test_nnunet_lists_its_cases(tmp_path, monkeypatch):
 
 
 def test_channel_names_that_are_no_numbers(tmp_path, caplog):
-    assert read_description(write_nnunet(tmp_path, channel_names=["MR"])).channels == ("MR",)
+    assert read_description(write_empty_nnunet(tmp_path, channel_names=["MR"])).channels == ("MR",)
     assert [s.name for s in find_subjects(tmp_path, ONE)] == ["c0", "c1"]
     for names in ({"first": "MR"}, "MR", [1]):
-        description = read_description(write_nnunet(tmp_path, channel_names=names))
+        description = read_description(write_empty_nnunet(tmp_path, channel_names=names))
         assert description.channels == () and description.foreground == {"lesion": (3,)}
         assert f"dataset.json: channel_names cannot be read ({json.dumps(names)})" in caplog.text
         with pytest.raises(UserError, match=r"dataset.json: expected 'channel_names' by number"):
             find_subjects(tmp_path, ONE)
-    description = read_description(write_nnunet(tmp_path, labels=["lesion"]))
+    description = read_description(write_empty_nnunet(tmp_path, labels=["lesion"]))
     assert description.channels == ("MR",) and description.labels == {}
     assert 'dataset.json: labels cannot be read (["lesion"])' in caplog.text

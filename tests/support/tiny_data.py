@@ -129,7 +129,7 @@ def write_decathlon(root: Path, subjects: int, shape=(20, 24, 6)) -> Path:
     return root
 
 
-def write_nnunet(root: Path, cases=("c0", "c1"), ending: str = ".nii.gz", **description) -> Path:
+def write_empty_nnunet(root: Path, cases=("c0", "c1"), ending: str = ".nii.gz", **description) -> Path:
     """Empty files in nnU-Net's layout, one channel."""
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True, exist_ok=True)
