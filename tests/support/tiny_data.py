@@ -129,6 +129,18 @@ def write_decathlon(root: Path, subjects: int, shape=(20, 24, 6)) -> Path:
     return root
 
 
+def write_empty_nnunet(root: Path, cases=("c0", "c1"), ending: str = ".nii.gz", **description) -> Path:
+    """Empty files in nnU-Net's layout, one channel."""
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        (root / "imagesTr" / f"{case}_0000{ending}").touch()
+        (root / "labelsTr" / f"{case}{ending}").touch()
+    content = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "lesion": 3}, "file_ending": ending}
+    (root / "dataset.json").write_text(json.dumps({**content, **description}))
+    return root
+
+
 def write_classes(
     root: Path, subjects: int = 6, values: tuple[int, ...] = (1, 2, 300), shape=(20, 24, 6), layout: str = "nnunet"
 ) -> Path:

@@ -20,7 +20,7 @@ from scp_models.data.geometry import LPS_TO_RAS, coordinate_channels, turned_sha
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import FOREGROUND, FRAMES, MNI_BOX, SLICE_FRAME, TRANSFORM_ENDINGS
 from scp_models.data.transforms import read_transform, transform_path
-from scp_models.data.volume_files import volume_stem
+from scp_models.data.volume_files import millimetres_per_unit, volume_stem
 from scp_models.notes import note
 
 Data = Mapping[Hashable, Any]
@@ -36,7 +36,8 @@ class AddCoordinatesd(MapTransform, InvertibleTransform):
     transforms from there on, with ``mode="bilinear"``. ``ConcatItemsd([image, name], image)`` at the end makes the
     input of a :class:`scp_models.networks.PositionedNetwork`; intensities are augmented before that.
 
-    The inverse takes the channels out of the dictionary.
+    An affine is in the unit that the header of its NIfTI file says, mm unless it says one. The inverse takes the
+    channels out of the dictionary.
 
     Args:
         keys: of the image whose affine and foreground count; one.
@@ -101,7 +102,7 @@ class AddCoordinatesd(MapTransform, InvertibleTransform):
             raise ValueError(f"{self.keys[0]}: expected {expected}, got {list(image.shape)}")
         if self.frame == SLICE_FRAME:
             return np.diag([1.0, 1.0, 1.0])[:2] / np.array(image.shape[1:])[:, None]
-        affine = np.asarray(image.affine, dtype=np.float64)
+        affine = _millimetres(image) @ np.asarray(image.affine, dtype=np.float64)
         if str(image.meta.get("space")) == str(SpaceKeys.LPS):
             affine = LPS_TO_RAS @ affine
         frame = self._frame(data, image, affine)
@@ -127,6 +128,15 @@ class AddCoordinatesd(MapTransform, InvertibleTransform):
         subject = Subject(volume_stem(path), (path,), None)
         to_template = np.linalg.inv(read_transform(transform_path(self.frame, subject))).astype(np.float64)
         return box_frame(self.frame_box, to_template)
+
+
+def _millimetres(image: MetaTensor) -> NDArray[np.float64]:
+    """``[4, 4]``: from the unit of the image's affine to mm. MONAI's reader of NIfTI keeps the header's unit; others
+    say none, and ITK's, which says it as text, has made it millimetres.
+    """
+    unit = image.meta.get("xyzt_units")
+    scale = 1.0 if unit is None or isinstance(unit, str) else millimetres_per_unit(int(unit))
+    return np.diag([scale, scale, scale, 1.0])
 
 
 class SplitCoordinatesd(MapTransform, InvertibleTransform):

@@ -18,7 +18,7 @@ from scp_models.data.frames import Frame, frame_of
 from scp_models.data.preprocessing import Volume, VolumeReader
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import SLICE_FRAME, Task
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
 from scp_models.files import atomic_path
 
 _EDGE, _RIGHT, _FRONT, _TOP = "#ffd23f", "#ff4d4d", "#59d86a", "#37d5e6"
@@ -30,7 +30,7 @@ _DPI = 90
 _ROWS = 24
 
 
-def draw_frames(subjects: Sequence[Subject], task: Task, out: Path) -> list[Path]:
+def draw_frames(subjects: Sequence[Subject], task: Task, out: Path, failures: Failures | None = None) -> list[Path]:
     """Draw one row per subject: whole canonical slices, and two sections across them.
 
     The box is where p is 0 and ``extent``; the arrows point to the right, front and top of the frame. Above each slice
@@ -40,22 +40,25 @@ def draw_frames(subjects: Sequence[Subject], task: Task, out: Path) -> list[Path
         subjects: to draw.
         task: how they are read, and the frame.
         out: a PNG; of more than 24 subjects there are several, numbered from 1 on: ``frames-1.png``.
+        failures: takes subjects who cannot be read, and leaves their row empty; None: the first one is an error.
 
     Returns:
-        The files.
+        The files; none of a page with nobody to draw.
 
     Raises:
         UserError: a file that cannot be read, or the frame ``slice``, which is no place in a patient.
     """
     if task.frame == SLICE_FRAME:
         raise UserError("--frame: expected image, foreground or a transform's path, got slice: it has no box")
+    failures = failures or Failures(fail_fast=True)
     pages = [subjects[first : first + _ROWS] for first in range(0, len(subjects), _ROWS)]
-    if len(pages) == 1:
-        return [_draw_page(subjects, task, out)]
-    return [_draw_page(page, task, out.with_stem(f"{out.stem}-{k}")) for k, page in enumerate(pages, 1)]
+    paths = [out if len(pages) == 1 else out.with_stem(f"{out.stem}-{k}") for k in range(1, len(pages) + 1)]
+    return [path for page, path in zip(pages, paths, strict=True) if _draw_page(page, task, path, failures)]
 
 
-def _draw_page(subjects: Sequence[Subject], task: Task, out: Path) -> Path:
+def _draw_page(subjects: Sequence[Subject], task: Task, out: Path, failures: Failures) -> bool:
+    """Draw a picture unless nobody of it can be read; whether it did."""
+    drawn = 0
     figure, axes = plt.subplots(
         len(subjects),
         _SLICES + 2,
@@ -64,16 +67,23 @@ def _draw_page(subjects: Sequence[Subject], task: Task, out: Path) -> Path:
         layout="constrained",
     )
     for row, subject in zip(axes, subjects, strict=True):
-        # Whole slices: what a crop cuts off may be what is wrong.
-        whole = replace(task, roi_size=VolumeReader(task).grid(subject).plane, resize=False)
-        volume = VolumeReader(whole).read(subject, with_label=False)
-        frame = frame_of(task, subject, volume.geometry)
-        assert frame is not None
-        draw_subject(row, volume, frame, subject.name)
-    with atomic_path(out) as path:
-        figure.savefig(path, dpi=_DPI, facecolor="white")
+        with failures.skip(subject.name):
+            # Whole slices: what a crop cuts off may be what is wrong.
+            whole = replace(task, roi_size=VolumeReader(task).grid(subject).plane, resize=False)
+            volume = VolumeReader(whole).read(subject, with_label=False)
+            frame = frame_of(task, subject, volume.geometry)
+            assert frame is not None
+            draw_subject(row, volume, frame, subject.name)
+            drawn += 1
+            continue
+        for empty in row:
+            empty.axis("off")
+        row[0].set_title(f"{subject.name}\ncannot be read", fontsize=8)
+    if drawn:
+        with atomic_path(out) as path:
+            figure.savefig(path, dpi=_DPI, facecolor="white")
     plt.close(figure)
-    return out
+    return drawn > 0
 
 
 def draw_subject(row: Sequence[Axes], volume: Volume, frame: Frame, title: str) -> None:
