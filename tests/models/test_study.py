@@ -26,12 +26,20 @@ from scp_models.study.prepared import stratified_folds
 from scp_models.study.progress import Display, duration, time_left
 from scp_models.study.record import read_record
 from scp_models.study.runner import read_result, run_study
-from scp_models.study.single import THRESHOLDS, choose_threshold
+from scp_models.study.threshold import THRESHOLDS, choose_threshold
+from tests.support.processes import environment, run_python
 from tests.support.tiny_study import tiny_study
 
-ROOT = Path(__file__).parents[2]
 REAL = Path(__file__).parents[3] / "shared" / "real" / "white_matter_lesions"
 RUNS = 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def elsewhere(tmp_path_factory):
+    """The server of the runs' processes imports from its working directory first, which else is the checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +82,7 @@ def test_a_run_says_how_it_was_made(finished):
     settings = json.loads(path.read_text())["settings"]
     assert settings["recipe"] == {
         "steps": 12, "epochs": None, "learning_rate": 4e-3, "batch_size": 6, "weight_decay": 1e-6,
+        "sampling": None,
     }  # fmt: skip
     assert settings["network"]["frame"] == "foreground" and settings["network"]["preset_values"]["logit_bias"] is True
     assert settings["data"]["phantoms"]["seed"] == 5 and settings["seed"] == 1
@@ -90,10 +99,12 @@ def test_without_a_terminal_there_is_a_line_per_run(finished):
 
 def test_killing_it_at_random_points_changes_no_figure(finished, tmp_path):
     """Phantoms, preprocessing, trainings: wherever it was, the same command goes on, and the record is the same."""
-    out, command = tmp_path / "out", [sys.executable, "-m", "tests.support.tiny_study"]
+    out = tmp_path / "out"
+    arguments = ("-m", "tests.support.tiny_study", str(out))
     rng, killed_with = random.Random(0), []
     for _ in range(3):
-        with subprocess.Popen([*command, str(out)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        command = [sys.executable, *arguments]
+        with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             # The first line is printed once the imports are done; then anything may be going on.
             process.stdout.readline()
@@ -103,7 +114,7 @@ def test_killing_it_at_random_points_changes_no_figure(finished, tmp_path):
         killed_with.append(sorted(out.rglob("run.json")))
     assert all(set(a) <= set(b) for a, b in pairwise(killed_with))
     stamps = {path: path.stat().st_mtime_ns for path in killed_with[-1]}
-    done = subprocess.run([*command, str(out)], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_python(*arguments)
     if stamps:
         assert f"{len(stamps)} finished runs are kept, {RUNS - len(stamps)} are left" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
@@ -207,14 +218,36 @@ def test_time_left_counts_work_and_not_runs():
 
 def test_the_threshold_is_that_of_the_highest_dice():
     label = np.array([[[1, 1, 0, 0, 2]]])
-    probabilities = np.array([[[0.9, 0.33, 0.31, 0.1, 0.99]]])
-    # Above 0.31 and below 0.33 nothing is wrong; the grid has no such value, 0.3 takes a false one, 0.35 loses a true.
-    assert choose_threshold([(probabilities, label)]) == pytest.approx(0.3)
-    probabilities[0, 0, 1] = 0.36
-    assert choose_threshold([(probabilities, label)]) == pytest.approx(0.35)
+    probabilities = np.array([[[0.9, 0.35, 0.33, 0.1, 0.99]]])
+    # Between 0.33 and 0.35 nothing is wrong; the grid has no such value, 0.321 takes a false one, 0.378 loses a true.
+    assert choose_threshold([(probabilities, label)]) == pytest.approx(0.321, abs=5e-4)
+    probabilities[0, 0, 1] = 0.38
+    assert choose_threshold([(probabilities, label)]) == pytest.approx(0.378, abs=5e-4)
     # Of equals the one nearest to 0.5; what is ignored does not count.
     probabilities[0, 0, 1:3] = 0.9, 0.1
     assert choose_threshold([(probabilities, label)]) == 0.5
+
+
+def test_thresholds_reach_networks_that_are_sure_of_themselves():
+    label = np.array([[[1, 1, 0, 0]]])
+    assert 0.998 < choose_threshold([(np.array([[[0.9995, 0.9992, 0.998, 0.1]]]), label)]) < 0.9992
+    assert 0.0012 < choose_threshold([(np.array([[[0.002, 0.5, 0.0012, 0.0]]]), label)]) < 0.002
+    assert THRESHOLDS[-1] > 0.999 and THRESHOLDS[0] < 0.001 and all(a < b for a, b in pairwise(THRESHOLDS))
+
+
+def test_the_threshold_is_what_trying_each_would_choose():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, (2, 6, 5, 4))
+    probabilities = (1 / (1 + np.exp(-rng.normal(2 * (label == 1), 2)))).astype(np.float32)
+    means = []
+    for threshold in THRESHOLDS:
+        scores = []
+        for p, marks in zip(probabilities, label, strict=True):
+            mask, target = (p > threshold) & (marks != 2), marks == 1
+            scores.append(2 * (mask & target).sum() / (mask.sum() + target.sum()))
+        means.append(np.mean(scores))
+    best = [t for t, mean in zip(THRESHOLDS, means, strict=True) if mean >= max(means) - 1e-12]
+    assert choose_threshold(list(zip(probabilities, label, strict=True))) == min(best, key=lambda t: abs(t - 0.5))
 
 
 def subjects(**sites: int) -> list[Subject]:
