@@ -74,7 +74,14 @@ def test_widths_that_do_not_fit():
 @pytest.mark.skipif(static_cuda.find_cuobjdump() is None, reason="needs cuobjdump")
 def test_no_kernel_spills():
     kernels = static_cuda.compiled()
-    assert {k.name for k in kernels} == {"Prepare", "FoldSupertiles", "Apply1", "Apply2", "ParameterGradients", "Collect"}
+    assert {k.name for k in kernels} == {
+        "Prepare",
+        "FoldSupertiles",
+        "Apply1",
+        "Apply2",
+        "ParameterGradients",
+        "Collect",
+    }
     assert {k.dtype for k in kernels} == {"float32", "float64"}
     for kernel in kernels:
         assert kernel.registers > 16
