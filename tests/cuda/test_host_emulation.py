@@ -220,7 +220,7 @@ def test_overflow_tiles_of_slices_of_a_volume():
 
 
 def test_a_device_older_than_the_build(host, monkeypatch):
-    monkeypatch.setattr(host, "capability", lambda device: (6, 1))
+    monkeypatch.setattr(host, "capability", lambda device: 61)
     with pytest.raises(BackendUnavailable, match=r"compute capability 6.1; the library was built from \d"):
         check(make_inputs())
 
