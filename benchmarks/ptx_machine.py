@@ -2,8 +2,8 @@
 
 Blocks of a launch run side by side, as rows of NumPy arrays whose columns are threads; a value that is the same for all
 has one row or one column. Blocks branch each for themselves; that threads of one block branch apart is not built,
-because Triton's code does not. Warps of a block run in step, which hides a missing barrier: therefore accesses to shared
-memory are checked.
+because Triton's code does not. Warps of a block run in step, which hides a missing barrier: therefore accesses to
+shared memory are checked.
 """
 
 from collections.abc import Callable, Sequence

@@ -7,8 +7,8 @@ the counts into cycles:
 - "constants": the one of :mod:`benchmarks.cycles`, with the three constants that are fitted to the CUDA kernels;
 - "latencies": ``waves · alone + passes + new bytes / bandwidth``, where "alone" is what an average block takes by
   itself (:mod:`benchmarks.ptx_timeline`), and a multiprocessor makes one pass over shared memory per cycle, for all
-  warps of all its blocks. No constant is fitted. That latencies and passes are added, as if nothing overlapped, was chosen when
-  the simulated figures were known.
+  warps of all its blocks. No constant is fitted. That latencies and passes are added, as if nothing overlapped, was
+  chosen when the simulated figures were known.
 
 Neither predicts less than what the schedulers need ("issue"). Launches cost nothing.
 """

@@ -75,3 +75,16 @@ def test_the_models_are_as_good_as_they_say():
     for name, (by_constants, by_latencies) in ratios.items():
         assert 0.7 < by_latencies < 1.3, name
         assert (0.8 < by_constants < 1.2) == name.startswith("forward"), name
+
+
+def test_the_report_sets_triton_beside_cuda(monkeypatch, capsys):
+    monkeypatch.setattr(triton_cycles.cycles, "SIMULATED_CASES", {"small": (CASE, False)})
+    triton_cycles.report_cycles({"small": 1000.0})
+    *kernels, together = (line for line in capsys.readouterr().out.splitlines() if line.startswith("small "))
+    assert len(kernels) == 9
+    sums = [sum(float(line.split()[column].replace(",", "")) for line in kernels) for column in (2, 3)]
+    *totals, by_constants, _, by_latencies, _ = together.replace(",", "").split()[2:8]
+    for total, ratio, expected in zip(totals, (by_constants, by_latencies), sums, strict=True):
+        assert float(total) == pytest.approx(expected, abs=9) and float(ratio) == pytest.approx(
+            expected / 1000, abs=0.1
+        )
