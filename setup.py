@@ -19,7 +19,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +28,7 @@ from setuptools import Command, Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
-# A build frontend runs this file with no folder of the project on the path.
-sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
-
-from build_description import (
+from csrc.build_description import (
     CSRC,
     CUDA,
     CUDA_ARCHITECTURES,

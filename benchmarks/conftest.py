@@ -13,7 +13,7 @@ from benchmarks import claims, machine
 from benchmarks.fresh import FreshProcesses
 from benchmarks.noise import NoiseMonitor, fixed_work
 from benchmarks.progress import Progress
-from benchmarks.race import Entrant, copy_bandwidth, device_times, product_rate, race, ratio, summary
+from benchmarks.race import TimedCall, copy_bandwidth, device_times, product_rate, race, ratio, summary
 from benchmarks.tables import claim_table, tables
 from tests.support.cases import LARGE, PAPER, PER_SAMPLE, SCALING, WIDTHS, Case
 
@@ -102,7 +102,7 @@ class BenchmarkSession:
         self._races = config.stash[RACES]
         self._directory: Path | None = config.getoption("--record")
 
-    def race(self, benchmark, entrants: Mapping[str, Entrant]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    def race(self, benchmark, entrants: Mapping[str, TimedCall]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         """Times the entrants round-robin; figures by name, with the ratio of each to the last one, which is ours.
 
         Ratios and shares are taken from the GPU's own clock where it timed both (``device_seconds``, without Python),

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ class FreshProcesses:
 
     def __init__(self, *preloaded: str) -> None:
         os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else a child would start processes of its own
+        # The server imports from where this process does, and not from its working directory first (Python 3.11).
+        os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(preloaded))
         self._pool = context.Pool(1, maxtasksperchild=1)

@@ -60,9 +60,11 @@ if [ "$DEVICE" = cuda ]; then
 else
     export SCP_BUILD_CUDA=0 # for every architecture, it would take minutes, and nothing here would run it
 fi
-stage "build" 120 "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --no-index --target "$SITE" .
-# Where the build failed, the checkout still has all that needs no compiler.
-export PYTHONPATH=$SITE:$PWD:$PWD/models PYTHONUNBUFFERED=1
+install=("$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --no-index --target "$SITE" .)
+stage "build" 120 "${install[@]}"
+# Where that failed, all that needs no compiler is still there.
+[ -d "$SITE/scp_models" ] || SCP_BUILD_CPU=0 SCP_BUILD_CUDA=0 stage "build without a compiler" 60 "${install[@]}"
+export PYTHONPATH=$SITE PYTHONUNBUFFERED=1
 stage "backends" 30 "$PYTHON" -m scp_kernels
 
 # Kernels are compiled as they are first called, which is what most of the checks' time goes to: several at once.

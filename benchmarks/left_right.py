@@ -16,10 +16,11 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 
 from benchmarks.machine import describe_machine
 from scp_models.nnunet.install import external_folder
-from tests.support.left_right import SHAPE, SPACING, nnunet_copy, shrink_plans, write_dataset
+from tests.support.left_right import SHAPE, SPACING, forget_what_needs_torchvision, shrink_plans, write_dataset
 
 FOLDER = Path(__file__).parent
 RUNS_FILE = FOLDER / "left_right.json"
@@ -57,8 +58,7 @@ def set_environment(folder):
     os.environ |= {"nnUNet_extTrainer": trainers, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
     os.environ |= {"LEFT_RIGHT_EPOCHS": str(EPOCHS), "LEFT_RIGHT_STEPS": str(STEPS_PER_EPOCH), "OMP_NUM_THREADS": "1"}
     os.environ["LEFT_RIGHT_LOG"] = str(folder / "log.txt")
-    os.environ["PYTHONPATH"] = nnunet_copy(folder / "site")["PYTHONPATH"]
-    sys.path.insert(0, str(folder / "site"))
+    forget_what_needs_torchvision(pytest.MonkeyPatch())  # for good
 
 
 def prepare(folder, seed):

@@ -53,7 +53,10 @@ def slug(machine: dict[str, Any]) -> str:
 
 
 def record(path: Path, described: dict[str, Any], races: dict[str, dict[str, Any]]) -> None:
-    """Adds races to a results file; figures of another machine or of other versions are dropped, never mixed in."""
+    """Adds races to a results file; figures of another machine or of other versions are dropped, never mixed in.
+
+    In the file a race's entrants are called ``subjects``, as in records of earlier versions.
+    """
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if results.get("machine") != described:
         results = {"machine": described, "races": {}}
@@ -87,7 +90,7 @@ def keep_freed_memory() -> None:
     """Let this process keep what is freed, as far as its C library can be told (glibc).
 
     A large array comes else from the system on every call, and goes back to it: its page faults, a microsecond each,
-    can take longer than the call, and come and go with what else the process has done. All subjects gain by this.
+    can take longer than the call, and come and go with what else the process has done. All entrants gain by this.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

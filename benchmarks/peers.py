@@ -1,12 +1,14 @@
 """What the operator is measured against: the same head as others write it, and the plain head that it replaces.
 
-Every subject is a module from features to logits whose parameters come in the order of Φ's six tensors and w_r, so that
+Every entrant is a module from features to logits whose parameters come in the order of Φ's six tensors and w_r, so that
 all are checked and driven alike.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,8 @@ COMPILED, PRECOMPUTED, COORDCONV = "torch.compile", "W precomputed", "CoordConv"
 OTHER_FUNCTIONS = (PLAIN, PRODUCT, COORDCONV)
 """What computes another, smaller function: checked against its own float64, and no measure of what Φ costs."""
 FROZEN = ", frozen"
+ONE_MAP = ", one map"
+"""Ours at one sample after another with the map of each, where every sample has its own."""
 
 
 def fused(inputs: Inputs, backend: str) -> FusedSCP:
@@ -33,6 +37,7 @@ def fused(inputs: Inputs, backend: str) -> FusedSCP:
         classes,
         (len(inputs.phi[1]), len(inputs.phi[3])),
         spatial_dims=inputs.features.ndim - 2,
+        position_dims=inputs.phi[0].shape[1] // 2,
         backend=backend,
         device=inputs.features.device,
     )
@@ -77,18 +82,19 @@ class PaperStyle(nn.Module):
         self.bias = head.bias
         self.position = head.position
 
-    def forward(self, features: Tensor, affine: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, affine: Tensor | None = None, extent: Tensor | None = None) -> Tensor:
         batch, channels, *shape = features.shape
         axes = [torch.arange(size, dtype=torch.float32, device=features.device) for size in shape]
         p = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]  # [1, d, *shape]
         if affine is not None:
             index = p.flatten(2)
-            p = (affine[:, :, :-1].float() @ index + affine[:, :, -1:].float()).unflatten(2, shape)  # [B, d, *shape]
-        # Plain numbers, not a tensor of sizes: copying that to a GPU would wait for it at every call.
-        far = torch.stack([size - index for size, index in zip(shape, p.unbind(1), strict=True)], 1)
+            p = (affine[:, :, :-1].float() @ index + affine[:, :, -1:].float()).unflatten(2, shape)  # [B, K, *shape]
+        # Plain numbers, not a tensor of the map's sizes: copying that to a GPU would wait for it at every call.
+        sizes = shape if extent is None else list(extent.unbind())
+        far = torch.stack([size - index for size, index in zip(sizes, p.unbind(1), strict=True)], 1)
         s = torch.cat([p, far], 1)
         if self.position == "centered":
-            s = torch.stack([2 * distance / size - 1 for size, distance in zip(shape * 2, s.unbind(1), strict=True)], 1)
+            s = torch.stack([2 * distance / size - 1 for size, distance in zip(sizes * 2, s.unbind(1), strict=True)], 1)
         s = s.expand(batch, *s.shape[1:]).contiguous()
         weight = self.phi(s).unflatten(1, (-1, channels))
         x = features.float()
@@ -101,12 +107,15 @@ class PaperStyle(nn.Module):
 class CoordConv(nn.Module):
     """A 1×1 convolution of the features and their positions as channels: the plain way to tell a head where it is."""
 
-    def __init__(self, channels: int, classes: int, device: torch.device) -> None:
+    def __init__(self, channels: int, classes: int, position_dims: int, device: torch.device) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(channels + 4, classes, 1, bias=False, device=device)
+        self.position_dims = position_dims
+        self.convolution = nn.Conv2d(channels + 2 * position_dims, classes, 1, bias=False, device=device)
 
-    def forward(self, features: Tensor, affine: Tensor | None = None) -> Tensor:
-        places = position_channels(features, position="centered", affine=affine)
+    def forward(self, features: Tensor, affine: Tensor, extent: Tensor | None = None) -> Tensor:
+        places = position_channels(
+            features, position="centered", position_dims=self.position_dims, affine=affine, extent=extent
+        )
         return self.convolution(torch.cat([features, places], 1))
 
 
@@ -123,8 +132,8 @@ class Precomputed(nn.Module):
 
 
 @dataclass
-class Peer:
-    """One thing that is timed."""
+class Entrant:
+    """A head that is timed: ours, or a peer."""
 
     module: nn.Module
     ours: bool = False
@@ -132,6 +141,8 @@ class Peer:
     """Called before each call, outside of the time."""
     positions: dict[str, Tensor] = field(default_factory=dict)
     """Position arguments of the module, if it takes any."""
+    one_by_one: bool = False
+    """Each call takes the next sample of the batch, alone."""
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -151,7 +162,7 @@ def weights_changed(head: nn.Module) -> Callable[[], None]:
 
 def peers_of(
     case: Case, inputs: Inputs, step: str, *, compiled: bool = True, only: str | None = None
-) -> dict[str, Peer]:
+) -> dict[str, Entrant]:
     """Everything that is timed in one run, by name, ours last; all but ``OTHER_FUNCTIONS`` compute the same function.
 
     Args:
@@ -161,77 +172,96 @@ def peers_of(
         only: make this one and no other.
     """
     device = inputs.features.device
-    affine = case.affine(device)
-    positions = {} if affine is None else {"affine": affine}
+    positions = case.positions(device)
 
-    def plain() -> Peer:
+    def plain() -> Entrant:
         convolution = CONVOLUTIONS[len(case.shape)](case.channels, 1, 1, bias=False, device=device, dtype=case.dtype)
         convolution.weight.data.copy_(inputs.residual.reshape(convolution.weight.shape))
-        return Peer(convolution)
+        return Entrant(convolution)
 
-    def compile_reference() -> Peer:
+    def compile_reference() -> Entrant:
         torch._dynamo.reset()  # it refuses the ninth specialisation of one function
-        return Peer(torch.compile(fused(inputs, "reference"), dynamic=False), positions=positions)
+        return Entrant(torch.compile(fused(inputs, "reference"), dynamic=False), positions=positions)
 
-    def changing(name: str) -> Peer:
+    def changing(name: str, one_by_one: bool = False) -> Entrant:
         head = fused(inputs, name)
-        return Peer(head, ours=True, prepare=weights_changed(head), positions=positions)
+        return Entrant(head, ours=True, prepare=weights_changed(head), positions=positions, one_by_one=one_by_one)
 
-    makers: dict[str, Callable[[], Peer]] = {
+    makers: dict[str, Callable[[], Entrant]] = {
         PLAIN: plain,
-        PRODUCT: lambda: Peer(PlainProduct(inputs.residual.to(case.dtype, copy=True))),
-        PAPER_STYLE: lambda: Peer(PaperStyle(fused(inputs, "reference")), positions=positions),
-        BATCH_SHARED: lambda: Peer(fused(inputs, "reference"), positions=positions),
+        PRODUCT: lambda: Entrant(PlainProduct(inputs.residual.to(case.dtype, copy=True))),
+        PAPER_STYLE: lambda: Entrant(PaperStyle(fused(inputs, "reference")), positions=positions),
+        BATCH_SHARED: lambda: Entrant(fused(inputs, "reference"), positions=positions),
     }
     if case.per_sample:
-        makers[COORDCONV] = lambda: Peer(CoordConv(case.channels, 1, device), positions=positions)
+        makers[COORDCONV] = lambda: Entrant(
+            CoordConv(case.channels, 1, case.problem().position_dims, device), positions=positions
+        )
     if compiled:
         makers[COMPILED] = compile_reference
     if step == "forward" and not case.per_sample:
-        makers[PRECOMPUTED] = lambda: Peer(Precomputed(fused(inputs, "reference"), case.shape))
+        makers[PRECOMPUTED] = lambda: Entrant(Precomputed(fused(inputs, "reference"), case.shape))
     for name in reversed(case.backends(device)):
         if step == "forward" and name == "cpu":
-            makers[name + FROZEN] = lambda: Peer(fused(inputs, "cpu"), ours=True, positions=positions)
+            makers[name + FROZEN] = lambda: Entrant(fused(inputs, "cpu"), ours=True, positions=positions)
+        if case.per_sample:
+            makers[name + ONE_MAP] = partial(changing, name, one_by_one=True)
         makers[name] = partial(changing, name)
     return {name: make() for name, make in makers.items() if only in (None, name)}
 
 
-def call(subject: Peer, inputs: Inputs, step: str) -> Callable[[], object]:
+def call(entrant: Entrant, inputs: Inputs, step: str) -> Callable[[], Any]:
     """What is timed: a forward with gradients off, or a forward and the gradients of features and parameters."""
-    module = subject.module
+    if not entrant.one_by_one:
+        return _call(entrant, entrant.positions, inputs.features, inputs.grad_logits, step)
+    samples = []
+    for k in range(len(inputs.features)):
+        positions = {name: value[k] if name == "affine" else value for name, value in entrant.positions.items()}
+        features, grad_logits = (t[k : k + 1].clone() for t in (inputs.features, inputs.grad_logits))
+        samples.append(_call(entrant, positions, features, grad_logits, step))
+    turns = itertools.cycle(samples)
+    return lambda: next(turns)()
+
+
+def _call(
+    entrant: Entrant, positions: dict[str, Tensor], features: Tensor, grad_logits: Tensor, step: str
+) -> Callable[[], Any]:
+    module = entrant.module
     if step == "forward":
-        return torch.no_grad()(lambda: module(inputs.features, **subject.positions))
-    leaves = (inputs.features.detach().requires_grad_(), *subject.parameters)
-    return lambda: torch.autograd.grad(module(leaves[0], **subject.positions), leaves, inputs.grad_logits)
+        return torch.no_grad()(lambda: module(features, **positions))
+    leaves = (features.detach().requires_grad_(), *entrant.parameters)
+    return lambda: torch.autograd.grad(module(leaves[0], **positions), leaves, grad_logits)
 
 
 def resident_bytes_of_call(case: Case, step: str, name: str) -> int | None:
     """Growth of a fresh process's resident memory at the peak of one call, in bytes (CPU)."""
     inputs = case.inputs()
-    subject = peers_of(case, inputs, step, only=name)[name]
+    entrant = peers_of(case, inputs, step, only=name)[name]
     # A small call loads the code. These two know one size only.
     small = inputs if name in (COMPILED, PRECOMPUTED) else replace(case, shape=(24,) * len(case.shape)).inputs()
-    call(subject, small, step)()
-    return resident_growth(call(subject, inputs, step))
+    call(entrant, small, step)()
+    return resident_growth(call(entrant, inputs, step))
 
 
-def call_macs(name: str, subject: Peer, case: Case, inputs: Inputs, step: str) -> int:
+def call_macs(name: str, entrant: Entrant, case: Case, inputs: Inputs, step: str) -> int:
     """Multiply-adds that one call executes."""
     problem = case.problem(inputs.features.device)
     product = problem.product_macs * (3 if step == "training" else 1)  # Y; the gradients of X and of W
     if name in (PLAIN, PRODUCT, PRECOMPUTED):
         return product
-    if name == COORDCONV:  # four more channels, and no gradient of these
-        positions = 4 * case.batch * problem.pixels
+    if name == COORDCONV:  # 2K more channels, and no gradient of these
+        positions = 2 * problem.position_dims * case.batch * problem.pixels
         return product + (2 * positions if step == "training" else positions)
     if name in (PAPER_STYLE, BATCH_SHARED, COMPILED):
         phi = problem.phi_macs
         if step == "training":  # every layer's gradients of weights and of inputs, but for the positions'
-            phi = 3 * phi - problem.pixels * 2 * problem.spatial_dims * case.hidden
+            phi = 3 * phi - problem.groups * problem.pixels * 2 * problem.position_dims * case.hidden
         # Paper-style: Φ for every sample, and w_r X apart.
         return case.batch // problem.groups * phi + 2 * product if name == PAPER_STYLE else phi + product
-    if subject.prepare is not None:
-        subject.prepare()
+    if entrant.prepare is not None:
+        entrant.prepare()
+    run, calls = call(entrant, inputs, step), case.batch if entrant.one_by_one else 1
     with count_macs() as executed:
-        call(subject, inputs, step)()
-    return executed.macs + product
+        for _ in range(calls):
+            run()
+    return (executed.macs + product) // calls

@@ -43,7 +43,8 @@ def label(case: dict[str, Any]) -> str:
     """``"h 64, C 8\\nB 14, 160×224"``."""
     size = "×".join(map(str, case["shape"]))
     dtype = "" if case["dtype"] == "float32" else f"\n{case['dtype']}"
-    maps = "\none map per sample" if case.get("per_sample") else ""
+    axes = f", K {case['position_dims']}" if "position_dims" in case else ""
+    maps = f"\none map per sample{axes}" if case.get("per_sample") else ""
     return f"h {case['hidden']}, C {case['channels']}\nB {case['batch']}, {size}{dtype}{maps}"
 
 

@@ -1,7 +1,7 @@
-"""Times several subjects round-robin in one process, so that a change in the machine's speed meets all of them alike.
+"""Times several entrants round-robin in one process, so that a change in the machine's speed meets all of them alike.
 
 pytest-benchmark times one test at a time, so two tests' figures may lie minutes apart, and their ratio with them. Here
-one test is one race: pytest-benchmark times our subject through ``benchmark.pedantic``, and the ``setup`` that it
+one test is one race: pytest-benchmark times our entrant through ``benchmark.pedantic``, and the ``setup`` that it
 calls before each of its rounds times each peer once. Only public interfaces are used; the peers' figures go into
 ``extra_info``, and ratios are medians over rounds of times taken within one round.
 """
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 import torch
 
-# A call shorter than this comes after untimed ones, until caches, clocks and threads have forgotten the last subject.
+# A call shorter than this comes after untimed ones, until caches, clocks and threads have forgotten the last entrant.
 SHORT_CALL = 0.05
 WARM_SECONDS = 0.005
 FLUSH_BYTES = 256 * 2**20  # above any GPU's L2
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """A call to be timed. ``prepare`` runs before each call, outside of the time."""
+class TimedCall:
+    """An entrant's call. ``prepare`` runs before each call, outside of the time."""
 
     call: Callable[[], object]
     prepare: Callable[[], None] | None = None
@@ -39,7 +39,7 @@ class Entrant:
 
 
 def race(
-    benchmark, entrants: Mapping[str, Entrant], *, device: str, budget: float, rounds: tuple[int, int] = (3, 50)
+    benchmark, entrants: Mapping[str, TimedCall], *, device: str, budget: float, rounds: tuple[int, int] = (3, 50)
 ) -> dict[str, list[float]]:
     """Seconds of each call of each entrant, round by round; the last entrant is the one pytest-benchmark reports.
 
@@ -66,7 +66,7 @@ def race(
             spent += entrants[name].run(synchronise)
 
     def peers_turn() -> None:
-        shuffle(peers)  # what a subject leaves behind, in caches and page tables, meets another one each round
+        shuffle(peers)  # what an entrant leaves behind, in caches and page tables, meets another one each round
         for name in peers:
             warm(name)
             times[name].append(entrants[name].run(synchronise))
@@ -86,7 +86,7 @@ def race(
     return times
 
 
-def device_times(entrants: Mapping[str, Entrant], rounds: int) -> dict[str, list[float] | str]:
+def device_times(entrants: Mapping[str, TimedCall], rounds: int) -> dict[str, list[float] | str]:
     """Seconds that the GPU works on each call, without Python: replays of CUDA graphs, round-robin, L2 flushed.
 
     An entrant that cannot be captured has the reason in the place of its times.
@@ -164,9 +164,9 @@ def product_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def _median(call: Callable[[], object], device: str, rounds: int = 9) -> float:
-    entrant = Entrant(call)
+    timed = TimedCall(call)
     synchronise = torch.cuda.synchronize if device == "cuda" else _nothing
-    return statistics.median([entrant.run(synchronise) for _ in range(rounds + 2)][2:])
+    return statistics.median([timed.run(synchronise) for _ in range(rounds + 2)][2:])
 
 
 def _nothing() -> None:

@@ -14,7 +14,9 @@ from typing import Any
 from benchmarks import claims, plots
 from benchmarks.claims import HEADINGS, percent, rows
 from benchmarks.claims import digits as short
+from benchmarks.peers import ONE_MAP
 from benchmarks.plots import Race, median_seconds, peer_names
+from benchmarks.tables import many_maps
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -33,17 +35,17 @@ Written by `python -m benchmarks.report` from the records in `benchmarks/results
 
 Without `--slow` it is meant to end within five minutes on two quiet cores, in a verdict like the one above.
 
-One race per case: all subjects are timed in turn in one process, in another order each round;
-each call is synchronised and, if it is short, preceded by untimed calls of the same subject. A ratio is the median over
-rounds of times taken within one round, so that a busy machine meets all alike; it is the subject's time over ours:
-*more than 1 means that we are faster*. Before its time counts, each subject's logits and gradients are compared with
+One race per case: all entrants are timed in turn in one process, in another order each round;
+each call is synchronised and, if it is short, preceded by untimed calls of the same entrant. A ratio is the median over
+rounds of times taken within one round, so that a busy machine meets all alike; it is the entrant's time over ours:
+*more than 1 means that we are faster*. Before its time counts, each entrant's logits and gradients are compared with
 float64: ours within the table of tolerances, the others' to show that they compute the same function. float32 is
 float32: TensorFloat-32 is off. On a GPU, times and ratios of the operator are those of the device alone (replays of a
-CUDA graph, L2 flushed; without Python), where a subject can be captured; those of networks are of the wall clock. On
+CUDA graph, L2 flushed; without Python), where an entrant can be captured; those of networks are of the wall clock. On
 a CPU the process keeps the memory that it frees (glibc): page faults of fresh memory can take longer than a call, and
 come and go with what else a process has done.
 
-| subject | what |
+| entrant | what |
 |---|---|
 | plain 1x1 | `nn.Conv2d(C, N, 1)`, which the head replaces: another, smaller function |
 | plain product | the same, by `torch.matmul`; how far both are from what a CPU can do, a plain copy tells |
@@ -54,8 +56,12 @@ come and go with what else a process has done.
 | W precomputed | weights that never change: W kept as a tensor, `(W * X).sum(1)` in PyTorch |
 | cpu, cuda, triton | ours; the weights change before each call, as in training |
 | cpu, frozen | ours in inference: the same weights in each call |
+| cpu, one map | ours at one sample after another, where each has a position map of its own |
 
 *forward* is a call with gradients off; *training* is a forward and the gradients of the features and of all parameters.
+*14 maps / (14 × one map)*: in one race, our time where each of 14 samples has a position map of its own, over 14 times
+that of a call with one sample and its map (batch 1, the samples in turn). Below 1, what samples share outweighs what
+they take from each other.
 """
 
 
@@ -90,7 +96,8 @@ def is_of_the_paper(case: dict[str, Any]) -> bool:
 
 def order(race: Race) -> tuple[Any, ...]:
     case = race["case"]
-    return case["dtype"], "per_sample" in case, math.prod(case["shape"]), case["hidden"], case["batch"]
+    maps = "per_sample" in case, case.get("position_dims", 0)
+    return case["dtype"], *maps, math.prod(case["shape"]), case["hidden"], case["batch"]
 
 
 class MachineChapter:
@@ -120,6 +127,7 @@ class MachineChapter:
             parts += [
                 "### The operator\n",
                 self._speed(steps),
+                self._many_maps(steps),
                 self._memory(),
                 self._operations(),
                 self._scaling(steps),
@@ -151,7 +159,7 @@ class MachineChapter:
         for step in steps:
             races = self.operator(step)
             ours = list(dict.fromkeys(race["ours"] for race in races))
-            names = [name for name in peer_names(races) if ours != [name]]
+            names = [name for name in _whole_batch(races) if ours != [name]]
             rows = []
             for race in races:
                 figure = race["subjects"][race["ours"]]
@@ -171,12 +179,26 @@ class MachineChapter:
             parts.append(link)
         return "\n".join(parts)
 
+    def _many_maps(self, steps: list[str]) -> str:
+        """What a batch with one position map per sample takes, beside its samples alone."""
+        races = [race for step in steps for race in self.operator(step) if many_maps(race) is not None]
+        parts = ["**One map per sample**: milliseconds of one sample alone and of all.\n"] if races else []
+        for batch in dict.fromkeys(race["case"]["batch"] for race in races):
+            lines = []
+            for race in (race for race in races if race["case"]["batch"] == batch):
+                times = (race["subjects"][name] for name in (race["ours"] + ONE_MAP, race["ours"]))
+                cells = (milliseconds(median_seconds(figure)) for figure in times)
+                lines.append([case_name(race["case"]), race["step"], *cells, short(many_maps(race) or 0.0)])
+            headings = ["case", "step", "one map", f"{batch} maps", f"{batch} maps / ({batch} × one map)"]
+            parts.append(markdown_table(headings, lines))
+        return "\n".join(parts)
+
     def _memory(self) -> str:
         """Bytes kept for backward and at the peak of a training step."""
         races = self.operator("training")
         if not races:
             return ""
-        names = peer_names(races)
+        names = _whole_batch(races)
         on_gpu = self.machine["kind"] == "cuda"
         peak = (
             "allocated at the peak above inputs and parameters" if on_gpu else "growth of a fresh process at its peak"
@@ -300,6 +322,11 @@ class MachineChapter:
             plots.figure_6({titles[key]: {name: ratios[name][key] for name in shown} for key in keys}, path)
             parts.append(link)
         return "\n".join(parts)
+
+
+def _whole_batch(races: Iterable[Race]) -> list[str]:
+    """The subjects whose calls take all samples."""
+    return [name for name in peer_names(races) if not name.endswith(ONE_MAP)]
 
 
 def _network_order(name: str) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.claims import HEADINGS, Claim, rows
+from benchmarks.peers import ONE_MAP
 
 LEAST_WIDTH = 150  # narrower terminals wrap; figures cut off would be worse
 
@@ -29,15 +30,16 @@ def _table(name: str, race: Mapping[str, Any]) -> Table:
     caption = f"a plain copy moves {race['copy_bandwidth'] / 1e9:.1f} GB/s"
     if "nominal_macs" in race:
         caption += f"; nominal multiply-adds {count(race['nominal_macs'])}"
+    caption += many_maps_text(race)
     headings = ("", "median", "5–95 %", "GPU alone", "÷ ours", "kept", "peak", "executed", "of a copy", "error")
     lines = []
-    for subject, figure in race["subjects"].items():
+    for who, figure in race["subjects"].items():
         times = figure["seconds"]
         alone = figure.get("device_seconds")
         share = figure.get("bandwidth_share")
         errors = figure.get("errors", {})
         lines.append((
-            subject,
+            who,
             format_seconds(times["median"]),
             f"{format_seconds(times['p05'])} – {format_seconds(times['p95'])}",
             format_seconds(alone["median"]) if isinstance(alone, dict) else "",
@@ -57,6 +59,24 @@ def _table(name: str, race: Mapping[str, Any]) -> Table:
     for cells in zip(*(cells for _, cells in columns), strict=True):
         table.add_row(*cells)
     return table
+
+
+def many_maps(race: Mapping[str, Any]) -> float | None:
+    """Our time where each of B samples has a position map of its own, over B times that of one sample with its map.
+
+    None where that was not timed.
+    """
+    one = race["subjects"].get(f"{race.get('ours')}{ONE_MAP}")
+    return None if one is None else 1 / (race["case"]["batch"] * one["ratio"])
+
+
+def many_maps_text(race: Mapping[str, Any]) -> str:
+    """``"; 14 maps / (14 × one map) 0.90"``, or nothing."""
+    share = many_maps(race)
+    if share is None:
+        return ""
+    batch = race["case"]["batch"]
+    return f"; {batch} maps / ({batch} × one map) {share:.2f}"
 
 
 def claim_table(claims: Sequence[Claim], width: int = LEAST_WIDTH) -> str:
@@ -104,7 +124,7 @@ def short_table(races: Mapping[str, Mapping[str, Any]]) -> str:
         ratios = [f"{who} {f['ratio']:.2f}" for who, f in race["subjects"].items() if who != race["ours"]]
         share = f", {ours['bandwidth_share']:.0%} of a copy" if "bandwidth_share" in ours else ""
         median = format_seconds(ours[ours["clock"]]["median"])
-        lines.append(f"{name}: {race['ours']} {median}{share}; {', '.join(ratios)}")
+        lines.append(f"{name}: {race['ours']} {median}{share}; {', '.join(ratios)}{many_maps_text(race)}")
         lines += [f"    WRONG {who}: {reason.splitlines()[0]}" for who, reason in race.get("wrong", {}).items()]
     return "\n".join(lines)
 

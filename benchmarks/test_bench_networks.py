@@ -17,7 +17,7 @@ from benchmarks.networks import (
     network_macs,
     resident_bytes_of_network,
 )
-from benchmarks.race import Entrant
+from benchmarks.race import TimedCall
 from scp_models.networks.complexity import complexity_table, count_parameters
 from scp_models.study.reproduce.paper import PRINTED_MEMORY
 from tests.support.memory import cuda_peak
@@ -66,7 +66,7 @@ def test_networks(benchmark, bench_session, step: str, batch: int, wanted: Seque
     kept = {name: activation_bytes(network, x) for name, network in networks.items()} if step == "training" else {}
     steps = {name: STEPS[step](network, x) for name, network in networks.items()}
 
-    figures, noise = bench_session.race(benchmark, {name: Entrant(call) for name, call in steps.items()})
+    figures, noise = bench_session.race(benchmark, {name: TimedCall(call) for name, call in steps.items()})
     if not figures:
         return
     paper = {f"{row['model']} {row['nc']}": row for row in complexity_table()}

@@ -21,6 +21,7 @@ import torch
 import triton
 
 from benchmarks.static import STATIC_CASES
+from scp_kernels.backends import _gpu
 from scp_kernels.backends.triton import launch, offline, tables
 from scp_kernels.backends.triton.sequence import LaunchSequence
 from scp_kernels.backends.triton.tables import Configuration, TableEntry
@@ -85,7 +86,7 @@ def on_device(sequence: LaunchSequence, problem: Problem, device: torch.device) 
     given = {
         "w1": torch.empty(problem.hidden[0], 2 * d).uniform_(-bound, bound, generator=generator),
         "b1": torch.empty(problem.hidden[0]).uniform_(-bound, bound, generator=generator),
-        "matrix": position_matrix(identity_affine(d, extent.device), extent, "pixels"),
+        "position_matrix": position_matrix(identity_affine(d, extent.device), extent, "pixels"),
     }
     memory: dict[int, torch.Tensor] = {}  # of a tensor, whichever launches name it
 
@@ -159,11 +160,10 @@ def main(arguments: list[str] | None = None) -> int:
                 verdict = "fits" if fits(kernel, configuration, problem, options.capability) else "does not fit"
                 print(f"{name:8} {kernel:20} {verdict:12} {configuration}", flush=True)
             continue
-        major, minor = torch.cuda.get_device_capability()
-        timings = measure(kernel, problem, 10 * major + minor, torch.device("cuda"))
+        timings = measure(kernel, problem, _gpu.capability(), torch.device("cuda"))
         for milliseconds, configuration in timings:
             print(f"# {name:8} {kernel:20} {milliseconds:8.4f} ms  {configuration}", flush=True)
-        print(entry(kernel, timings[0][1], problem, 10 * major + minor), flush=True)
+        print(entry(kernel, timings[0][1], problem, _gpu.capability()), flush=True)
     return 0
 
 

@@ -2,7 +2,8 @@
 
 A name that the installed PyTorch lacks is listed in :data:`MISSING`, and the package takes the path that public
 interfaces allow: slower, with the same results. The dictionaries of ``nn.Module`` that subclasses may use
-(``_parameters``, ``_modules``, ``_forward_pre_hooks``) and what a tensor subclass overrides are not counted as private.
+(``_parameters``, ``_buffers``, ``_modules``, ``_forward_pre_hooks``) and what a tensor subclass overrides are not
+counted as private.
 """
 
 import pkgutil
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
@@ -152,3 +153,8 @@ def autograd_kernel(operator: Any, backward: Callable[..., Any], setup_context: 
     if _make_autograd_impl is None or _Info is None:
         return None
     return _make_autograd_impl(operator, _Info(backward, setup_context))
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` has wrapped, or the module itself. Nothing public tells."""
+    return getattr(module, "_orig_mod", module)

@@ -17,6 +17,7 @@ _OPTIONAL = ("residual", "bias")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 ArrayLike = Tensor | Sequence[Any]
+_SEQUENCES = (Sequence, nn.ParameterList)  # a tuple: PyTorch 2.8 does not trace the union of the two
 
 
 def check_features(features: Any) -> None:
@@ -60,7 +61,7 @@ def check_tensors(
     """Check X and the parameters; return Φ and w_r with their weights as matrices."""
     check_features(features)
     # What a module passes is a tuple; asking for abstract classes takes longer.
-    if (type(phi) is not tuple and not isinstance(phi, Sequence | nn.ParameterList)) or len(phi) != 6:
+    if (type(phi) is not tuple and not isinstance(phi, _SEQUENCES)) or len(phi) != 6:
         raise ValueError(f"phi: expected the six tensors (w1, b1, w2, b2, w3, b3), got {_describe(phi)}")
     tensors = (features, *phi, residual, bias)
     for name, tensor in zip(_NAMES, tensors, strict=True):
@@ -184,6 +185,12 @@ def check_alone(origin: Any, affine: Any) -> None:
         raise ValueError("origin, affine: expected at most one of the two (origin is the shorthand for a plain crop)")
 
 
+def check_without_map(origin: Any, affine: Any) -> None:
+    """Check that neither is given beside coordinate channels."""
+    if origin is not None or affine is not None:
+        raise ValueError("coordinates: expected neither origin nor affine beside them, which say the same")
+
+
 def _position(name: str, value: Any, features: Tensor, shape: tuple[int, ...]) -> Tensor:
     """``value`` as a tensor of ``shape``, or of ``[B, *shape]``: one per sample."""
     tensor = position_tensor(name, value, features.device, shape)
@@ -206,16 +213,24 @@ def position_tensor(name: str, value: Any, device: torch.device, shape: tuple[in
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise ValueError(f"{name}: positions are not differentiable, got a tensor that requires grad")
-        if value.dtype.is_complex or value.dtype == torch.bool:
-            raise TypeError(f"{name}: expected real numbers, got {value.dtype}")
+        if value.dtype not in POSITION_FLOATS:
+            _check_position_dtype(name, value.dtype)
         if value.is_meta and device.type != "meta":
             raise ValueError(f"{name}: expected on {device} as features are, got on {value.device}")
         return value.to(device=device, dtype=dtype)
-    numbers = value.tolist() if hasattr(value, "tolist") else value  # of NumPy
+    numbers = value
+    if hasattr(value, "tolist"):  # of NumPy
+        numbers = value.tolist()
+        if getattr(value, "dtype", None) == "float16":
+            raise too_few_bits(name, value.dtype)
     flat = _flat(numbers)
     if isinstance(numbers, str) or not all(isinstance(v, _NUMBERS) for v in flat):
         raise _not_numbers(name, value, shape)
     plain = [v for v in flat if not isinstance(v, Tensor)]
+    if len(plain) < len(flat):
+        for v in flat:
+            if isinstance(v, Tensor):
+                _check_position_dtype(name, v.dtype)
     if not all(v - v == 0 for v in plain):  # false for an infinity too, and no obstacle to a compiler
         raise ValueError(f"{name}: expected finite numbers, got {value}")
     if name == "extent" and not all(v > 0 for v in plain):
@@ -224,6 +239,21 @@ def position_tensor(name: str, value: Any, device: torch.device, shape: tuple[in
         return torch.tensor(numbers, device=device, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise _not_numbers(name, value, shape) from error
+
+
+POSITION_FLOATS = (torch.float64, torch.float32)
+
+
+def _check_position_dtype(name: str, dtype: torch.dtype) -> None:
+    if dtype.is_complex or dtype == torch.bool:
+        raise TypeError(f"{name}: expected real numbers, got {dtype}")
+    if dtype.is_floating_point and dtype not in POSITION_FLOATS:
+        raise too_few_bits(name, dtype)
+
+
+def too_few_bits(name: str, dtype: Any) -> TypeError:
+    """What to say of positions in half precision: 224.5 is no number of bfloat16, 2049 none of float16."""
+    return TypeError(f"{name}: expected float32 or float64 (fewer bits do not hold a pixel's position), got {dtype}")
 
 
 _NUMBERS = (int, float, Real, Tensor, torch.SymInt, torch.SymFloat)  # PyTorch 2.8 traces no union

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scp_kernels._torch_compat import in_backward
+from scp_kernels._torch_compat import in_backward, uncompiled
 from scp_kernels.checks import ArrayLike, check_alone
 from scp_kernels.placement import Placement, affine_of_input
 
@@ -95,7 +95,7 @@ def _entries_of_backward(state: HeadState) -> tuple[_Entry, ...]:
 
 class _Positioned(ContextDecorator):
     def __init__(self, network: nn.Module, arguments: dict[str, Any]) -> None:
-        self.network = getattr(network, "_orig_mod", network)  # hooks of a compiled network run outside of its graph
+        self.network = uncompiled(network)  # hooks of a compiled network run outside of its graph
         self.arguments = arguments
         self.entry: _Entry | None = None
 

@@ -14,11 +14,18 @@ import torch
 from torch import Tensor
 
 from scp_kernels._torch_compat import needs_dispatcher
-from scp_kernels.checks import ArrayLike, check_extent, position_tensor
+from scp_kernels.checks import (
+    POSITION_FLOATS,
+    ArrayLike,
+    check_extent,
+    check_without_map,
+    position_tensor,
+    too_few_bits,
+)
 from scp_kernels.positions import position_dtype
 from scp_kernels.reference import without_autocast
 
-WAYS = ("affine", "least_squares", "pixelwise")
+COORDINATES_AS = ("affine", "least_squares", "pixelwise")
 
 # Interpolation of a channel of ones gives 1 to float32 rounding (some 1e-6 after a long chain) where all that it read
 # is valid; anything else mixes the fill value into the coordinates.
@@ -54,14 +61,16 @@ def affine_of_coordinates(coordinates: Tensor, extent: ArrayLike, *, coordinates
     axes = extent.shape[-1] if extent.ndim else 0
     p, valid, extent = check_coordinates(coordinates, coordinates, coordinates_as, None, None, extent, axes)
     affine = checked_affine(p, valid, extent, tuple(coordinates.shape[2:]), coordinates_as)
-    return affine if affine.shape[0] > 1 else affine[0]
+    return affine[0] if affine.shape[0] == 1 else affine
 
 
-def checked_affine(p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tuple[int, ...], way: str) -> Tensor:
+def checked_affine(
+    p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tuple[int, ...], coordinates_as: str
+) -> Tensor:
     """:func:`read_affine`, checked: what is not affine is an error where that waits for nobody, else NaN."""
     with without_autocast(p.device):
-        affine, is_affine = read_affine(p, valid, extent, spatial_shape, way)
-        if way != "affine":
+        affine, is_affine = read_affine(p, valid, extent, spatial_shape, coordinates_as)
+        if coordinates_as != "affine":
             return affine
         if affine.device.type == "cpu" and not needs_dispatcher((affine,)) and not is_affine.all():
             raise _not_affine(is_affine)
@@ -69,22 +78,18 @@ def checked_affine(p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tupl
 
 
 def check_coordinates(
-    features: Tensor, coordinates: Any, way: str, origin: Any, affine: Any, extent: Any, position_dims: int
+    features: Tensor, coordinates: Any, coordinates_as: str, origin: Any, affine: Any, extent: Any, position_dims: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check the arguments; return positions ``[G, K, *spatial]`` (G is 1 or B), validity ``[G, *spatial]`` (bool) and
     ``extent``.
     """
-    if way not in WAYS:
-        raise ValueError(f"coordinates_as: expected one of {WAYS}, got {way!r}")
-    if origin is not None or affine is not None:
-        raise ValueError("coordinates: expected neither origin nor affine beside them, which say the same")
+    if coordinates_as not in COORDINATES_AS:
+        raise ValueError(f"coordinates_as: expected one of {COORDINATES_AS}, got {coordinates_as!r}")
+    check_without_map(origin, affine)
     if not isinstance(coordinates, Tensor):
         raise TypeError(f"coordinates: expected a tensor, got {type(coordinates).__name__}")
-    if coordinates.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"coordinates: expected float32 or float64 (fewer bits do not hold a pixel's position), "
-            f"got {coordinates.dtype}"
-        )
+    if coordinates.dtype not in POSITION_FLOATS:
+        raise too_few_bits("coordinates", coordinates.dtype)
     if coordinates.requires_grad:
         raise ValueError("coordinates: positions are not differentiable, got a tensor that requires grad")
     if hasattr(coordinates, "as_tensor"):  # MONAI's MetaTensor, whose own bookkeeping would follow every operation
@@ -112,13 +117,13 @@ def check_coordinates(
 
 
 def read_affine(
-    p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tuple[int, ...], way: str
+    p: Tensor, valid: Tensor, extent: Tensor, spatial_shape: tuple[int, ...], coordinates_as: str
 ) -> tuple[Tensor, Tensor]:
     """The affine map of positions given as a picture.
 
     A first map is guessed from medians of differences; the pixels that lie on it within a tolerance decide the map by
     least squares. So it is exact where up to half of the valid pixels do not lie on it, as happens where interpolation
-    has repeated or reflected coordinates at a border. With ``way="least_squares"`` all valid pixels decide.
+    has repeated or reflected coordinates at a border. With ``coordinates_as="least_squares"`` all valid pixels decide.
 
     Args:
         p: ``[G, K, *spatial]``, positions of the pixels.
@@ -132,6 +137,11 @@ def read_affine(
     """
     extent = extent if extent.ndim == 2 else extent[None]
     dtype, dims = position_dtype(p.device), len(spatial_shape)
+    if any(type(size) is int and size == 0 for size in spatial_shape):  # no pixels to guess from
+        middle = (extent / 2).expand(p.shape[0], -1)[:, :, None]
+        return torch.cat([middle.new_zeros(*middle.shape[:2], dims), middle], 2), p.new_ones(
+            p.shape[0], dtype=torch.bool
+        )
     tolerance = _with_axes(_AFFINE_TOLERANCE * extent, dims)
     # Indices about the middle of the map, in halves of it.
     half = torch.stack([torch.full((), 0.5 * (n - 1), dtype=dtype, device=p.device) for n in spatial_shape])
@@ -142,7 +152,7 @@ def read_affine(
     guess = torch.cat([slopes * unit, (offset + slopes @ half)[:, :, None]], 2)  # [G, K, d + 1]
     residual = _less_the_map(p, guess, axes)
     chosen = valid
-    if way == "affine":
+    if coordinates_as == "affine":
         chosen = valid & (_all_axes(residual.abs() <= tolerance) | ~_with_axes(guessed, dims))
     # Least squares on what the guess leaves: small numbers, so that nothing cancels.
     moments = _moments(chosen.to(dtype), axes, 2)  # [G, d + 1, d + 1]

@@ -4,10 +4,10 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from scp_kernels._torch_compat import constant_to_dynamo
+from scp_kernels.backends import _gpu
 from scp_kernels.backends.cpu import CpuBackend
 from scp_kernels.backends.cuda import CudaBackend
 from scp_kernels.backends.triton import TritonBackend
@@ -105,10 +105,11 @@ def select(problem: Problem, backend: str) -> str:
         backend, source = override, ENVIRONMENT_VARIABLE
     if backend == "auto":
         automatic = (name for name, b in BACKENDS.items() if b.device_type == problem.device.type)
-        able = [name for name in automatic if _reason(name, problem) is None]
-        if len(able) > 1 and (preferred := PREFERRED_ON_CAPABILITY.get(_capability(problem.device.index))) in able:
-            return preferred
-        return able[0] if able else "reference"
+        candidates = [name for name in automatic if _reason(name, problem) is None]
+        if len(candidates) > 1:
+            preferred = PREFERRED_ON_CAPABILITY.get(_capability(problem.device.index))
+            return preferred if preferred in candidates else candidates[0]
+        return candidates[0] if candidates else "reference"
     check_name(backend, source)
     if backend != "reference" and (reason := _reason(backend, problem)) is not None:
         raise BackendUnavailable(f"{source}={backend!r}: {reason}")
@@ -134,5 +135,4 @@ def _unavailable_reason(name: str) -> str | None:
 @constant_to_dynamo
 def _capability(device_index: int | None) -> int:
     """Compute capability of a CUDA device, as 75, 90, …"""
-    major, minor = torch.cuda.get_device_capability(device_index)
-    return 10 * major + minor
+    return _gpu.capability(device_index)

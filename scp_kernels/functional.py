@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from scp_kernels import coordinates as coordinate_channels
-from scp_kernels import dispatch, ops, reference
+from scp_kernels import dispatch, ops, positions, reference
 from scp_kernels._torch_compat import needs_dispatcher
 from scp_kernels.checks import ArrayLike, as_position_dims, check_features, check_position, check_tensors
-from scp_kernels.positions import POSITIONS, identity_affine, position_matrix, whole_image_matrix, whole_image_matrix_on
+from scp_kernels.positions import POSITIONS, identity_affine, whole_image_matrix, whole_image_matrix_on
 from scp_kernels.problem import Problem, problem_of
 from scp_kernels.reference import scp_reference
 
@@ -43,7 +43,8 @@ def scp(
             the last d axes run with the map's own: a slice k of a volume, cropped at (i₀, j₀), has ``(k, i₀, j₀)``.
         affine: ``[K, d + 1]`` or ``[B, K, d + 1]``: maps an index ``(i, j, 1)`` of the feature map to its index in the
             full image, for crops, flips, rotations and scalings, or to its position in any other frame. Not
-            differentiable. Excludes ``origin``.
+            differentiable. Excludes ``origin``. Tensors of positions are in float32, float64 or integers: fewer bits do
+            not hold a pixel's position.
         extent: ``[K]`` or ``[B, K]``: size of the full image in pixels; None: the feature map's own size, also where
             ``origin`` is given: for a crop, give both. On a GPU, positions given as numbers or as tensors of the host
             are copied, which waits for the device and cannot be captured in a graph; give tensors that lie there.
@@ -96,8 +97,8 @@ def scp(
         return scp_reference(features, phi, residual, bias, affine=affine, extent=extent, position=position)
     if limit is not None:
         ops.refuse(chosen, limit)
-    matrix = _position_matrix(affine, extent, problem, position, through_dispatcher)
-    arguments = (features, *phi, residual, bias, matrix, chosen)
+    position_matrix = _matrix_of_call(affine, extent, problem, position, through_dispatcher)
+    arguments = (features, *phi, residual, bias, position_matrix, chosen)
     return ops.forward(problem, *arguments, through_dispatcher=through_dispatcher)
 
 
@@ -170,7 +171,7 @@ def _check_extent(extent: ArrayLike | None) -> None:
         raise ValueError(f"extent: expected positive sizes in pixels, got {extent.tolist()}")
 
 
-def _position_matrix(
+def _matrix_of_call(
     affine: Tensor | None, extent: Tensor | None, problem: Problem, position: str, through_dispatcher: bool
 ) -> Tensor:
     """P of the call, with the defaults (identity, the map's own size) filled in."""
@@ -183,11 +184,11 @@ def _position_matrix(
     ):
         if problem.device.type == "cpu":
             return whole_image_matrix(problem.spatial_shape, position)
-        if (matrix := whole_image_matrix_on(problem.device, problem.spatial_shape, position)) is not None:
-            return matrix
+        if (kept := whole_image_matrix_on(problem.device, problem.spatial_shape, position)) is not None:
+            return kept
     if affine is None:
         affine = identity_affine(problem.spatial_dims, problem.device)
     if extent is None:
         sizes = [torch.full((), s, dtype=affine.dtype, device=affine.device) for s in problem.spatial_shape]
         extent = torch.stack(sizes)
-    return position_matrix(affine, extent, position)
+    return positions.position_matrix(affine, extent, position)

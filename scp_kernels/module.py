@@ -263,9 +263,10 @@ class FusedSCP(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # Pickles of versions without it.
+        # Pickles of versions without them.
         self._buffers.setdefault("phi_scale", None)
         self.__dict__.setdefault("_phi_scale_init", 1.0)
+        self.__dict__.setdefault("position_dims", self.spatial_dims)
         self.placement = None
         self.position_state = HeadState()
 
@@ -299,8 +300,11 @@ class FusedSCP(nn.Module):
         if features.shape[1] != self.in_channels:
             raise ValueError(f"features: expected {self.in_channels} channels, got shape {list(features.shape)}")
         placement = current_placement(self.position_state, self.placement)
-        if placement is not None and coordinates is None:
-            origin, affine, extent = placement.resolve(features, origin, affine, extent)
+        if placement is not None:
+            if coordinates is None:
+                origin, affine, extent = placement.resolve(features, origin, affine, extent)
+            elif extent is None:
+                extent = placement.extent_of_space()
         return scp(
             features,
             self._phi_tensors(),

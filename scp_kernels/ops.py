@@ -97,8 +97,8 @@ def _backward_kernel(grad_logits: Tensor, features: Tensor, *arguments: Any) -> 
     return tuple([features.new_empty(0) if gradient is None else gradient for gradient in gradients])
 
 
-def _problem_of(features: Tensor, parameters: Sequence[Tensor], matrix: Tensor) -> Problem:
-    groups = matrix.shape[0] if matrix.ndim == 3 else 1
+def _problem_of(features: Tensor, parameters: Sequence[Tensor], position_matrix: Tensor) -> Problem:
+    groups = position_matrix.shape[0] if position_matrix.ndim == 3 else 1
     return problem_of(features, parameters[0], parameters[2], parameters[6], groups)
 
 
@@ -164,17 +164,17 @@ _autograd_kernels = torch.library.Library("scp_kernels", "IMPL")  # lives as lon
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, bias, matrix, ctx.backend = inputs
+    *tensors, bias, position_matrix, ctx.backend = inputs
     ctx.problem = None
-    ctx.save_for_backward(*tensors, matrix)
+    ctx.save_for_backward(*tensors, position_matrix)
     ctx.has_bias = bias is not None
 
 
 def _differentiate(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, matrix = ctx.saved_tensors
+    *tensors, position_matrix = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:9])
     needs[8] = needs[8] and ctx.has_bias
-    arguments = (grad_logits, *tensors, matrix, ctx.backend, needs)
+    arguments = (grad_logits, *tensors, position_matrix, ctx.backend, needs)
     if "Grad" in _torch_compat.transforms():
         gradients = _TransformableBackward.apply(*arguments)
     elif ctx.problem is None or torch.is_grad_enabled() or needs_dispatcher((grad_logits,)):
@@ -194,16 +194,16 @@ def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> N
 
 def _differentiate_twice(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...]:
     """Derivatives of scp_backward, through the reference; they are differentiable again."""
-    grad_logits, features, *parameters, matrix = ctx.saved_tensors
-    s = map_indices(matrix, features.shape[2:])
+    grad_logits, features, *parameters, position_matrix = ctx.saved_tensors
+    s = map_indices(position_matrix, features.shape[2:])
 
     def logits(features: Tensor, *parameters: Tensor) -> Tensor:
         *phi, residual, bias = parameters
         return classify(features, s, phi, residual, bias)
 
     def gradients(grad_logits: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        all_of_them = torch.func.vjp(logits, *inputs)[1](grad_logits)
-        return tuple(g for g, need in zip(all_of_them, ctx.needs, strict=True) if need)
+        every_gradient = torch.func.vjp(logits, *inputs)[1](grad_logits)
+        return tuple(g for g, need in zip(every_gradient, ctx.needs, strict=True) if need)
 
     bias = parameters[0].new_zeros(parameters[-1].shape[0])  # its value has no part in any gradient
     first, vjp = torch.func.vjp(gradients, grad_logits, features, *parameters, bias)  # type: ignore[misc]
@@ -275,14 +275,14 @@ def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.flatten(0, 1)
 
 
-def _fold_matrix(matrix: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
+def _fold_matrix(position_matrix: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
     """The position matrices of the folded batch: one for all where there was one, else one per sample."""
     if dim is None:
-        return matrix if matrix.ndim == 2 else _fold(matrix, None, size)
-    matrix = matrix.movedim(dim, 0)
-    if matrix.ndim == 3:
-        matrix = matrix.unsqueeze(1).expand(size, batch, *matrix.shape[1:])
-    return matrix.flatten(0, 1)
+        return position_matrix if position_matrix.ndim == 2 else _fold(position_matrix, None, size)
+    position_matrix = position_matrix.movedim(dim, 0)
+    if position_matrix.ndim == 3:
+        position_matrix = position_matrix.unsqueeze(1).expand(size, batch, *position_matrix.shape[1:])
+    return position_matrix.flatten(0, 1)
 
 
 def _one_by_one(operator: Any, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Tensor, ...]:
@@ -306,26 +306,26 @@ def _mapped(in_dims: Sequence[Any]) -> bool:
 
 @torch.library.register_vmap("scp_kernels::scp_forward")
 def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
-    features, *parameters, matrix, backend = arguments
+    features, *parameters, position_matrix, backend = arguments
     size = info.batch_size
     if _mapped(in_dims[1:9]):  # every sample has a Φ of its own: there is nothing to share
         return _one_by_one(scp_forward, size, in_dims, arguments)[0], 0
     folded, batch = _fold(features, in_dims[0], size), _samples(features, in_dims[0])
-    matrix = _fold_matrix(matrix, in_dims[9], size, batch)
-    logits = scp_forward(folded, *parameters, matrix, backend)
+    position_matrix = _fold_matrix(position_matrix, in_dims[9], size, batch)
+    logits = scp_forward(folded, *parameters, position_matrix, backend)
     return logits.unflatten(0, (size, batch)), 0
 
 
 @torch.library.register_vmap("scp_kernels::scp_backward")
 def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-    grad_logits, features, *parameters, matrix, backend, needs = arguments
+    grad_logits, features, *parameters, position_matrix, backend, needs = arguments
     size = info.batch_size
     if _mapped(in_dims[2:9]) or any(needs[1:]):  # parameters' gradients are sums over a batch, here wanted apart
         return _one_by_one(scp_backward, size, in_dims, arguments), (0,) * len(needs)
     folded, batch = _fold(features, in_dims[1], size), _samples(features, in_dims[1])
-    matrix = _fold_matrix(matrix, in_dims[9], size, batch)
+    position_matrix = _fold_matrix(position_matrix, in_dims[9], size, batch)
     of_features, *empty = scp_backward(
-        _fold(grad_logits, in_dims[0], size), folded, *parameters, matrix, backend, needs
+        _fold(grad_logits, in_dims[0], size), folded, *parameters, position_matrix, backend, needs
     )
     if needs[0]:
         of_features = of_features.unflatten(0, (size, batch))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scp_kernels.checks import ArrayLike, check_alone, position_tensor
+from scp_kernels.checks import ArrayLike, check_alone, check_without_map, position_tensor
 from scp_kernels.coordinates import affine_of_coordinates
 from scp_kernels.positions import origin_affine, position_dtype
 
@@ -20,6 +20,7 @@ class Placement:
     the extent becomes F·extent and the map F·affine·F⁻¹, so that the whole image placed at the origin gives what no
     placement gives. Index 0 of the map is index 0 of the input, and index i is i / F. Positions with more axes than the
     map are measured in a space of their own, and keep its unit: the map becomes affine·F⁻¹, the extent stays.
+    ``coordinates`` that a call gives itself are in the unit of the extent as it is given here, on whatever grid.
 
     Args:
         origin, affine, extent: as in :func:`scp_kernels.scp`, in pixels of the input. Numbers are copied to ``device``.
@@ -76,6 +77,12 @@ class Placement:
             return self.outer.resolve(features, origin, affine, extent)
         return origin, affine, extent
 
+    def extent_of_space(self) -> Tensor | None:
+        """The extent as it was given, here or else outside: that of the space which coordinates are measured in."""
+        if self.extent is None and self.outer is not None:
+            return self.outer.extent_of_space()
+        return self.extent
+
     def _on_grid_of(self, features: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         origin, affine, extent = self.origin, self.affine, self.extent
         shape = features.shape[2:]
@@ -102,8 +109,7 @@ def affine_of_input(
     coordinates_as: str,
 ) -> Tensor:
     """The map of coordinate channels that are given in the place of ``origin`` and ``affine``."""
-    if origin is not None or affine is not None:
-        raise ValueError("coordinates: expected neither origin nor affine beside them, which say the same")
+    check_without_map(origin, affine)
     if extent is None:
         raise ValueError("extent: expected the sizes of the space that the coordinates are measured in, got none")
     return affine_of_coordinates(coordinates, extent, coordinates_as=coordinates_as)

@@ -71,7 +71,7 @@ class SCPInputs(NamedTuple):
     """w_r, ``[N, C]``."""
     bias: Tensor | None
     """β, ``[N]``; None where there is none, and in every backward pass."""
-    positions: Tensor
+    position_matrix: Tensor
     """P, ``[2K, d + 1]`` or ``[B, 2K, d + 1]`` in float64: ``S = P · (index, 1)``. With it, the first layer of Φ is
     :func:`scp_kernels.positions.first_layer_coefficients`."""
     problem: Problem

@@ -10,7 +10,8 @@ namespace scp {
 namespace SCP_NAMESPACE {
 
 // A unit with pre-activation in [lowest, highest] on a box is inactive if highest <= 0, active if lowest > 0, else
-// unstable: strictly so, that ReLU'(0) = 0 holds for kinks on pixels, and written so that a NaN bound makes it unstable.
+// unstable: strictly so, that ReLU'(0) = 0 holds for kinks on pixels, and written so that a NaN bound makes it
+// unstable.
 //
 // V is a number or a vector of them: the same formulas for one unit or several.
 
@@ -41,8 +42,8 @@ struct Affine {
   }
 };
 
-// relu(l) of an unstable unit, l in [lowest, highest], lies within `slack` of scale * l + slack: the chord from (lowest, 0)
-// to (highest, highest), lowered by half the largest gap.
+// relu(l) of an unstable unit, l in [lowest, highest], lies within `slack` of scale * l + slack: the chord from
+// (lowest, 0) to (highest, highest), lowered by half the largest gap.
 template <class V>
 struct Chord {
   V scale;

@@ -1,6 +1,6 @@
 // The weight field W of a box held in scratch, and its product with the features of many samples.
 //
-// Leaves fill W once; X is then streamed past it in long contiguous rows, whatever its dtype and strides.
+// Leaves fill W once; it is then multiplied with X in long contiguous rows, whatever the dtype and strides of X.
 #ifndef SCP_CPU_FIELD_H
 #define SCP_CPU_FIELD_H
 
@@ -150,7 +150,7 @@ inline int longest_stretch(int pixels, int N) {
   return pixels < 64 ? 64 : pixels;
 }
 
-// Pixels of the field that all samples are streamed past before the next: their W stays in the second-level cache
+// Pixels of the field that all samples are multiplied with before the next pixels: W stays in the second-level cache
 // (measured against 512 and 768 KiB, and against the whole field for each sample).
 inline int cached_stretch(int N, int C, size_t number_bytes) {
   const int stretch = longest_stretch(kForwardStretch, N);
@@ -257,6 +257,14 @@ void channel_backward(const T* const* gy, const T* const* w, const T* x, const T
 }  // namespace detail
 
 // gX[b, c] = sum_n gY[b, n] W[n, c], and the field becomes gW[n, c] = sum_b gY[b, n] X[b, c]; either only where wanted.
+//
+// Stretch by stretch, and in each channel by channel, `together` of them at once; the samples follow each other, so
+// that the order of gW's sum is fixed. For each sample:
+//   1. Read gY of the stretch, once for all its channels.
+//   2. For each channel, find x, and the x that will be wanted next, whose beginning is fetched meanwhile.
+//   3. Find where gX goes, and add up gX and gW; gW is summed in a buffer, since W is read until the last sample.
+// After the last sample:
+//   4. Write gW over W, with zeros in the padding of a row.
 template <class T, int D, bool kFeatures, bool kWeights>
 void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T, D>& gY, const Rows<T, D>& gX,
                      const Samples& samples, int N, int C, ScratchStack& scratch) {
@@ -280,6 +288,7 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
       const int channels = C - c0 < together ? C - c0 : together;
       for (int64_t s = 0; s < samples.count; ++s) {
         const int64_t b = samples.number[s];
+        // 1. gY.
         const int64_t gy_at = gY.offset(b, 0, index) + skip * gY.tensor.stride_spatial[D - 1];
         for (int n = 0; n < N; ++n)
           gy[n] = gY.read(gy_at + n * gY.tensor.stride_channel, count, gy_buffer + int64_t(n) * longest);
@@ -287,6 +296,7 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
           const T *x = nullptr, *ahead = nullptr;
           T* gx = nullptr;
           int64_t gx_at = 0;
+          // 2. x, and the next one: of the next channel, of the next sample, or of the next channels' first sample.
           if (kWeights) {
             x = X.read(X.offset(b, c0 + i, index) + skip * X.tensor.stride_spatial[D - 1], count, x_buffer);
             ahead = x;
@@ -300,6 +310,7 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
               }
             }
           }
+          // 3. gX and gW.
           if (kFeatures) {
             gx_at = gX.offset(b, c0 + i, index) + skip * gX.tensor.stride_spatial[D - 1];
             gx = gX.target(gx_at, gx_buffer);
@@ -315,6 +326,7 @@ void stream_backward(const Field<T, D>& field, const Rows<T, D>& X, const Rows<T
           if (kFeatures) gX.finish(gx, gx_at, count);
         }
       }
+      // 4. gW in the place of W.
       if (!kWeights) continue;
       for (int i = 0; i < channels; ++i) {
         for (int n = 0; n < N; ++n) {

@@ -22,8 +22,8 @@ SCP_INLINE T* take(ScratchStack& scratch, int64_t count) {
 template <class T>
 constexpr int kOverhang = kLanes<T>;
 
-// The basis functions phi on a box are 1, index - centre on each axis (the affine rows), then relu(l_u) for the unstable
-// units u of layer 1. On the whole box,
+// The basis functions phi on a box are 1, index - centre on each axis (the affine rows), then relu(l_u) for the
+// unstable units u of layer 1. On the whole box,
 //   z_k  = sum_r A2[r, k] phi_r                                          for the unstable units k of layer 2,
 //   W[n] = sum_r cf[r, n] phi_r + sum_{k unstable} W3[n, k] relu(z_k)    for every output n (w_r included).
 template <class T, int D>

@@ -72,18 +72,18 @@ bool pack_parameters(const scp_call& call, ScratchStack& scratch, PhiParameters<
   return all_finite(A2, int64_t(a2_size)) && all_finite(cf, ncp) && all_finite(W3T, int64_t(w3_size));
 }
 
-// Gradients summed over a slot's tasks: one array, so that slots are added in one loop.
+// Gradients summed over a range of tasks: one array, so that those of two ranges are added in one loop.
 template <class T>
-struct SlotSums {
+struct RangeSums {
   T* all;
   int64_t size;
   T *A2, *cf, *W3T;
 };
 
 template <class T, int D>
-SlotSums<T> make_sums(const PhiParameters<T>& params, ScratchStack& scratch) {
+RangeSums<T> make_sums(const PhiParameters<T>& params, ScratchStack& scratch) {
   constexpr int A = kAffineTerms<D>;
-  SlotSums<T> sums;
+  RangeSums<T> sums;
   const int64_t a2 = int64_t(A + params.h1) * params.h2p + kOverhang<T>, cf = int64_t(A + params.h1) * params.ncp;
   sums.size = a2 + cf + int64_t(params.h2) * params.ncp;
   sums.all = take<T>(scratch, sums.size);
@@ -94,16 +94,16 @@ SlotSums<T> make_sums(const PhiParameters<T>& params, ScratchStack& scratch) {
 }
 
 template <class T>
-void add_sums(const SlotSums<T>& from, const SlotSums<T>& to) {
+void add_sums(const RangeSums<T>& from, const RangeSums<T>& to) {
   int64_t i = 0;
   for (; i + kLanes<T> <= to.size; i += kLanes<T>) store(to.all + i, load(to.all + i) + load(from.all + i));
   for (; i < to.size; ++i) to.all[i] += from.all[i];
 }
 
-// The sums as the caller wants them (docs/tile_linear.md, the end of "Fold, backward"): gW2 = g_A2 transposed, gb2 its row 0, and
-// gb3 = gw_r = row 0 of g_cf.
+// The sums as the caller wants them (docs/tile_linear.md, the end of "Fold, backward"): gW2 = g_A2 transposed, gb2 its
+// row 0, and gb3 = gw_r = row 0 of g_cf.
 template <class T, int D>
-void write_gradients(const PhiParameters<T>& params, const SlotSums<T>& sums, const scp_call& call) {
+void write_gradients(const PhiParameters<T>& params, const RangeSums<T>& sums, const scp_call& call) {
   std::memcpy(call.grad_b2, sums.A2, size_t(params.h2) * sizeof(T));
   transpose_any(sums.A2 + int64_t(kAffineTerms<D>) * params.h2p, params.h1, params.h2, params.h2p,
                 static_cast<T*>(call.grad_w2), params.h1);

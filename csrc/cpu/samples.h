@@ -15,8 +15,8 @@ struct Samples {
   int64_t count;
 };
 
-// The distinct position maps of a call: one for the whole batch, or one per sample, of which some may be equal, byte for
-// byte: in the first layer's coefficients, or in P where its gradient is wanted.
+// The distinct position maps of a call: one for the whole batch, or one per sample, of which some may be equal, byte
+// for byte: in the first layer's coefficients, or in P where its gradient is wanted.
 class PositionMaps {
  public:
   explicit PositionMaps(const scp_call& call);

@@ -55,7 +55,7 @@ SCP_INLINE void single_sample_forward(const PhiParameters<T>& params, const Node
                                       const Block<T, 2>& next, const BasisBlock<T, 2>& basis, const Rows<T, 2>& X,
                                       const Rows<T, 2>& Y, const T* bias, int64_t b, int N, int C) {
   const BlockVectors<T> x_at = vectors_in(X, block, b), y_at = vectors_in(Y, block, b);
-  const NextRows<T> coming = next_rows(X, next, b);
+  const NextRows<T> next_x = next_rows(X, next, b);
   evaluate_basis(node, block, basis);
   const bool whole = block.valid[0] == block_extent<T, 2>(0) && block.valid[1] == block_extent<T, 2>(1);
   for (int n = 0; n < N; ++n) {
@@ -63,7 +63,7 @@ SCP_INLINE void single_sample_forward(const PhiParameters<T>& params, const Node
     for (int v = 0; v < kBlockVectors<T>; ++v) y[v] = splat(bias == nullptr ? T(0) : bias[n]);
     if (whole) {
       evaluate_weights(params, node, basis, n * C, C, [&](int c, int v, Vector<T> w) SCP_LAMBDA_INLINE {
-        coming.fetch(c, v);
+        next_x.fetch(c, v);
         y[v] = fma(w, load(X.pointer(x_at.offset[v] + c * X.tensor.stride_channel)), y[v]);
       });
       for (int v = 0; v < kBlockVectors<T>; ++v) store(Y.pointer(y_at.offset[v] + n * Y.tensor.stride_channel), y[v]);
@@ -85,11 +85,11 @@ SCP_INLINE void single_sample_backward(const PhiParameters<T>& params, const Nod
                                        T* gW) {
   constexpr int L = kLanes<T>, P = kBlockPixels;
   const BlockVectors<T> x_at = vectors_in(X, block, b), gy_at = vectors_in(gY, block, b);
-  const NextRows<T> coming = next_rows(X, next, b);
+  const NextRows<T> next_x = next_rows(X, next, b);
   evaluate_basis(node, block, basis);
   if (gX != nullptr) {
     evaluate_weights(params, node, basis, 0, params.nc, [&](int n, int v, Vector<T> w) SCP_LAMBDA_INLINE {
-      if (n < C) coming.fetch(n, v);
+      if (n < C) next_x.fetch(n, v);
       store(weights + n * P + v * L, w);
     });
   }

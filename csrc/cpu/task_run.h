@@ -10,12 +10,12 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// A task has about this many pixels, and a call at most this many tasks per position map: building the tree from the root
-// for each costs less than 2 % then, and the partition does not depend on the number of threads.
+// A task has about this many pixels, and a call at most this many tasks per position map: building the tree from the
+// root for each costs less than 2 % then, and the partition does not depend on the number of threads.
 constexpr int64_t kTaskPixels = 8192;
 constexpr int kMostTasks = 16;
-// Sums of gradients are held for at most this many groups of tasks.
-constexpr int kMostSlots = 16;
+// Sums of gradients are held for at most this many ranges of tasks.
+constexpr int kMostRanges = 16;
 
 // Boxes that the map is cut into, the same for every number of threads and every position map.
 template <class T, int D>
@@ -86,23 +86,38 @@ Node<T, D> make_root(const PhiParameters<T>& params, const Box<D>& map, const Fi
   return root;
 }
 
-// W of every position map in the weight field cache.
+// W of the position maps in the weight field cache.
 template <class T, int D>
 struct CachedFields {
-  FieldHandle handle;
-  Field<T, D> first{};  // of the first position map; no values where none is cached
-  int64_t size = 0;     // of one
+  std::vector<FieldHandle> handles;  // one per position map; none where the cache is not used
+  Field<T, D> shape{};               // of each, without values
 
-  bool held() const { return handle.field != nullptr; }
+  // Whether the map's W is that of an earlier call.
+  bool ready(int64_t map) const { return !handles.empty() && handles[size_t(map)].ready; }
+  // Whether the map's W is in the cache, or is to be written there.
+  bool held(int64_t map) const { return !handles.empty() && handles[size_t(map)].field != nullptr; }
   Field<T, D> of_map(int64_t map) const {
-    Field<T, D> field = first;
-    field.values += map * size;
+    Field<T, D> field = shape;
+    field.values = static_cast<T*>(values_of(*handles[size_t(map)].field));
     return field;
+  }
+
+  int64_t count_ready() const {
+    int64_t count = 0;
+    for (const FieldHandle& handle : handles) count += handle.ready;
+    return count;
+  }
+  // What the report says of a call.
+  int use() const {
+    bool stored = false;
+    for (const FieldHandle& handle : handles) stored |= handle.field != nullptr && !handle.ready;
+    if (stored) return SCP_FIELD_CACHE_STORED;
+    return count_ready() > 0 ? SCP_FIELD_CACHE_READ : SCP_FIELD_CACHE_UNUSED;
   }
 };
 
-// Every task of every position map, shared out to slots: each slot has its own sums of gradients, and belongs to one
-// thread at a time.
+// Every task of every position map, in ranges of tasks that follow each other: each range has its own sums of
+// gradients, and belongs to one thread at a time. Where no gradient is summed, a range is one task.
 template <class T, int D>
 class TaskRun {
  public:
@@ -115,55 +130,61 @@ class TaskRun {
         cached_(cached),
         boxes_(job.weight_path, job.map),
         all_tasks_(boxes_.count * maps.count()),
-        slots_(int(all_tasks_ < kMostSlots ? all_tasks_ : kMostSlots)),
-        sequential_(call.threads <= 1 || slots_ == 1),
+        ranges_(int(include_parameters(job.results) && all_tasks_ > kMostRanges ? kMostRanges : all_tasks_)),
+        sequential_(call.threads <= 1 || ranges_ == 1),
         moment_size_(call.hidden1 * (D + 1)),
-        counters_(take<Counters>(scratch, slots_)) {
+        counters_(take<Counters>(scratch, ranges_)) {
     if (!include_parameters(job.results)) return;
-    sums_ = take<SlotSums<T>>(scratch, slots_);
-    // One thread adds each slot to the first as it ends: the same order of additions, with two arrays.
-    for (int s = 0; s < slots_; ++s) sums_[s] = sequential_ && s > 1 ? sums_[1] : make_sums<T, D>(job.params, scratch);
+    sums_ = take<RangeSums<T>>(scratch, ranges_);
+    // One thread adds each range's sums to the first's as it ends: the same order of additions, with two arrays.
+    for (int r = 0; r < ranges_; ++r) sums_[r] = sequential_ && r > 1 ? sums_[1] : make_sums<T, D>(job.params, scratch);
     moments_ = take<double>(scratch, all_tasks_ * moment_size_);
     std::memset(moments_, 0, size_t(all_tasks_ * moment_size_) * sizeof(double));
   }
 
   void operator()() const {
-    const auto body = [](const void* self, int slot) { static_cast<const TaskRun*>(self)->run_slot(slot); };
-    parallel_for(slots_, call_.threads, body, this);
+    const auto body = [](const void* self, int range) { static_cast<const TaskRun*>(self)->run_range(range); };
+    parallel_for(ranges_, call_.threads, body, this);
     if (include_parameters(job_.results)) sum_gradients();
     report();
   }
 
  private:
-  void run_slot(int slot) const {
+  void run_range(int range) const {
     ScratchStack& scratch = thread_scratch();
     const ScratchScope scope(scratch);
     const bool parameters = include_parameters(job_.results);
-    counters_[slot] = Counters{};
-    if (parameters) std::memset(sums_[slot].all, 0, size_t(sums_[slot].size) * sizeof(T));
-    for (int64_t task = all_tasks_ * slot / slots_; task < all_tasks_ * (slot + 1) / slots_; ++task) {
+    counters_[range] = Counters{};
+    if (parameters) std::memset(sums_[range].all, 0, size_t(sums_[range].size) * sizeof(T));
+    for (int64_t task = all_tasks_ * range / ranges_; task < all_tasks_ * (range + 1) / ranges_; ++task) {
       const int64_t map = task / boxes_.count;
+      const Box<D>& box = boxes_.box[task % boxes_.count];
+      Field<T, D> field{};
+      if (cached_.held(map)) field = cached_.of_map(map);
+      if (cached_.ready(map)) {
+        stream_logits(CallTask<T, D>{job_, maps_.samples(map), &field, {}, scratch, counters_[range]},
+                      part_of(field, box));
+        continue;
+      }
       Node<T, D> root = make_root<T, D>(job_.params, job_.map, layers_, map);
       GradientSums<T> sums{};
       if (parameters) {
-        root.g_A2 = sums_[slot].A2;
-        root.g_cf = sums_[slot].cf;
-        sums.W3T = sums_[slot].W3T;
+        root.g_A2 = sums_[range].A2;
+        root.g_cf = sums_[range].cf;
+        sums.W3T = sums_[range].W3T;
         sums.moments = moments_ + task * moment_size_;
       }
-      Field<T, D> field{};
-      if (cached_.held()) field = cached_.of_map(map);
-      run_task(
-          CallTask<T, D>{job_, maps_.samples(map), cached_.held() ? &field : nullptr, sums, scratch, counters_[slot]},
-          root, boxes_.box[task % boxes_.count]);
+      run_task(CallTask<T, D>{job_, maps_.samples(map), cached_.held(map) ? &field : nullptr, sums, scratch,
+                              counters_[range]},
+               root, box);
     }
-    if (parameters && sequential_ && slot > 0) add_sums(sums_[slot], sums_[0]);
+    if (parameters && sequential_ && range > 0) add_sums(sums_[range], sums_[0]);
   }
 
-  // Sums over slots and tasks, in an order that does not depend on the number of threads, and to the caller's layouts.
+  // Sums over ranges and tasks, in an order that does not depend on the number of threads, and to the caller's layouts.
   void sum_gradients() const {
     if (!sequential_)
-      for (int s = 1; s < slots_; ++s) add_sums(sums_[s], sums_[0]);
+      for (int r = 1; r < ranges_; ++r) add_sums(sums_[r], sums_[0]);
     write_gradients<T, D>(job_.params, sums_[0], call_);
     // Of equal position maps the first has the gradient of all.
     std::memset(call_.grad_coefficients, 0, size_t(call_.groups * moment_size_) * sizeof(double));
@@ -180,7 +201,7 @@ class TaskRun {
   void report() const {
     if (call_.report == nullptr) return;
     Counters total{};
-    for (int s = 0; s < slots_; ++s) total.add(counters_[s]);
+    for (int r = 0; r < ranges_; ++r) total.add(counters_[r]);
     double* to = call_.report;
     to[SCP_REPORT_DENSE] = job_.is_dense();
     to[SCP_REPORT_NODES] = total.nodes;
@@ -193,7 +214,8 @@ class TaskRun {
     to[SCP_REPORT_BUILD_MACS] = total.build_macs;
     to[SCP_REPORT_LEAF_MACS] = total.leaf_macs;
     to[SCP_REPORT_MAPS] = double(maps_.count());
-    to[SCP_REPORT_FIELD_CACHE] = cached_.held() ? SCP_FIELD_CACHE_STORED : SCP_FIELD_CACHE_UNUSED;
+    to[SCP_REPORT_FIELD_CACHE] = cached_.use();
+    to[SCP_REPORT_MAPS_READ] = double(cached_.count_ready());
   }
 
   const scp_call& call_;
@@ -203,12 +225,12 @@ class TaskRun {
   const CachedFields<T, D>& cached_;
   const TaskBoxes<T, D> boxes_;
   const int64_t all_tasks_;
-  const int slots_;
+  const int ranges_;
   const bool sequential_;
   const int64_t moment_size_;
-  Counters* const counters_;     // one per slot
-  SlotSums<T>* sums_ = nullptr;  // one per slot, where gradients of parameters are wanted
-  double* moments_ = nullptr;    // one per task, likewise
+  Counters* const counters_;      // one per range
+  RangeSums<T>* sums_ = nullptr;  // one per range, where gradients of parameters are wanted
+  double* moments_ = nullptr;     // one per task, likewise
 };
 
 }  // namespace SCP_NAMESPACE

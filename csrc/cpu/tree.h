@@ -1,9 +1,9 @@
 // The tree of boxes: nodes from their parents, what is done at the leaves, and gradients from nodes to their parents.
 //
 // With a field, a task cuts its box until W of a part fits into one. On each part it then makes up to three passes,
-// two of them over the tree below: fill (leaves write W to the field), stream (features, logits and their gradients
-// pass by the field, which becomes gW), differentiate (leaves read gW; gradients of Phi's parameters go up the tree).
-// A single sample needs one pass over the tree, whose leaves have W and gW in registers.
+// two of them over the tree below: fill (leaves write W to the field), stream (W is multiplied with the samples, row by
+// row; in a backward pass the field becomes gW), differentiate (leaves read gW; gradients of Phi's parameters go
+// up the tree). A single sample needs one pass over the tree, whose leaves have W and gW in registers.
 #ifndef SCP_CPU_TREE_H
 #define SCP_CPU_TREE_H
 

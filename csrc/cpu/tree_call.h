@@ -48,16 +48,18 @@ class TreeCall {
       : call_(call), scratch_(thread_scratch()), scope_(scratch_), maps_(call), described_(describe(backward)) {}
 
   void operator()() const {
-    // With frozen weights, W may be cached: then features only pass by it.
-    const CachedFields<T, D> cached = is_backward(described_.results) ? CachedFields<T, D>{} : look_up_fields();
-    if (cached.handle.ready) return stream_cached(cached);
+    // With frozen weights, W may be cached: then the tree is not needed.
+    CachedFields<T, D> cached = is_backward(described_.results) ? CachedFields<T, D>{} : look_up_fields();
+    if (cached.count_ready() == maps_.count()) return stream_cached(cached);
     // The root: Phi's own matrices, and the first layer of each position map. Folding needs finite numbers.
     Job<T, D> job = described_;
     const bool finite_parameters = pack_parameters<T, D>(call_, scratch_, job.params);
     const FirstLayers layers = first_layers<T, D>(call_, maps_, scratch_);
-    job.method = finite_parameters && layers.finite ? method_of(job) : Method::kDense;
+    const bool finite = finite_parameters && layers.finite;
+    job.method = finite ? method_of(job) : Method::kDense;
+    if (!finite) cached = {};  // its fields are those of another method
     run(job, layers, cached);
-    if (!is_backward(job.results)) return admit_field(cached.handle);
+    if (!is_backward(job.results)) return admit_fields(cached.handles);
     if (lost_not_finite(job)) run(densely(job), layers, cached);
   }
 
@@ -103,11 +105,9 @@ class TreeCall {
 
   CachedFields<T, D> look_up_fields() const {
     CachedFields<T, D> cached;
-    cached.first = field_on<T, D>(described_.map);
-    cached.size = field_size(cached.first, described_.params.nc);
-    const int64_t bytes = maps_.count() * cached.size * int64_t(sizeof(T));
-    cached.handle = find_field(call_, {bytes, kVectorBytes, int64_t(described_.weight_path)});
-    if (cached.held()) cached.first.values = static_cast<T*>(values_of(*cached.handle.field));
+    cached.shape = field_on<T, D>(described_.map);
+    const int64_t bytes = field_size(cached.shape, described_.params.nc) * int64_t(sizeof(T));
+    cached.handles = find_fields(call_, {bytes, kVectorBytes, int64_t(described_.weight_path)}, maps_);
     return cached;
   }
 
@@ -133,7 +133,8 @@ class TreeCall {
     if (call_.report == nullptr) return;
     call_.report[SCP_REPORT_PIXELS] = double(maps_.count() * described_.map.pixels());
     call_.report[SCP_REPORT_MAPS] = double(maps_.count());
-    call_.report[SCP_REPORT_FIELD_CACHE] = SCP_FIELD_CACHE_READ;
+    call_.report[SCP_REPORT_FIELD_CACHE] = cached.use();
+    call_.report[SCP_REPORT_MAPS_READ] = double(cached.count_ready());
   }
 
   const scp_call& call_;

@@ -53,7 +53,7 @@ struct scp_call {
   /* The first layer. The CPU backend reads it as it is, the CUDA backend as an affine function of the index. */
   const void* w1;             /* CPU: [h1, 2K] */
   const void* b1;             /* CPU: [h1] */
-  const double* positions;    /* CPU: P [G, 2K, d + 1], positions are P . (index, 1) */
+  const double* positions;    /* CPU: position matrix P [G, 2K, d + 1]: S = P . (index, 1) */
   const double* coefficients; /* CUDA: [G, h1, d + 1]: pre-activation = sum over axes c[axis]*index[axis] + c[d] */
   const void* w2;             /* [h2, h1] */
   const void* b2;             /* [h2] */
@@ -91,10 +91,11 @@ enum scp_report {
   SCP_REPORT_LEAF_MACS,   /* and in evaluating Phi at its leaves, and in the adjoint of that */
   SCP_REPORT_MAPS,        /* distinct position maps */
   SCP_REPORT_FIELD_CACHE, /* scp_field_cache */
+  SCP_REPORT_MAPS_READ,   /* position maps whose W was read from the weight field cache */
   SCP_REPORT_SIZE = 16
 };
 
-/* What a forward did with the weight field cache. */
+/* What a forward did with the weight field cache: nothing, stored W of some position maps, or only read. */
 enum scp_field_cache { SCP_FIELD_CACHE_UNUSED = 0, SCP_FIELD_CACHE_STORED = 1, SCP_FIELD_CACHE_READ = 2 };
 
 SCP_EXPORT int scp_abi_version(void);

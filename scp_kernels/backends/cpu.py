@@ -7,6 +7,7 @@ The ISA target is the best that the machine has; the environment variable ``SCP_
 ``portable``) chooses another, for tests and comparisons. Environment variables are read once, at the first call.
 
 With frozen weights the field W is cached: from the third forward with the same parameters and positions on, it is read.
+Each position map of a batch has a field of its own, so a slice finds its field whatever others it comes with.
 Parameters are compared by content, so a cached field is never stale, and the logits are the same bit for bit. The cache
 takes at most 64 MiB, or what the environment variable ``SCP_CPU_KEEP_MB`` says; 0 turns it off.
 :func:`weight_field_cache_bytes` tells how much it holds, :func:`clear_weight_field_cache` empties it.
@@ -65,7 +66,10 @@ class CallReport:
     position_maps: int
     """Distinct position maps: samples with equal ones share one evaluation of Φ."""
     field_cache: str
-    """``"unused"``; ``"stored"``: W was evaluated and cached; ``"read"``: W is that of an earlier call."""
+    """``"stored"``: W of some position maps was evaluated and cached; else ``"read"``: that of some is of an earlier
+    call; else ``"unused"``."""
+    maps_read: int
+    """Position maps whose W is that of an earlier call."""
 
     @property
     def macs(self) -> float:
@@ -99,7 +103,8 @@ def last_report() -> CallReport:
     report, problem = _last.report, _last.problem
     if problem is None:
         raise RuntimeError("last_report: this thread has not called the CPU backend yet")
-    isa_target, dense, nodes, leaves, pixels, unstable1, unstable2, most1, most2, build, leaf, maps, cache = report[:13]
+    isa_target, dense, nodes, leaves, pixels, unstable1, unstable2, most1, most2, build, leaf = report[:11]
+    maps, cache, maps_read = report[11:14]
     scale = 1 / max(pixels, 1.0)
     per_pixel = 1 / max(maps * problem.pixels, 1.0)
     return CallReport(
@@ -116,6 +121,7 @@ def last_report() -> CallReport:
         dense_macs=problem.phi_macs / (problem.groups * problem.pixels),
         position_maps=int(maps),
         field_cache=_FIELD_CACHE[int(cache)],
+        maps_read=int(maps_read),
     )
 
 
@@ -157,12 +163,12 @@ class CpuBackend:
         return _abi.cannot_describe(problem)
 
     def forward(self, inputs: SCPInputs) -> Tensor:
-        features, phi, residual, bias, matrix, problem = inputs
+        features, phi, residual, bias, position_matrix, problem = inputs
         logits = torch.empty(
             (problem.batch, problem.num_classes, *problem.spatial_shape), dtype=features.dtype, device=features.device
         )
-        matrix = matrix.contiguous()
-        call = _call(features, logits, phi, residual, matrix, problem)
+        position_matrix = position_matrix.contiguous()
+        call = _call(features, logits, phi, residual, position_matrix, problem)
         if bias is not None:
             call.bias = bias.data_ptr()
         call.cache_bytes = settings().cache_bytes
@@ -172,9 +178,9 @@ class CpuBackend:
     def backward(
         self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
-        features, phi, residual, _, matrix, problem = inputs
-        matrix = matrix.contiguous()
-        call = _call(features, grad_logits, phi, residual, matrix, problem)
+        features, phi, residual, _, position_matrix, problem = inputs
+        position_matrix = position_matrix.contiguous()
+        call = _call(features, grad_logits, phi, residual, position_matrix, problem)
         grad_features = torch.empty_like(features) if needs.features else None
         if grad_features is not None:
             call.grad_features = _abi.describe_tensor(grad_features)
@@ -201,7 +207,8 @@ def settings() -> Settings:
     """
     target = os.environ.get(ISA_VARIABLE)
     if not target and (target := os.environ.get(FORMER_ISA_VARIABLE)):
-        warnings.warn(f"{FORMER_ISA_VARIABLE} is now {ISA_VARIABLE}", DeprecationWarning, stacklevel=2)
+        message = f"{FORMER_ISA_VARIABLE} is now {ISA_VARIABLE}; the old name goes in version 0.2"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
     if target and target not in ISA_TARGETS:
         raise ValueError(f"{ISA_VARIABLE}: expected one of {tuple(ISA_TARGETS)}, got {target!r}")
     method = os.environ.get(METHOD_VARIABLE) or "auto"
@@ -233,12 +240,17 @@ def _library() -> ctypes.CDLL:
 
 
 def _call(
-    features: Tensor, logits: Tensor, phi: tuple[Tensor, ...], residual: Tensor, matrix: Tensor, problem: Problem
+    features: Tensor,
+    logits: Tensor,
+    phi: tuple[Tensor, ...],
+    residual: Tensor,
+    position_matrix: Tensor,
+    problem: Problem,
 ) -> _abi.Call:
     call = _abi.inputs(features, logits, phi, residual, problem)
-    call.positions = matrix.data_ptr()
-    asked = settings()
-    call.threads, call.isa_target, call.method = torch.get_num_threads(), asked.isa_target, asked.method
+    call.positions = position_matrix.data_ptr()
+    options = settings()
+    call.threads, call.isa_target, call.method = torch.get_num_threads(), options.isa_target, options.method
     return call
 
 

@@ -6,24 +6,21 @@ four dtypes of features. Nothing is copied here; workspaces are tensors of this 
 
 import ctypes
 import functools
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from scp_kernels import counting
-from scp_kernels.backends import _abi, _libraries
+from scp_kernels.backends import _abi, _gpu, _libraries
 from scp_kernels.positions import first_layer_coefficients, first_layer_gradients
 from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
-
-_OLDEST_CAPABILITY = 75
 
 
 @functools.cache
 def oldest_capability() -> int:
     """The oldest compute capability (86 is 8.6) that the library was built for; newer ones run it too, by its PTX."""
     variants = _libraries.build_record()["cuda"].get("variants", {})
-    return min((int(name.rstrip("af")) for name in variants if name != "ptx"), default=_OLDEST_CAPABILITY)
+    return min((int(name.rstrip("af")) for name in variants if name != "ptx"), default=_gpu.OLDEST_CAPABILITY)
 
 
 class CudaCall(ctypes.Structure):
@@ -111,10 +108,10 @@ class CudaBackend:
     def unsupported_reason(self, problem: Problem) -> str | None:
         if problem.device.type != self.device_type:
             return f"tensors are on {problem.device}, not on a CUDA device"
-        major, minor = self.capability(problem.device)
-        if 10 * major + minor < (oldest := oldest_capability()):
+        capability = self.capability(problem.device)
+        if capability < (oldest := oldest_capability()):
             built = f"the library was built from {oldest / 10} on"
-            return f"{problem.device} has compute capability {major}.{minor}; {built}"
+            return f"{problem.device} has compute capability {capability / 10}; {built}"
         if (reason := _abi.cannot_describe(problem)) is not None:
             return reason
         try:
@@ -127,14 +124,14 @@ class CudaBackend:
         return None
 
     def forward(self, inputs: SCPInputs) -> Tensor:
-        features, phi, residual, bias, matrix, problem = inputs
+        features, phi, residual, bias, position_matrix, problem = inputs
         logits = torch.empty(
             (problem.batch, problem.num_classes, *problem.spatial_shape), dtype=features.dtype, device=features.device
         )
         call = _abi.inputs(features, logits, phi, residual, problem)
         if bias is not None:
             call.bias = bias.data_ptr()
-        coefficients = first_layer_coefficients(phi[0], phi[1], matrix).contiguous()
+        coefficients = first_layer_coefficients(phi[0], phi[1], position_matrix).contiguous()
         call.coefficients = coefficients.data_ptr()
         self._run(call, problem, backward=False)
         return logits
@@ -142,9 +139,9 @@ class CudaBackend:
     def backward(
         self, inputs: SCPInputs, grad_logits: Tensor, needs: GradientNeeds
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
-        features, phi, residual, _, matrix, problem = inputs
+        features, phi, residual, _, position_matrix, problem = inputs
         call = _abi.inputs(features, grad_logits, phi, residual, problem)
-        coefficients = first_layer_coefficients(phi[0], phi[1], matrix).contiguous()
+        coefficients = first_layer_coefficients(phi[0], phi[1], position_matrix).contiguous()
         call.coefficients = coefficients.data_ptr()
         grad_features = torch.empty_like(features) if needs.features else None
         if grad_features is not None:
@@ -152,18 +149,18 @@ class CudaBackend:
         if not needs.parameters:
             self._run(call, problem, backward=True)
             return grad_features, None
-        later = dict(zip(_abi.PHI[2:], phi[2:], strict=True))
-        of_coefficients, *others = _abi.gradients(call, {"coefficients": coefficients, **later})
+        beyond_first = dict(zip(_abi.PHI[2:], phi[2:], strict=True))
+        of_coefficients, *others = _abi.gradients(call, {"coefficients": coefficients, **beyond_first})
         self._run(call, problem, backward=True, scratch_alias=grad_features)
-        return grad_features, (*first_layer_gradients(of_coefficients, matrix), *others)
+        return grad_features, (*first_layer_gradients(of_coefficients, position_matrix), *others)
 
     # What differs where tests run the kernels' code on the host.
 
     def library(self) -> ctypes.CDLL:
         return _library()
 
-    def capability(self, device: torch.device) -> tuple[int, int]:
-        return torch.cuda.get_device_capability(device)
+    def capability(self, device: torch.device) -> int:
+        return _gpu.capability(device)
 
     def limits(self, device: torch.device) -> tuple[int, int]:
         """Multiprocessors of the device, and bytes of shared memory that a block may ask for."""
@@ -175,14 +172,10 @@ class CudaBackend:
     def stream(self, device: torch.device) -> int:
         return torch.cuda.current_stream(device).cuda_stream
 
-    def on(self, device: torch.device) -> AbstractContextManager[object]:
-        """Makes the tensors' device current."""
-        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
     def _run(self, described: _abi.Call, problem: Problem, backward: bool, scratch_alias: Tensor | None = None) -> None:
         """Run a call; ``scratch_alias`` is the features' gradient, whose memory is scratch until it is written."""
         device = problem.device
-        with self.on(device):
+        with _gpu.current_device(device):
             multiprocessors, shared_limit = self.limits(device)
             call = CudaCall(
                 call=described,

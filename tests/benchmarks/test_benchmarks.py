@@ -2,20 +2,18 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import machine, tables
+from benchmarks import machine, report, tables
+from tests.support.processes import ROOT, run_python
 
-ROOT = Path(__file__).parents[2]
 RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
 def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run_python("-m", f"benchmarks.{module}", *arguments, check=False)
 
 
 def results(path: Path, ratio: float) -> Path:
@@ -77,6 +75,24 @@ def test_columns_with_nothing_in_them_are_left_out():
     assert "GPU alone" not in text and "error" not in text
     on_gpu = {**race, "subjects": {"cuda": {**figure, "device_seconds": {"median": 5e-4}}, "plain 1x1": figure}}
     assert "GPU alone" in tables.tables({"a race": on_gpu}) and "500 µs" in tables.tables({"a race": on_gpu})
+
+
+def test_many_maps_beside_one_of_them(tmp_path):
+    """One sample alone takes a tenth of the batch: 14 maps in the time of ten. It is no subject of other tables."""
+    record = json.loads(RECORDS[0].read_text())
+    name = "operator training h64-c8-b14-160x224"
+    race = record["races"][name]
+    race["case"] |= {"per_sample": True, "position_dims": 3}
+    one = {**race["subjects"]["cpu"], "ratio": 0.1, "saved_bytes": None, "peak_bytes": None}
+    race["subjects"] = {"plain 1x1": race["subjects"]["plain 1x1"], "cpu, one map": one, "cpu": race["subjects"]["cpu"]}
+    file = tmp_path / "machine.json"
+    file.write_text(json.dumps({"machine": record["machine"], "races": {name: race}}))
+    text = report.MachineChapter(file).text(tmp_path)
+    (line,) = [line for line in text.splitlines() if line.startswith("| h 64") and line.endswith(" 0.71 |")]
+    assert "one map per sample, K 3 | training |" in line
+    assert "14 maps / (14 × one map)" in text and "cpu, one map" not in text
+    for written in (tables.tables({name: race}), tables.short_table({name: race})):
+        assert "; 14 maps / (14 × one map) 0.71" in written
 
 
 def test_a_record_never_mixes_machines(tmp_path):

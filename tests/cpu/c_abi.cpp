@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "scp.h"
@@ -33,14 +34,11 @@ Floats normal(std::mt19937& random, int count, double scale) {
 
 double relu(double x) { return x > 0 ? x : 0; }
 
-// Logits, and the gradients of sum(logits * grad_logits), one pixel after another.
-Results reference(const Parameters& p, const Floats& x, const Floats& grad_logits, const double* positions, int batch,
-                  int height, int width) {
+// Adds the logits of samples from first to before last, which share a position map, and their part of the gradients of
+// sum(logits * grad_logits), one pixel after another.
+void add_samples(Results& results, const Parameters& p, const Floats& x, const Floats& grad_logits,
+                 const double* positions, int first, int last, int height, int width) {
   const int pixels = height * width;
-  Results results{Doubles(batch * kClasses * pixels), Doubles(batch * kChannels * pixels),
-                  Doubles(kHidden1 * kPositions),     Doubles(kHidden1),
-                  Doubles(kHidden2 * kHidden1),       Doubles(kHidden2),
-                  Doubles(kOutputs * kHidden2),       Doubles(kOutputs)};
   for (int pixel = 0; pixel < pixels; ++pixel) {
     const int i = pixel / width, j = pixel % width;
     double s[kPositions];
@@ -58,7 +56,7 @@ Results reference(const Parameters& p, const Floats& x, const Floats& grad_logit
       w[n] = double(p.b3[n]) + p.residual[n];
       for (int k = 0; k < kHidden2; ++k) w[n] += double(p.w3[n * kHidden2 + k]) * relu(z[k]);
     }
-    for (int b = 0; b < batch; ++b) {
+    for (int b = first; b < last; ++b) {
       for (int n = 0; n < kClasses; ++n) {
         const int y = (b * kClasses + n) * pixels + pixel;
         for (int c = 0; c < kChannels; ++c) {
@@ -87,6 +85,20 @@ Results reference(const Parameters& p, const Floats& x, const Floats& grad_logit
       results.b1[u] += gl[u];
       for (int k = 0; k < kPositions; ++k) results.w1[u * kPositions + k] += gl[u] * s[k];
     }
+  }
+}
+
+// Logits and gradients of a batch with one position map, or one for each sample.
+Results reference(const Parameters& p, const Floats& x, const Floats& grad_logits, const Doubles& positions, int groups,
+                  int batch, int height, int width) {
+  const int pixels = height * width;
+  Results results{Doubles(batch * kClasses * pixels), Doubles(batch * kChannels * pixels),
+                  Doubles(kHidden1 * kPositions),     Doubles(kHidden1),
+                  Doubles(kHidden2 * kHidden1),       Doubles(kHidden2),
+                  Doubles(kOutputs * kHidden2),       Doubles(kOutputs)};
+  for (int g = 0; g < groups; ++g) {
+    const double* map = &positions[g * kPositions * 3];
+    add_samples(results, p, x, grad_logits, map, g * batch / groups, (g + 1) * batch / groups, height, width);
   }
   return results;
 }
@@ -126,7 +138,19 @@ bool refuses_few_axes(const scp_call& complete) {
   return false;
 }
 
-double check(int threads, int batch, int height, int width) {
+// The position maps of slices of a volume of 20 slices, which lie askew: (z, i, j) and the distances to the other ends.
+// Each next one lies higher, and every other one is mirrored along i.
+Doubles position_maps(int groups, double h, double w) {
+  Doubles maps;
+  for (int g = 0; g < groups; ++g) {
+    const double z = 7 + 3 * g, i = g % 2 ? -1 : 1, i0 = g % 2 ? h - 1 : 0;
+    for (double value : {0.02, -0.01, z, i, 0., i0, 0., 1., 0., -0.02, 0.01, 20 - z, -i, 0., h - i0, 0., -1., w})
+      maps.push_back(value);
+  }
+  return maps;
+}
+
+double check(int threads, int groups, int batch, int height, int width) {
   std::mt19937 random(1);
   const Parameters p{normal(random, kHidden1 * kPositions, 0.5),
                      normal(random, kHidden1, 5),
@@ -140,9 +164,7 @@ double check(int threads, int batch, int height, int width) {
   Floats logits(batch * kClasses * pixels), grad_x(batch * kChannels * pixels);
   Floats grad_w1(kHidden1 * kPositions), grad_b1(kHidden1), grad_w2(kHidden2 * kHidden1), grad_b2(kHidden2);
   Floats grad_w3(kOutputs * kHidden2), grad_b3(kOutputs);
-  // A slice of a volume of 20 slices, which lies askew: (z, i, j) and the distances to the other ends.
-  const double h = height, w = width;
-  const double positions[kPositions * 3] = {0.02, -0.01, 7, 1, 0, 0, 0, 1, 0, -0.02, 0.01, 13, -1, 0, h, 0, -1, w};
+  const Doubles positions = position_maps(groups, height, width);
 
   const auto tensor = [&](Floats& values, int channels) {
     return scp_tensor{values.data(), int64_t(channels) * pixels, pixels, {width, 1, 0}};
@@ -150,10 +172,10 @@ double check(int threads, int batch, int height, int width) {
   scp_call call{};
   call.spatial_dims = 2, call.position_dims = kPositions / 2, call.dtype = call.compute_dtype = SCP_FLOAT32,
   call.threads = threads;
-  call.batch = batch, call.groups = 1, call.channels = kChannels, call.classes = kClasses;
+  call.batch = batch, call.groups = groups, call.channels = kChannels, call.classes = kClasses;
   call.hidden1 = kHidden1, call.hidden2 = kHidden2, call.size[0] = height, call.size[1] = width;
   call.features = tensor(x, kChannels), call.logits = tensor(logits, kClasses);
-  call.w1 = p.w1.data(), call.b1 = p.b1.data(), call.positions = positions;
+  call.w1 = p.w1.data(), call.b1 = p.b1.data(), call.positions = positions.data();
   call.w2 = p.w2.data(), call.b2 = p.b2.data(), call.w3 = p.w3.data(), call.b3 = p.b3.data();
   call.residual = p.residual.data();
   char message[256] = "";
@@ -169,7 +191,7 @@ double check(int threads, int batch, int height, int width) {
     return INFINITY;
   }
   if (!refuses_null(call) || !refuses_few_axes(call)) return INFINITY;
-  const Results truth = reference(p, x, grad_logits, positions, batch, height, width);
+  const Results truth = reference(p, x, grad_logits, positions, groups, batch, height, width);
   return std::max({relative_error(logits, truth.logits), relative_error(grad_x, truth.features),
                    relative_error(grad_w1, truth.w1), relative_error(grad_b1, truth.b1),
                    relative_error(grad_w2, truth.w2), relative_error(grad_b2, truth.b2),
@@ -180,8 +202,8 @@ int main() {
   if (scp_abi_version() != SCP_ABI_VERSION) return 1;
   double worst = 0;
   for (int threads : {1, 2})
-    for (int batch : {1, 3})
-      for (int height : {5, 37, 90}) worst = std::max(worst, check(threads, batch, height, height + 4));
+    for (auto [groups, batch] : {std::pair{1, 1}, std::pair{1, 3}, std::pair{3, 3}})
+      for (int height : {5, 37, 90}) worst = std::max(worst, check(threads, groups, batch, height, height + 4));
   std::printf("%.3g %zu %zu %d\n", worst, sizeof(scp_call), sizeof(scp_cuda_call), int(SCP_REPORT_SIZE));
   return 0;
 }

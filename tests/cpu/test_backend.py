@@ -1,8 +1,5 @@
 """The compiled CPU backend against the float64 reference: every dtype, layout, ISA target and awkward size."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -23,6 +20,7 @@ from tests.support.agreement import (
 )
 from tests.support.cpu_settings import ISA_TARGETS, ask_cpu, needs_cpu
 from tests.support.problems import away_from_kinks, evaluate, make_inputs
+from tests.support.processes import run_python
 from tests.support.strategies import shapes, widths
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 
@@ -325,7 +323,7 @@ for _ in range(5):
 def test_a_call_that_runs_out_of_memory_gives_it_back():
     # The C library returns each block at once and reserves no address space for threads: what is left is what counts.
     settings = {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_ARENA_MAX": "1"}
-    subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], check=True, env={**os.environ, **settings})
+    run_python("-c", SHORT_OF_MEMORY, env=settings)
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads():

@@ -34,9 +34,9 @@ def test_the_environment_is_checked(monkeypatch, variable, value, message):
 def test_the_former_name_of_the_isa_target_is_deprecated(monkeypatch):
     monkeypatch.delenv(cpu.ISA_VARIABLE, raising=False)
     monkeypatch.setenv("SCP_CPU_LEVEL", "portable")
-    with pytest.warns(DeprecationWarning, match="SCP_CPU_LEVEL is now SCP_CPU_ISA"):
-        asked = cpu.settings.__wrapped__()
-    assert asked.isa_target == cpu.ISA_TARGETS["portable"]
+    with pytest.warns(DeprecationWarning, match=r"SCP_CPU_LEVEL is now SCP_CPU_ISA; the old name goes in version 0\.2"):
+        options = cpu.settings.__wrapped__()
+    assert options.isa_target == cpu.ISA_TARGETS["portable"]
     monkeypatch.setenv(cpu.ISA_VARIABLE, "avx2")
     assert cpu.settings.__wrapped__().isa_target == cpu.ISA_TARGETS["avx2"]
 
@@ -44,5 +44,5 @@ def test_the_former_name_of_the_isa_target_is_deprecated(monkeypatch):
 def test_the_environment_is_followed(monkeypatch):
     for variable, value in zip(VARIABLES, ("portable", "dense", "3"), strict=True):
         monkeypatch.setenv(variable, value)
-    asked = cpu.settings.__wrapped__()
-    assert asked == cpu.Settings(cpu.ISA_TARGETS["portable"], cpu.METHODS["dense"], 3 << 20)
+    options = cpu.settings.__wrapped__()
+    assert options == cpu.Settings(cpu.ISA_TARGETS["portable"], cpu.METHODS["dense"], 3 << 20)

@@ -11,16 +11,16 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scp_kernels.backends import _libraries
+from tests.support.processes import ROOT, run_python
 
-ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
 HEADERS = sorted(path for path in (ROOT / "csrc").rglob("*.h"))
 # What is left out of "undefined" would triple the build's time; AddressSanitizer sees the accesses that it is about.
@@ -79,8 +79,8 @@ def compile_everything(folder: Path, command: list[str], flags: list[str]) -> No
 
 
 @pytest.fixture(scope="module")
-def environment(request) -> dict[str, str]:
-    """Of a process that runs this checkout with the sanitized library."""
+def sanitized(request) -> dict[str, Any]:
+    """Options of a process that runs the package with the sanitized library of this checkout."""
     command = compiler()
     preloaded = runtimes(command)
     includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}"]
@@ -107,24 +107,23 @@ def environment(request) -> dict[str, str]:
         except OSError:
             shutil.rmtree(unfinished)
             assert (folder / "libscp_cpu.so").exists()
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(place), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    env = {
         "LD_PRELOAD": " ".join(preloaded),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python and torch keep what they allocate
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
     }
+    return {"env": env, "first": place}
 
 
-def test_the_suite_of_the_cpu_backend(environment):
+def test_the_suite_of_the_cpu_backend(sanitized):
     # pytest captures nothing (-s): a report must outlive the process that it ends.
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-s", "-p", "no:cacheprovider"]
-    command += ["tests/cpu/test_backend.py", "tests/cpu/test_weight_field_cache.py"]
+    command = ["-m", "pytest", "-x", "-q", "-s", "-p", "no:cacheprovider"]
+    command += [ROOT / "tests" / "cpu" / name for name in ("test_backend.py", "test_weight_field_cache.py")]
     # AddressSanitizer's own allocator may be locked when another thread forks, and stays so in the child; and it ends
     # a process that has too little memory.
     command += ["-k", "not forked_among_threads and not runs_out_of_memory"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    result = run_python(*command, **sanitized, timeout=900, check=False)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-8000:]
     assert " passed" in result.stdout
 
@@ -142,9 +141,8 @@ cpu.CpuBackend().forward(SCPInputs(x, tuple(phi), residual, None, matrix, proble
 """
 
 
-def test_an_error_would_be_seen(environment):
+def test_an_error_would_be_seen(sanitized):
     """Parameters shorter than the call says: the sanitized library stops at the first read behind them."""
-    command = [sys.executable, "-c", READ_TOO_FAR]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = run_python("-c", READ_TOO_FAR, **sanitized, check=False)
     assert "scp-sanitized" in result.stdout
     assert result.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in result.stderr, result.stderr[-4000:]

@@ -80,9 +80,8 @@ def test_a_cached_field_is_never_stale(monkeypatch, changed):
         lambda x: (x.contiguous(memory_format=torch.channels_last), {}),
         lambda x: (x.double(), {}),
         lambda x: (x.expand(2, -1, -1, -1), {"origin": [[0, 0], [0, 0]]}),
-        lambda x: (x.repeat(2, 1, 1, 1), {"origin": [[0, 0], [3, 5]]}),
     ],
-    ids=["fewer rows", "fewer columns", "channels-last", "float64", "equal maps", "a map per sample"],
+    ids=["fewer rows", "fewer columns", "channels-last", "float64", "equal maps"],
 )
 def test_a_field_is_not_read_by_a_call_of_other_sizes(monkeypatch, other):
     """Parameters and the first map's coefficients are the same."""
@@ -96,6 +95,46 @@ def test_a_field_is_not_read_by_a_call_of_other_sizes(monkeypatch, other):
         for (x, given), truth in zip(calls, truths, strict=True):
             assert torch.equal(scp(x, *arguments, backend="cpu", **given), truth)
             assert cpu.last_report().field_cache == use
+
+
+@pytest.mark.parametrize("target", ISA_TARGETS)
+def test_a_slice_finds_its_field_in_any_batch(monkeypatch, target):
+    """Maps a to d, in batches of their own kind: each is evaluated once, and read wherever it comes again."""
+    ask_cpu(monkeypatch, isa_target=cpu.ISA_TARGETS[target])
+    inputs = make_inputs((40, 53), batch=3, channels=5, hidden=(40, 24))
+    origins = {"a": (0, 0), "b": (7, 0), "c": (3, 5), "d": (9, 9)}
+
+    def check(names: str, use: str, maps_read: int) -> None:
+        options = {"origin": [origins[name] for name in names], "extent": (80, 80)}
+        arguments = inputs.features[: len(names)], inputs.phi, inputs.residual
+        logits, report = scp(*arguments, backend="cpu", **options), cpu.last_report()
+        assert (report.field_cache, report.maps_read) == (use, maps_read), names
+        assert torch.equal(logits, uncached(monkeypatch, *arguments, **options)), names
+
+    check("abc", "unused", 0)
+    check("cba", "stored", 0)
+    check("ca", "read", 2)
+    check("b", "read", 1)
+    check("adb", "read", 2)  # d has not been seen before
+    check("bda", "stored", 2)
+    check("dc", "read", 2)
+
+
+def test_a_batch_with_a_map_that_is_not_finite(monkeypatch):
+    """Such a batch is evaluated densely, maps in the cache too: what comes out does not depend on the cache."""
+    inputs = make_inputs((40, 53), batch=2, channels=5, hidden=(40, 24))
+    affine = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).repeat(2, 1, 1)
+    phi_and_residual = inputs.phi, inputs.residual
+    for use in ("unused", "stored", "read"):
+        scp(inputs.features[:1], *phi_and_residual, affine=affine[:1], extent=(80, 80), backend="cpu")
+        assert cpu.last_report().field_cache == use
+    affine[1, 0, 2] = torch.inf
+    options = {"affine": affine, "extent": (80, 80)}
+    truth = uncached(monkeypatch, inputs.features, *phi_and_residual, **options)
+    for _ in range(3):
+        logits = scp(inputs.features, *phi_and_residual, backend="cpu", **options)
+        assert cpu.last_report().field_cache == "unused"
+        torch.testing.assert_close(logits, truth, rtol=0, atol=0, equal_nan=True)
 
 
 def test_training_caches_nothing():
@@ -140,6 +179,32 @@ def test_the_cache_is_bounded(monkeypatch):
     for _ in range(3):
         scp(large.features, large.phi, large.residual, backend="cpu")
     assert cpu.last_report().field_cache == "unused"
+
+
+def test_fields_of_a_batch_that_do_not_all_fit(monkeypatch):
+    """W of each map is 256 KiB: three of five stay, and the others are evaluated without another try to store them."""
+    ask_cpu(monkeypatch, cache_bytes=1 << 20)
+    inputs = make_inputs((64, 64), batch=5, channels=16, hidden=(16, 8))
+    options = {"origin": [[k, 0] for k in range(5)], "extent": (80, 80)}
+    reports = []
+    for _ in range(5):
+        scp(inputs.features, inputs.phi, inputs.residual, backend="cpu", **options)
+        assert cpu.weight_field_cache_bytes() <= 1 << 20
+        reports.append((cpu.last_report().field_cache, cpu.last_report().maps_read))
+    assert reports == [("unused", 0), ("stored", 0), ("read", 3), ("read", 3), ("read", 3)]
+
+
+def test_fields_of_one_head_share_the_copy_of_its_parameters():
+    inputs = make_inputs((8, 8), batch=6, channels=4, hidden=(96, 96))
+    options = {"origin": [[k, 0] for k in range(6)], "extent": (80, 80)}
+    for _ in range(3):
+        scp(inputs.features, inputs.phi, inputs.residual, backend="cpu", **options)
+    assert cpu.last_report().maps_read == 6
+    w2, coefficients, field = 96 * 96 * 4, 96 * 3 * 8, 8 * 8 * 4 * 4
+    assert w2 < cpu.weight_field_cache_bytes() < 2 * w2 + 6 * (coefficients + field)
+    inputs.phi[2].data[0, 0] += 1  # all six are dropped, and with the last of them the copy
+    scp(inputs.features, inputs.phi, inputs.residual, backend="cpu", **options)
+    assert cpu.weight_field_cache_bytes() == 6 * coefficients
 
 
 def test_many_position_maps_are_not_remembered(monkeypatch):

@@ -120,7 +120,7 @@ def test_dice_of_each_class_is_that_of_whole_volumes():
     labels = torch.randint(0, 4, (9, 1, 5, 6), generator=g, dtype=torch.uint8)
     labels[torch.rand(labels.shape, generator=g) < 0.2] = 255
     subject = torch.tensor([0, 1, 0, 2, 2, 0, 1, 2, 0])
-    # A class that nobody has, in the first subject neither found: Dice 1 there.
+    # A class that nobody has, in the first subject not found either: Dice 1 there.
     logits[subject == 0, 3], labels[(labels == 3) & (subject == 0)[:, None, None, None]] = -9, 0
     metric = SubjectDice(3, num_classes=3, ignore_label=255)
     for part in (slice(0, 4), slice(4, 9)):

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -19,6 +17,7 @@ from scp_models.evaluation.scores import read_scores
 from scp_models.inference.predictor import Predictor
 from scp_models.training.fit import resolve_config
 from tests.support.commands import nothing_left, refused
+from tests.support.processes import run_python
 from tests.support.tiny_data import save
 
 
@@ -186,8 +185,7 @@ def test_help_imports_no_training_library():
         "heavy = {'torch', 'lightning', 'monai', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python("-c", code)
 
 
 def test_n4(run, root, tmp_path):

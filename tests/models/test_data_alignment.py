@@ -14,7 +14,7 @@ from scp_models.evaluation.predictions import PredictionFiles
 from scp_models.evaluation.scores import evaluate
 from scp_models.inference.predictor import predict
 from tests.support.brightness import predictor
-from tests.support.tiny_data import AXIS_CODES, affine_for, blobs, save
+from tests.support.tiny_data import AXIS_CODES, affine_for, blobs, save, turned
 
 SHAPE = (20, 24, 12)
 
@@ -26,14 +26,6 @@ def head(shape=SHAPE, seed=0):
     mask = blobs(shape, seed) & inside
     image = inside * (100 + 20 * grid[0] + 10 * grid[1] + 5 * grid[2]) + 80 * mask
     return image.astype(np.float32), mask.astype(np.uint8)
-
-
-def turned(data, affine, codes):
-    """The same voxels at the same places, with other axes."""
-    image = nib.Nifti1Image(data, affine)
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes))
-    result = image.as_reoriented(turn)
-    return np.asarray(result.dataobj), result.affine
 
 
 def moved(affine, voxels):

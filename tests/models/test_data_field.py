@@ -18,7 +18,7 @@ from scp_models.data.volume_files import open_volume
 from scp_models.evaluation.predictions import PredictionFiles
 from scp_models.evaluation.scores import evaluate
 from scp_models.notes import note
-from tests.support.tiny_data import blobs, save
+from tests.support.tiny_data import blobs, save, turned
 
 REAL = Path(__file__).parents[2] / ".." / "shared" / "real" / "white_matter_lesions"
 SHAPE, SIZE = (28, 32, 8), (0.9, 0.9, 6.5)
@@ -51,13 +51,6 @@ def write(path, data, affine, forms=("sform", "qform"), other=None):
     image.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(image, path)
-
-
-def turned(data, affine, codes):
-    image = nib.Nifti1Image(data, affine)
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes))
-    result = image.as_reoriented(turn)
-    return np.asarray(result.dataobj), result.affine
 
 
 class Person:

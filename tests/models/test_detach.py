@@ -21,12 +21,15 @@ def attached(conv=nn.Conv2d, bias=True, **options):
 
 @pytest.mark.parametrize("conv", [nn.Conv2d, nn.Conv3d])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_head_that_is_told_one_position_becomes_a_convolution(conv, bias):
-    network = attached(conv, bias)
-    randomize_phi(network[1])
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_head_that_is_told_one_position_becomes_a_convolution(conv, bias, more):
+    """With as many position axes as the map has, or one more."""
     dims = 2 if conv is nn.Conv2d else 3
+    axes = dims + more
+    network = attached(conv, bias, position_dims=axes)
+    randomize_phi(network[1])
     x = image(2, 1, *(8, 7, 6)[:dims])
-    place = {"affine": [[0.0] * dims + [float(5 * k + 3)] for k in range(dims)], "extent": [40.0] * dims}
+    place = {"affine": [[0.0] * dims + [float(5 * k + 3)] for k in range(axes)], "extent": [40.0] * axes}
     with positioned(network, **place):
         expected = network(x)
     with pytest.raises(ValueError, match="1: expected weights that do not depend on the position"):
@@ -92,6 +95,15 @@ def test_a_head_that_was_not_attached_becomes_a_convolution():
     expected = network(x)
     assert torch.allclose(detach(network)(x), expected, atol=1e-6)
     assert type(network[1]) is nn.Conv3d and network[1].bias is None
+
+
+def test_an_untrained_head_on_slices_is_taken_out_wherever_they_lie():
+    network, x = attached(position_dims=3), image(2, 1, 8, 7)
+    with positioned(network, origin=(4, 0, 0), extent=(9, 8, 7)):
+        expected = network(x)
+    detach(network)
+    assert type(network[1]) is nn.Conv2d
+    assert torch.allclose(network(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_kept_layer_with_a_head_behind_it():

@@ -4,8 +4,6 @@ import gzip
 import json
 import os
 import struct
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -14,7 +12,8 @@ import torch
 
 from scp_models.data.slices import default_cache_dir, temporary_cache_dir
 from scp_models.training.module import SegmentationModule
-from tests.support.commands import ROOT, fit_arguments
+from tests.support.commands import fit_arguments
+from tests.support.processes import run_python
 from tests.support.tiny_data import write_wmh, write_wmh_subject
 
 # Predicting a subject added 519 modules to those of `import torch` (PyTorch 2.11), 72 of them Triton's.
@@ -24,10 +23,8 @@ HEAVY = {"lightning", "monai", "matplotlib", "pandas", "torchmetrics", "jsonargp
 
 def run(*arguments, **environment):
     """The command in a process of its own, with a changed environment (None: unset)."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-m", "scp_models.cli", *map(str, arguments)]
-    env = {key: value for key, value in env.items() if value is not None}
-    return subprocess.run(command, env=env, capture_output=True, timeout=300)
+    env = {"OMP_NUM_THREADS": "1", **environment}
+    return run_python("-m", "scp_models.cli", *arguments, env=env, text=False, check=False)
 
 
 @pytest.fixture
@@ -49,8 +46,7 @@ try: main()
 except SystemExit as stop: assert not stop.code
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_python("-c", code)
     modules = json.loads(done.stdout.splitlines()[-1])
     assert (tmp_path / "out" / "7.nii.gz").is_file()
     assert not HEAVY & {module.split(".")[0] for module in modules}
@@ -73,8 +69,8 @@ try: main()
 except SystemExit as stop: assert not stop.code
 print(set({sorted(HEAVY)}) & {{module.split(".")[0] for module in sys.modules}})
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "set()", done.stdout + done.stderr
+    done = run_python("-c", code)
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 def test_stderr_has_no_line_that_names_no_file(checkpoint, tmp_path):

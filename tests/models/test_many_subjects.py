@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from scp_models import cli
 from scp_models.data import find_subjects, get_task
 from scp_models.evaluation.scores import read_scores
 from scp_models.training.module import SegmentationModule
@@ -18,14 +17,12 @@ BAD = "training_Utrecht_0"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run_lines(run):
+    """Run the command in this process: exit code, and the lines of stdout and stderr."""
+
     def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["scp-models", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out.splitlines(), captured.err.splitlines()
+        code, out, err = run(*arguments)
+        return code, out.splitlines(), err.splitlines()
 
     return call
 
@@ -47,9 +44,9 @@ def corrupt(path):
     return path
 
 
-def test_predict_passes_over_a_corrupt_image(run, root, checkpoint, tmp_path):
+def test_predict_passes_over_a_corrupt_image(run_lines, root, checkpoint, tmp_path):
     bad = corrupt(root / "training" / "Utrecht" / "0" / "pre" / "T1.nii.gz")
-    code, out, err = run("predict", checkpoint, root, "--out", tmp_path / "out")
+    code, out, err = run_lines("predict", checkpoint, root, "--out", tmp_path / "out")
     assert code == 2
     errors = [line for line in err if line.startswith("error: ")]
     assert len(errors) == 1 and str(bad) in errors[0]
@@ -79,16 +76,16 @@ def datalist(folder, root):
 
 
 @pytest.mark.parametrize("layout", ["wmh", "nnunet", "datalist"])
-def test_predict_passes_over_a_missing_modality(run, root, checkpoint, tmp_path, layout):
+def test_predict_passes_over_a_missing_modality(run_lines, root, checkpoint, tmp_path, layout):
     if layout == "wmh":
         missing, data, name = root / "training" / "Utrecht" / "0" / "pre" / "FLAIR.nii.gz", root, BAD
     else:
         missing, data, name = {"nnunet": nnunet, "datalist": datalist}[layout](tmp_path, root)
     missing.unlink()
     arguments = ("predict", checkpoint, data, "--out", tmp_path / "out")
-    code, _, err = run(*arguments, "--fail-fast")
+    code, _, err = run_lines(*arguments, "--fail-fast")
     assert code == 2 and not (tmp_path / "out").exists()
-    code, _, err = run(*arguments)
+    code, _, err = run_lines(*arguments)
     errors = [line for line in err if line.startswith("error: ")]
     assert code == 2 and len(errors) == 1 and str(missing) in errors[0]
     assert err[-1] == f"skipped 1 of 4 subjects: {name}"
@@ -96,20 +93,20 @@ def test_predict_passes_over_a_missing_modality(run, root, checkpoint, tmp_path,
     assert len(written) == 3 and f"{name}.nii.gz" not in written
 
 
-def test_fail_fast_stops_at_the_first(run, root, checkpoint, tmp_path):
+def test_fail_fast_stops_at_the_first(run_lines, root, checkpoint, tmp_path):
     for site in ("Utrecht/0", "Utrecht/3"):
         corrupt(root / "training" / site / "pre" / "T1.nii.gz")
-    code, _, err = run("predict", checkpoint, root, "--out", tmp_path / "out", "--fail-fast")
+    code, _, err = run_lines("predict", checkpoint, root, "--out", tmp_path / "out", "--fail-fast")
     assert code == 2 and len([line for line in err if line.startswith("error: ")]) == 1
     assert not any(line.startswith("skipped") for line in err)
     corrupt(root / "training" / "Singapore" / "1" / "wmh.nii.gz")
-    result = run("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "x", "--fail-fast")
+    result = run_lines("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "x", "--fail-fast")
     assert result[0] == 2 and not list((tmp_path / "x").iterdir())
 
 
-def test_evaluate_scores_the_others(run, root, checkpoint, tmp_path):
+def test_evaluate_scores_the_others(run_lines, root, checkpoint, tmp_path):
     corrupt(root / "training" / "Utrecht" / "0" / "wmh.nii.gz")
-    code, out, err = run("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "out")
+    code, out, err = run_lines("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "out")
     assert code == 2 and err[-1] == f"skipped 1 of 4 subjects: {BAD}"
     assert out[-3].startswith("3 subjects: Dice")
     assert out[-2:] == [str(tmp_path / "out" / name) for name in ("scores.csv", "summary.json")]
@@ -119,7 +116,7 @@ def test_evaluate_scores_the_others(run, root, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("who", ["--split all", "--split-file", "checkpoint"])
-def test_evaluate_passes_over_a_missing_modality(run, root, checkpoint, tmp_path, who):
+def test_evaluate_passes_over_a_missing_modality(run_lines, root, checkpoint, tmp_path, who):
     missing = root / "training" / "Utrecht" / "0" / "pre" / "FLAIR.nii.gz"
     names = sorted(subject.name for subject in find_subjects(root, get_task("wmh")))
     # One that trained is incomplete too: that concerns nobody.
@@ -137,38 +134,38 @@ def test_evaluate_passes_over_a_missing_modality(run, root, checkpoint, tmp_path
     missing.unlink()
     if who != "--split all":
         other.unlink()
-    code, out, err = run("evaluate", checkpoint, *arguments)
+    code, out, err = run_lines("evaluate", checkpoint, *arguments)
     total = 4 if who == "--split all" else 2
     errors = [line for line in err if line.startswith("error: ")]
     assert code == 2 and len(errors) == 1 and str(missing) in errors[0]
     assert err[-1] == f"skipped 1 of {total} subjects: {BAD}" and out[-3].startswith(f"{total - 1} subject")
-    code, _, err = run("evaluate", checkpoint, *arguments, "--fail-fast")
+    code, _, err = run_lines("evaluate", checkpoint, *arguments, "--fail-fast")
     assert code == 2 and not any(line.startswith("skipped") for line in err)
 
 
 @pytest.mark.parametrize("damage", [corrupt, lambda path: save(path, np.full((20, 24, 6), -3.0), np.eye(4))])
-def test_evaluate_passes_over_a_bad_prediction(run, root, tmp_path, damage):
+def test_evaluate_passes_over_a_bad_prediction(run_lines, root, tmp_path, damage):
     for subject in find_subjects(root, get_task("wmh")):
         image = nib.load(subject.label)
         save(tmp_path / "masks" / f"{subject.name}.nii.gz", np.asarray(image.dataobj), image.affine)
     damage(tmp_path / "masks" / f"{BAD}.nii.gz")
     arguments = ("--data", root, "--split", "all", "--out", tmp_path / "out")
-    code, out, err = run("evaluate", "--predictions", tmp_path / "masks", *arguments)
+    code, out, err = run_lines("evaluate", "--predictions", tmp_path / "masks", *arguments)
     assert code == 2 and err[-1] == f"skipped 1 of 4 subjects: {BAD}"
     assert out[-3].startswith("3 subjects: Dice 1.0000")
 
 
-def test_nothing_is_written_where_every_subject_is_bad(run, root, checkpoint, tmp_path):
+def test_nothing_is_written_where_every_subject_is_bad(run_lines, root, checkpoint, tmp_path):
     for label in root.rglob("wmh.nii.gz"):
         corrupt(label)
-    code, _, err = run("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "out")
+    code, _, err = run_lines("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "out")
     assert code == 2 and err[-1].startswith("skipped 4 of 4 subjects: ") and not list((tmp_path / "out").iterdir())
 
 
-def test_n4_corrects_the_others(run, root, tmp_path):
+def test_n4_corrects_the_others(run_lines, root, tmp_path):
     pytest.importorskip("SimpleITK")
     folder = root / "training" / "Utrecht" / "0" / "orig"
     corrupt(folder / "T1.nii.gz")
-    code, _, err = run("n4", folder / "T1.nii.gz", folder / "FLAIR.nii.gz", "--out", tmp_path / "out")
+    code, _, err = run_lines("n4", folder / "T1.nii.gz", folder / "FLAIR.nii.gz", "--out", tmp_path / "out")
     assert code == 2 and err[-1] == "skipped 1 of 2 subjects: T1.nii.gz"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["FLAIR.nii.gz"]

@@ -1,7 +1,6 @@
 """nnU-Net's trainer with spatially covariant heads, part by part: where voxels lie, augmentation, the network."""
 
 import itertools
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from scp_models.nnunet.network import PlannedNetwork, attach_to_segmentation_lay
 from scp_models.nnunet.trainer import nnUNetTrainerSCP
 from tests.support import nnunet_parallel
 from tests.support.left_right import forget_what_needs_torchvision, nnunet_copy, rotation
+from tests.support.processes import run_python
 
 # mm of index (i, j, k), RAS+: an oblique scan whose first axis runs to the left.
 OBLIQUE = np.eye(4)
@@ -254,8 +254,8 @@ class TestNetwork:
         assert len(seen) == (2 if deep_supervision else 1)
         for head, features, logits in seen:
             step = image.shape[-1] // features.shape[-1]
-            own = p[(..., *[slice(None, None, step)] * dims)]
-            torch.testing.assert_close(logits, head(features, coordinates=own, extent=(1, 1, 1)), atol=1e-4, rtol=1e-4)
+            here = p[(..., *[slice(None, None, step)] * dims)]
+            torch.testing.assert_close(logits, head(features, coordinates=here, extent=(1, 1, 1)), atol=1e-4, rtol=1e-4)
 
     def test_mirroring_and_padding_change_nothing(self, kind, dims, deep_supervision):
         """What the predictor does: the head's part of the logits moves along."""
@@ -287,11 +287,11 @@ class TestNetwork:
         torch.save({"network_weights": plain.state_dict()}, tmp_path / "checkpoint_final.pth")
         network = positioned_network(kind, dims, deep_supervision)
         load_pretrained_weights(network, str(tmp_path / "checkpoint_final.pth"))
-        own = network.state_dict()
+        state = network.state_dict()
         for name, value in plain.state_dict().items():
             if ".seg_layers." not in name:  # nnU-Net leaves these out
-                torch.testing.assert_close(own[name], value, atol=0, rtol=0)
-        extra = own.keys() - plain.state_dict().keys()
+                torch.testing.assert_close(state[name], value, atol=0, rtol=0)
+        extra = state.keys() - plain.state_dict().keys()
         assert extra and all(".seg_layers." in name for name in extra)
 
 
@@ -381,8 +381,7 @@ class TestFinding:
             "from scp_models.nnunet import install\npath = install.install()\nprint(path)\n"
             f"{FIND}\nassert install.uninstall() == path and not path.exists()"
         )
-        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = run_python("-c", script, env=environment)
         assert Path(done.stdout.splitlines()[0]) == tmp_path / "nnunetv2/training/nnUNetTrainer/nnUNetTrainerSCP.py"
 
     def test_what_is_left_when_the_package_is_gone_stops_no_other_trainer(self, monkeypatch):

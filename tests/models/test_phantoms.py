@@ -1,7 +1,5 @@
 """What both kinds of phantom stand on: fields, blobs, templates and refusals."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from scp_models.errors import UserError
 from scp_models.phantoms import generate_lits, generate_wmh, templates, wmh
 from scp_models.phantoms.fields import Blobs, SmoothField, sample_voxels
+from tests.support.processes import run_python
 
 # Fields and blobs
 
@@ -106,5 +105,5 @@ def test_missing_nilearn_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_templates_are_found_without_importing_nilearn() -> None:
     code = "from scp_models.phantoms.templates import _load; _load('gm'); import sys; print('nilearn' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_python("-c", code)
     assert done.stdout == "False\n"

@@ -225,7 +225,7 @@ def test_location_decided_blobs_look_the_same_inside_and_outside() -> None:
 
 
 def test_location_decided_has_the_studys_lesion_load() -> None:
-    """The study's phantoms: 8.1 ml of lesion and 36.7 ml of look-alikes a subject, some 110 blobs."""
+    """The study's phantoms: 8.1 ml of lesion and 36.7 ml of look-alikes per subject, some 110 blobs."""
     ml = wmh.grid_of(0, "small").voxel_ml
     subjects = [brain(index, True).pathology for index in range(24)]
     assert np.mean([s.lesion.sum() for s in subjects]) * ml == pytest.approx(8.1, rel=0.35)

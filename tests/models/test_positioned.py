@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from scp_kernels import FusedSCP
 from scp_models.networks import attach, positioned, sliding_window
-from tests.support.heads import image, randomize_phi
+from tests.support.heads import image, network_of_a_head, randomize_phi
 
 PATCH, ORIGIN, EXTENT = (12, 10), (3, 5), (24, 20)
 HERE = {"origin": (32, 64), "extent": (160, 224)}
@@ -35,10 +35,8 @@ def test_positioned_tells_an_attached_network_where_its_crop_lies():
 
 
 def attached(position="centered"):
-    """A network that is its head with a random Φ alone, so that explicit arguments say what is expected."""
-    network = nn.Sequential(nn.Identity(), nn.Conv2d(2, 1, 1)).eval()
-    randomize_phi(attach(network, "1", position=position)[1])
-    return network, network[1], image(2, 2, *PATCH)
+    """With a random Φ, so that explicit arguments say what is expected; and an image."""
+    return *network_of_a_head(2, 1, position=position), image(2, 2, *PATCH)
 
 
 @torch.no_grad()

@@ -27,11 +27,19 @@ from scp_models.study.progress import Display, duration, time_left
 from scp_models.study.record import read_record
 from scp_models.study.runner import read_result, run_study
 from scp_models.study.single import THRESHOLDS, choose_threshold
+from tests.support.processes import environment, run_python
 from tests.support.tiny_study import tiny_study
 
-ROOT = Path(__file__).parents[2]
 REAL = Path(__file__).parents[3] / "shared" / "real" / "white_matter_lesions"
 RUNS = 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def elsewhere(tmp_path_factory):
+    """The server of the runs' processes imports from its working directory first, which else is the checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +98,12 @@ def test_without_a_terminal_there_is_a_line_per_run(finished):
 
 def test_killing_it_at_random_points_changes_no_figure(finished, tmp_path):
     """Phantoms, preprocessing, trainings: wherever it was, the same command goes on, and the record is the same."""
-    out, command = tmp_path / "out", [sys.executable, "-m", "tests.support.tiny_study"]
+    out = tmp_path / "out"
+    arguments = ("-m", "tests.support.tiny_study", str(out))
     rng, killed_with = random.Random(0), []
     for _ in range(3):
-        with subprocess.Popen([*command, str(out)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        command = [sys.executable, *arguments]
+        with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             # The first line is printed once the imports are done; then anything may be going on.
             process.stdout.readline()
@@ -103,7 +113,7 @@ def test_killing_it_at_random_points_changes_no_figure(finished, tmp_path):
         killed_with.append(sorted(out.rglob("run.json")))
     assert all(set(a) <= set(b) for a, b in pairwise(killed_with))
     stamps = {path: path.stat().st_mtime_ns for path in killed_with[-1]}
-    done = subprocess.run([*command, str(out)], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_python(*arguments)
     if stamps:
         assert f"{len(stamps)} finished runs are kept, {RUNS - len(stamps)} are left" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps

@@ -17,7 +17,7 @@ from tests.support.tiny_data import write_wmh
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    # Seven slices a subject: two processes share the validation slices unequally.
+    # Seven slices per subject: two processes share the validation slices unequally.
     return write_wmh(tmp_path_factory.mktemp("wmh"), 8, shape=(20, 24, 7))
 
 
@@ -68,7 +68,7 @@ def test_the_papers_optimizer_and_schedule():
 
 
 def rates(root, cache, resume=None, save=None, **length):
-    """The learning rate of every step of a run of so many epochs or steps, five steps an epoch."""
+    """The learning rate of every step of a run of so many epochs or steps, five steps per epoch."""
 
     class Rates(L.Callback):
         def __init__(self):

@@ -190,6 +190,15 @@ def test_exceptions_leave_every_context(shared):
     assert shared.is_plain() and not context._open
 
 
+def test_positions_in_half_precision_are_refused_at_once(shared):
+    """What a precision of the whole network would make of them: 90.3 mm are 90.5 in bfloat16."""
+    for name, values in ({"affine": torch.eye(2, 3)} | {k: torch.tensor(v) for k, v in HERE.items()}).items():
+        for make in (lambda **p: positioned(shared.network, **p).__enter__(), Placement):
+            with pytest.raises(TypeError, match=f"{name}: expected float32 or float64 .* got torch.bfloat16"):
+                make(**{name: values.bfloat16()})
+    assert shared.is_plain()
+
+
 def test_only_the_networks_own_heads_see_it(shared):
     other, copied = Shared(), copy.deepcopy(shared.network)
     with positioned(shared.network, **HERE):

@@ -1,8 +1,5 @@
 """The seam for compiled backends: the list, its reasons, and the operators, driven by a backend made for the test."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,6 +8,7 @@ from scp_kernels import BackendUnavailable, FusedSCP, available_backends, dispat
 from scp_kernels.positions import first_layer_coefficients, first_layer_gradients, identity_affine, position_matrix
 from scp_kernels.problem import Problem
 from tests.support.problems import evaluate, make_inputs
+from tests.support.processes import run_python
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 from tests.support.unavailable_backend import UnavailableBackend
 
@@ -180,14 +178,14 @@ def _tensors(options):
 
 def test_only_what_is_needed(spy):
     inputs = make_inputs((4, 5), bias=True)
-    _, all_of_them = evaluate(scp, inputs, backend="cpu")
+    _, every_gradient = evaluate(scp, inputs, backend="cpu")
     for name in inputs.names:
         tensors = [t.detach().requires_grad_(n == name) for n, t in zip(inputs.names, inputs.tensors, strict=True)]
         scp(tensors[0], tensors[1:7], tensors[7], tensors[8], backend="cpu").backward(inputs.grad_logits)
         for n, t in zip(inputs.names, tensors, strict=True):
             assert (t.grad is not None) == (n == name)
             if n == name:
-                assert relative_error(t.grad, all_of_them[name]) <= 1e-6
+                assert relative_error(t.grad, every_gradient[name]) <= 1e-6
 
 
 @pytest.mark.parametrize("size", [(0, 3, 5, 6), (2, 3, 0, 6)], ids=str)
@@ -234,9 +232,14 @@ def test_compile_runs_the_operator(spy):
 
 
 def test_flops_are_the_nominal_ones(spy):
-    inputs = make_inputs((6, 7), batch=3, channels=4, classes=2, hidden=(9, 5))
-    phi = 4 * 9 + 9 * 5 + 5 * 8
-    for options, groups in (({}, 1), ({"origin": torch.zeros(3, 2)}, 3)):
+    for axes, options, groups in (
+        (2, {}, 1),
+        (2, {"origin": torch.zeros(3, 2)}, 3),
+        (3, {"origin": torch.zeros(3), "extent": (9, 6, 7)}, 1),
+        (3, {"origin": torch.zeros(3, 3), "extent": (9, 6, 7)}, 3),
+    ):
+        inputs = make_inputs((6, 7), batch=3, channels=4, classes=2, hidden=(9, 5), position_dims=axes)
+        phi = 2 * axes * 9 + 9 * 5 + 5 * 8
         x = inputs.features.clone().requires_grad_()
         with FlopCounterMode(display=False) as counter:
             logits = scp(x, inputs.phi, inputs.residual, backend="cpu", **options)
@@ -262,4 +265,4 @@ assert "scp_kernels.available_backends()" in str(warning.message) and "0.2" in s
 
 
 def test_the_old_name_of_available_backends_works_and_warns():
-    subprocess.run([sys.executable, "-c", OLD_NAME], check=True)
+    run_python("-c", OLD_NAME)

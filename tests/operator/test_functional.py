@@ -85,6 +85,16 @@ BAD = [
     ({"features": ones(2, 3, 5, 6).to_sparse()}, TypeError, r"features: expected a dense tensor, got layout torch.spa"),
     ({"features": ones(2, 3, 5, 6).to_mkldnn()}, TypeError, r"features: expected a dense tensor, got layout"),
     ({"extent": ones(2, dtype=torch.complex64)}, TypeError, r"extent: expected real numbers"),
+    (
+        {"affine": torch.eye(2, 3).bfloat16()},
+        TypeError,
+        r"affine: expected float32 or float64 .*fewer.* got torch.bfloat16",
+    ),
+    ({"origin": ones(2).half()}, TypeError, r"origin: expected float32 or float64 .* got torch.float16"),
+    ({"extent": 9 * ones(2).bfloat16()}, TypeError, r"extent: expected float32 or float64 .* got torch.bfloat16"),
+    ({"extent": ones(2).to(torch.float8_e5m2)}, TypeError, r"extent: expected float32 or float64 .* got torch.float8"),
+    ({"origin": np.ones(2, np.float16)}, TypeError, r"origin: expected float32 or float64 .* got float16"),
+    ({"origin": [1, ones(()).half()]}, TypeError, r"origin: expected float32 or float64 .* got torch.float16"),
     ({"backend": "tpu"}, ValueError, r"backend: expected 'auto' or one of .* got 'tpu'"),
 ]
 
@@ -115,7 +125,13 @@ def test_nested_features_are_refused():
 
 def test_positions_come_as_whatever_holds_numbers():
     expected = call(origin=(1.0, 2.0), extent=(9, 8))
-    for kind in (np.array, torch.tensor, lambda v: [np.float32(x) for x in v], lambda v: [torch.tensor(x) for x in v]):
+    for kind in (
+        np.array,
+        torch.tensor,
+        lambda v: torch.tensor(v).to(torch.int16),
+        lambda v: [np.float32(x) for x in v],
+        lambda v: [torch.tensor(x) for x in v],
+    ):
         assert torch.equal(call(origin=kind([1.0, 2.0]), extent=kind([9, 8])), expected)
 
 
@@ -228,16 +244,16 @@ def problem_on(device):
     return problem_of(features, *weights, 1)
 
 
-def test_the_matrix_of_a_whole_image_is_made_once_a_device(monkeypatch):
+def test_the_matrix_of_a_whole_image_is_made_once_per_device(monkeypatch):
     """On another device than the CPU: the first call copies it, the others launch nothing."""
     made = []
     monkeypatch.setattr(positions, "_on_devices", {})
-    original = functional.position_matrix
-    monkeypatch.setattr(functional, "position_matrix", lambda *a: made.append(a) or original(*a))
+    original = positions.position_matrix
+    monkeypatch.setattr(positions, "position_matrix", lambda *a: made.append(a) or original(*a))
     described = problem_on("meta")
 
     def matrix():
-        return functional._position_matrix(None, None, described, "centered", False)
+        return functional._matrix_of_call(None, None, described, "centered", False)
 
     with monkeypatch.context() as capturing:
         capturing.setattr(positions, "_capturing", lambda device: True)
@@ -250,8 +266,8 @@ def test_the_matrix_of_a_whole_image_is_made_once_a_device(monkeypatch):
         capturing.setattr(positions, "_capturing", lambda device: True)
         assert matrix() is first, "a graph may read what is there, and what is there stays"
     assert matrix() is first and len(made) == 1
-    assert functional._position_matrix(None, None, described, "pixels", False) is not first
-    through_dispatcher = functional._position_matrix(None, None, described, "centered", True)
+    assert functional._matrix_of_call(None, None, described, "pixels", False) is not first
+    through_dispatcher = functional._matrix_of_call(None, None, described, "centered", True)
     assert through_dispatcher is not first, "whoever watches sees operations"
 
 

@@ -3,19 +3,24 @@
 Skipped where there is no GPU.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import nn
 
-from scp_kernels import available_backends, scp, scp_reference
+from scp_kernels import FusedSCP, available_backends, positioned, scp, scp_reference
 from scp_kernels.backends.triton import tables
+from tests.support.agreement import slices_of_a_volume
+from tests.support.augmentation import picture_of, with_validity
 from tests.support.cases import Case
 from tests.support.problems import Inputs, evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SIZE = (160, 224)
 
 
 @pytest.fixture(params=["triton", "cuda"])
@@ -27,7 +32,7 @@ def backend(request):
 
 
 def small(**sizes) -> Inputs:
-    return make_inputs((160, 224), **({"channels": 32, "hidden": (64, 64)} | sizes)).to("cuda")
+    return make_inputs(SIZE, **({"channels": 32, "hidden": (64, 64)} | sizes)).to("cuda")
 
 
 def test_current_stream(backend):
@@ -73,6 +78,20 @@ def test_no_host_synchronisation(backend):
         torch.cuda.set_sync_debug_mode("default")
 
 
+def captured(step: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[tuple[torch.Tensor, ...], torch.cuda.CUDAGraph]:
+    """A graph of ``step``, and the results that each replay writes."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # capture wants everything compiled, and cuBLAS awake, on a stream of its own
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    return results, graph
+
+
 def test_cuda_graph(backend):
     """Forward and backward captured once, replayed on other features."""
     inputs = small(channels=16)
@@ -83,15 +102,8 @@ def test_cuda_graph(backend):
         logits = scp(features, parameters[:6], parameters[6], backend=backend)
         return logits.detach(), *torch.autograd.grad(logits, [features, *parameters], inputs.grad_logits)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # capture wants everything compiled, and cuBLAS awake, on a stream of its own
-        expected = step()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = step()
+    expected = step()
+    results, graph = captured(step)
     with torch.no_grad():
         features.zero_()
     graph.replay()
@@ -101,6 +113,67 @@ def test_cuda_graph(backend):
     graph.replay()
     for out, true in zip(results, expected, strict=True):
         assert torch.equal(out, true)
+
+
+class Slices:
+    """A head at slices of a volume that is told where they lie in one of several ways, and a step of its training."""
+
+    def __init__(self, way: str, backend: str) -> None:
+        inputs = small()
+        torch.manual_seed(0)
+        head = FusedSCP(32, 1, (64, 64), position_dims=3, position="centered", backend=backend, device="cuda")
+        self.network = nn.Sequential(nn.Identity(), head)
+        self.head, self.way = head, way
+        self.features, self.grad_logits = inputs.features.requires_grad_(), inputs.grad_logits
+        self.affine, self.extent = (t.cuda() for t in slices_of_a_volume(2).values())
+        self.coordinates = with_validity(picture_of(self.affine, SIZE))
+
+    def move(self, seed: int) -> None:
+        """Put the slices elsewhere, into the same memory."""
+        self.affine.copy_(slices_of_a_volume(2, seed=seed)["affine"])
+        self.coordinates[:, :3] = picture_of(self.affine, SIZE)
+
+    def logits(self) -> torch.Tensor:
+        if self.way == "affine":
+            return self.head(self.features, affine=self.affine, extent=self.extent)
+        if self.way == "coordinates":
+            return self.head(self.features, coordinates=self.coordinates, extent=self.extent)
+        with positioned(self.network, coordinates=self.coordinates, extent=self.extent):
+            return self.network(self.features)
+
+    def step(self) -> tuple[torch.Tensor, ...]:
+        logits = self.logits()
+        leaves = [self.features, *self.head.parameters()]
+        return logits.detach(), *torch.autograd.grad(logits, leaves, self.grad_logits)
+
+
+WAYS = ["affine", "coordinates", "context"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_host_synchronisation_where_positions_are_told(backend, way):
+    slices = Slices(way, backend)
+    slices.step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        slices.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_cuda_graph_where_positions_are_told(backend, way):
+    """Captured once, replayed at other positions in the same memory: they are read in the graph."""
+    slices = Slices(way, backend)
+    results, graph = captured(slices.step)
+    for seed in (1, 2, 0):
+        slices.move(seed)
+        expected = slices.step()
+        graph.replay()
+        assert relative_error(results[0], expected[0]) <= LOGITS[torch.float32]
+        for gradient, true in zip(results[1:], expected[1:], strict=True):
+            assert relative_error(gradient, true) <= GRADIENTS[torch.float32]
 
 
 @pytest.mark.parametrize("batch", [1, 14])

@@ -12,6 +12,7 @@ from scp_kernels import FusedSCP, scp
 from scp_kernels.backends import cpu
 from tests.operator.test_module import plain_layers
 from tests.support.cpu_settings import needs_cpu
+from tests.support.heads import make_head
 from tests.support.tolerances import LOGITS, relative_error
 
 SHAPE, CHANNELS, STEPS = (16, 20), 8, 20
@@ -26,9 +27,7 @@ CONSTANT = torch.tensor([[0.0, 0.0, SHAPE[0] / 2], [0.0, 0.0, SHAPE[1] / 2]])
 
 
 def head_of(width=32, seed=0, **options):
-    torch.manual_seed(seed)
-    options = {"position": "centered", "phi_scale": "adam", "backend": "reference", **options}
-    return FusedSCP(4, 2, width, **options)
+    return make_head(width=width, seed=seed, **{"phi_scale": "adam", "backend": "reference", **options})
 
 
 def features_of(seed=0):

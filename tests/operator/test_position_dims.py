@@ -12,6 +12,7 @@ from scp_kernels.positions import origin_affine
 from tests.support.agreement import VOLUME_MAPS, agree, slices_of_a_volume
 from tests.support.backend_names import BACKENDS, device_of
 from tests.support.cpu_settings import needs_cpu
+from tests.support.heads import make_head
 from tests.support.problems import away_from_kinks, by_definition, evaluate, make_inputs
 from tests.support.strategies import shapes, widths
 from tests.support.tolerances import LOGITS, relative_error
@@ -126,9 +127,7 @@ def test_onnx(tmp_path):
 
 
 def head_of(backend="reference", **options):
-    torch.manual_seed(0)
-    head = FusedSCP(3, 2, 16, position_dims=3, position="centered", bias=True, backend=backend, **options)
-    return head.to(device_of(backend))
+    return make_head(backend, 3, position_dims=3, bias=True, **options)
 
 
 def test_a_slice_of_a_volume_gives_the_volumes_logits():
@@ -155,6 +154,19 @@ def test_positions_of_every_pixel():
     assert s[0, :, 3, 2].tolist() == [7, 5, 3, 13, 19, 27]
     with pytest.raises(ValueError, match="affine, origin: expected one of the two"):
         pixel_positions(image, position_dims=3)
+
+
+def test_a_pickle_of_a_head_without_the_attribute():
+    """Of a version in which positions had the axes of the map."""
+    for dims in (2, 3):
+        head, shape = FusedSCP(3, 2, 16, spatial_dims=dims), (6, 7, 5)[:dims]
+        state = head.__getstate__()
+        del state["position_dims"]
+        older = FusedSCP.__new__(FusedSCP)
+        older.__setstate__(state)
+        assert older.position_dims == dims and repr(older) == repr(head)
+        assert torch.equal(older.weight_field(shape), head.weight_field(shape))
+        assert older.macs(shape) == head.macs(shape)
 
 
 def test_nominal_counts():

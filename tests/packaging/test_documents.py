@@ -74,6 +74,32 @@ def test_what_a_document_names_is_there(document):
     assert not (problems := list(missing(document, tree_files(), code()))), problems
 
 
+# Whether something has run on a GPU stands in one table.
+STATUS = re.compile(
+    r"\b(?:no|not|never|none)\b[^.|]{0,40}\b(?:run|ran)\b[^.|]{0,20}\bGPUs?\b"
+    r"|\bGPUs?\b[^.|]{0,40}\b(?:not|never|yet)\b[^.|]{0,20}\b(?:run|ran|measured|tested|yet)\b"
+)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_status_on_gpus_stands_in_one_place(document):
+    states = [line for line in lines(document) if STATUS.search(line)]
+    assert document.name == "gpu.md" or not states, states
+    assert STATUS.search("the trainer has not run on GPUs yet")
+
+
+# As in: docs/tile_linear.md, "Fold, backward", or docs/tile_linear.md: "Notation".
+SECTION = re.compile(r'docs/(\w+\.md)[,:(][^"\n]{0,20}"([^"\n]+)"')
+
+
+def test_the_sections_that_code_names_are_there():
+    cited = set(SECTION.findall(code()))
+    assert len(cited) > 3
+    for name, section in sorted(cited):
+        headings = re.findall(r"^#+ (.+)$", (ROOT / "docs" / name).read_text(encoding="utf-8"), re.MULTILINE)
+        assert section in headings, f"docs/{name} has no section {section!r}"
+
+
 def bullets(changelog: str) -> list[str]:
     return re.findall(r"^- .*(?:\n  .*)*", changelog, re.MULTILINE)
 

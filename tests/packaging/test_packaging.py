@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 from scp_kernels import __version__
 from scp_kernels.backends import _libraries
+from tests.support.processes import run_python
 from tests.support.wheels import (
     CUDA,
     ENTRY,
@@ -243,6 +244,7 @@ def test_sdist_builds_the_same_wheel(tree: Path, wheel: Path, tmp_path: Path) ->
     for name in (
         "csrc/include/scp.h",
         "csrc/cpu/kernels.cpp",
+        "csrc/build_backend.py",
         "csrc/build_description.py",
         "LICENSE",
         "Makefile",
@@ -297,9 +299,7 @@ import scp_kernels
 assert not torch.cuda.is_initialized()
 print(json.dumps([sorted(sys.modules), events]))
 """
-    result = run("-c", code, cwd=ROOT)
-    assert result.returncode == 0, result.stdout
-    modules, events = json.loads(result.stdout.splitlines()[-1])
+    modules, events = json.loads(run_python("-c", code).stdout.splitlines()[-1])
     return set(modules), events
 
 

@@ -1,8 +1,6 @@
 """What importing the package costs, and what a call costs beyond its kernel."""
 
 import statistics
-import subprocess
-import sys
 import time
 
 import torch
@@ -12,6 +10,7 @@ from scp_kernels.positions import whole_image_matrix
 from scp_kernels.problem import GradientNeeds, SCPInputs, problem_of
 from tests.support.cpu_settings import needs_cpu
 from tests.support.problems import make_inputs
+from tests.support.processes import run_python
 
 IMPORT_SECONDS = 0.3
 # Measured 1.64 forward and 1.52 with backward on a quiet core, 20 and 103 us.
@@ -36,9 +35,7 @@ print(seconds)
 
 def test_importing_is_quick_and_starts_nothing():
     def once() -> float:
-        done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return float(done.stdout)
+        return float(run_python("-c", IMPORT).stdout)
 
     # The processor's time, and the best of a few: another process's load is not the package's.
     assert min(once() for _ in range(5)) <= IMPORT_SECONDS

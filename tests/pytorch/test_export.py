@@ -7,6 +7,7 @@ from torch.export import Dim
 
 from scp_kernels import FusedSCP
 from tests.support.backend_names import BACKENDS, device_of
+from tests.support.heads import make_head
 from tests.support.problems import make_inputs
 from tests.support.tolerances import LOGITS, relative_error
 
@@ -15,8 +16,7 @@ DYNAMIC = {"features": {0: Dim("batch"), 2: Dim("height"), 3: Dim("width")}}
 
 
 def head_of(backend: str) -> FusedSCP:
-    torch.manual_seed(0)
-    return FusedSCP(4, 2, 16, position="centered", bias=True, backend=backend).to(device_of(backend)).eval()
+    return make_head(backend, bias=True).eval()
 
 
 def features_of(*size: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from scp_kernels import FusedSCP, count_macs, ops, ptflops_hook, scp
+from scp_kernels import FusedSCP, Placement, count_macs, ops, ptflops_hook, scp
 from scp_kernels.backends import cpu
 from scp_kernels.positions import identity_affine, position_matrix
 from tests.support.agreement import slices_of_a_volume
@@ -158,9 +158,12 @@ def test_what_is_executed_is_counted_in_and_out_of_a_graph():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ptflops_counts_the_head(backend):
+@pytest.mark.parametrize("axes", [2, 3])
+def test_ptflops_counts_the_head(backend, axes):
     ptflops = pytest.importorskip("ptflops")  # not among what tests on a GPU need
-    head = FusedSCP(8, 2, (16, 24), backend=backend)
+    head = FusedSCP(8, 2, (16, 24), position_dims=axes, backend=backend)
+    if axes == 3:  # which has no default
+        head.placement = Placement(origin=(4, 0, 0), extent=(9, 20, 30), device=torch.device(device_of(backend)))
     convolution = nn.Conv2d(3, 8, 3, padding=1, bias=False)
     macs, parameters = ptflops.get_model_complexity_info(
         nn.Sequential(convolution, head).to(device_of(backend)),
@@ -171,7 +174,7 @@ def test_ptflops_counts_the_head(backend):
         backend_specific_config={"count_functional": False},
         custom_modules_hooks={FusedSCP: ptflops_hook},
     )
-    assert head.macs((20, 30)) == 20 * 30 * (4 * 16 + 16 * 24 + 24 * 16 + 16)
+    assert head.macs((20, 30)) == 20 * 30 * (2 * axes * 16 + 16 * 24 + 24 * 16 + 16)
     assert head.macs((20, 30), batch=3) == head.macs((20, 30)) + 2 * 20 * 30 * 16, "Φ is evaluated once for a batch"
     assert macs == 20 * 30 * 27 * 8 + head.macs((20, 30))
     assert parameters == sum(p.numel() for p in (*convolution.parameters(), *head.parameters()))

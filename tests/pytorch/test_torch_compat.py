@@ -1,14 +1,16 @@
 """PyTorch's private interfaces: those that the package uses are there, and without them it is slower and right."""
 
 import os
-import subprocess
-import sys
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+import scp_kernels
 from scp_kernels import FusedSCP, _torch_compat, ops
 from tests.support.cpu_settings import needs_cpu
+from tests.support.processes import run_python
 
 # Hides names of PyTorch from the package alone, since PyTorch itself needs them.
 WITHOUT = """
@@ -112,7 +114,28 @@ MISSING = {
 @needs_cpu
 @pytest.mark.parametrize("missing", MISSING)
 def test_without_private_names_results_are_the_same(missing):
-    command = [sys.executable, "-W", "ignore", "-c", WITHOUT, *MISSING[missing]]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_python("-W", "ignore", "-c", WITHOUT, *MISSING[missing])
     assert ("direct calls: 0" in done.stdout) == ("torch._C._dispatch_keys" in MISSING[missing]), done.stdout
+
+
+def test_the_module_inside_of_a_compiled_one_is_found():
+    layer = torch.nn.Linear(2, 2)
+    assert _torch_compat.uncompiled(layer) is layer
+    assert _torch_compat.uncompiled(torch.compile(layer, backend="eager")) is layer, (
+        f"PyTorch {torch.__version__} keeps a compiled module under another name than _orig_mod"
+    )
+
+
+# The dictionaries of nn.Module that subclasses may use are no more private than their names say.
+PRIVATE_USE = re.compile(
+    r"\btorch(\.\w+)*\._(?!_)\w+|\bfrom torch[\w.]* import [^\n]*\b_\w+|\b_(orig_mod|dynamo_\w+)\b"
+)
+
+
+def test_private_interfaces_of_pytorch_are_used_in_one_place():
+    package = Path(scp_kernels.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.name != "_torch_compat.py":
+            used = [match[0] for match in PRIVATE_USE.finditer(path.read_text(encoding="utf-8"))]
+            assert not used, f"{path.relative_to(package)}: {used}"
+    assert PRIVATE_USE.search(Path(_torch_compat.__file__).read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from scp_kernels import FusedSCP, ops, scp, scp_reference
 from scp_kernels.positions import whole_image_matrix
 from tests.support.backend_names import BACKENDS, device_of
+from tests.support.heads import make_head
 from tests.support.problems import away_from_kinks, evaluate, make_inputs
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 
@@ -19,9 +20,7 @@ SHAPE = (19, 23)
 
 
 def head_of(backend: str, **options) -> FusedSCP:
-    torch.manual_seed(0)
-    options = {"bias": True, "position": "centered", **options}
-    return FusedSCP(4, 2, 16, backend=backend, **options).to(device_of(backend))
+    return make_head(backend, **{"bias": True, **options})
 
 
 def features_of(backend: str, batch: int = 3) -> Tensor:

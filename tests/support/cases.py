@@ -26,12 +26,20 @@ class Case:
     dtype: torch.dtype = torch.float32
     per_sample: bool = False
     """One position map per sample, as patches and augmentation give, where one for all is the default."""
+    position_dims: int | None = None
+    """K; None: d. With more than d, and one map per sample, the samples are slices of a volume."""
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))
         dtype = "" if self.dtype == torch.float32 else f"-{self.dtype_name}"
         maps = "-per-sample" if self.per_sample else ""
-        return f"h{self.hidden}-c{self.channels}-b{self.batch}-{size}{dtype}{maps}"
+        axes = f"-k{self.position_dims}" if self.extra_position_dims else ""
+        return f"h{self.hidden}-c{self.channels}-b{self.batch}-{size}{dtype}{maps}{axes}"
+
+    @property
+    def extra_position_dims(self) -> int:
+        """Axes of positions beyond those of the map: K − d."""
+        return 0 if self.position_dims is None else self.position_dims - len(self.shape)
 
     @property
     def dtype_name(self) -> str:
@@ -45,13 +53,19 @@ class Case:
             channels=self.channels,
             hidden=(self.hidden, self.hidden),
             dtype=self.dtype,
+            position_dims=self.position_dims,
         ).to(device)
 
-    def affine(self, device: torch.device | str = "cpu") -> Tensor | None:
-        """``[B, d, d + 1]``, a small rotation (of the first two axes), scaling and shift per sample; None: one map."""
+    def positions(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Position arguments of the call; none: one map for all, which is the whole image.
+
+        ``affine`` ``[B, K, d + 1]`` is a small rotation (of the first two axes), scaling and shift per sample. Axes
+        that the map does not have come first: samples lie at heights in the middle half of a volume as high as the
+        image is wide, tilted by up to a tenth; ``extent`` ``[K]`` is its size.
+        """
         if not self.per_sample:
-            return None
-        d = len(self.shape)
+            return {}
+        d, extra = len(self.shape), self.extra_position_dims
         g = torch.Generator().manual_seed(2)
         angle, scale, *shifts = (torch.rand(d + 2, self.batch, generator=g, dtype=torch.float64) * 2 - 1).unbind()
         angle, scale = angle * math.radians(10), 1 + 0.1 * scale
@@ -61,7 +75,16 @@ class Case:
         linear *= scale[:, None, None]
         center = torch.tensor(self.shape, dtype=torch.float64) / 2
         offset = center - linear @ center + torch.stack(shifts, 1) * center / 10
-        return torch.cat([linear, offset[:, :, None]], 2).to(device)
+        affine = torch.cat([linear, offset[:, :, None]], 2)
+        if not extra:
+            return {"affine": affine.to(device)}
+        height = float(self.shape[-1])
+        tilt = (torch.rand(self.batch, extra, d, generator=g, dtype=torch.float64) * 2 - 1) / 10
+        heights = (0.25 + torch.arange(self.batch, dtype=torch.float64) / (2 * self.batch)) * height
+        offset = heights[:, None] - tilt @ center  # of each slice's middle
+        above = torch.cat([tilt, offset[:, :, None]], 2)
+        extent = torch.cat([torch.full((extra,), height, dtype=torch.float64), 2 * center])
+        return {"affine": torch.cat([above, affine], 1).to(device), "extent": extent.to(device)}
 
     def problem(self, device: torch.device | str = "cpu") -> Problem:
         return Problem(
@@ -74,6 +97,7 @@ class Case:
             dtype=self.dtype,
             compute_dtype=torch.promote_types(self.dtype, torch.float32),
             device=torch.device(device),
+            extra_position_dims=self.extra_position_dims,
         )
 
     def backends(self, device: torch.device | str = "cpu") -> list[str]:
@@ -96,8 +120,8 @@ SCALING = [
     *(Case(128, 16, 1, (size, size)) for size in (64, 128)),
     *(Case(128, 16, batch) for batch in (2, 4, 8)),
 ]
-# Every sample with a position map of its own: the usual case where images are cropped or augmented.
-PER_SAMPLE = [Case(h, c, 14, per_sample=True) for h, c in WIDTHS]
+# Every sample with a position map of its own, in a space with three axes: slices of volumes, cropped or augmented.
+PER_SAMPLE = [Case(h, c, 14, per_sample=True, position_dims=3) for h, c in WIDTHS]
 LARGE = [
     Case(512, 64, 1),
     *(Case(128, 16, 1, shape) for shape in ((512, 512), (1024, 1024), (96, 96, 96))),
@@ -105,25 +129,27 @@ LARGE = [
 ]
 
 
-def truth(inputs: Inputs, affine: Tensor | None = None) -> tuple[Inputs, Tensor, dict[str, Tensor]]:
+def truth(inputs: Inputs, places: dict[str, Tensor] | None = None) -> tuple[Inputs, Tensor, dict[str, Tensor]]:
     """Float64 logits and gradients of ``inputs``, in strips of rows, so that memory does not grow with the image.
 
     Args:
         inputs: whole images or volumes.
-        affine: their positions, as :meth:`Case.affine` gives them; None: those of the index.
+        places: their positions, as :meth:`Case.positions` gives them; None: those of the index.
 
     Returns:
         The inputs with their logits' gradient zeroed at kinks (:func:`problems.away_from_kinks`), the logits, and the
         gradients by name.
     """
     shape = inputs.features.shape[2:]
+    places = {} if places is None else places
+    affine, extent = places.get("affine"), places.get("extent", tuple(shape))
     rows = max(1, PIXELS_AT_ONCE // (shape[1:].numel() * (1 if affine is None else len(affine))))
     masked, logits, of_features = [], [], []
     sums: dict[str, Tensor] = {}
     for start in range(0, shape[0], rows):
         here = slice(start, start + rows)
         part = replace(inputs, features=inputs.features[:, :, here], grad_logits=inputs.grad_logits[:, :, here])
-        place: dict[str, object] = {"extent": tuple(shape)}
+        place: dict[str, object] = {"extent": extent}
         if affine is None:
             place["origin"] = (start, *(0 for _ in shape[1:]))
         else:  # the strip's own first row is the image's row `start`

@@ -1,27 +1,17 @@
 """Running the console command as a user does, in a process of its own, and what a refusal is."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.processes import run_python
 
 
 def scp_models(*arguments, cache: Path | None = None, check: bool = True) -> subprocess.CompletedProcess:
     """``scp-models ARGUMENTS…``; its output is text."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    env = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     if cache is not None:
         env["XDG_CACHE_HOME"] = str(cache)
-    done = subprocess.run(
-        [sys.executable, "-m", "scp_models.cli", *map(str, arguments)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
+    return run_python("-m", "scp_models.cli", *arguments, env=env, check=check)
 
 
 def fit_arguments(root: Path, out: Path, epochs: int, *more) -> list:

@@ -17,7 +17,7 @@ needs_cpu = pytest.mark.skipif(
 
 def ask_cpu(monkeypatch: pytest.MonkeyPatch, **changes: int) -> None:
     """Change what the environment asks of the backend; skip the test where this machine cannot do it."""
-    asked = replace(cpu.settings(), **changes)
-    monkeypatch.setattr(cpu, "settings", lambda: asked)
+    options = replace(cpu.settings(), **changes)
+    monkeypatch.setattr(cpu, "settings", lambda: options)
     if reason := cpu.CpuBackend().unavailable_reason():
         pytest.skip(reason)

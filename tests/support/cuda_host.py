@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -77,17 +76,14 @@ class HostCuda(CudaBackend):
     def library(self) -> ctypes.CDLL:
         return build(races=self.races)
 
-    def capability(self, device: torch.device) -> tuple[int, int]:
-        return (7, 5)
+    def capability(self, device: torch.device) -> int:
+        return 75
 
     def limits(self, device: torch.device) -> tuple[int, int]:
         return self.multiprocessors, self.shared_memory
 
     def stream(self, device: torch.device) -> int:
         return 0
-
-    def on(self, device: torch.device) -> AbstractContextManager[object]:
-        return nullcontext()
 
 
 def problem_like(inputs, groups=1):

@@ -173,3 +173,11 @@ def write_lits(root: Path, numbers=(0, 1, 28, 29), shape=(24, 20, 5)) -> Path:
         save(root / batch / f"volume-{number}.nii", hu, affine)
         save(root / batch / f"segmentation-{number}.nii", label, affine)
     return root
+
+
+def turned(data, affine, codes):
+    """The same voxels at the same places, with other axes."""
+    image = nib.Nifti1Image(data, affine)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes))
+    result = image.as_reoriented(turn)
+    return np.asarray(result.dataobj), result.affine

@@ -69,7 +69,8 @@ def copy_tree(destination: Path) -> Path:
     (destination / "csrc" / "include").mkdir()
     (destination / "csrc" / NATIVE).mkdir()
     shutil.copy(ROOT / "csrc" / NATIVE / "__init__.py", destination / "csrc" / NATIVE)
-    shutil.copy(ROOT / "csrc" / "build_description.py", destination / "csrc")
+    for module in ("build_backend.py", "build_description.py"):
+        shutil.copy(ROOT / "csrc" / module, destination / "csrc")
     (destination / "csrc" / "include" / "scp.h").write_text(HEADER)
     (destination / "csrc" / "cpu" / "entry.cpp").write_text(ENTRY)
     (destination / "csrc" / "cpu" / "kernels.cpp").write_text(KERNELS)

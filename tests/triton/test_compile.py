@@ -1,7 +1,5 @@
 """The Triton kernels compiled without a GPU, and the launches on the host (all cases: ``benchmarks.static``)."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 from scp_kernels.problem import Problem
 from tests.support.allocations import allocated_beyond_results
 from tests.support.cases import PAPER
+from tests.support.processes import run_python
 
 pytest.importorskip("triton")
 
@@ -149,7 +148,7 @@ def test_chunks_cover_every_supertile_once(changes):
                 if "boxes_per_slab" in sizes:
                     assert item.grid[0] <= sizes["partials"].shape[0]
                     assert sizes["boxes_per_slab"] * item.grid[0] >= sizes["boxes"]
-        names = ("units", "slots", "lines", "hidden", "rows", "outputs", "counts", "moments")
+        names = ("unit1", "index_in_parent", "lines", "unit2", "rows", "outputs", "counts", "moments")
         names += tuple(prefix + name for name in names for prefix in ("parent_", "grad_", "parent_grad_"))
         on_boxes = [item.arguments for item in sequence.launches if "first_supertile" in item.arguments]
         held = [arguments[name] for arguments in on_boxes for name in names if name in arguments]
@@ -230,4 +229,4 @@ def test_importing_the_package_imports_no_triton():
         " or name.startswith('scp_kernels.backends.triton.')];"
         "assert not new, new"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python("-c", code)

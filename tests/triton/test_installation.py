@@ -1,10 +1,10 @@
 """What stands in Triton's place on the path, and is not Triton: reported with the reason, and never chosen."""
 
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+
+from tests.support.processes import run_python
 
 # The interpreter takes away that there is no GPU; the device type lets "auto" consider the backend on the CPU.
 ASK = """
@@ -41,11 +41,8 @@ sys.modules["triton"] = types.ModuleType("triton")
 """
 
 
-def reason(code: str, path: str = "") -> str:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    environment.pop("SCP_BACKEND", None)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def reason(code: str, path: Path | None = None) -> str:
+    done = run_python("-c", code, env={"TRITON_INTERPRET": "1", "SCP_BACKEND": None}, first=path)
     return done.stdout.strip()
 
 
@@ -72,7 +69,7 @@ def test_a_module_without_a_spec_is_not_triton():
 def test_a_triton_that_cannot_be_used_says_why(tmp_path, source, expected):
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton" / "__init__.py").write_text(source)
-    assert expected in reason(ASK, str(tmp_path))
+    assert expected in reason(ASK, tmp_path)
 
 
 def test_an_installed_triton_is_usable():

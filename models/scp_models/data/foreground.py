@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from scp_models.data.geometry import field_of_view
+
 # Voxels per axis that are looked at: a share of the foreground needs no more.
 _RESOLUTION = 128
 # Of the way from the darkest to the brightest percentile: above the noise of air, below the darkest tissue.
@@ -42,12 +44,18 @@ def coarse_steps(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return x, y, z
 
 
+def coarse_slices(steps: tuple[int, int, int]) -> tuple[slice, slice, slice]:
+    """The voxels that are looked at: the middle one of every so many, per axis."""
+    x, y, z = (slice(step // 2, None, step) for step in steps)
+    return x, y, z
+
+
 def find_foreground(coarse: NDArray[np.floating], steps: tuple[int, int, int]) -> Foreground:
     """The largest connected part above a threshold, with the holes of each slice filled.
 
     Args:
-        coarse: intensities of every so many voxels, ``[x, y, z]``, slices along the last axis.
-        steps: how many.
+        coarse: intensities of :func:`coarse_slices`, ``[x, y, z]``, slices along the last axis.
+        steps: every which voxel.
     """
     # A slice of one value is filling, be it black or saturated.
     filled = coarse.min(axis=(0, 1)) == coarse.max(axis=(0, 1))
@@ -86,6 +94,21 @@ def bounding_box(
     if max_height is not None:
         low[2] = max(low[2], high[2] - max_height)
     return np.stack([low, high]) if (high > low).all() else None
+
+
+def foreground_box(
+    area: Foreground, affine: NDArray[np.float64], shape: tuple[int, int, int], max_height: float | None = None
+) -> tuple[NDArray[np.float64], str | None]:
+    """:func:`bounding_box`, or where there is nothing that of all voxels, and words for it.
+
+    Args:
+        area, affine, max_height: as there.
+        shape: of the volume.
+    """
+    box = bounding_box(area, affine, max_height)
+    if box is not None:
+        return box, None
+    return field_of_view(affine, shape), "has no foreground; the frame foreground is its whole field of view"
 
 
 @dataclass(frozen=True)

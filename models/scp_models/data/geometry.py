@@ -14,6 +14,9 @@ from torch.nn.functional import interpolate
 TOLERANCE = 0.1
 """Of two places of one voxel, in voxels: headers are in single precision, and some writers go through quaternions."""
 
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""``[4, 4]``: millimetres as ITK counts them, to the left and to the back, to RAS+; its own inverse."""
+
 Orientation = NDArray[np.float64]
 """``[3, 2]``: per axis its target axis and its direction, 1 or −1, as :mod:`nibabel.orientations` has it."""
 

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from scp_models.data.geometry import LPS_TO_RAS
 from scp_models.data.volume import VolumeFile, checked, is_clutter
 from scp_models.errors import UserError
 
@@ -73,7 +74,7 @@ def _volume(sitk: Any, path: Path, image: Any) -> VolumeFile:
     direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:axes, :axes]
     affine[:axes, :axes] = direction * np.array(image.GetSpacing())[:axes]
     affine[:axes, 3] = np.array(image.GetOrigin())[:axes]
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    affine = LPS_TO_RAS @ affine
     header = nib.Nifti1Header()
     header.set_xyzt_units("mm")
     shape = tuple(int(n) for n in data.shape[:3])

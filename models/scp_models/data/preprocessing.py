@@ -14,13 +14,19 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
 from scp_models.data.alignment import CHUNK, AlignedVolume, align_image, align_label
-from scp_models.data.foreground import CropLoss, Foreground, bounding_box, coarse_steps, find_foreground
+from scp_models.data.foreground import (
+    CropLoss,
+    Foreground,
+    coarse_slices,
+    coarse_steps,
+    find_foreground,
+    foreground_box,
+)
 from scp_models.data.frames import VolumeGeometry
 from scp_models.data.geometry import (
     SAME_AXES,
     Orientation,
     centre_windows,
-    field_of_view,
     inverse,
     resize,
     resized_axis,
@@ -73,11 +79,6 @@ class SourceGrid:
         """Voxel size in mm along the file's axes."""
         x, y, z = self.file.spacing
         return (float(x), float(y), float(z))
-
-    @property
-    def field_of_view(self) -> NDArray[np.float64]:
-        """``[2, 3]``: lower and upper corner in mm of the box, along the patient's axes, around all voxels."""
-        return field_of_view(self.affine, self.shape)
 
     @cached_property
     def plane(self) -> tuple[int, int]:
@@ -238,10 +239,10 @@ class VolumeReader:
                     loss += _target_loss((mapped > 0) & (mapped != self.task.ignored_label), grid)
                 fitted.append(grid.fit(mapped))
             label = np.concatenate(fitted, axis=2)
-        box = None if area is None else bounding_box(area, grid.affine, self.task.max_height)
-        if area is not None and box is None:
-            notes.append(f"{files[0].path}: has no foreground; the frame foreground is its whole field of view")
-            box = grid.field_of_view
+        box = None
+        if area is not None:
+            box, line = foreground_box(area, grid.affine, grid.shape, self.task.max_height)
+            notes += [f"{files[0].path}: {line}"] if line else []
         geometry = VolumeGeometry(grid.network_affine, grid.canonical_affine, grid.canonical_shape, box)
         _say(notes)
         return Volume(image, label, grid, geometry, loss, tuple(dict.fromkeys(notes)))
@@ -350,9 +351,10 @@ class VolumeReader:
 
     def _foreground(self, grid: SourceGrid) -> Foreground:
         """Of the first image, in the axes of its file."""
-        x, y, z = steps = coarse_steps(grid.shape)
+        steps = coarse_steps(grid.shape)
+        x, y, z = coarse_slices(steps)
         chunks = AlignedVolume(grid.file, SAME_AXES).chunks()
-        coarse = np.concatenate([chunk[x // 2 :: x, y // 2 :: y] for chunk in chunks], axis=2)[..., z // 2 :: z]
+        coarse = np.concatenate([chunk[x, y] for chunk in chunks], axis=2)[..., z]
         return find_foreground(self._windowed(coarse.astype(np.float32)), steps)
 
 

@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scp_models.data.geometry import LPS_TO_RAS
 from scp_models.data.subjects import Subject
 from scp_models.errors import UserError
-
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""LPS to RAS, and back."""
 
 
 def transform_path(pattern: str, subject: Subject) -> Path:
@@ -51,4 +49,4 @@ def read_transform(path: Path) -> NDArray[np.float64]:
     lps[:3] = np.stack([*columns, origin], axis=1)
     if not np.isfinite(lps).all() or abs(np.linalg.det(lps)) < 1e-6:
         raise UserError(f"{path}: expected a transform that has an inverse, its determinant is {np.linalg.det(lps):g}")
-    return _FLIP @ lps @ _FLIP
+    return LPS_TO_RAS @ lps @ LPS_TO_RAS

@@ -13,9 +13,9 @@ from monai.utils import SpaceKeys, ensure_tuple
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from scp_models.data.foreground import bounding_box, coarse_steps, find_foreground
+from scp_models.data.foreground import coarse_slices, coarse_steps, find_foreground, foreground_box
 from scp_models.data.frames import Frame, box_frame, image_frame
-from scp_models.data.geometry import coordinate_channels, field_of_view, turned_shape
+from scp_models.data.geometry import LPS_TO_RAS, coordinate_channels, turned_shape
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import FRAMES, MNI_BOX, SLICE_FRAME, TRANSFORM_ENDINGS
 from scp_models.data.transforms import read_transform, transform_path
@@ -23,7 +23,6 @@ from scp_models.data.volume_files import volume_stem
 from scp_models.notes import note
 
 Data = Mapping[Hashable, Any]
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class AddCoordinatesd(MapTransform, InvertibleTransform):
@@ -103,7 +102,7 @@ class AddCoordinatesd(MapTransform, InvertibleTransform):
             return np.diag([1.0, 1.0, 1.0])[:2] / np.array(image.shape[1:])[:, None]
         affine = np.asarray(image.affine, dtype=np.float64)
         if str(image.meta.get("space")) == str(SpaceKeys.LPS):
-            affine = _LPS_TO_RAS @ affine
+            affine = LPS_TO_RAS @ affine
         frame = self._frame(data, image, affine)
         return frame.positions(affine) / frame.extent[:, None]
 
@@ -117,13 +116,11 @@ class AddCoordinatesd(MapTransform, InvertibleTransform):
             to_canonical = io_orientation(affine)
             return image_frame(affine @ inv_ornt_aff(to_canonical, shape), turned_shape(shape, to_canonical))
         if self.frame == "foreground":
-            x, y, z = steps = coarse_steps(shape)
-            coarse = np.asarray(image[0, x // 2 :: x, y // 2 :: y, z // 2 :: z], dtype=np.float32)
-            box = bounding_box(find_foreground(coarse, steps), affine, self.max_height)
-            if box is None:
-                path = image.meta.get("filename_or_obj", "an image")
-                note(f"{path}: has no foreground; the frame foreground is its whole field of view")
-                box = field_of_view(affine, shape)
+            steps = coarse_steps(shape)
+            coarse = np.asarray(image[(0, *coarse_slices(steps))], dtype=np.float32)
+            box, line = foreground_box(find_foreground(coarse, steps), affine, shape, self.max_height)
+            if line is not None:
+                note(f"{image.meta.get('filename_or_obj', 'an image')}: {line}")
             return box_frame(box)
         path = Path(str(image.meta.get("filename_or_obj", "")))
         subject = Subject(volume_stem(path), (path,), None)
@@ -161,15 +158,15 @@ class SplitCoordinatesd(MapTransform, InvertibleTransform):
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
-            own = len(result[key]) - self.position_dims - 1
-            if own < 1:
+            image_channels = len(result[key]) - self.position_dims - 1
+            if image_channels < 1:
                 raise ValueError(
                     f"{key}: expected channels of its own and {self.position_dims + 1} of positions, "
                     f"got {list(result[key].shape)}"
                 )
             if self.name is not None:
-                result[self.name.format(key=key)] = result[key][own:]
-            result[key] = result[key][:own]
+                result[self.name.format(key=key)] = result[key][image_channels:]
+            result[key] = result[key][:image_channels]
         return result
 
     def inverse(self, data: Data) -> dict[Hashable, Any]:

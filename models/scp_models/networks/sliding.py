@@ -92,6 +92,11 @@ def _of_samples(
         if affine is not None or coordinates is not None:
             raise ValueError("extent: expected the sizes of the space that positions are measured in, got none")
         extent = list(image.shape[2:])
+    for name, given in (("affine", affine), ("extent", extent)):
+        if isinstance(given, Tensor) and given.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"{name}: expected float32 or float64 (fewer bits do not hold a pixel's position), got {given.dtype}"
+            )
     sizes = torch.as_tensor(extent, dtype=torch.float64)
     if coordinates is not None:
         maps = affine_of_coordinates(coordinates, sizes, coordinates_as=coordinates_as).double()

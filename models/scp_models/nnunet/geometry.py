@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scp_models.data.foreground import bounding_box, coarse_steps, find_foreground
+from scp_models.data.foreground import coarse_slices, coarse_steps, find_foreground, foreground_box
+from scp_models.data.geometry import LPS_TO_RAS, field_of_view
 
 POSITION_DIMS = 3
 """Axes of positions: to the right, to the front, to the top; of 2-D configurations too, whose slices have a height."""
@@ -31,7 +32,7 @@ def file_affine(properties: Mapping[str, Any]) -> NDArray[np.float64]:
         affine = np.eye(4)
         affine[:spatial, :spatial] = direction * np.abs(kept["spacing"][:spatial])
         affine[:spatial, 3] = kept["origin"][:spatial]
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK counts to the left and to the back
+        affine = LPS_TO_RAS @ affine
     else:
         affine = np.diag([*map(float, properties["spacing"][::-1]), 1.0])
     return affine[:, [2, 1, 0, 3]]
@@ -71,25 +72,18 @@ def position_affine(
         frame: ``"foreground"``, the box of the head or body, or ``"image"``, the box of what is left of the image.
             Without foreground the latter stands in.
     """
-    box = _foreground_box(image, outside, affine) if frame == "foreground" else None
-    if box is None:
-        corners = np.stack(np.meshgrid(*([-0.5, n - 0.5] for n in image.shape), indexing="ij"), -1).reshape(-1, 3)
-        places = corners @ affine[:3, :3].T + affine[:3, 3]
-        box = np.stack([places.min(0), places.max(0)])
+    # Slices lie along the first axis here, and along the last one in scp_models.data.
+    volume, to_space = np.moveaxis(image, 0, -1), affine[:, [1, 2, 0, 3]]
+    y, x, z = volume.shape
+    if frame == "foreground":
+        steps = coarse_steps(volume.shape)
+        chosen = coarse_slices(steps)
+        coarse = np.asarray(volume[chosen], np.float32)
+        if outside is not None:
+            coarse = np.where(np.moveaxis(outside, 0, -1)[chosen], coarse.min(), coarse)
+        box, _ = foreground_box(find_foreground(coarse, steps), to_space, (y, x, z))
+    else:
+        box = field_of_view(to_space, (y, x, z))
     result = affine[:3].copy()
     result[:, 3] -= box[0]
     return result / (box[1] - box[0])[:, None]
-
-
-def _foreground_box(
-    image: NDArray[np.floating], outside: NDArray[np.bool_] | None, affine: NDArray[np.float64]
-) -> NDArray[np.float64] | None:
-    steps = coarse_steps(image.shape)
-    chosen = tuple(slice(step // 2, None, step) for step in steps)
-    coarse = np.asarray(image[chosen], np.float32)
-    if outside is not None:
-        coarse = np.where(outside[chosen], coarse.min(), coarse)
-    # Slices lie along the first axis here, and along the last one there.
-    z, y, x = steps
-    area = find_foreground(np.moveaxis(coarse, 0, -1), (y, x, z))
-    return bounding_box(area, affine[:, [1, 2, 0, 3]])

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from nibabel.processing import resample_to_output
 
 from scp_models.errors import UserError
 from scp_models.phantoms.anatomy import Grid
-from scp_models.phantoms.brain import DecidedBy, make_brain
+from scp_models.phantoms.brain import BrainImages, DecidedBy, make_brain
 from scp_models.phantoms.nnunet import write_case, write_description
 from scp_models.phantoms.templates import BrainTemplate, load_brain_template
 from scp_models.phantoms.writing import (
@@ -143,61 +142,71 @@ def generate_wmh(
     newer = {"height_decided": height_decided, "left_right": left_right, "pose": pose}
     options |= {name: True for name, asked in newer.items() if asked}
     record_options(folder, options)
-    write = _write_case if left_right else _write_subject
-    work = partial(write, folder, template, seed, size, decided_by, pose)
+    phantoms = _BrainPhantoms(folder, template, seed, size, decided_by, pose)
+    work = phantoms.write_case if left_right else phantoms.write_subject
     written = run_all(work, subjects, "Brain phantoms", progress=progress, workers=min(available_cores(), 8))
     if left_right:
         write_description(folder, ("T1", "FLAIR"), ("left", "right"))
     return written
 
 
-def _write_case(
-    out: Path,
-    template: BrainTemplate,
-    seed: int,
-    size: str | tuple[int, int, int],
-    decided_by: DecidedBy,
-    pose: bool,
-    index: int,
-) -> Path:
-    """One case of nnU-Net's layout. All are stored alike: nnU-Net takes voxels as they come."""
-    grid = grid_of(index, size, decided_by, pose)
-    brain = make_brain(template, grid, subject_seed(seed, _KIND, index), decided_by=decided_by, pose=pose)
-    flair_gain, t1_gain = scanner_of(index).gains
-    channels = [
-        make_image((np.rint(values * np.float32(gain * 4)) / np.float32(4)).astype(np.float32), grid.affine)
-        for values, gain in ((brain.pre_t1, t1_gain), (brain.pre_flair, flair_gain))
-    ]
-    return write_case(out, f"brain_{index:03d}", channels, make_image(brain.label, grid.affine))
+@dataclass(frozen=True)
+class _BrainPhantoms:
+    """What all subjects of a folder are made with, and how they are written."""
+
+    out: Path
+    template: BrainTemplate
+    seed: int
+    size: str | tuple[int, int, int]
+    decided_by: DecidedBy
+    pose: bool
+
+    def make(self, index: int) -> BrainImages:
+        grid = grid_of(index, self.size, self.decided_by, self.pose)
+        seed = subject_seed(self.seed, _KIND, index)
+        return make_brain(self.template, grid, seed, decided_by=self.decided_by, pose=self.pose)
+
+    def write_case(self, index: int) -> Path:
+        """One case of nnU-Net's layout. All are stored alike: nnU-Net takes voxels as they come."""
+        brain = self.make(index)
+        affine = brain.head.grid.affine
+        flair_gain, t1_gain = scanner_of(index).gains
+        channels = [
+            make_image(_quantised(values, gain, *_CORRECTED), affine)
+            for values, gain in ((brain.pre_t1, t1_gain), (brain.pre_flair, flair_gain))
+        ]
+        return write_case(self.out, f"brain_{index:03d}", channels, make_image(brain.label, affine))
+
+    def write_subject(self, index: int) -> Path:
+        """One subject of the challenge's layout."""
+        scanner, brain = scanner_of(index), self.make(index)
+        affine = brain.head.grid.affine
+        codes = scanner.stored[index // len(SCANNERS) % len(scanner.stored)]
+        folder = self.out / subject_folder(index)
+        flair_gain, t1_gain = scanner.gains
+        for kind, flair, t1, number in (
+            ("orig", brain.orig_flair, brain.orig_t1, _DELIVERED),
+            ("pre", brain.pre_flair, brain.pre_t1, _CORRECTED),
+        ):
+            flair_image, t1_image = (
+                make_image(_quantised(values, gain, *number), affine)
+                for values, gain in ((flair, flair_gain), (t1, t1_gain))
+            )
+            write_image(folder / kind / "FLAIR.nii.gz", oriented(flair_image, codes))
+            write_image(folder / kind / "T1.nii.gz", oriented(t1_image, codes))
+            isotropic = resample_to_output(t1_image, 2.0, order=1)
+            values = _quantised(np.asarray(isotropic.dataobj), 1.0, *number)
+            write_image(folder / kind / "3DT1.nii.gz", oriented(make_image(values, isotropic.affine), "PSR"))
+        # The label is last: a folder that has it is complete.
+        label = make_image(brain.label.astype(np.float32), affine)
+        write_image(folder / "wmh.nii.gz", oriented(label, codes))
+        return folder
 
 
-def _write_subject(
-    out: Path,
-    template: BrainTemplate,
-    seed: int,
-    size: str | tuple[int, int, int],
-    decided_by: DecidedBy,
-    pose: bool,
-    index: int,
-) -> Path:
-    scanner, grid = scanner_of(index), grid_of(index, size, decided_by, pose)
-    brain = make_brain(template, grid, subject_seed(seed, _KIND, index), decided_by=decided_by, pose=pose)
-    codes = scanner.stored[index // len(SCANNERS) % len(scanner.stored)]
-    folder = out / subject_folder(index)
-    flair_gain, t1_gain = scanner.gains
-    for kind, flair, t1 in (("orig", brain.orig_flair, brain.orig_t1), ("pre", brain.pre_flair, brain.pre_t1)):
-        # Scanners deliver integers; bias correction makes floats of them.
-        step, dtype = (1.0, np.int16) if kind == "orig" else (0.25, np.float32)
-        flair_image, t1_image = (
-            make_image((np.rint(values * np.float32(gain / step)) * np.float32(step)).astype(dtype), grid.affine)
-            for values, gain in ((flair, flair_gain), (t1, t1_gain))
-        )
-        write_image(folder / kind / "FLAIR.nii.gz", oriented(flair_image, codes))
-        write_image(folder / kind / "T1.nii.gz", oriented(t1_image, codes))
-        isotropic = resample_to_output(t1_image, 2.0, order=1)
-        values = (np.rint(np.asarray(isotropic.dataobj) / step) * step).astype(dtype)
-        write_image(folder / kind / "3DT1.nii.gz", oriented(make_image(values, isotropic.affine), "PSR"))
-    # The label is last: a folder that has it is complete.
-    label = make_image(brain.label.astype(np.float32), grid.affine)
-    write_image(folder / "wmh.nii.gz", oriented(label, codes))
-    return folder
+# Step and dtype of intensities: scanners deliver integers; bias correction makes floats of them.
+_DELIVERED, _CORRECTED = (1.0, np.int16), (0.25, np.float32)
+
+
+def _quantised(values: np.ndarray, gain: float, step: float, dtype: type[np.number]) -> np.ndarray:
+    """``gain · values`` in whole steps."""
+    return (np.rint(values * np.float32(gain / step)) * np.float32(step)).astype(dtype)

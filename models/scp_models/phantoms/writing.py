@@ -1,4 +1,4 @@
-"""What both generators share: deterministic NIfTI files, one seed a subject, threads and a progress bar."""
+"""What both generators share: deterministic NIfTI files, one seed per subject, threads and a progress bar."""
 
 import gzip
 import json

@@ -89,7 +89,7 @@ def training_seconds(record: Record, data: str, network: str) -> float:
     return float(np.median([run["seconds"]["training"] for run in record.runs(data, network)]))
 
 
-def of_network(found: Sequence[Difference], data: str, network: str, other: str) -> Difference | None:
+def of_network(differences: Sequence[Difference], data: str, network: str, other: str) -> Difference | None:
     """The one of these two on this data set, if it was decided on."""
     wanted = NetworkPair(data, network, other)
-    return next((d for d in found if d.comparison == wanted), None)
+    return next((d for d in differences if d.comparison == wanted), None)

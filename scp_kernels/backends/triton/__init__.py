@@ -11,13 +11,13 @@ import importlib
 import importlib.util
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from scp_kernels import counting
+from scp_kernels.backends import _gpu
 from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # One axis of a CUDA grid holds 2³¹ − 1 programs, the other two 2¹⁶ − 1; indices of parameters are 32-bit.
 _MOST_TILES, _MOST_GROUPS, _MOST_INDEX = 2**31 - 1, 2**16 - 1, 2**31 - 1
-_OLDEST_CAPABILITY = 75
 _OLDEST_TRITON = (3, 6)  # the oldest that the tests have passed with
 
 
@@ -37,14 +36,8 @@ def interpreting() -> bool:
 def _capability(device: torch.device) -> int:
     """Compute capability as 75, 90, …; under the interpreter that of the newest table line without TensorFloat-32."""
     if device.type != "cuda":
-        return _OLDEST_CAPABILITY
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Makes the tensors' device current: Triton launches on the current device's current stream."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        return _gpu.OLDEST_CAPABILITY
+    return _gpu.capability(device)
 
 
 @functools.cache
@@ -103,8 +96,8 @@ class TritonBackend:
                 return f"under TRITON_INTERPRET=1 tensors must be on the CPU, not on {problem.device}"
         elif problem.device.type != "cuda":
             return f"tensors are on {problem.device}, not on a CUDA device"
-        elif _capability(problem.device) < _OLDEST_CAPABILITY:
-            return f"{problem.device} has compute capability {_capability(problem.device) / 10}; 7.5 is the least"
+        elif (capability := _capability(problem.device)) < (oldest := _gpu.OLDEST_CAPABILITY):
+            return f"{problem.device} has compute capability {capability / 10}; {oldest / 10} is the least"
         if problem.groups > _MOST_GROUPS:
             return f"{problem.groups} position maps in one call; {_MOST_GROUPS} are the most"
         if problem.pixels > _MOST_TILES:
@@ -118,7 +111,7 @@ class TritonBackend:
         from scp_kernels.backends.triton import launch
 
         device = inputs.problem.device
-        with _on(device):
+        with _gpu.current_device(device):
             return _run(launch.forward_sequence(inputs, _capability(device)))
 
     def backward(
@@ -127,7 +120,7 @@ class TritonBackend:
         from scp_kernels.backends.triton import launch
 
         device = inputs.problem.device
-        with _on(device):
+        with _gpu.current_device(device):
             return _run(launch.backward_sequence(inputs, grad_logits, needs, _capability(device)))
 
 

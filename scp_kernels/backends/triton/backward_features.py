@@ -19,7 +19,7 @@ def scp_bwd_features_kernel(
     # Gradient of the logits [B, N, (D,) H, W]
     grad_logits,
     # The tiles' lists and outputs (``folding``)
-    units, lines, hidden, rows, outputs, counts,
+    unit1, lines, unit2, rows, outputs, counts,
     # Layers 2 [h₁, h₂] and 3 [h₂, N·C]
     w2t, w3t,
     # Written: gradient of the features [B, C, (D,) H, W]
@@ -45,11 +45,11 @@ def scp_bwd_features_kernel(
     )
     if (row >= height) | (column >= width):
         return
-    # W of the tile: it stays in registers while the samples pass by.
+    # W of the tile: it stays in registers for all samples.
     first_channel = tl.program_id(1) * BLOCK_C
     q = tl.arange(0, BLOCK_N * BLOCK_C)
     weight = weight_tile(
-        units + local * h1, lines + local * 3 * h1, hidden + local * h2, rows + local * 3 * h2,
+        unit1 + local * h1, lines + local * 3 * h1, unit2 + local * h2, rows + local * 3 * h2,
         outputs + local * (3 + capacity) * classes * channels, counts + local * 4, w2t, w3t,
         class_start + q // BLOCK_C, first_channel + q % BLOCK_C, classes, channels, h1, h2, capacity,
         BOX_H, BOX_W, BLOCK_K, PRECISION,

@@ -26,7 +26,9 @@ def weight_field_gradient(
     n, c, n_ok, c_ok,
     # The tile's pixels [P]: which of them exist, and their offsets
     inside, g_pixel, x_pixel,
+    # Strides
     g_stride_b, g_stride_n, x_stride_b, x_stride_c,
+    # The dtype of sums, and the launch's configuration
     dtype: tl.constexpr, PIXELS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """``gW[n, c] = Σ_b gY[b, n]·X[b, c]`` at a tile's pixels, ``[P, BLOCK_N·BLOCK_C]``; zero at masked ones."""
@@ -81,6 +83,7 @@ def outputs_backward(
     grad_weight, grad_outputs, moments,
     # The tile's lists and outputs
     lines, outputs, unstable1,
+    # Sizes, and the launch's configuration
     h1, output_count, capacity,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
@@ -114,9 +117,10 @@ def hidden_backward(
     # The slab's gradients of w₂ᵀ and w₃ᵀ
     grad_w2t, grad_w3t,
     # The tile's lists
-    units, lines, hidden, rows, unstable1, unstable2,
+    unit1, lines, unit2, rows, unstable1, unstable2,
     # Layers 2 [h₁, h₂] and 3 [h₂, N·C]
     w2t, w3t,
+    # Sizes, and the launch's configuration
     h1, h2, output_count,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -129,11 +133,11 @@ def hidden_backward(
     di, dj = tile_offsets(dtype, TILE_H, TILE_W)
     p = tl.arange(0, TILE_H * TILE_W)
     for first in range(0, unstable2, BLOCK_K):
-        slot = first + tl.arange(0, BLOCK_K)
-        ok = slot < unstable2
-        place = h2 - 1 - slot
-        k = tl.load(hidden + place, mask=ok, other=0)
-        z = second_layer(units, lines, rows, unstable1, w2t, place, k, ok, h1, h2, TILE_H, TILE_W)
+        index = first + tl.arange(0, BLOCK_K)
+        ok = index < unstable2
+        place = h2 - 1 - index
+        k = tl.load(unit2 + place, mask=ok, other=0)
+        z = second_layer(unit1, lines, rows, unstable1, w2t, place, k, ok, h1, h2, TILE_H, TILE_W)
         relu = tl.where(z <= 0, 0.0, z)  # [P, BLOCK_K]
         g_relu = tl.zeros([TILE_H * TILE_W, BLOCK_K], dtype)
         for start in range(0, output_count, BLOCK_Q):
@@ -152,7 +156,7 @@ def hidden_backward(
         tl.store(grad_rows + 2 * h2 + k, tl.sum(gz * dj[:, None], 0), mask=ok)
         for m in range(0, unstable1):
             place1 = h1 - 1 - m
-            u = tl.load(units + place1)
+            u = tl.load(unit1 + place1)
             v_0, v_i, v_j = half_sums(line_at(lines, place1, h1, di, dj), gz, di, dj)  # [BLOCK_K]
             c, a, b = tl.load(lines + place1), tl.load(lines + h1 + place1), tl.load(lines + 2 * h1 + place1)
             add_to(grad_w2t + u * h2 + k, c * v_0 + a * v_i + b * v_j, ok)
@@ -166,7 +170,7 @@ def scp_bwd_parameters_kernel(
     # Gradient of the logits [B, N, (D,) H, W] and features [B, C, (D,) H, W]
     grad_logits, x,
     # The tiles' lists and outputs (``folding``)
-    units, lines, hidden, rows, outputs, counts,
+    unit1, lines, unit2, rows, outputs, counts,
     # Layers 2 [h₁, h₂] and 3 [h₂, N·C]
     w2t, w3t,
     # Written, per tile: gradients of its outputs [tiles, 3 + capacity, N·C], of its rows [tiles, 3, h₂] by unit (0
@@ -251,7 +255,7 @@ def scp_bwd_parameters_kernel(
             )  # fmt: skip
             hidden_backward(
                 grad_weight, grad_rows + local * 3 * h2, moments + local * 3 * h1, grad_w2t, grad_w3t,
-                units + local * h1, lines + local * 3 * h1, hidden + local * h2, rows + local * 3 * h2,
+                unit1 + local * h1, lines + local * 3 * h1, unit2 + local * h2, rows + local * 3 * h2,
                 unstable1, unstable2, w2t, w3t, h1, h2, output_count,
                 BOX_H, BOX_W, BLOCK_K, BLOCK_N * BLOCK_C, PRECISION,
             )  # fmt: skip

@@ -13,7 +13,10 @@ import triton.language as tl
 @triton.jit
 def box_origin(
     # The box, counted from the chunk's first supertile
-    local, first_supertile, supertiles_per_map, supertiles_h, supertiles_w,
+    local,
+    # Sizes of the map, in supertiles
+    first_supertile, supertiles_per_map, supertiles_h, supertiles_w,
+    # The launch's configuration
     SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
     """A box's position map and slice (3-D; 0 in 2-D), first row and first column; the map is 64-bit."""
@@ -29,7 +32,9 @@ def box_origin(
 
 @triton.jit
 def shift_in_supertile(
+    # The tile, counted from the chunk's first supertile, and the dtype that is wanted
     local, dtype: tl.constexpr,
+    # The launch's configuration
     SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
     """How far a tile's centre is from its supertile's, in rows and columns: halves of integers, exact in any float."""
@@ -52,14 +57,19 @@ def tile_offsets(dtype: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr
 
 @triton.jit
 def position(
-    matrix, m: tl.constexpr, group, depth, row, column, matrix_stride,
+    # The position matrices [G, 2K, d + 1], and which row of them
+    position_matrix, m: tl.constexpr,
+    # The box: its map, slice, first row and first column
+    group, depth, row, column,
+    # From one map's matrix to the next (0: one serves all), and the launch's configuration
+    position_stride,
     DIMS: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
     """Entry ``m`` of the position S at a box's centre, and its slopes along rows and columns: float64.
 
     It is the only place where absolute coordinates enter; float32 would lose the kinks' positions on large maps.
     """
-    entries = matrix + group * matrix_stride + m * (DIMS + 1)
+    entries = position_matrix + group * position_stride + m * (DIMS + 1)
     slope_i = tl.load(entries + (DIMS - 2))
     slope_j = tl.load(entries + (DIMS - 1))
     centre = tl.load(entries + DIMS) + slope_i * (row.to(tl.float64) + (BOX_H - 1) * 0.5)
@@ -70,8 +80,11 @@ def position(
 
 
 @triton.jit
-def load_affine(functions, place, stride, mask):
-    """Values at the centre and slopes of affine functions on a box, three rows ``stride`` apart; 0 where masked."""
+def load_affine(
+    # Three rows of numbers, places in them [BLOCK], how far apart the rows are, and which places exist
+    functions, place, stride, mask,
+):  # fmt: skip
+    """Affine functions on a box: values at its centre, slopes along rows and columns ``[BLOCK]``; 0 where masked."""
     return (
         tl.load(functions + place, mask=mask, other=0.0),
         tl.load(functions + stride + place, mask=mask, other=0.0),

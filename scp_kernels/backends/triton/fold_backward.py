@@ -16,8 +16,9 @@ from scp_kernels.backends.triton.folding import GEOMETRY_SIZES
 def add_first_layer(
     # The slab's gradients of layer 1 [h₁, 2K + 1]; units, which of them there are, and their moments, all [BLOCK_U]
     target, u, ok, moment_0, moment_i, moment_j,
-    # The position matrices, and the box
-    matrix, group, depth, row, column, matrix_stride,
+    # The position matrices, and the box: its map, slice, first row and first column
+    position_matrix, group, depth, row, column, position_stride,
+    # The launch's configuration
     DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
     """Adds the gradients of w₁ (2K columns) and b₁ (one): Σ g·S and Σ g of the pre-activations' gradients g.
@@ -27,7 +28,7 @@ def add_first_layer(
     target += u * (2 * POSITION_DIMS + 1)
     moment_0 = moment_0.to(tl.float64)
     for m in tl.static_range(2 * POSITION_DIMS):
-        s, s_i, s_j = position(matrix, m, group, depth, row, column, matrix_stride, DIMS, BOX_H, BOX_W)
+        s, s_i, s_j = position(position_matrix, m, group, depth, row, column, position_stride, DIMS, BOX_H, BOX_W)
         add_to(target + m, moment_0 * s + moment_i.to(tl.float64) * s_i + moment_j.to(tl.float64) * s_j, ok)
     add_to(target + 2 * POSITION_DIMS, moment_0, ok)
 
@@ -39,9 +40,10 @@ def fold_outputs_backward(
     # The slab's gradients of w₂ᵀ and w₃ᵀ
     grad_w2t, grad_w3t,
     # The box's lists
-    units, hidden, rows, row_count, active2,
+    unit1, unit2, rows, row_count, active2,
     # Layers 2 [h₁, h₂] and 3 [h₂, N·C]
     w2t, w3t,
+    # Sizes, and the launch's configuration
     h1, h2, output_count,
     BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
@@ -50,7 +52,7 @@ def fold_outputs_backward(
     for first in range(0, active2, BLOCK_K):
         place = first + tl.arange(0, BLOCK_K)
         ok = place < active2
-        k = tl.load(hidden + place, mask=ok, other=0)  # [BLOCK_K]
+        k = tl.load(unit2 + place, mask=ok, other=0)  # [BLOCK_K]
         z_0, z_i, z_j = load_affine(rows, place, h2, ok)
         gz_0 = tl.zeros([BLOCK_K], dtype)
         gz_i = tl.zeros([BLOCK_K], dtype)
@@ -68,7 +70,7 @@ def fold_outputs_backward(
             g_w3 = z_0[:, None] * g_0[None, :] + z_i[:, None] * g_i[None, :] + z_j[:, None] * g_j[None, :]
             # The rows of unstable units of layer 1: of w₂.
             for m in range(0, row_count):
-                u = tl.load(units + (h1 - 1 - m))
+                u = tl.load(unit1 + (h1 - 1 - m))
                 g = tl.load(grad_outputs + (3 + m) * output_count + q, mask=q_ok, other=0.0)
                 w2 = tl.load(w2t + u * h2 + k, mask=ok, other=0.0)
                 g_w3 += w2[:, None] * g[None, :]
@@ -83,18 +85,19 @@ def fold_outputs_backward(
 @triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "boxes", "boxes_per_slab", "h1", "capacity"))
 def scp_fold_bwd_kernel(
     # The boxes' lists
-    units, slots, lines, hidden, rows, counts,
+    unit1, index_in_parent, lines, unit2, rows, counts,
     # The parents' outputs
     parent_outputs, parent_counts,
     # Layers 2 [h₁, h₂] and 3 [h₂, N·C], and the position matrices
-    w2t, w3t, matrix,
+    w2t, w3t, position_matrix,
     # Gradients of the boxes' outputs; of their rows, to which those of active units are added; unstable units' moments
     grad_outputs, grad_rows, moments,
     # Per slab, added to: partial gradients, and float64 of layer 1 [slabs, h₁, 2K + 1]
     partials, first_layer,
-    # Sizes
+    # Sizes, of the boxes and of the network
     first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width, boxes, boxes_per_slab,
-    h1, h2, output_count, capacity, partials_stride, matrix_stride,
+    h1, h2, output_count, capacity, partials_stride, position_stride,
+    # The launch's configuration
     DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr,
     SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
     ROOT: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
@@ -121,14 +124,14 @@ def scp_fold_bwd_kernel(
             unstable1 = tl.load(counts + local * 4 + 1)
             active2 = tl.load(counts + local * 4 + 2)
             columns = active2 + tl.load(counts + local * 4 + 3)
-            box_units = units + local * h1
-            box_slots = slots + local * h1
+            box_unit1 = unit1 + local * h1
+            box_index_in_parent = index_in_parent + local * h1
             box_lines = lines + local * 3 * h1
-            box_hidden = hidden + local * h2
+            box_unit2 = unit2 + local * h2
             g_outputs = grad_outputs + local * (3 + capacity) * output_count
             g_rows = grad_rows + local * 3 * h2
             fold_outputs_backward(
-                g_outputs, g_rows, grad_w2t, grad_w3t, box_units, box_hidden, rows + local * 3 * h2,
+                g_outputs, g_rows, grad_w2t, grad_w3t, box_unit1, box_unit2, rows + local * 3 * h2,
                 tl.where(unstable1 <= capacity, unstable1, 0), active2, w2t, w3t, h1, h2, output_count,
                 BLOCK_K, BLOCK_Q,
             )  # fmt: skip
@@ -143,16 +146,16 @@ def scp_fold_bwd_kernel(
             for first in range(0, active1, BLOCK_U):
                 place = first + tl.arange(0, BLOCK_U)
                 ok = place < active1
-                u = tl.load(box_units + place, mask=ok, other=0)  # [BLOCK_U]
+                u = tl.load(box_unit1 + place, mask=ok, other=0)  # [BLOCK_U]
                 c, a, b = load_affine(box_lines, place, h1, ok)
                 moment_0 = tl.zeros([BLOCK_U], dtype)
                 moment_i = tl.zeros([BLOCK_U], dtype)
                 moment_j = tl.zeros([BLOCK_U], dtype)
                 for begin in range(0, columns, BLOCK_K):
-                    slot2 = begin + tl.arange(0, BLOCK_K)
-                    k_ok = slot2 < columns
-                    k_place = tl.where(slot2 < active2, slot2, h2 - 1 - (slot2 - active2))
-                    k = tl.load(box_hidden + k_place, mask=k_ok, other=0)  # [BLOCK_K]
+                    index2 = begin + tl.arange(0, BLOCK_K)
+                    k_ok = index2 < columns
+                    k_place = tl.where(index2 < active2, index2, h2 - 1 - (index2 - active2))
+                    k = tl.load(box_unit2 + k_place, mask=k_ok, other=0)  # [BLOCK_K]
                     gz_0, gz_i, gz_j = load_affine(g_rows, k, h2, k_ok)
                     offset = u[:, None] * h2 + k[None, :]
                     mask = ok[:, None] & k_ok[None, :]
@@ -163,13 +166,13 @@ def scp_fold_bwd_kernel(
                     g_w2 = c[:, None] * gz_0[None, :] + a[:, None] * gz_i[None, :] + b[:, None] * gz_j[None, :]
                     add_to(grad_w2t + offset, g_w2, mask)
                 if not ROOT:
-                    slot = tl.load(box_slots + place, mask=ok, other=0)
-                    folded = ok & (slot < folded_rows)
+                    index = tl.load(box_index_in_parent + place, mask=ok, other=0)
+                    folded = ok & (index < folded_rows)
                     source = parent_outputs + parent * (3 + capacity) * output_count
                     for begin in range(0, output_count, BLOCK_Q):
                         q = begin + tl.arange(0, BLOCK_Q)
                         q_ok = q < output_count
-                        offset = (3 + slot)[:, None] * output_count + q[None, :]
+                        offset = (3 + index)[:, None] * output_count + q[None, :]
                         y = tl.load(source + offset, mask=folded[:, None] & q_ok[None, :], other=0.0)
                         moment_0 += tl.sum(y * tl.load(g_outputs + q, mask=q_ok, other=0.0)[None, :], 1)
                         moment_i += tl.sum(y * tl.load(g_outputs + output_count + q, mask=q_ok, other=0.0)[None, :], 1)
@@ -177,16 +180,16 @@ def scp_fold_bwd_kernel(
                             y * tl.load(g_outputs + 2 * output_count + q, mask=q_ok, other=0.0)[None, :], 1
                         )
                 add_first_layer(
-                    first_layer, u, ok, moment_0, moment_i, moment_j, matrix, group, depth, row, column, matrix_stride,
-                    DIMS, POSITION_DIMS, BOX_H, BOX_W,
+                    first_layer, u, ok, moment_0, moment_i, moment_j,
+                    position_matrix, group, depth, row, column, position_stride, DIMS, POSITION_DIMS, BOX_H, BOX_W,
                 )  # fmt: skip
             if ROOT:
                 # The biases are the constant rows of the root.
                 for begin in range(0, columns, BLOCK_K):
-                    slot2 = begin + tl.arange(0, BLOCK_K)
-                    k_ok = slot2 < columns
-                    k_place = tl.where(slot2 < active2, slot2, h2 - 1 - (slot2 - active2))
-                    k = tl.load(box_hidden + k_place, mask=k_ok, other=0)
+                    index2 = begin + tl.arange(0, BLOCK_K)
+                    k_ok = index2 < columns
+                    k_place = tl.where(index2 < active2, index2, h2 - 1 - (index2 - active2))
+                    k = tl.load(box_unit2 + k_place, mask=k_ok, other=0)
                     add_to(grad_b2 + k, tl.load(g_rows + k, mask=k_ok, other=0.0), k_ok)
                 for begin in range(0, output_count, BLOCK_Q):
                     q = begin + tl.arange(0, BLOCK_Q)
@@ -199,10 +202,10 @@ def scp_fold_bwd_kernel(
                     place = h1 - 1 - m
                     source = moments + local * 3 * h1 + place
                     add_first_layer(
-                        first_layer, tl.load(box_units + place, mask=ok, other=0), ok,
+                        first_layer, tl.load(box_unit1 + place, mask=ok, other=0), ok,
                         tl.load(source, mask=ok, other=0.0), tl.load(source + h1, mask=ok, other=0.0),
                         tl.load(source + 2 * h1, mask=ok, other=0.0),
-                        matrix, group, depth, row, column, matrix_stride, DIMS, POSITION_DIMS, BOX_H, BOX_W,
+                        position_matrix, group, depth, row, column, position_stride, DIMS, POSITION_DIMS, BOX_H, BOX_W,
                     )  # fmt: skip
             tl.debug_barrier()
 
@@ -210,14 +213,15 @@ def scp_fold_bwd_kernel(
 @triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "capacity"))
 def scp_collect_bwd_kernel(
     # The tiles' lists, and gradients of their outputs and rows
-    slots, lines, counts, grad_outputs, grad_rows,
+    index_in_parent, lines, counts, grad_outputs, grad_rows,
     # The supertiles' lists
-    parent_hidden, parent_counts,
+    parent_unit2, parent_counts,
     # Written: gradients of the supertiles' outputs and rows (of unstable units of layer 2)
     parent_grad_outputs, parent_grad_rows,
-    # Sizes
+    # Sizes, of the boxes and of the network
     first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width,
     h1, h2, output_count, capacity,
+    # The launch's configuration
     SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
     BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
@@ -232,13 +236,17 @@ def scp_collect_bwd_kernel(
     parent_unstable = tl.load(parent_counts + parent * 4 + 1)
     folded_rows = tl.where(parent_unstable <= capacity, parent_unstable, 0)
     if tl.program_id(1) == 0:
+        # Rows of unstable units k of layer 2, a block of them at a time.
         for first in range(0, unstable2, BLOCK_K):
-            slot2 = first + tl.arange(0, BLOCK_K)
-            k_ok = slot2 < unstable2
-            k = tl.load(parent_hidden + parent * h2 + (h2 - 1 - slot2), mask=k_ok, other=0)  # [BLOCK_K]
+            index2 = first + tl.arange(0, BLOCK_K)
+            k_ok = index2 < unstable2
+            k = tl.load(parent_unit2 + parent * h2 + (h2 - 1 - index2), mask=k_ok, other=0)  # [BLOCK_K]
             total_0 = tl.zeros([BLOCK_K], dtype)
             total_i = tl.zeros([BLOCK_K], dtype)
             total_j = tl.zeros([BLOCK_K], dtype)
+            # A tile's row is the supertile's about another centre, (di, dj) away: a gradient of the value there is also
+            # one of the slopes, times di and dj. A tile where the unit is inactive has left 0, and one outside of the
+            # map is not asked.
             for child in range(0, PER_SUPERTILE):
                 local = parent * PER_SUPERTILE + child
                 _, _, row, column = box_origin(
@@ -252,6 +260,7 @@ def scp_collect_bwd_kernel(
                     total_0 += g_0
                     total_i += tl.load(source + h2, mask=k_ok, other=0.0) + di * g_0
                     total_j += tl.load(source + 2 * h2, mask=k_ok, other=0.0) + dj * g_0
+            # By unit, as tiles have them.
             target = parent_grad_rows + parent * 3 * h2 + k
             tl.store(target, total_0, mask=k_ok)
             tl.store(target + h2, total_i, mask=k_ok)
@@ -259,6 +268,7 @@ def scp_collect_bwd_kernel(
     else:
         q = (tl.program_id(1) - 1) * BLOCK_Q + tl.arange(0, BLOCK_Q)  # [BLOCK_Q]
         q_ok = q < output_count
+        # The outputs' affine rows are summed in registers, those of unstable units of layer 1 in memory, from 0 on.
         target = parent_grad_outputs + parent * (3 + capacity) * output_count
         lane = tl.arange(0, BLOCK_U)
         for first in range(0, folded_rows, BLOCK_U):
@@ -287,12 +297,12 @@ def scp_collect_bwd_kernel(
                 for first in range(0, tl.where(folded_rows > 0, active1, 0), BLOCK_U):
                     place = first + lane
                     ok = place < active1
-                    slot = tl.load(slots + local * h1 + place, mask=ok, other=0)
+                    index = tl.load(index_in_parent + local * h1 + place, mask=ok, other=0)
                     line = lines + local * 3 * h1 + place
                     gradient = tl.load(line, mask=ok, other=0.0)[:, None] * g_0[None, :]
                     gradient += tl.load(line + h1, mask=ok, other=0.0)[:, None] * g_i[None, :]
                     gradient += tl.load(line + 2 * h1, mask=ok, other=0.0)[:, None] * g_j[None, :]
-                    offset = (3 + slot)[:, None] * output_count + q[None, :]
+                    offset = (3 + index)[:, None] * output_count + q[None, :]
                     add_to(target + offset, gradient, ok[:, None] & q_ok[None, :])
                 # Unstable ones kept theirs; in an overflow tile it went nowhere.
                 row_count = tl.where(unstable1 <= capacity, unstable1, 0)
@@ -300,9 +310,9 @@ def scp_collect_bwd_kernel(
                     m = first + lane
                     ok = m < row_count
                     mask = ok[:, None] & q_ok[None, :]
-                    slot = tl.load(slots + local * h1 + (h1 - 1 - m), mask=ok, other=0)
+                    index = tl.load(index_in_parent + local * h1 + (h1 - 1 - m), mask=ok, other=0)
                     gradient = tl.load(source + (3 + m)[:, None] * output_count + q[None, :], mask=mask, other=0.0)
-                    add_to(target + (3 + slot)[:, None] * output_count + q[None, :], gradient, mask)
+                    add_to(target + (3 + index)[:, None] * output_count + q[None, :], gradient, mask)
             tl.debug_barrier()
         tl.store(target + q, total_0, mask=q_ok)
         tl.store(target + output_count + q, total_i, mask=q_ok)

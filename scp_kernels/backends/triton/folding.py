@@ -1,10 +1,10 @@
-"""The kernels that fold Φ on boxes: docs/tile_linear.md, "Child". They run on all supertiles, then on all tiles.
+"""The kernels that fold Φ on boxes: docs/tile_linear.md, "Fold". They run on all supertiles, then on all tiles.
 
 Every box has lists:
 
-- ``units`` ``[boxes, h₁]``: of layer 1 the active units from the front, the unstable ones from the back; with them
+- ``unit1`` ``[boxes, h₁]``: of layer 1 the active units from the front, the unstable ones from the back; with them
   ``lines`` ``[boxes, 3, h₁]``, their pre-activations ``l = c + a·di + b·dj`` about the box's centre;
-- ``hidden`` ``[boxes, h₂]``: of layer 2 in the same way; with them ``rows`` ``[boxes, 3, h₂]``, the affine rows of z;
+- ``unit2`` ``[boxes, h₂]``: of layer 2 in the same way; with them ``rows`` ``[boxes, 3, h₂]``, the affine rows of z;
 - ``counts`` ``[boxes, 4]``: how many are active and unstable in layer 1, and in layer 2;
 - ``outputs`` ``[boxes, 3 + capacity, N·C]``: the coefficients of the outputs, of 1, di, dj, and of relu(l) of the
   unstable units of layer 1.
@@ -74,16 +74,17 @@ def places(is_active, is_unstable, active_count, unstable_count, length, BLOCK: 
     return place, (active | unstable) == 1, tl.sum(active, 0), tl.sum(unstable, 0)
 
 
-@triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "matrix_stride"))
+@triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "position_stride"))
 def scp_classify_fwd_kernel(
     # Layer 1 [h₁, 2K], [h₁], and the position matrices [G, 2K, d + 1]
-    w1, b1, matrix,
+    w1, b1, position_matrix,
     # The parents' lists
-    parent_units, parent_counts,
-    # Written: lists of units, their places in the parent's list, their lines, and how many there are
-    units, slots, lines, counts,
-    # Sizes
-    first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width, h1, matrix_stride,
+    parent_unit1, parent_counts,
+    # Written: lists of units, their index among the parent's unstable ones, their lines, and how many there are
+    unit1, index_in_parent, lines, counts,
+    # Sizes, of the boxes and of the network
+    first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width, h1, position_stride,
+    # The launch's configuration
     DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr,
     SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
     ROOT: tl.constexpr, BLOCK: tl.constexpr,
@@ -100,9 +101,9 @@ def scp_classify_fwd_kernel(
     if (row >= height) | (column >= width):
         return
     parent = local // (SUPER_H // BOX_H * (SUPER_W // BOX_W))
-    parent_units += parent * h1 + (h1 - 1)
-    units += local * h1
-    slots += local * h1
+    parent_unit1 += parent * h1 + (h1 - 1)
+    unit1 += local * h1
+    index_in_parent += local * h1
     lines += local * 3 * h1
     lane = tl.arange(0, BLOCK)
     candidates = h1
@@ -111,18 +112,18 @@ def scp_classify_fwd_kernel(
     active_count = 0
     unstable_count = 0
     for start in range(0, candidates, BLOCK):
-        slot = start + lane  # [BLOCK]
-        inside = slot < candidates
-        u = slot
+        candidate = start + lane  # [BLOCK]
+        inside = candidate < candidates
+        u = candidate
         if not ROOT:
-            u = tl.load(parent_units - slot, mask=inside, other=0)
+            u = tl.load(parent_unit1 - candidate, mask=inside, other=0)
         # The pre-activation about the box's centre, from absolute positions: float64, then rounded once.
         centre = tl.load(b1 + u, mask=inside, other=0.0).to(tl.float64)
         slope_i = tl.zeros([BLOCK], tl.float64)
         slope_j = tl.zeros([BLOCK], tl.float64)
         for m in tl.static_range(2 * POSITION_DIMS):
             w = tl.load(w1 + u * (2 * POSITION_DIMS) + m, mask=inside, other=0.0).to(tl.float64)
-            s, s_i, s_j = position(matrix, m, group, depth, row, column, matrix_stride, DIMS, BOX_H, BOX_W)
+            s, s_i, s_j = position(position_matrix, m, group, depth, row, column, position_stride, DIMS, BOX_H, BOX_W)
             centre += w * s
             slope_i += w * s_i
             slope_j += w * s_j
@@ -135,8 +136,8 @@ def scp_classify_fwd_kernel(
         place, listed, active, unstable = places(
             inside & is_active, inside & is_unstable, active_count, unstable_count, h1, BLOCK
         )
-        tl.store(units + place, u, mask=listed)
-        tl.store(slots + place, slot, mask=listed)
+        tl.store(unit1 + place, u, mask=listed)
+        tl.store(index_in_parent + place, candidate, mask=listed)
         tl.store(lines + place, c, mask=listed)
         tl.store(lines + h1 + place, a, mask=listed)
         tl.store(lines + 2 * h1 + place, b, mask=listed)
@@ -149,15 +150,16 @@ def scp_classify_fwd_kernel(
 @triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "capacity"))
 def scp_fold_hidden_fwd_kernel(
     # The boxes' lists of layer 1, and how many units are in them
-    units, lines, counts,
+    unit1, lines, counts,
     # The parents' lists of layer 2
-    parent_hidden, parent_rows, parent_counts,
+    parent_unit2, parent_rows, parent_counts,
     # Layer 2 [h₁, h₂], [h₂]
     w2t, b2,
     # Written: the boxes' lists of layer 2 (and counts)
-    hidden, rows,
-    # Sizes
+    unit2, rows,
+    # Sizes, of the boxes and of the network
     first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width, h1, h2, capacity,
+    # The launch's configuration
     SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
     ROOT: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -174,11 +176,11 @@ def scp_fold_hidden_fwd_kernel(
     if (row >= height) | (column >= width):
         return
     parent = local // (SUPER_H // BOX_H * (SUPER_W // BOX_W))
-    parent_hidden += parent * h2 + (h2 - 1)
+    parent_unit2 += parent * h2 + (h2 - 1)
     parent_rows += parent * 3 * h2 + (h2 - 1)
-    units += local * h1
+    unit1 += local * h1
     lines += local * 3 * h1
-    hidden += local * h2
+    unit2 += local * h2
     rows += local * 3 * h2
     active1 = tl.load(counts + local * 4)
     unstable1 = tl.load(counts + local * 4 + 1)
@@ -190,25 +192,25 @@ def scp_fold_hidden_fwd_kernel(
     active_count = 0
     unstable_count = 0
     for start in range(0, candidates, BLOCK_K):
-        slot = start + lane  # [BLOCK_K]
-        inside = slot < candidates
+        candidate = start + lane  # [BLOCK_K]
+        inside = candidate < candidates
         if ROOT:
-            k = slot
+            k = candidate
             z_0 = tl.load(b2 + k, mask=inside, other=0.0)
             z_i = tl.zeros([BLOCK_K], dtype)
             z_j = tl.zeros([BLOCK_K], dtype)
         else:
-            k = tl.load(parent_hidden - slot, mask=inside, other=0)
+            k = tl.load(parent_unit2 - candidate, mask=inside, other=0)
             di, dj = shift_in_supertile(local, dtype, SUPER_H, SUPER_W, BOX_H, BOX_W)
-            z_0 = tl.load(parent_rows - slot, mask=inside, other=0.0)
-            z_i = tl.load(parent_rows + h2 - slot, mask=inside, other=0.0)
-            z_j = tl.load(parent_rows + 2 * h2 - slot, mask=inside, other=0.0)
+            z_0 = tl.load(parent_rows - candidate, mask=inside, other=0.0)
+            z_i = tl.load(parent_rows + h2 - candidate, mask=inside, other=0.0)
+            z_j = tl.load(parent_rows + 2 * h2 - candidate, mask=inside, other=0.0)
             z_0 += di * z_i + dj * z_j
         # Active units of layer 1 are part of the affine rows from here on.
         for q in range(0, active1, BLOCK_U):
             place = q + tl.arange(0, BLOCK_U)  # [BLOCK_U]
             ok = place < active1
-            u = tl.load(units + place, mask=ok, other=0)
+            u = tl.load(unit1 + place, mask=ok, other=0)
             w = tl.load(w2t + u[:, None] * h2 + k[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
             z_0 += tl.sum(w * tl.load(lines + place, mask=ok, other=0.0)[:, None], 0)
             z_i += tl.sum(w * tl.load(lines + h1 + place, mask=ok, other=0.0)[:, None], 0)
@@ -220,7 +222,7 @@ def scp_fold_hidden_fwd_kernel(
             m = q + tl.arange(0, BLOCK_U)  # [BLOCK_U]
             ok = m < unstable1
             place = h1 - 1 - m
-            u = tl.load(units + place, mask=ok, other=0)
+            u = tl.load(unit1 + place, mask=ok, other=0)
             c, a, b = load_affine(lines, place, h1, ok)
             radius = bound_radius(c, a, b, BOX_H, BOX_W)
             scale = (c + radius) / tl.where(ok, 2 * radius, 1.0)
@@ -236,7 +238,7 @@ def scp_fold_hidden_fwd_kernel(
         place, listed, active, unstable = places(
             inside & is_active, inside & is_unstable, active_count, unstable_count, h2, BLOCK_K
         )
-        tl.store(hidden + place, k, mask=listed)
+        tl.store(unit2 + place, k, mask=listed)
         tl.store(rows + place, z_0, mask=listed)
         tl.store(rows + h2 + place, z_i, mask=listed)
         tl.store(rows + 2 * h2 + place, z_j, mask=listed)
@@ -249,16 +251,17 @@ def scp_fold_hidden_fwd_kernel(
 @triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "capacity"))
 def scp_fold_outputs_fwd_kernel(
     # The boxes' lists
-    units, slots, lines, hidden, rows, counts,
+    unit1, index_in_parent, lines, unit2, rows, counts,
     # The parents' outputs
     parent_outputs, parent_counts,
     # Layers 2 [h₁, h₂] and 3 [h₂, N·C], [N·C]
     w2t, w3t, b3,
     # Written: the boxes' outputs
     outputs,
-    # Sizes
+    # Sizes, of the boxes and of the network
     first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width,
     h1, h2, output_count, capacity,
+    # The launch's configuration
     SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
     ROOT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
@@ -280,10 +283,10 @@ def scp_fold_outputs_fwd_kernel(
         return
     parent = local // (SUPER_H // BOX_H * (SUPER_W // BOX_W))
     parent_outputs += parent * (3 + capacity) * output_count
-    units += local * h1
-    slots += local * h1
+    unit1 += local * h1
+    index_in_parent += local * h1
     lines += local * 3 * h1
-    hidden += local * h2
+    unit2 += local * h2
     rows += local * 3 * h2
     outputs += local * (3 + capacity) * output_count
     q = tl.program_id(2) * BLOCK_Q + tl.arange(0, BLOCK_Q)  # [BLOCK_Q]
@@ -308,8 +311,8 @@ def scp_fold_outputs_fwd_kernel(
             for start in range(0, tl.where(folded_rows > 0, tl.load(counts + local * 4), 0), BLOCK_R):
                 place = start + lane  # [BLOCK_R]
                 ok = place < tl.load(counts + local * 4)
-                slot = tl.load(slots + place, mask=ok, other=0)
-                source = parent_outputs + (3 + slot)[:, None] * output_count + q[None, :]
+                index = tl.load(index_in_parent + place, mask=ok, other=0)
+                source = parent_outputs + (3 + index)[:, None] * output_count + q[None, :]
                 value = tl.load(source, mask=ok[:, None] & q_ok[None, :], other=0.0)  # [BLOCK_R, BLOCK_Q]
                 y_0 += tl.sum(value * tl.load(lines + place, mask=ok, other=0.0)[:, None], 0)
                 y_i += tl.sum(value * tl.load(lines + h1 + place, mask=ok, other=0.0)[:, None], 0)
@@ -318,7 +321,7 @@ def scp_fold_outputs_fwd_kernel(
         for start in range(0, active2, BLOCK_R):
             place = start + lane  # [BLOCK_R]
             ok = place < active2
-            k = tl.load(hidden + place, mask=ok, other=0)
+            k = tl.load(unit2 + place, mask=ok, other=0)
             source = w3t + k[:, None] * output_count + q[None, :]
             w = tl.load(source, mask=ok[:, None] & q_ok[None, :], other=0.0)  # [BLOCK_R, BLOCK_Q]
             y_0 += tl.sum(w * tl.load(rows + place, mask=ok, other=0.0)[:, None], 0)
@@ -331,15 +334,15 @@ def scp_fold_outputs_fwd_kernel(
         m = first_row + lane  # [BLOCK_R]
         ok = m < row_count
         mask = ok[:, None] & q_ok[None, :]
-        u = tl.load(units + (h1 - 1 - m), mask=ok, other=0)
+        u = tl.load(unit1 + (h1 - 1 - m), mask=ok, other=0)
         total = tl.zeros([BLOCK_R, BLOCK_Q], dtype)
         if not ROOT:
-            slot = tl.load(slots + (h1 - 1 - m), mask=ok, other=0)
-            source = parent_outputs + (3 + slot)[:, None] * output_count + q[None, :]
-            total += tl.load(source, mask=mask & (slot < folded_rows)[:, None], other=0.0)
+            index = tl.load(index_in_parent + (h1 - 1 - m), mask=ok, other=0)
+            source = parent_outputs + (3 + index)[:, None] * output_count + q[None, :]
+            total += tl.load(source, mask=mask & (index < folded_rows)[:, None], other=0.0)
         # One rank-one update per active unit of layer 2.
         for i in range(0, active2):
-            k = tl.load(hidden + i)
+            k = tl.load(unit2 + i)
             w2 = tl.load(w2t + u * h2 + k, mask=ok, other=0.0)
             w3 = tl.load(w3t + k * output_count + q, mask=q_ok, other=0.0)
             total += w2[:, None] * w3[None, :]

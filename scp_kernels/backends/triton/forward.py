@@ -20,7 +20,7 @@ def scp_fwd_kernel(
     # Features [B, C, (D,) H, W]
     x,
     # The tiles' lists and outputs (``folding``)
-    units, lines, hidden, rows, outputs, counts,
+    unit1, lines, unit2, rows, outputs, counts,
     # Layers 2 [h₁, h₂] and 3 [h₂, N·C], and β
     w2t, w3t, bias,
     # Written: logits [B, N, (D,) H, W], rows without gaps
@@ -47,11 +47,11 @@ def scp_fwd_kernel(
     )
     if (row >= height) | (column >= width):
         return
-    # W of the tile: it stays in registers while the samples pass by.
+    # W of the tile: it stays in registers for all samples.
     q = tl.arange(0, BLOCK_N * BLOCK_C)
     first_class = tl.program_id(1) * BLOCK_N
     weight = weight_tile(
-        units + local * h1, lines + local * 3 * h1, hidden + local * h2, rows + local * 3 * h2,
+        unit1 + local * h1, lines + local * 3 * h1, unit2 + local * h2, rows + local * 3 * h2,
         outputs + local * (3 + capacity) * classes * channels, counts + local * 4, w2t, w3t,
         first_class + q // BLOCK_C, channel_start + q % BLOCK_C, classes, channels, h1, h2, capacity,
         BOX_H, BOX_W, BLOCK_K, PRECISION,

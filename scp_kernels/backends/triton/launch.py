@@ -69,7 +69,7 @@ def _on_tiles(problem: Problem, configuration: Configuration, folded: FoldedTile
     """Arguments of the kernels that evaluate W on tiles of the chunk that begins with supertile ``first``."""
     h1, h2 = problem.hidden
     return {
-        **folded.tiles.of("units", "lines", "hidden", "rows", "outputs", "counts"),
+        **folded.tiles.of("unit1", "lines", "unit2", "rows", "outputs", "counts"),
         "w2t": folded.network.w2t,
         "w3t": folded.network.w3t,
         "batch": problem.batch // problem.groups,
@@ -85,10 +85,10 @@ def _on_tiles(problem: Problem, configuration: Configuration, folded: FoldedTile
 
 def forward_sequence(inputs: SCPInputs, capability: int) -> LaunchSequence:
     """The forward pass, a launch per block of channels (one, up to 64 channels); finishes as the logits."""
-    features, phi, residual, bias, matrix, problem = inputs
+    features, phi, residual, bias, position_matrix, problem = inputs
     configuration = configuration_for(tables.FORWARD, problem, capability)
     network = PreparedNetwork(phi, residual)
-    folded = FoldedTiles(configuration.tile, network, matrix, problem, gradients=False)
+    folded = FoldedTiles(configuration.tile, network, position_matrix, problem, gradients=False)
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=False
     )
@@ -132,7 +132,7 @@ def backward_sequence(inputs: SCPInputs, grad_logits: Tensor, needs: GradientNee
 
     Both share one folding, if the table gives them one size of tile.
     """
-    features, phi, residual, _, matrix, problem = inputs
+    features, phi, residual, _, position_matrix, problem = inputs
     call = _Backward(grad_logits, features, problem, capability)
     network = PreparedNetwork(phi, residual)
     needed = {
@@ -144,7 +144,7 @@ def backward_sequence(inputs: SCPInputs, grad_logits: Tensor, needs: GradientNee
     finishes: dict[str, Callable[[], Any]] = {}
     for tile in dict.fromkeys(configuration.tile for configuration in needed.values()):
         here = [kernel for kernel, configuration in needed.items() if configuration.tile == tile]
-        folded = FoldedTiles(tile, network, matrix, problem, gradients=tables.PARAMETERS in here)
+        folded = FoldedTiles(tile, network, position_matrix, problem, gradients=tables.PARAMETERS in here)
         passes = []
         for kernel in here:
             make = _features if kernel == tables.FEATURES else _parameters

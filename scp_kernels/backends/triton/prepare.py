@@ -12,6 +12,7 @@ def scp_prepare_fwd_kernel(
     transposed, checked_bias,
     # Sizes
     rows, columns,
+    # The launch's configuration
     HAS_RESIDUAL: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Rows of a transposed weight are what the other kernels load. Grid: (blocks of rows,).

@@ -104,10 +104,10 @@ class Boxes:
         outputs = 3 + row_capacity(problem), problem.num_classes * problem.channels
         dtype = problem.compute_dtype
         lists: list[tuple[str, tuple[int, ...], torch.dtype]] = [
-            ("units", (h1,), torch.int32),
-            ("slots", (h1,), torch.int32),
+            ("unit1", (h1,), torch.int32),
+            ("index_in_parent", (h1,), torch.int32),
             ("lines", (3, h1), dtype),
-            ("hidden", (h2,), torch.int32),
+            ("unit2", (h2,), torch.int32),
             ("rows", (3, h2), dtype),
             ("outputs", outputs, dtype),
             ("counts", (4,), torch.int32),
@@ -129,7 +129,13 @@ class FoldedTiles:
     """The tiles of all position maps, supertile by supertile, and Φ folded on a chunk of them."""
 
     def __init__(
-        self, tile: tuple[int, int], network: PreparedNetwork, matrix: Tensor, problem: Problem, *, gradients: bool
+        self,
+        tile: tuple[int, int],
+        network: PreparedNetwork,
+        position_matrix: Tensor,
+        problem: Problem,
+        *,
+        gradients: bool,
     ) -> None:
         supertile = tables.SUPERTILE
         if any(n % of_tile for n, of_tile in zip(supertile, tile, strict=True)):
@@ -142,8 +148,8 @@ class FoldedTiles:
         size = (1 + per_supertile) * Boxes.bytes_per_box(problem, gradients)
         self.chunk = min(self.total, max(1, tables.FOLDED_BYTES // size))
         self.network, self.problem, self.capacity = network, problem, row_capacity(problem)
-        self.supertiles = Boxes(supertile, self.chunk, problem, matrix.device, gradients=gradients)
-        self.tiles = Boxes(tile, self.chunk, problem, matrix.device, gradients=gradients)
+        self.supertiles = Boxes(supertile, self.chunk, problem, position_matrix.device, gradients=gradients)
+        self.tiles = Boxes(tile, self.chunk, problem, position_matrix.device, gradients=gradients)
         self.geometry: dict[str, Any] = {
             "supertiles_per_map": per_map,
             "supertiles_h": rows,
@@ -154,8 +160,8 @@ class FoldedTiles:
             "SUPER_W": supertile[1],
         }
         self.positions = {
-            "matrix": matrix.contiguous(),
-            "matrix_stride": 0 if matrix.ndim == 2 else 2 * problem.position_dims * (problem.spatial_dims + 1),
+            "position_matrix": position_matrix.contiguous(),
+            "position_stride": 0 if position_matrix.ndim == 2 else math.prod(position_matrix.shape[1:]),
             "DIMS": problem.spatial_dims,
             "POSITION_DIMS": problem.position_dims,
         }
@@ -185,16 +191,16 @@ class FoldedTiles:
         level = tables.SUPERTILE_FOLDING if parents is None else tables.TILE_FOLDING
         count = supertiles * boxes.per_supertile
         common = {"h1": h1, "ROOT": parents is None, **self.on_boxes(boxes, first)}
-        classify = common | self.positions | boxes.of("units", "slots", "lines", "counts") | {
-            "w1": network.w1, "b1": network.b1, **given.of("units", "counts", prefix="parent_"),
+        classify = common | self.positions | boxes.of("unit1", "index_in_parent", "lines", "counts") | {
+            "w1": network.w1, "b1": network.b1, **given.of("unit1", "counts", prefix="parent_"),
             "BLOCK": tables.BLOCK_CLASSIFIED,
         }  # fmt: skip
-        hidden = common | boxes.of("units", "lines", "counts", "hidden", "rows") | {
-            **given.of("hidden", "rows", "counts", prefix="parent_"), "w2t": network.w2t, "b2": network.b2, "h2": h2,
+        fold_hidden = common | boxes.of("unit1", "lines", "counts", "unit2", "rows") | {
+            **given.of("unit2", "rows", "counts", prefix="parent_"), "w2t": network.w2t, "b2": network.b2, "h2": h2,
             "capacity": self.capacity, "BLOCK_U": level.block_u, "BLOCK_K": level.block_k,
         }  # fmt: skip
         block_r, block_q = tables.FOLD_OUTPUTS_ROWS, tables.output_block(outputs)
-        folded = common | boxes.of("units", "slots", "lines", "hidden", "rows", "counts", "outputs") | {
+        fold_outputs = common | boxes.of("unit1", "index_in_parent", "lines", "unit2", "rows", "counts", "outputs") | {
             **given.of("outputs", "counts", prefix="parent_"), "w2t": network.w2t, "w3t": network.w3t,
             "b3": network.b3, "h2": h2, "output_count": outputs, "capacity": self.capacity,
             "BLOCK_R": block_r, "BLOCK_Q": block_q,
@@ -202,8 +208,8 @@ class FoldedTiles:
         blocks = 1 + triton.cdiv(self.capacity, block_r), triton.cdiv(outputs, block_q)
         return [
             Launch(scp_classify_fwd_kernel, (count, 1, 1), classify, tables.compile_options(1)),
-            Launch(scp_fold_hidden_fwd_kernel, (count, 1, 1), hidden, tables.compile_options(level.num_warps)),
-            Launch(scp_fold_outputs_fwd_kernel, (count, *blocks), folded, tables.compile_options(1)),
+            Launch(scp_fold_hidden_fwd_kernel, (count, 1, 1), fold_hidden, tables.compile_options(level.num_warps)),
+            Launch(scp_fold_outputs_fwd_kernel, (count, *blocks), fold_outputs, tables.compile_options(1)),
         ]
 
     def fold_backward(self, slabs: Slabs, first: int, supertiles: int) -> list[Launch]:
@@ -220,7 +226,8 @@ class FoldedTiles:
         given, network = parents or boxes, self.network
         count, of_slabs = slabs.deal(supertiles * boxes.per_supertile)
         arguments = {
-            **boxes.of("units", "slots", "lines", "hidden", "rows", "counts", "grad_outputs", "grad_rows", "moments"),
+            **boxes.of("unit1", "index_in_parent", "lines", "unit2", "rows", "counts"),
+            **boxes.of("grad_outputs", "grad_rows", "moments"),
             **given.of("outputs", "counts", prefix="parent_"), "w2t": network.w2t, "w3t": network.w3t,
             "h1": h1, "h2": h2, "output_count": outputs, "capacity": self.capacity,
             "ROOT": parents is None, "BLOCK_Q": tables.output_block(outputs),
@@ -234,8 +241,8 @@ class FoldedTiles:
         outputs = self.problem.num_classes * self.problem.channels
         block_q = tables.output_block(outputs)
         arguments = {
-            **self.tiles.of("slots", "lines", "counts", "grad_outputs", "grad_rows"),
-            **self.supertiles.of("hidden", "counts", "grad_outputs", "grad_rows", prefix="parent_"),
+            **self.tiles.of("index_in_parent", "lines", "counts", "grad_outputs", "grad_rows"),
+            **self.supertiles.of("unit2", "counts", "grad_outputs", "grad_rows", prefix="parent_"),
             "h1": h1, "h2": h2, "output_count": outputs, "capacity": self.capacity, "BLOCK_Q": block_q,
             **tables.COLLECT, **self.on_boxes(self.tiles, first),
         }  # fmt: skip

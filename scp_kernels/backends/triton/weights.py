@@ -26,11 +26,12 @@ def line_at(lines, place, h1, di, dj):
 @triton.jit
 def second_layer(
     # The tile's lists, and how many units of layer 1 are unstable
-    units, lines, rows, unstable1,
+    unit1, lines, rows, unstable1,
     # Layer 2 [h₁, h₂]
     w2t,
     # The units k of layer 2 that are asked for: places in the list, numbers, which there are, all [BLOCK_K]
     place, k, ok,
+    # Sizes, and the launch's configuration
     h1, h2, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
 ):  # fmt: skip
     """Pre-activations z of unstable units of layer 2 at a tile's pixels, ``[P, BLOCK_K]``; 0 where there is no unit."""
@@ -41,7 +42,7 @@ def second_layer(
     # One rank-one update per unstable unit of layer 1.
     for m in range(0, unstable1):
         l = line_at(lines, h1 - 1 - m, h1, di, dj)  # noqa: E741
-        w = tl.load(w2t + tl.load(units + (h1 - 1 - m)) * h2 + k, mask=ok, other=0.0)
+        w = tl.load(w2t + tl.load(unit1 + (h1 - 1 - m)) * h2 + k, mask=ok, other=0.0)
         z += tl.where(l <= 0, 0.0, l)[:, None] * w[None, :]
     return z
 
@@ -49,11 +50,12 @@ def second_layer(
 @triton.jit
 def weight_tile(
     # The tile's lists and outputs
-    units, lines, hidden, rows, outputs, counts,
+    unit1, lines, unit2, rows, outputs, counts,
     # Layers 2 [h₁, h₂] and 3 [h₂, N·C]
     w2t, w3t,
     # The pairs of class and channel that are asked for [BLOCK_Q]
     n, c,
+    # Sizes, and the launch's configuration
     classes, channels, h1, h2, capacity,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -75,11 +77,11 @@ def weight_tile(
         weight += tl.where(l <= 0, 0.0, l)[:, None] * y[None, :]
     # Unstable units of layer 2.
     for start in range(0, unstable2, BLOCK_K):
-        slot = start + tl.arange(0, BLOCK_K)
-        ok = slot < unstable2
-        place = h2 - 1 - slot
-        k = tl.load(hidden + place, mask=ok, other=0)
-        z = second_layer(units, lines, rows, unstable1, w2t, place, k, ok, h1, h2, TILE_H, TILE_W)
+        index = start + tl.arange(0, BLOCK_K)
+        ok = index < unstable2
+        place = h2 - 1 - index
+        k = tl.load(unit2 + place, mask=ok, other=0)
+        z = second_layer(unit1, lines, rows, unstable1, w2t, place, k, ok, h1, h2, TILE_H, TILE_W)
         relu = tl.where(z <= 0, 0.0, z)
         source = w3t + k[:, None] * output_count + output[None, :]
         w = tl.load(source, mask=ok[:, None] & valid[None, :], other=0.0)  # [BLOCK_K, BLOCK_Q]

@@ -102,7 +102,7 @@ def test_no_unit_of_layer_2_that_changes_sign_is_folded(seed):
             continue
         box = item.arguments["BOX_H"]
         for number, (hidden, counts) in enumerate(
-            zip(item.arguments["hidden"], item.arguments["counts"].tolist(), strict=True)
+            zip(item.arguments["unit2"], item.arguments["counts"].tolist(), strict=True)
         ):
             supertile, inner = divmod(number, (32 // box) ** 2)
             row, column = 32 * supertile + inner // (32 // box) * box, inner % (32 // box) * box
