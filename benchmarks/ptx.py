@@ -62,7 +62,7 @@ class BasicBlock:
 
 
 @dataclass(frozen=True)
-class Function:
+class PtxFunction:
     """One kernel."""
 
     name: str
@@ -102,7 +102,7 @@ def _statements(body: str) -> Iterator[str]:
             yield statement
 
 
-def parse(text: str) -> Function:
+def parse(text: str) -> PtxFunction:
     """The one kernel of a module.
 
     Raises:
@@ -122,7 +122,7 @@ def parse(text: str) -> Function:
         blocks[-1][1].append(instruction)
         if instruction.ends_block:
             blocks.append(("", []))
-    return Function(
+    return PtxFunction(
         match[1],
         tuple(re.findall(r"\.param \.(\w+)", match[2])),
         tuple(BasicBlock(label, tuple(instructions)) for label, instructions in blocks if label or instructions),

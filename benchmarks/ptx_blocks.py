@@ -13,7 +13,7 @@ from benchmarks.ptx_timeline import Timeline
 
 
 @dataclass
-class Counts:
+class WarpCounts:
     """Of one launch, as ``Counts`` of csrc/cuda/host_emulation/warp_counts.cpp counts them."""
 
     blocks: int = 0
@@ -31,7 +31,7 @@ class Counts:
 
 
 @dataclass
-class Frame:
+class RunningBlock:
     """A basic block while it runs for some blocks of threads."""
 
     blocks: "Blocks"
@@ -120,7 +120,7 @@ class Blocks:
         self.timeline = Timeline(self.count, threads // WARP)
         self.loads, self.passes = (np.zeros((self.count, threads // WARP), int) for _ in range(2))
 
-    def put(self, name: str, value: Array, frame: Frame) -> None:
+    def put(self, name: str, value: Array, frame: RunningBlock) -> None:
         if frame.everywhere:
             self.registers[name] = value
             self.own.discard(name)
@@ -133,7 +133,7 @@ class Blocks:
         before[frame.rows] = value
         self.registers[name] = before
 
-    def barrier(self, rows: Array, counts: Counts) -> None:
+    def barrier(self, rows: Array, counts: WarpCounts) -> None:
         counts.barriers += len(rows)
         for phase, total in ((self.loads, "longest_loads"), (self.passes, "longest_passes")):
             setattr(counts, total, getattr(counts, total) + int(phase[rows].max(1).sum()))

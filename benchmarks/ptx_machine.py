@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from benchmarks import ptx_arithmetic
-from benchmarks.ptx import Address, Constant, Function, Instruction, Operand, names_in
+from benchmarks.ptx import Address, Constant, Instruction, Operand, PtxFunction, names_in
 from benchmarks.ptx_arithmetic import Array, dtype_of
-from benchmarks.ptx_blocks import Blocks, Counts, Frame
+from benchmarks.ptx_blocks import Blocks, RunningBlock, WarpCounts
 from benchmarks.ptx_memory import WARP, GlobalMemory, SharedMemory
 from benchmarks.ptx_timeline import cost_of
 
 MOST_THREADS_AT_ONCE = 2**14
 
 
-Operation = Callable[[Frame], None]
+Operation = Callable[[RunningBlock], None]
 
 
 class Machine:
@@ -36,7 +36,7 @@ class Machine:
     """
 
     def __init__(
-        self, function: Function, arguments: Sequence[int | float], threads: int, shared_bytes: int,
+        self, function: PtxFunction, arguments: Sequence[int | float], threads: int, shared_bytes: int,
         memory: GlobalMemory, fill: int = 0x7FC00000, checked: bool = True,
     ) -> None:  # fmt: skip
         self.function, self.memory, self.checked = function, memory, checked
@@ -44,16 +44,16 @@ class Machine:
         self.arguments = [
             _argument(value, dtype_of(kind)) for value, kind in zip(arguments, function.parameter_types, strict=True)
         ]
-        self.counts = Counts()
+        self.counts = WarpCounts()
         self.reads_of_unwritten = self.disagreements = 0
         self.labels = {block.label: number for number, block in enumerate(function.blocks) if block.label}
         self.carried = _carried_registers(function)
         self.code = [list(map(self.operation, block.instructions)) for block in function.blocks]
         self.costs = [list(map(cost_of, block.instructions)) for block in function.blocks]
 
-    def run(self, grid: Sequence[int], order: Array | None = None) -> Counts:
+    def run(self, grid: Sequence[int], order: Array | None = None) -> WarpCounts:
         """Runs all blocks of threads of a launch, some side by side, in this order of their numbers."""
-        self.counts = Counts(blocks=int(np.prod(grid)))
+        self.counts = WarpCounts(blocks=int(np.prod(grid)))
         numbers = np.arange(self.counts.blocks) if order is None else order
         sectors = self.memory.touched_sectors
         at_once = max(1, MOST_THREADS_AT_ONCE // self.threads)
@@ -73,7 +73,7 @@ class Machine:
         end = len(self.code)
         place = np.zeros(blocks.count, int)
         while (current := place.min()) < end:
-            frame = Frame(blocks, np.flatnonzero(place == current), next=current + 1)
+            frame = RunningBlock(blocks, np.flatnonzero(place == current), next=current + 1)
             for operation, cost in zip(self.code[current], self.costs[current], strict=True):
                 frame.more = 0
                 operation(frame)
@@ -110,7 +110,7 @@ class Machine:
                 return _halves(instruction)
         return _arithmetic(instruction, name, modifiers)
 
-    def end(self, frame: Frame) -> None:
+    def end(self, frame: RunningBlock) -> None:
         frame.blocks.barrier(frame.rows, self.counts)
         frame.next = len(self.code)
 
@@ -119,7 +119,7 @@ class Machine:
         assert isinstance(label, Constant)
         target = self.labels[label.text]
 
-        def run(frame: Frame) -> None:
+        def run(frame: RunningBlock) -> None:
             condition = frame.guard(instruction)
             if condition is None:
                 frame.next = target
@@ -145,7 +145,7 @@ class Machine:
         size = dtype_of(kind).itemsize
         bits = f"b{8 * size}"
 
-        def run(frame: Frame) -> None:
+        def run(frame: RunningBlock) -> None:
             mask = frame.guard(instruction)
             at = self.addresses(frame, address, "u32" if is_shared else "u64")
             if mask is not None:
@@ -164,11 +164,13 @@ class Machine:
 
         return run
 
-    def addresses(self, frame: Frame, address: Operand, width: str) -> Array:
+    def addresses(self, frame: RunningBlock, address: Operand, width: str) -> Array:
         assert isinstance(address, Address)
         return frame.read(address.base, width).astype(np.int64) + address.offset
 
-    def count(self, frame: Frame, at: Array, size: int, mask: Array | None, is_shared: bool, stores: bool) -> None:
+    def count(
+        self, frame: RunningBlock, at: Array, size: int, mask: Array | None, is_shared: bool, stores: bool
+    ) -> None:
         """Of one instruction: the warps that make it, passes over shared memory, sectors of global memory."""
         rows, warps = len(frame.rows), self.warps
         if mask is None:
@@ -194,7 +196,7 @@ class Machine:
         assert isinstance(registers, tuple)
         lanes = np.arange(self.threads)
 
-        def run(frame: Frame) -> None:
+        def run(frame: RunningBlock) -> None:
             at = self.addresses(frame, address, "u32")
             at = np.broadcast_to(at, (len(at), self.threads))
             mask = np.broadcast_to(lanes % WARP < 8 * len(registers), (1, self.threads))
@@ -214,7 +216,7 @@ class Machine:
             raise NotImplementedError(f"{instruction.opcode} of a part of a warp")
         lanes = np.arange(WARP)
 
-        def run(frame: Frame) -> None:
+        def run(frame: RunningBlock) -> None:
             value = frame.read(source, "u32")
             value = np.broadcast_to(value, (len(value), self.threads)).reshape(-1, self.warps, WARP)
             by = frame.read(distance, "s32")
@@ -246,7 +248,7 @@ def _arithmetic(instruction: Instruction, name: str, modifiers: list[str]) -> Op
     evaluate = ptx_arithmetic.evaluator(name, modifiers)
     kinds = ptx_arithmetic.source_kinds(name, modifiers, len(sources))
 
-    def run(frame: Frame) -> None:
+    def run(frame: RunningBlock) -> None:
         values = [frame.read(source, kind) for source, kind in zip(sources, kinds, strict=True)]
         frame.write(target, evaluate(*values), frame.guard(instruction))
 
@@ -258,20 +260,20 @@ def _halves(instruction: Instruction) -> Operation:
     target, source = instruction.operands
     half, shift = np.uint64(2**32 - 1), np.uint64(32)
 
-    def split(frame: Frame) -> None:
+    def split(frame: RunningBlock) -> None:
         value = frame.read(source, "u64")
         for register, part in zip(target, (value & half, value >> shift), strict=True):
             if register != Constant("_"):
                 frame.write(register, part.astype(np.uint32))
 
-    def join(frame: Frame) -> None:
+    def join(frame: RunningBlock) -> None:
         low, high = (frame.read(register, "u32").astype(np.uint64) for register in source)
         frame.write(target, low | high << shift)
 
     return split if isinstance(target, tuple) else join
 
 
-def _carried_registers(function: Function) -> frozenset[str]:
+def _carried_registers(function: PtxFunction) -> frozenset[str]:
     """Registers that a basic block may find as another left them, or as it left them itself in a loop's last round."""
     blocks_of: dict[str, set[int]] = {}
     carried = set()

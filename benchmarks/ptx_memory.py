@@ -53,7 +53,7 @@ class GlobalMemory:
         return int(np.count_nonzero(self.touched))
 
     def touch(self, at: Array, size: int) -> None:
-        """Counts the sectors of an access.
+        """WarpCounts the sectors of an access.
 
         Raises:
             RuntimeError: it is outside of all tensors, or not aligned.

@@ -13,7 +13,7 @@ from benchmarks.ptx_arithmetic import Array
 
 
 @dataclass(frozen=True)
-class Cost:
+class InstructionCost:
     """Cycles for which an instruction keeps its warp, and after which its result is there."""
 
     issue: int
@@ -25,20 +25,26 @@ class Cost:
 # Turing, by "Dissecting the NVIDIA Turing T4 GPU via Microbenchmarking" (Jia et al., 2019), in cycles: arithmetic 4,
 # shared memory 19, L2 188 (what these kernels load is in L2, but for the features' first reading). A multiprocessor
 # has two units for float64, hence 16 cycles per warp. Divisions are routines of the compiler's.
-ARITHMETIC, SHARED, GLOBAL, SHUFFLE, FLOAT64 = Cost(1, 4), Cost(1, 19), Cost(1, 188), Cost(2, 22), Cost(16, 48)
-DIVISIONS = {"f32": Cost(8, 40), "32": Cost(24, 80), "64": Cost(70, 240)}
+ALU, SHARED, GLOBAL, SHUFFLE, FLOAT64 = (
+    InstructionCost(1, 4),
+    InstructionCost(1, 19),
+    InstructionCost(1, 188),
+    InstructionCost(2, 22),
+    InstructionCost(16, 48),
+)
+DIVISIONS = {"f32": InstructionCost(8, 40), "32": InstructionCost(24, 80), "64": InstructionCost(70, 240)}
 BARRIER = 6
 
 
-def cost_of(instruction: Instruction) -> Cost:
+def cost_of(instruction: Instruction) -> InstructionCost:
     name, *modifiers = instruction.opcode.split(".")
     first, *rest = [names_in(operand) for operand in instruction.operands] or [()]
     sources = [name for names in rest for name in names]
     if instruction.guard is not None:
         sources += [instruction.guard.name, *first]
     if name in ("st", "bar", "bra", "ret"):
-        return Cost(1, 0, (*sources, *first))
-    cost = ARITHMETIC
+        return InstructionCost(1, 0, (*sources, *first))
+    cost = ALU
     if name in ("ld", "ldmatrix") and "param" not in modifiers:
         cost = GLOBAL if "global" in modifiers else SHARED
     elif name == "shfl":
@@ -47,7 +53,7 @@ def cost_of(instruction: Instruction) -> Cost:
         cost = DIVISIONS["f32" if modifiers[-1] == "f32" else modifiers[-1][1:]]
     elif "f64" in modifiers and name != "mov":
         cost = FLOAT64
-    return Cost(cost.issue, cost.latency, tuple(sources), tuple(first))
+    return InstructionCost(cost.issue, cost.latency, tuple(sources), tuple(first))
 
 
 class Timeline:
@@ -57,7 +63,7 @@ class Timeline:
         self.clock = np.zeros((blocks, warps), np.int64)
         self.ready: dict[str, Array] = {}
 
-    def issue(self, rows: Array, cost: Cost, more: Array | int) -> None:
+    def issue(self, rows: Array, cost: InstructionCost, more: Array | int) -> None:
         """``more``: cycles of an instruction beyond its cost, such as passes over shared memory."""
         everywhere = len(rows) == len(self.clock)
         start = self.clock if everywhere else self.clock[rows]

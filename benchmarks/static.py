@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         if cycles.CAPABILITY in options.capability and static_cuda.installed():
             of_cuda = cycles.report_cycles()
     if "triton" in options.backend and cycles.CAPABILITY in options.capability:
-        triton_cycles.report_cycles(of_cuda)
+        triton_cycles.report_triton_cycles(of_cuda)
     return int(failed)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks import cycles, ptx, sass, static_cuda
 from benchmarks.cycles import CAPABILITY, MULTIPROCESSOR_COUNT, SCHEDULERS, SimulatedLaunch
-from benchmarks.ptx_machine import Counts, Machine
+from benchmarks.ptx_machine import Machine, WarpCounts
 from benchmarks.ptx_memory import SECTOR, GlobalMemory
 from scp_kernels.backends.triton import launch, offline
 from scp_kernels.backends.triton.sequence import Launch, LaunchSequence
@@ -55,8 +55,8 @@ class TritonLaunch:
         return max(waits, self.launch.issue)
 
 
-def launch_of(
-    kernel: str, counts: Counts, threads: int, registers: int, shared_bytes: int, instructions_per_access: float = 0
+def triton_launch(
+    kernel: str, counts: WarpCounts, threads: int, registers: int, shared_bytes: int, instructions_per_access: float = 0
 ) -> TritonLaunch:
     """With the blocks that run at once, from the registers of the compiled kernel, and with what its code issues."""
     resident = static_cuda.resident_blocks(CAPABILITY, threads, registers, shared_bytes)
@@ -72,18 +72,20 @@ def launch_of(
     return TritonLaunch(simulated, counts.alone / counts.blocks, counts.passes / MULTIPROCESSOR_COUNT)
 
 
-# Counts of the kernels of commit 75daff4, compiled by Triton 3.9 for 7.5, at 160 × 224 in float32, B = 1, threads,
+# WarpCounts of the kernels of commit 75daff4, compiled by Triton 3.9 for 7.5, at 160 × 224 in float32, B = 1, threads,
 # registers and bytes of shared memory; and the cycles that a simulation gave the whole pass, good to 30 to 50 %.
-CALIBRATION = {
+SIMULATED_PASSES = {
     "forward, h 64": (
         (
-            launch_of("scp_classify_kernel", Counts(560, 560, 19040, 0, 26100, 15545, 239120, 0, 2605680), 32, 73, 0),
-            launch_of(
-                "scp_fold_kernel", Counts(53, 583, 689, 41552, 65492, 13960, 339624, 166208, 223501), 128, 72, 8192
+            triton_launch(
+                "scp_classify_kernel", WarpCounts(560, 560, 19040, 0, 26100, 15545, 239120, 0, 2605680), 32, 73, 0
             ),
-            launch_of(
+            triton_launch(
+                "scp_fold_kernel", WarpCounts(53, 583, 689, 41552, 65492, 13960, 339624, 166208, 223501), 128, 72, 8192
+            ),
+            triton_launch(
                 "scp_forward_kernel",
-                Counts(560, 6160, 12620, 802480, 917440, 40386, 4838192, 6419840, 2964234),
+                WarpCounts(560, 6160, 12620, 802480, 917440, 40386, 4838192, 6419840, 2964234),
                 256,
                 80,
                 20480,
@@ -93,17 +95,19 @@ CALIBRATION = {
     ),
     "forward, h 256": (
         (
-            launch_of("scp_classify_kernel", Counts(560, 560, 76160, 0, 102304, 57537, 874160, 0, 10259760), 32, 73, 0),
-            launch_of(
+            triton_launch(
+                "scp_classify_kernel", WarpCounts(560, 560, 76160, 0, 102304, 57537, 874160, 0, 10259760), 32, 73, 0
+            ),
+            triton_launch(
                 "scp_fold_kernel",
-                Counts(212, 7420, 10388, 644480, 1014896, 61984, 5021856, 2577920, 3270100),
+                WarpCounts(212, 7420, 10388, 644480, 1014896, 61984, 5021856, 2577920, 3270100),
                 128,
                 72,
                 8192,
             ),
-            launch_of(
+            triton_launch(
                 "scp_forward_kernel",
-                Counts(560, 9520, 117580, 4482800, 5968320, 148872, 32108928, 35862400, 18409636),
+                WarpCounts(560, 9520, 117580, 4482800, 5968320, 148872, 32108928, 35862400, 18409636),
                 256,
                 80,
                 24576,
@@ -113,34 +117,36 @@ CALIBRATION = {
     ),
     "backward, h 64": (
         (
-            launch_of("scp_classify_kernel", Counts(560, 560, 19040, 0, 26100, 15545, 239120, 0, 2605680), 32, 73, 0),
-            launch_of(
-                "scp_fold_kernel", Counts(53, 583, 689, 41552, 65492, 13960, 339624, 166208, 223501), 128, 72, 8192
+            triton_launch(
+                "scp_classify_kernel", WarpCounts(560, 560, 19040, 0, 26100, 15545, 239120, 0, 2605680), 32, 73, 0
             ),
-            launch_of(
+            triton_launch(
+                "scp_fold_kernel", WarpCounts(53, 583, 689, 41552, 65492, 13960, 339624, 166208, 223501), 128, 72, 8192
+            ),
+            triton_launch(
                 "scp_backward_features_kernel",
-                Counts(560, 2800, 12620, 790720, 893920, 40386, 4511152, 6325760, 2610314),
+                WarpCounts(560, 2800, 12620, 790720, 893920, 40386, 4511152, 6325760, 2610314),
                 256,
                 80,
                 20480,
             ),
-            launch_of(
+            triton_launch(
                 "scp_backward_parameters_kernel",
-                Counts(280, 35616, 50804, 354972, 1440948, 82701, 11670904, 2839776, 10892795),
+                WarpCounts(280, 35616, 50804, 354972, 1440948, 82701, 11670904, 2839776, 10892795),
                 256,
                 162,
                 24576,
             ),
-            launch_of(
+            triton_launch(
                 "scp_backward_second_weight_kernel",
-                Counts(210, 1050, 3990, 36120, 65520, 50040, 471240, 144480, 306810),
+                WarpCounts(210, 1050, 3990, 36120, 65520, 50040, 471240, 144480, 306810),
                 128,
                 64,
                 8192,
             ),
-            launch_of(
+            triton_launch(
                 "scp_backward_first_weight_kernel",
-                Counts(70, 3850, 3430, 66780, 129150, 3312, 691880, 267120, 1199170),
+                WarpCounts(70, 3850, 3430, 66780, 129150, 3312, 691880, 267120, 1199170),
                 128,
                 80,
                 3072,
@@ -151,14 +157,14 @@ CALIBRATION = {
 }
 
 
-def ratios() -> dict[str, tuple[float, float]]:
+def ratios_of_passes() -> dict[str, tuple[float, float]]:
     """Predicted over simulated cycles of each entry of the calibration, by constants and by latencies."""
     return {
         name: (
             sum(launched.by_constants for launched in launches) / simulated,
             sum(launched.by_latencies for launched in launches) / simulated,
         )
-        for name, (launches, simulated) in CALIBRATION.items()
+        for name, (launches, simulated) in SIMULATED_PASSES.items()
     }
 
 
@@ -172,7 +178,7 @@ def sequence_of(inputs: Inputs, problem: Problem, backward: bool) -> LaunchSeque
     return launch.forward_sequence(call, CAPABILITY)
 
 
-def run(
+def run_launches(
     launches: tuple[Launch, ...], *, fill: int = 0, seed: int | None = None, checked: bool = True
 ) -> Iterator[TritonLaunch]:
     """Runs launches on the host, by the code that is compiled for a GPU, and leaves their results in their tensors.
@@ -188,7 +194,7 @@ def run(
     )
     for item in launches:
         kernel, names = offline.compile_kernel(item, CAPABILITY)
-        resources = offline.resources(kernel, CAPABILITY)
+        resources = offline.resources_of(kernel, CAPABILITY)
         values = [item.arguments[name] for name in names]
         arguments = [memory.address(value) if isinstance(value, Tensor) else value for value in values]
         function = ptx.parse(kernel.asm["ptx"])
@@ -198,7 +204,7 @@ def run(
         counts = machine.run(item.grid, order)
         phases = sass.phases_of(offline.cuobjdump(kernel.asm["cubin"], "-sass"))
         mix = sass.Mix(function.name, "float32", None, phases)
-        launched = launch_of(
+        launched = triton_launch(
             function.name, counts, resources.threads, resources.registers, resources.shared_bytes,
             mix.instructions_per_access,
         )  # fmt: skip
@@ -217,14 +223,14 @@ def of_pytorch(launches: tuple[Launch, ...]) -> float:
     return 2 * sum(partial.values()) / cycles.BYTES_PER_CYCLE
 
 
-def report_cycles(of_cuda: Mapping[str, float]) -> None:
+def report_triton_cycles(of_cuda: Mapping[str, float]) -> None:
     """Prints one line per launch of the cases of :mod:`benchmarks.cycles`, beside the CUDA backend's cycles.
 
     Args:
         of_cuda: predicted cycles of the CUDA backend's passes, by the case's name; empty if there are none.
     """
     print("\nPredicted cycles of the Triton kernels on an RTX 2060, float32, 160×224, by two models.")
-    for name, (by_constants, by_latencies) in ratios().items():
+    for name, (by_constants, by_latencies) in ratios_of_passes().items():
         print(f"{name}: {by_constants - 1:+.0%} off by constants, {by_latencies - 1:+.0%} by latencies")
     headings = ("constants", 10), ("latencies", 10), ("issue", 8), ("waves", 7), ("alone", 8), ("loads", 7)
     headings += ("passes", 8), ("all passes", 11), ("barriers", 9), ("new KB", 7)
@@ -232,7 +238,7 @@ def report_cycles(of_cuda: Mapping[str, float]) -> None:
     for name, (case, backward) in cycles.SIMULATED_CASES.items():
         sequence = sequence_of(case.inputs(), case.problem(), backward)
         together = np.full(2, of_pytorch(sequence.launches))
-        for launched in run(sequence.launches, checked=False):
+        for launched in run_launches(sequence.launches, checked=False):
             simulated = launched.launch
             together += launched.by_constants, launched.by_latencies
             print(

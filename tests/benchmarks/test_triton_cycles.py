@@ -24,7 +24,7 @@ def run_on_host(monkeypatch, inputs, backward: bool, seed: int):
     *fresh, word = POISONS[seed]
     poison(monkeypatch, *fresh)
     sequence = triton_cycles.sequence_of(inputs, CASE.problem(), backward)
-    launches = list(triton_cycles.run(sequence.launches, fill=word, seed=seed))
+    launches = list(triton_cycles.run_launches(sequence.launches, fill=word, seed=seed))
     return sequence.finish(), launches
 
 
@@ -70,7 +70,7 @@ def test_the_compiled_backward_is_right(monkeypatch, inputs, truth):
 def test_the_models_are_as_good_as_they_say():
     """Latencies: each simulated pass within 30 %. Constants: forward passes alone, within 20 %."""
     pytest.importorskip("scipy")
-    ratios = triton_cycles.ratios()
+    ratios = triton_cycles.ratios_of_passes()
     assert len(ratios) == 3
     for name, (by_constants, by_latencies) in ratios.items():
         assert 0.7 < by_latencies < 1.3, name
@@ -79,7 +79,7 @@ def test_the_models_are_as_good_as_they_say():
 
 def test_the_report_sets_triton_beside_cuda(monkeypatch, capsys):
     monkeypatch.setattr(triton_cycles.cycles, "SIMULATED_CASES", {"small": (CASE, False)})
-    triton_cycles.report_cycles({"small": 1000.0})
+    triton_cycles.report_triton_cycles({"small": 1000.0})
     *kernels, together = (line for line in capsys.readouterr().out.splitlines() if line.startswith("small "))
     assert len(kernels) == 9
     sums = [sum(float(line.split()[column].replace(",", "")) for line in kernels) for column in (2, 3)]

@@ -99,10 +99,10 @@ def compile_kernel(item: Launch, capability: int) -> tuple[CompiledKernel, list[
 
 def compile_launch(item: Launch, capability: int) -> Resources:
     """What the kernel of one launch takes on ``capability``."""
-    return resources(compile_kernel(item, capability)[0], capability)
+    return resources_of(compile_kernel(item, capability)[0], capability)
 
 
-def resources(kernel: CompiledKernel, capability: int) -> Resources:
+def resources_of(kernel: CompiledKernel, capability: int) -> Resources:
     """What a compiled kernel takes."""
     registers, stack = _usage(kernel.asm["cubin"])
     metadata = kernel.metadata
