@@ -1,4 +1,4 @@
-"""nnU-Net end to end, left and right told apart: phantoms, plan, preprocess, train, predict, a picture.
+"""nnU-Net end to end, left and right told apart: phantoms, plan, preprocess, train, predict, evaluate, a picture.
 
     pip install "scp_kernels[nnunet]"
     python examples/nnunet.py --out pictures
@@ -115,6 +115,10 @@ def main(out: Path) -> None:
             (out / "images" / path.name).write_bytes(path.read_bytes())
     model = ("-d", 1, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainerSCPShort", "-device", "cpu", "-npp", 1, "-nps", 1)
     nnunet("predict", "-i", out / "images", "-o", out / "predictions", *model)
+    files = ("-djfile", out / "predictions" / "dataset.json", "-pfile", out / "predictions" / "plans.json")
+    nnunet("evaluate_folder", raw / "labelsTr", out / "predictions", *files, "-np", 1, "--chill")
+    scores = json.loads((out / "predictions" / "summary.json").read_text())["mean"]
+    print("Dice:", ", ".join(f"{side} {scores[label]['Dice']:.2f}" for side, label in (("left", "1"), ("right", "2"))))
 
     _, axes = plt.subplots(len(cases), 3, figsize=(7, 2.2 * len(cases)), squeeze=False)
     for row, case in zip(axes, cases, strict=True):

@@ -104,7 +104,7 @@ def evaluate(options: EvaluateOptions) -> None:
             "modalities": options.modality,
             "classes": parse_classes(options.classes) if options.classes else None,
         }
-        masks, subjects = masks_of_files(options.predictions, data, description, options.threshold)
+        masks, subjects = masks_of_files(options.predictions, data, description, options.threshold, failures)
     ensure_writable(options.out)
     total = len(subjects) + len(failures.messages)
     shown = track(subjects, "Evaluating", transient=True)
@@ -202,7 +202,12 @@ def show(options: ShowOptions) -> None:
         task = get_task(name, None, description.options(name, {**given, **of_labels}) if description else given)
     from scp_models.report.frames import draw_frames
 
-    typer.echo(draw_frames(subjects_of(options.inputs, [], task, options.layout), task, options.out))
+    failures = Failures(_report)
+    subjects = subjects_of(options.inputs, [], task, options.layout, failures)
+    total = len(subjects) + len(failures.messages)
+    for path in draw_frames(subjects, task, options.out, failures):
+        typer.echo(path)
+    _finish(failures, total)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(Exception):
@@ -17,22 +18,26 @@ class Failures:
 
     Attributes:
         messages: by subject's name.
+        subjects: by name, those who were given.
     """
 
     def __init__(self, report: Callable[[str], object] = lambda message: None, *, fail_fast: bool = False) -> None:
         self.report = report
         self.fail_fast = fail_fast
         self.messages: dict[str, str] = {}
+        self.subjects: dict[str, Any] = {}
 
     @contextmanager
-    def skip(self, name: str) -> Iterator[None]:
-        """Around what is done for one subject."""
+    def skip(self, name: str, subject: Any = None) -> Iterator[None]:
+        """Around what is done for one subject, who is kept where given."""
         try:
             yield
         except UserError as error:
             if self.fail_fast:
                 raise
             self.messages[name] = str(error)
+            if subject is not None:
+                self.subjects[name] = subject
             self.report(str(error))
 
     def summary(self, total: int) -> str:

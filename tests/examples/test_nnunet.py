@@ -22,5 +22,7 @@ def test_nnunet(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     shares = [float(share) for share in re.findall(r"([\d.]+)% of what was found is on the wrong side", done.stdout)]
     assert shares and max(shares) < 10
+    dice = dict(re.findall(r"(left|right) ([\d.]+)", done.stdout.partition("Dice: ")[2]))
+    assert set(dice) == {"left", "right"} and min(map(float, dice.values())) > 0.5
     picture = matplotlib.image.imread(tmp_path / "sides.png")[..., :3]
     assert min(picture.shape[:2]) > 150 and picture.std() > 0.1

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -180,6 +181,31 @@ def test_unknown_label_values_are_refused_in_one_line(tmp_path):
     )
     task, _ = task_of_data_set(root, "wmh", classes={"left": 1, "right": 2, "background": [300]})
     assert set(np.unique(VolumeReader(task).read_label(subject))) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("slope", [1 / 100, 1 / 3, 0.1])
+def test_label_maps_of_classes_with_a_slope(tmp_path, slope):
+    """Values a little beside their integers are the classes they stand for; what lies further away is none."""
+    root = write_classes(tmp_path, 3)
+    task, _ = task_of_data_set(root, "wmh", classes="all")
+    subject = find_subjects(root, task)[0]
+    expected = VolumeReader(task).read_label(subject)
+    stored = nib.load(subject.label)
+    scaled = np.rint(np.asarray(stored.dataobj) / slope).astype(np.int32)
+    for shift in (0, 1):
+        values = (scaled + shift * (scaled == scaled.max())).astype(np.int32)
+        image = nib.Nifti1Image(values, stored.affine)
+        image.header.set_slope_inter(np.float32(slope), 0)
+        nib.save(image, subject.label)
+        if shift:
+            with pytest.raises(
+                UserError, match=rf"{subject.label.name}: expected labels \(0, 1, 2, 300\), got also \[30"
+            ):
+                VolumeReader(task).read_label(subject)
+        else:
+            reread = np.unique(nib.load(subject.label).get_fdata())
+            assert not np.array_equal(reread, np.rint(reread))
+            assert np.array_equal(VolumeReader(task).read_label(subject), expected)
 
 
 # What training sees

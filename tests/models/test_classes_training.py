@@ -1,5 +1,6 @@
 """Training on exclusive classes: loss, Dice, networks, checkpoints; and that a binary target trains as it did."""
 
+import csv
 import math
 
 import lightning as L
@@ -14,6 +15,7 @@ from scp_models.errors import UserError
 from scp_models.networks import VARIANTS, attach, build_network
 from scp_models.training.losses import ExclusiveClassesLoss, SegmentationLoss
 from scp_models.training.module import SegmentationModule, SubjectDice
+from tests.support.commands import fit_arguments, scp_models
 from tests.support.tiny_data import write_classes, write_wmh
 
 CLASSES = {"classes": {"left": [1], "right": [2], "middle": [300], "background": []}, "modalities": ["MRI"]}
@@ -241,3 +243,28 @@ def test_a_threshold_is_none_of_several_classes(tmp_path):
     model.check_threshold(None, tmp_path)
     with pytest.raises(UserError, match=r"--threshold: expected for one target only, .* has classes"):
         model.check_threshold(0.3, tmp_path)
+
+
+def test_two_processes_train_classes(tmp_path):
+    """They end with the same weights, and log the Dice of each class over all volumes of both."""
+    root, out = write_classes(tmp_path / "data"), tmp_path / "run"
+    done = scp_models(
+        *fit_arguments(root, out, 1, "--data.classes", "all", "--data.batch_size", 3),
+        *("--trainer.devices", 2, "--trainer.strategy", "ddp"),
+        "--trainer.callbacks+=tests.support.rank_weights.RankWeights",
+        cache=tmp_path,
+    )
+    assert "sync_dist=True" not in done.stderr + done.stdout, "what is logged is one process's alone"
+    first, second = (torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(parameter, second[name]) for name, parameter in first.items())
+    (log,) = out.glob("logs/version_*/metrics.csv")
+    (logged,) = (row for row in csv.DictReader(log.open()) if row["val_dice"])
+    module = SegmentationModule.load_from_checkpoint(out / "checkpoints" / "last.ckpt")
+    assert all(torch.equal(parameter, first[name]) for name, parameter in module.named_parameters())
+    data = SegmentationDataModule(
+        str(root), roi_size=(16, 24), classes="all", frame="foreground", cache_dir=str(tmp_path / "scp_models")
+    )
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    (alone,) = trainer.validate(module, datamodule=data, verbose=False)
+    for name in ("val_dice", "val_dice_left", "val_dice_right", "val_dice_middle"):
+        assert float(logged[name]) == pytest.approx(alone[name], abs=1e-6), name

@@ -173,6 +173,69 @@ def test_what_itk_reads_lies_where_nifti_does(tmp_path, values, ending, affine):
     assert volume_stem(path) == "a"
 
 
+def write_text_header(path, values, lines):
+    """NRRD or MetaImage with header lines of one's own."""
+    sizes = " ".join(map(str, values.shape))
+    if path.suffix == ".nrrd":
+        start = ["NRRD0004", "type: short", "dimension: 3", f"sizes: {sizes}", "encoding: raw", "endian: little"]
+        header = "\n".join([*start, *lines]) + "\n\n"
+    else:
+        start = ["ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False"]
+        end = [f"DimSize = {sizes}", "ElementType = MET_SHORT", "ElementDataFile = LOCAL"]
+        header = "\n".join([*start, *lines, *end]) + "\n"
+    path.write_bytes(header.encode() + values.astype("<i2").tobytes(order="F"))
+    return path
+
+
+DIRECTIONS = ["space directions: (1,0,0) (0,2,0) (0,0,3)", "space origin: (5,6,7)"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "lines", "oriented"),
+    [
+        ("nrrd", ["spacings: 1 2 3"], False),
+        ("nrrd", ["space dimension: 3", *DIRECTIONS], False),
+        ("nrrd", ["space: 3D-right-handed", *DIRECTIONS], False),
+        ("nrrd", ["space: scanner-xyz", *DIRECTIONS], False),
+        ("nrrd", ["space: left-posterior-superior", *DIRECTIONS], True),
+        ("nrrd", ["space: RAS", *DIRECTIONS], True),
+        ("mha", ["ElementSpacing = 1 2 3"], False),
+        ("mha", ["TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementSpacing = 1 2 3"], True),
+    ],
+)
+def test_itk_headers_without_orientation(tmp_path, values, ending, lines, oriented):
+    """ITK takes their axes for left, back and top; they say nothing."""
+    pytest.importorskip("SimpleITK")
+    file = open_volume(write_text_header(tmp_path / f"a.{ending}", values, lines))
+    assert file.oriented == oriented
+    assert np.allclose(file.spacing, (1, 2, 3)) and np.array_equal(file.read(), values)
+
+
+@pytest.mark.parametrize(
+    ("ending", "lines", "scale"),
+    [
+        ("nrrd", ["space: LPS", 'space units: "um" "um" "um"', *DIRECTIONS], 1e-3),
+        ("nrrd", ["space: LPS", 'space units: "mm" "mm" "mm"', *DIRECTIONS], 1),
+        ("nrrd", ["space: LPS", 'space units: "" "" ""', *DIRECTIONS], 1),
+        ("nrrd", ["spacings: 1 2 3", 'units: "cm" "cm" "cm"'], 10),
+        ("nrrd", ["space: LPS", 'space units: "m" "m" "m"', *DIRECTIONS], 1000),
+        ("mha", ["TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementSpacing = 1 2 3", "DistanceUnits = um"], 1e-3),
+        ("nrrd", ["space: LPS", 'space units: "mm" "mm" "um"', *DIRECTIONS], "got mm, mm, um"),
+        ("nrrd", ["space: LPS", 'space units: "pixel" "pixel" "pixel"', *DIRECTIONS], "got pixel, pixel, pixel"),
+    ],
+)
+def test_units_of_itk_headers(tmp_path, values, ending, lines, scale):
+    pytest.importorskip("SimpleITK")
+    path = write_text_header(tmp_path / f"a.{ending}", values, lines)
+    if isinstance(scale, str):
+        with pytest.raises(UserError, match=rf"a.nrrd: expected one unit of length for all axes .* {scale}"):
+            open_volume(path)
+    else:
+        file = open_volume(path)
+        assert np.allclose(file.spacing, np.array([1, 2, 3]) * scale)
+        assert "space: LPS" not in lines or np.allclose(file.affine[:3, 3], np.array([-5, -6, 7]) * scale)
+
+
 def test_a_folder_of_dicom_slices(tmp_path, values):
     affine = affine_for("LPS")
     write_dicom(tmp_path / "scan", values, affine)

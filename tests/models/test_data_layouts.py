@@ -2,17 +2,27 @@
 
 import gzip
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from scp_models.data import SegmentationDataModule, VolumeReader, find_subjects, get_task, subject_of_images
-from scp_models.data.description import read_description
 from scp_models.errors import UserError
-from tests.support.tiny_data import affine_for, save, write_dicom, write_itk, write_lits, write_wmh, write_wmh_subject
+from tests.support.tiny_data import (
+    affine_for,
+    save,
+    write_dicom,
+    write_empty_nnunet,
+    write_itk,
+    write_lits,
+    write_wmh,
+    write_wmh_subject,
+)
 
 WMH, LITS = get_task("wmh"), get_task("lits")
+ONE = get_task("wmh", None, {"modalities": ["MR"]})
 
 
 def test_wmh_current_release_with_its_odd_names(tmp_path):
@@ -230,111 +240,24 @@ def test_bad_datalists(tmp_path, text, message):
         find_subjects(path, LITS)
 
 
-def test_nnunet(tmp_path):
-    affine = affine_for("RAS")
-    for case in ("brain_001", "brain_002"):
-        for channel in range(2):
-            save(tmp_path / "imagesTr" / f"{case}_{channel:04d}.nii.gz", np.zeros((4, 4, 2), np.float32), affine)
-    save(tmp_path / "labelsTr" / "brain_001.nii.gz", np.zeros((4, 4, 2), np.uint8), affine)
-    description = {"channel_names": {"0": "T1", "1": "FLAIR"}, "file_ending": ".nii.gz"}
-    (tmp_path / "dataset.json").write_text(json.dumps(description))
-    first, second = find_subjects(tmp_path, WMH)
-    assert first.name == "brain_001" and len(first.images) == 2 and first.label is not None
-    assert second.label is None
-    for channel in range(2):
-        save(tmp_path / "imagesTs" / f"brain_001_{channel:04d}.nii.gz", np.zeros((4, 4, 2), np.float32), affine)
-    names = [subject.name for subject in find_subjects(tmp_path, WMH)]
-    assert names == ["imagesTr_brain_001", "imagesTr_brain_002", "imagesTs_brain_001"]
-    (tmp_path / "imagesTr" / "brain_002_0001.nii.gz").unlink()
-    with pytest.raises(UserError, match="brain_002_0001"):
-        find_subjects(tmp_path, WMH)
-
-
-def nnunet(root, cases=("c0", "c1"), ending=".nii.gz", **description):
-    """Empty files in nnU-Net's layout, one channel."""
-    for folder in ("imagesTr", "labelsTr"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    for case in cases:
-        (root / "imagesTr" / f"{case}_0000{ending}").touch()
-        (root / "labelsTr" / f"{case}{ending}").touch()
-    content = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "lesion": 3}, "file_ending": ending}
-    (root / "dataset.json").write_text(json.dumps({**content, **description}))
-    return root
-
-
-ONE = get_task("wmh", None, {"modalities": ["MR"]})
-
-
-@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
-def test_nnunet_endings(tmp_path, ending):
-    subjects = find_subjects(nnunet(tmp_path, ending=ending), ONE)
-    assert [(s.name, s.label.name) for s in subjects] == [("c0", f"c0{ending}"), ("c1", f"c1{ending}")]
-
-
-def test_what_is_no_case(tmp_path, caplog):
-    nnunet(tmp_path)
-    for folder in ("imagesTr", "labelsTr"):
-        for name in ("._c0_0000.nii.gz", "._c7_0000.nii.gz", ".DS_Store", "Thumbs.db", "c0_0000.nii.gz.txt"):
-            (tmp_path / folder / name).touch()
-    assert [s.name for s in find_subjects(tmp_path, ONE)] == ["c0", "c1"] and caplog.text == ""
-    listing = {"test": ["imagesTr/._c0_0000.nii.gz", "imagesTr/c0_0000.nii.gz"]}
-    (tmp_path / "list.json").write_text(json.dumps(listing))
-    assert [s.name for s in find_subjects(tmp_path / "list.json", ONE)] == ["c0_0000"]
-    with pytest.raises(UserError, match=r"\._c0_0000.nii.gz: expected a NIfTI file"):
-        find_subjects(tmp_path / "imagesTr" / "._c0_0000.nii.gz", ONE)
-    write_wmh(tmp_path / "wmh", 1)
-    write_wmh_subject(tmp_path / "wmh" / ".Trash" / "0", seed=0)
-    write_wmh_subject(tmp_path / "wmh" / "__MACOSX" / "0", seed=0)
+def test_labels_without_images_are_told_in_every_layout(tmp_path, caplog):
+    write_wmh(tmp_path / "wmh", 2)
+    shutil.rmtree(tmp_path / "wmh/training/Utrecht/0/pre")
+    shutil.rmtree(tmp_path / "wmh/training/Utrecht/0/orig")
     assert len(find_subjects(tmp_path / "wmh", WMH)) == 1
+    assert "1 folders have a wmh.nii.gz but no images in pre/ and are left out: " in caplog.text
+    write_lits(tmp_path / "lits", (0, 1))
+    (tmp_path / "lits" / "Training Batch 1" / "volume-1.nii").unlink()
+    assert len(find_subjects(tmp_path / "lits", LITS)) == 1
+    assert "1 segmentations have no volume and are left out: segmentation-1.nii" in caplog.text
 
 
-def test_a_training_case_without_its_label_is_told(tmp_path, caplog):
-    nnunet(tmp_path)
-    (tmp_path / "labelsTr" / "c0.nii.gz").unlink()
-    first, second = find_subjects(tmp_path, ONE)
-    assert first.label is None and second.label is not None
-    assert f"{tmp_path}: 1 of 2 subjects have no label: c0" in caplog.text
-    (tmp_path / "labelsTr" / "c0_0000.nii.gz").touch()
-    caplog.clear()
-    assert find_subjects(tmp_path, ONE)[0].label.name == "c0_0000.nii.gz" and caplog.text == ""
-
-
-def test_nnunet_lists_its_cases(tmp_path, monkeypatch):
-    """Version 2's key ``dataset``: names of their own, files anywhere."""
-    nnunet(tmp_path / "elsewhere")
-    monkeypatch.setenv("SCANS", "elsewhere/imagesTr")
-    cases = {
-        "left": {"images": ["$SCANS/c0_0000.nii.gz"], "label": "elsewhere/labelsTr/c0.nii.gz"},
-        "right": {"images": [str(tmp_path / "elsewhere/imagesTr/c1_0000.nii.gz")], "label": None},
-    }
-    content = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "lesion": 1}, "dataset": cases}
-    (tmp_path / "dataset.json").write_text(json.dumps(content))
-    left, right = find_subjects(tmp_path, ONE)
-    assert (left.name, left.partition, left.label.is_file()) == ("left", "training", True)
-    assert right.name == "right" and right.label is None and right.images[0].is_file()
-    for entry, message in (
-        ({"images": []}, r"dataset\['left'\] expected a list 'images' of 1 paths"),
-        ([], r"dataset\['left'\] expected a list 'images' of 1 paths"),
-        ({"images": ["a.nii"], "label": ["b"]}, r"dataset\['left'\] expected a 'label' that is one path"),
-        ({"images": ["a.nii"]}, r"a.nii: expected a file, as .*dataset.json says"),
-    ):
-        (tmp_path / "dataset.json").write_text(json.dumps({**content, "dataset": {"left": entry}}))
-        with pytest.raises(UserError, match=message):
-            find_subjects(tmp_path, ONE)
-
-
-def test_channel_names_that_are_no_numbers(tmp_path, caplog):
-    assert read_description(nnunet(tmp_path, channel_names=["MR"])).channels == ("MR",)
-    assert [s.name for s in find_subjects(tmp_path, ONE)] == ["c0", "c1"]
-    for names in ({"first": "MR"}, "MR", [1]):
-        description = read_description(nnunet(tmp_path, channel_names=names))
-        assert description.channels == () and description.foreground == {"lesion": (3,)}
-        assert f"dataset.json: channel_names cannot be read ({json.dumps(names)})" in caplog.text
-        with pytest.raises(UserError, match=r"dataset.json: expected 'channel_names' by number"):
-            find_subjects(tmp_path, ONE)
-    description = read_description(nnunet(tmp_path, labels=["lesion"]))
-    assert description.channels == ("MR",) and description.labels == {}
-    assert 'dataset.json: labels cannot be read (["lesion"])' in caplog.text
+def test_clutter_makes_no_folder_of_images(tmp_path):
+    """macOS leaves it beside the folders of any layout."""
+    write_wmh(tmp_path, 2)
+    (tmp_path / "._x_0000.nii.gz").touch()
+    (tmp_path / "notes_0000.txt").touch()
+    assert len(find_subjects(tmp_path, WMH)) == 2
 
 
 def test_dicom_folders(tmp_path):
@@ -344,7 +267,7 @@ def test_dicom_folders(tmp_path):
     (only,) = find_subjects(scan, ONE)
     assert only.name == "c2_0000" and only.images == (scan,)
     assert subject_of_images([scan], ONE).images == (scan,)
-    nnunet(tmp_path / "nn", ("c0",))
+    write_empty_nnunet(tmp_path / "nn", ("c0",))
     assert [s.name for s in find_subjects(tmp_path / "nn", ONE)] == ["c0", "c2"]
     (tmp_path / "list.json").write_text(json.dumps({"test": ["nn/imagesTr/c2_0000"]}))
     (only,) = find_subjects(tmp_path / "list.json", ONE)
@@ -352,7 +275,7 @@ def test_dicom_folders(tmp_path):
 
 
 def test_nnunet_of_another_format_trains(tmp_path):
-    nnunet(tmp_path, (), ending=".mha", labels={"background": 0, "lesion": 1})
+    write_empty_nnunet(tmp_path, (), ending=".mha", labels={"background": 0, "lesion": 1})
     mask = np.zeros((12, 10, 4), np.uint8)
     mask[4:6, 4:6, 1:3] = 1
     for k in range(3):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from scp_models.data import find_subjects, get_task
 from scp_models.data.names import match_names
 from scp_models.data.splits import read_split
+from scp_models.data.transforms import transform_path
 from scp_models.errors import UserError
 from scp_models.evaluation.metrics import METRICS
 from scp_models.evaluation.predictions import PredictionFiles
@@ -84,3 +86,31 @@ def test_tables_of_different_folders_are_compared(tmp_path):
     assert paired_scores(tmp_path / "a.csv", tmp_path / "b.csv", "dice") == ([0.1, 0.2], [0.1, 0.2])
     with pytest.raises(UserError, match="expected the subjects of"):
         paired_scores(tmp_path / "a.csv", tmp_path / "c.csv", "dice")
+
+
+@pytest.mark.parametrize(("made", "read"), [(".", "TabrizB/104252"), ("TabrizB", "TabrizB/104252"), ("..", "..")])
+def test_transforms_from_another_folder_are_found(root, tmp_path, made, read):
+    for name in (subject.name for subject in find_subjects(root / made, WMH)):
+        (tmp_path / f"to_{name}").mkdir()
+        (tmp_path / f"to_{name}" / f"{name}.tfm").touch()
+    pattern = str(tmp_path / "to_{subject}" / "{subject}.tfm")
+    (subject, *_) = find_subjects(root / read, WMH)
+    path = transform_path(pattern, subject)
+    assert path.is_file() and path.stem.endswith("104252" if read != ".." else subject.name)
+
+
+def test_transforms_of_several_subjects_with_the_same_end(root, tmp_path):
+    for name in ("TabrizB_104252", "OpenMS_104252"):
+        (tmp_path / f"{name}.tfm").touch()
+    (subject,) = find_subjects(root / "TabrizB" / "104252", WMH)
+    with pytest.raises(UserError, match=r"104252.tfm: expected one transform, OpenMS_104252.tfm, TabrizB_104252.tfm"):
+        transform_path(str(tmp_path / "{subject}.tfm"), subject)
+    # Whose file a shorter name is cannot be known, unless it lies with the subject.
+    whole = replace(subject, name="training_TabrizB_104252")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "104252.tfm").touch()
+    assert not transform_path(str(tmp_path / "here" / "{subject}.tfm"), whole).is_file()
+    own = subject.images[0].parent / "104252.tfm"
+    own.touch()
+    assert transform_path("{folder}/{subject}.tfm", whole) == own
+    assert transform_path(str(tmp_path / "x[1]" / "{subject}.tfm"), subject) == tmp_path / "x[1]" / "104252.tfm"

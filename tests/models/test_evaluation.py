@@ -70,7 +70,7 @@ def test_finished_predictions_are_scored_alike(tmp_path):
         score_files(tmp_path / "out", subjects, get_task("wmh"))
     (tmp_path / "out" / "Utrecht_0.nii.gz").unlink()
     write_wmh_subject(tmp_path / "data" / "Utrecht" / "1", seed=1)
-    with pytest.raises(UserError, match=r"out: expected .* 2 are missing: Utrecht_0.nii.gz, Utrecht_1.nii.gz"):
+    with pytest.raises(UserError, match=r"out: expected .* all are missing: Utrecht_0.nii.gz, Utrecht_1.nii.gz"):
         score_files(tmp_path / "out", find_subjects(tmp_path / "data", get_task("wmh")), get_task("wmh"))
 
 
@@ -96,7 +96,6 @@ def dice(folder, subjects, task):
         ("masks", lambda label: (label == 2).astype(np.uint8)),
         ("masks of 255", lambda label: 255 * (label == 2).astype(np.uint8)),
         ("probabilities", lambda label: np.where(label == 2, 0.7, 0.2).astype(np.float32)),
-        ("label maps a little beside their integers", lambda label: label * np.float32(1.0001)),
         ("label maps in floating point", lambda label: label.astype(np.float32)),
         ("label maps with a fourth axis", lambda label: label[..., None]),
     ],
@@ -106,6 +105,92 @@ def test_what_predictions_hold_is_told_from_all_of_them(tmp_path, what, change):
     subjects = find_subjects(write_lits(tmp_path / "data", (0, 1, 2)), get_task("lits"))
     predictions_of(subjects, tmp_path / "out", lambda label, affine: (change(label), affine))
     assert dice(tmp_path / "out", subjects, get_task("lits")) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("target", [1, 2, 255])
+def test_masks_of_1_and_of_255_are_told_file_by_file(tmp_path, target):
+    """Some tools write 255 for 1; a set may be put together of two tools' files."""
+    subjects = find_subjects(write_lits(tmp_path / "data", (1, 2, 3)), get_task("lits"))
+    for subject in subjects:
+        image = nib.load(subject.label)
+        save(subject.label, np.where(np.asarray(image.dataobj) == 2, target, 0).astype(np.uint8), image.affine)
+    task = get_task("lits", None, {"target": [target]})
+    whites = iter((1, 255, 65535))
+    change = lambda label, affine: ((label == target).astype(np.uint16) * next(whites), affine)  # noqa: E731
+    predictions_of(subjects, tmp_path / "out", change)
+    assert dice(tmp_path / "out", subjects, task) == [1.0, 1.0, 1.0]
+
+
+def test_a_mask_of_255_beside_label_maps(tmp_path):
+    """It can be nothing else; unless a label map has a label 255 too."""
+    subjects = find_subjects(write_lits(tmp_path / "data", (0, 1, 2)), get_task("lits"))
+    whites = iter((1, 1, 255))
+
+    def change(label, affine):
+        white = next(whites)
+        return (label if white == 1 else (label == 2) * np.uint8(255)), affine
+
+    predictions_of(subjects, tmp_path / "out", change)
+    assert dice(tmp_path / "out", subjects, get_task("lits")) == [1.0, 1.0, 1.0]
+    image = nib.load(tmp_path / "out" / "volume-1.nii.gz")
+    values = np.asarray(image.dataobj).copy()
+    values[0, 0, 0] = 255
+    save(tmp_path / "out" / "volume-1.nii.gz", values, image.affine)
+    task = get_task("lits", None, {"target": [2]})
+    assert dice(tmp_path / "out", subjects, task) == [1.0, 1.0, 0.0]
+
+
+def test_label_maps_with_labels_that_no_reference_may_have_are_refused(tmp_path):
+    subjects = find_subjects(write_lits(tmp_path / "data", (1, 2)), get_task("lits"))
+    predictions_of(subjects, tmp_path / "out", lambda label, affine: ((label == 2) * np.uint8(3), affine))
+    with pytest.raises(UserError, match=r"volume-1.nii.gz: expected labels \(0, 1, 2\), or a mask .* got also \[3.0\]"):
+        dice(tmp_path / "out", subjects, get_task("lits"))
+
+
+def test_label_maps_without_the_target_are_noted(tmp_path, caplog):
+    """Where any label may be, a mask of 0 and 3 is a label map without the target, and scores as nothing."""
+    subjects = find_subjects(write_lits(tmp_path / "data", (1, 2)), get_task("lits"))
+    task = get_task("lits", None, {"target": [2]})
+    predictions_of(subjects, tmp_path / "out", lambda label, affine: ((label == 2) * np.uint8(3), affine))
+    assert dice(tmp_path / "out", subjects, task) == [0.0, 0.0]
+    said = "2 of 2 predictions have labels [3.0] and not the target's [2]: nothing counts of volume-1.nii.gz, volume-2"
+    assert said in caplog.text
+    caplog.clear()
+    subjects = find_subjects(write_lits(tmp_path / "others", (0, 1)), get_task("lits"))
+    predictions_of(subjects, tmp_path / "whole", lambda label, affine: (label, affine))
+    assert dice(tmp_path / "whole", subjects, task) == [1.0, 1.0] and "predictions have" not in caplog.text
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_integers_of_label_maps_are_those_of_references(tmp_path, classes):
+    """With a slope they are a little beside; without one 1.9996 comes from interpolation."""
+    subjects = find_subjects(write_lits(tmp_path / "data", (1,)), get_task("lits"))
+    task = get_task("lits", None, {"classes": ["liver", "tumour"]} if classes else {})
+    image = nib.load(subjects[0].label)
+    values, path = np.asarray(image.dataobj), tmp_path / "out" / "volume-1.nii.gz"
+    scaled = nib.Nifti1Image(127 * values, image.affine)
+    scaled.header.set_slope_inter(1 / 127, 0)
+    path.parent.mkdir()
+    nib.save(scaled, path)
+    assert nib.load(path).get_fdata().max() != 2
+    scores = [row["dice"] for row in score_files(tmp_path / "out", subjects, task)]
+    assert scores == ([1.0, 1.0] if classes else [1.0])
+    for factor in (0.9998, 1.0002):
+        save(path, (values * factor).astype(np.float32), image.affine)
+        with pytest.raises(UserError, match=r"volume-1.nii.gz: expected labels, or prob.* got values from 0 to [12]"):
+            score_files(tmp_path / "out", subjects, task)
+
+
+def test_fractions_among_label_maps_of_classes_are_one_files(tmp_path):
+    subjects = find_subjects(write_lits(tmp_path / "data", (1, 2)), get_task("lits"))
+    task = get_task("lits", None, {"classes": ["liver", "tumour"]})
+    predictions_of(subjects, tmp_path / "out", lambda label, affine: (label, affine))
+    image = nib.load(tmp_path / "out" / "volume-2.nii.gz")
+    save(tmp_path / "out" / "volume-2.nii.gz", (np.asarray(image.dataobj) == 2) * np.float32(0.9996), image.affine)
+    masks = PredictionFiles(tmp_path / "out", subjects, task)
+    assert [row["dice"] for row in evaluate(masks, subjects[:1])] == [1.0, 1.0]
+    with pytest.raises(UserError, match=r"volume-2.nii.gz: expected labels of liver = 1, tumour = 2, got fractions"):
+        list(evaluate(masks, subjects[1:]))
 
 
 def test_predictions_that_are_neither_labels_nor_probabilities(tmp_path):

@@ -1,5 +1,7 @@
 """What ``scp-models fit`` keeps and says."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -7,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from scp_models import cli
 from scp_models.checkpoints import read_checkpoint
-from scp_models.training.callbacks import BestCheckpoint
+from scp_models.training.callbacks import BestCheckpoint, FoundClasses
+from scp_models.training.module import SubjectDice
 from tests.support.commands import fit_arguments
 from tests.support.tiny_data import write_wmh, write_wmh_subject
 
@@ -67,7 +70,7 @@ def best_epoch(folder, dice, loss, epochs=None, resume=None):
         enable_model_summary=False, num_sanity_val_steps=0, callbacks=[best],
     )  # fmt: skip
     trainer.fit(Scripted(dice, loss), ckpt_path=resume)
-    return torch.load(best.best_model_path, weights_only=True)["epoch"], best
+    return torch.load(best.best_model_path, weights_only=True)["epoch"]
 
 
 @pytest.mark.parametrize(
@@ -80,17 +83,14 @@ def best_epoch(folder, dice, loss, epochs=None, resume=None):
     ],
 )
 def test_a_tie_goes_to_the_lower_loss(tmp_path, dice, loss, expected):
-    epoch, best = best_epoch(tmp_path, dice, loss)
-    assert epoch == expected
-    assert best.nothing_segmented == (max(dice) == 0)
+    assert best_epoch(tmp_path, dice, loss) == expected
 
 
 def test_a_resumed_run_remembers_the_best_loss(tmp_path):
     dice, loss = [0.0, 0.0, 0.0, 0.0], [3.0, 1.0, 2.0, 0.5]
-    assert best_epoch(tmp_path, dice, loss, epochs=2)[0] == 1
-    resumed = best_epoch(tmp_path, dice, loss, epochs=3, resume=str(tmp_path / "last.ckpt"))
-    assert resumed[0] == 1
-    assert best_epoch(tmp_path, dice, loss, epochs=4, resume=str(tmp_path / "last.ckpt"))[0] == 3
+    assert best_epoch(tmp_path, dice, loss, epochs=2) == 1
+    assert best_epoch(tmp_path, dice, loss, epochs=3, resume=str(tmp_path / "last.ckpt")) == 1
+    assert best_epoch(tmp_path, dice, loss, epochs=4, resume=str(tmp_path / "last.ckpt")) == 3
 
 
 def test_the_newest_epoch_is_kept_where_few_are_validated(fit, root, tmp_path):
@@ -114,8 +114,52 @@ def test_a_fast_dev_run_leaves_nothing(fit, root, tmp_path):
 def test_a_training_that_segments_nothing_says_so(fit, root, tmp_path):
     printed = fit(*fit_arguments(root, tmp_path / "run", 1, "--model.learning_rate", 1e-9))
     warnings = [line for line in printed.err.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == 1 and "the validation Dice was 0 in every epoch" in warnings[0]
+    assert len(warnings) == 1 and "no voxel of the target was found in the validation subjects" in warnings[0]
     assert str(tmp_path / "run" / "logs" / "version_0" / "metrics.csv") in warnings[0]
+
+
+def dice_of(masks, labels, classes=1):
+    """Of ``masks`` and ``labels`` ``[subjects, pixels]``, one slice each."""
+    metric = SubjectDice(len(labels), num_classes=classes, ignore_label=255)
+    labels = torch.tensor(labels, dtype=torch.uint8)[:, None, None]
+    logits = torch.nn.functional.one_hot(torch.tensor(masks)[:, None], classes + 1).movedim(-1, 1) - 0.5
+    metric.update(logits[:, 1:] if classes == 1 else logits, labels, torch.arange(len(labels)))
+    return metric
+
+
+def found(*epochs):
+    """What the callback keeps of epochs' metrics, going on from a checkpoint after each."""
+    state = FoundClasses().state_dict()
+    for metric in epochs:
+        callback = FoundClasses()
+        callback.load_state_dict(state)
+        trainer, module = SimpleNamespace(sanity_checking=False), SimpleNamespace(val_voxels=metric.voxels())
+        callback.on_validation_end(trainer, module)
+        state = callback.state_dict()
+    return callback
+
+
+def test_nothing_found_is_noticed_beside_a_subject_without_lesions():
+    """Whose Dice is 1 then: the mean never is 0."""
+    metric = dice_of([[0, 0], [0, 0]], [[0, 0], [0, 1]])
+    assert metric.compute().item() == 0.5
+    (line,) = found(metric).warnings((), "here")
+    assert (
+        line.startswith("no voxel of the target was found in the validation subjects in any epoch") and "here" in line
+    )
+    beside = dice_of([[0, 0], [1, 0]], [[0, 0], [0, 1]])
+    assert len(found(metric, beside).warnings((), "here")) == 1
+    hit = dice_of([[0, 0], [0, 1]], [[0, 0], [0, 1]])
+    assert found(hit, metric).warnings((), "here") == []
+    (line,) = found(dice_of([[0, 0]], [[0, 0]])).warnings((), "here")
+    assert line.startswith("no validation subject has a voxel of the target")
+
+
+def test_each_class_that_is_never_found_is_named():
+    metric = dice_of([[1, 0, 3]], [[1, 2, 0]], classes=3)
+    absent, missed = found(metric).warnings(("liver", "tumour", "cyst"), "")
+    assert absent.startswith("no validation subject has a voxel of the class 'cyst':")
+    assert missed.startswith("no voxel of the class 'tumour' was found")
 
 
 def test_the_log_says_whose_slices_make_an_epoch(fit, tmp_path, caplog):
@@ -125,5 +169,9 @@ def test_the_log_says_whose_slices_make_an_epoch(fit, tmp_path, caplog):
     arguments = fit_arguments(thin, tmp_path / "run", 1, "--data.split", "[2,1,1]", "--data.seed", 1)
     fit(*arguments)
     assert "an epoch is 55 slices of 2 subjects: 27.5 per subject, of 5 (Utrecht_" in caplog.text
-    fit(*arguments, "--overwrite", "--data.sampling", "slices")
+    caplog.clear()
+    fit(*arguments, "--overwrite", "--model.preset", "paper")
     assert "an epoch is 55 slices of 2 subjects: each slice once, 5 (Utrecht_" in caplog.text
+    caplog.clear()
+    fit(*arguments, "--overwrite", "--model.preset", "paper", "--data.sampling", "subjects")
+    assert "an epoch is 55 slices of 2 subjects: 27.5 per subject, of 5 (Utrecht_" in caplog.text

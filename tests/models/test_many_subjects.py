@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from scp_models.data import find_subjects, get_task
+from scp_models.data.splits import split_subjects
+from scp_models.errors import Failures
 from scp_models.evaluation.scores import read_scores
+from scp_models.evaluation.selection import DataSet
 from scp_models.training.module import SegmentationModule
 from tests.support.tiny_data import save, write_wmh
 
@@ -153,6 +156,74 @@ def test_evaluate_passes_over_a_bad_prediction(run_lines, root, tmp_path, damage
     code, out, err = run_lines("evaluate", "--predictions", tmp_path / "masks", *arguments)
     assert code == 2 and err[-1] == f"skipped 1 of 4 subjects: {BAD}"
     assert out[-3].startswith("3 subjects: Dice 1.0000")
+
+
+def test_evaluate_passes_over_a_missing_prediction(run_lines, root, checkpoint, tmp_path):
+    """What predict leaves after it has skipped a subject is scored."""
+    damaged = root / "training" / "Utrecht" / "0" / "pre" / "FLAIR.nii.gz"
+    whole = damaged.read_bytes()
+    corrupt(damaged)
+    run_lines("predict", checkpoint, root, "--out", tmp_path / "masks")
+    damaged.write_bytes(whole)
+    arguments = ("evaluate", "--predictions", tmp_path / "masks", "--data", root, "--split", "all")
+    code, out, err = run_lines(*arguments, "--out", tmp_path / "out")
+    assert code == 2 and err[-1] == f"skipped 1 of 4 subjects: {BAD}" and out[-3].startswith("3 subjects: Dice")
+    assert f"error: {tmp_path}/masks/{BAD}.nii.gz: expected a prediction, there is none" in err
+    assert run_lines(*arguments, "--out", tmp_path / "x", "--fail-fast")[0] == 2 and not list(
+        (tmp_path / "x").iterdir()
+    )
+
+
+@pytest.mark.parametrize("who", ["all", "test"])
+def test_evaluate_predictions_passes_over_a_missing_modality(run_lines, root, tmp_path, who):
+    for subject in (everyone := find_subjects(root, get_task("wmh"))):
+        image = nib.load(subject.label)
+        save(tmp_path / "masks" / f"{subject.name}.nii.gz", np.asarray(image.dataobj), image.affine)
+    chosen = everyone if who == "all" else split_subjects(everyone, get_task("wmh").split, 0, "")["test"]
+    chosen[0].images[1].unlink()
+    arguments = ("evaluate", "--predictions", tmp_path / "masks", "--data", root, "--split", who)
+    code, _, err = run_lines(*arguments, "--out", tmp_path / "out")
+    assert code == 2 and str(chosen[0].images[1]) in err[0]
+    assert err[-1:] == ([f"skipped 1 of 4 subjects: {chosen[0].name}"] if who == "all" else err[:1])
+
+
+def test_an_incomplete_subject_leaves_the_split_as_it_is(tmp_path):
+    """One that is published for a part stays in it, with a name that tells it from others."""
+    entries = {"training": [], "test": []}
+    for k in range(8):
+        path = tmp_path / f"{k}" / "scan.nii.gz"
+        save(path, np.zeros((4, 4, 2), np.float32), np.eye(4))
+        entries["test" if k in (0, 5) else "training"].append(
+            {"image": f"{k}/scan.nii.gz", "label": f"{k}/scan.nii.gz"}
+        )
+    (tmp_path / "datalist.json").write_text(json.dumps(entries))
+    task, data = get_task("wmh", None, {"modalities": ["MR"]}), DataSet(tmp_path)
+
+    def division(failures):
+        parts = {}
+        for part in ("training", "validation", "test"):
+            chosen = data.divided(
+                task, lambda subjects, p=part: split_subjects(subjects, (4, 2, 2), 0, "")[p], failures
+            )
+            parts[part] = [subject.name for subject in chosen]
+        return parts
+
+    whole = division(Failures(fail_fast=True))
+    (tmp_path / "5" / "scan.nii.gz").unlink()
+    (tmp_path / whole["training"][0].removesuffix("_scan") / "scan.nii.gz").unlink()
+    part = division(Failures())
+    assert whole["test"] == ["0_scan", "5_scan"] and part["test"] == ["0_scan"]
+    assert part["training"] == whole["training"][1:] and part["validation"] == whole["validation"]
+
+
+def test_show_draws_the_others(run_lines, root, tmp_path):
+    corrupt(root / "training" / "Utrecht" / "0" / "pre" / "FLAIR.nii.gz")
+    (root / "training" / "Singapore" / "1" / "pre" / "T1.nii.gz").unlink()
+    code, out, err = run_lines("show", root, "--out", tmp_path / "frames.png")
+    assert code == 2 and out[-1] == str(tmp_path / "frames.png") and (tmp_path / "frames.png").is_file()
+    assert err[-1] == f"skipped 2 of 4 subjects: training_Singapore_1, {BAD}"
+    code, out, _ = run_lines("show", root / "training" / "Utrecht" / "0", "--out", tmp_path / "none.png")
+    assert code == 2 and not any(out) and not (tmp_path / "none.png").exists()
 
 
 def test_nothing_is_written_where_every_subject_is_bad(run_lines, root, checkpoint, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -115,6 +116,25 @@ def test_frames_are_those_of_scp_models(frame, codes, tmp_path):
         place = np.round(to_index @ [80, 112, k, 1])[:3].astype(int)  # the middle of the crop is in the picture
         expected = positions.affine[k] @ torch.tensor([80.0, 112.0, 1.0]) / positions.extent[k]
         assert torch.allclose(data["coordinates"][(slice(3), *place)].as_tensor(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("unit", "per_millimetre"), [("micron", 1000.0), ("meter", 1e-3), ("unknown", 1.0)])
+@pytest.mark.parametrize("frame", ["foreground", "transform", "given"])
+def test_a_header_in_another_unit_changes_nothing(frame, unit, per_millimetre, tmp_path):
+    """Heights and templates are in mm, whatever the file is in."""
+    if frame == "transform":
+        sitk = pytest.importorskip("SimpleITK")
+        sitk.WriteTransform(sitk.TranslationTransform(3, (4.0, -2.0, 7.0)), str(tmp_path / "frame.tfm"))
+    kinds = {"foreground": "foreground", "transform": str(tmp_path / "frame.tfm"), "given": some_frame()}
+    channels = []
+    for name, scale in (("mm", 1.0), (unit, per_millimetre)):
+        stored = nib.Nifti1Image(head_like(), np.diag([scale, scale, scale, 1.0]) @ oblique())
+        stored.header.set_xyzt_units(name)
+        nib.save(stored, tmp_path / f"{name}.nii.gz")
+        load = Compose([LoadImaged("image"), EnsureChannelFirstd("image")])
+        data = load({"image": str(tmp_path / f"{name}.nii.gz")})
+        channels.append(AddCoordinatesd("image", kinds[frame], max_height=12.0)(data)["coordinates"].as_tensor())
+    assert torch.allclose(*channels, atol=1e-5)
 
 
 def test_a_transform_per_subject_is_the_frame(tmp_path):

@@ -26,7 +26,6 @@ from scp_models.nnunet.dataset import PositionedArray
 from scp_models.nnunet.geometry import file_affine, grid_affine, position_affine
 from scp_models.nnunet.network import PlannedNetwork, attach_to_segmentation_layers
 from scp_models.nnunet.trainer import nnUNetTrainerSCP
-from tests.support import nnunet_parallel
 from tests.support.left_right import forget_what_needs_torchvision, nnunet_copy, rotation
 from tests.support.processes import run_python
 
@@ -311,7 +310,7 @@ def test_large_patches_are_read_at_some_voxels(dims, size):
 
 def test_channels_of_a_previous_stage_lie_behind_the_coordinates():
     network = randomise(positioned_network(channels=5, image_channels=2))
-    plain = network.backbone
+    plain = network.network
     image, p = batch(2, channels=5)
     data = torch.cat([image[:, :2], p, image[:, 2:]], 1)
     seen = []
@@ -351,10 +350,10 @@ def test_compiled_networks_follow_positions(deep_supervision):
     torch._dynamo.reset()
 
 
-def test_training_and_evaluation_reach_the_backbone():
+def test_training_and_evaluation_reach_the_network_inside():
     network = positioned_network()
-    assert network.eval().backbone.training is False
-    assert network.train().backbone.training is True
+    assert network.eval().network.training is False
+    assert network.train().network.training is True
 
 
 FIND = """
@@ -396,14 +395,3 @@ class TestFinding:
         with pytest.raises(UserError, match="expected the file that"):
             install.uninstall()
         assert (tmp_path / install.NAME).exists()
-
-
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo")
-def test_processes_that_share_a_batch_learn_what_one_does(tmp_path):
-    """nnU-Net's -num_gpus, but for the GPUs."""
-    torch.multiprocessing.spawn(nnunet_parallel.work, args=(str(tmp_path),), nprocs=nnunet_parallel.PROCESSES)
-    shared = torch.load(tmp_path / "gradients.pt")
-    expected = nnunet_parallel.gradients(nnunet_parallel.build(), nnunet_parallel.samples())
-    assert shared.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert (shared[name] - gradient).norm() <= 1e-4 * gradient.norm().clamp(min=1e-3), name

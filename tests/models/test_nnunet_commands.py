@@ -15,13 +15,19 @@ import torch
 
 pytest.importorskip("nnunetv2", reason='nnU-Net is not installed: pip install "scp_kernels[nnunet]"')
 
-from nnunetv2.evaluation.evaluate_predictions import evaluate_simple_entry_point
+import blosc2
+from nnunetv2.evaluation.evaluate_predictions import evaluate_folder_entry_point, evaluate_simple_entry_point
 from nnunetv2.experiment_planning import plan_and_preprocess_entrypoints
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from nnunetv2.model_sharing.entry_points import export_pretrained_model_entry, install_from_zip_entry_point
-from nnunetv2.run.run_training import run_training_entry
+from nnunetv2.run.run_training import get_trainer_from_args, run_training_entry
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from scp_kernels import affine_of_coordinates
 from scp_models.nnunet.install import external_folder
+from tests.support import nnunet_parallel
 from tests.support.left_right import (
     forget_what_needs_torchvision,
     nnunet_copy,
@@ -82,9 +88,20 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def models(folder):
+def pretrained(folder):
+    """A checkpoint of the stock trainer's network, as far as nnU-Net reads it."""
+    plans = PlansManager(str(folder / "preprocessed" / NAME / "nnUNetPlans.json"))
+    torch.manual_seed(3)
+    network = nnUNetTrainer.build_network_architecture(plans, plans.get_configuration("2d"), 1, 3)
+    torch.save({"network_weights": network.state_dict()}, folder / "pretrained.pth")
+    return folder / "pretrained.pth"
+
+
+@pytest.fixture(scope="module")
+def models(folder, pretrained):
     """Trained for an epoch: 2d as a user does it, 3d_fullres in this process."""
-    run("nnUNetv2_train", 901, "2d", 0, "-tr", TRAINER, "-device", "cpu", "--npz")
+    arguments = ("-device", "cpu", "--npz", "-pretrained_weights", pretrained)
+    run("nnUNetv2_train", 901, "2d", 0, "-tr", TRAINER, *arguments)
     call(run_training_entry, 901, "3d_fullres", 0, "-tr", TRAINER, "-device", "cpu")
     return {name: folder / "results" / NAME / f"{TRAINER}__nnUNetPlans__{name}" for name in PATCHES}
 
@@ -142,6 +159,12 @@ def check_sides(predictions, raw):
         np.testing.assert_array_equal(np.where(near, expected, label), expected)
 
 
+def dice(prediction, reference, label):
+    """Of one label of two files of one grid."""
+    a, b = (np.asarray(nibabel.load(path).dataobj) == label for path in (prediction, reference))
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
 def predict_arguments(folder, out, configuration):
     return (
         "-i", folder / "raw" / NAME / "imagesTs", "-o", out, "-d", 901, "-c", configuration, "-f", 0, "-tr", TRAINER,
@@ -154,11 +177,18 @@ def test_the_stock_predictor_gives_positions_in_processes_of_its_own(folder, pos
     out = folder / "predictions_2d"
     run("nnUNetv2_predict", *predict_arguments(folder, out, "2d"), "-npp", 1, "-nps", 1)
     check_sides(out, folder / "raw" / NAME)
+    labels = folder / "raw" / NAME / "labelsTs"
     call(
-        evaluate_simple_entry_point, folder / "raw" / NAME / "labelsTs", out, "-l", 1, 2, "-np", 1,
-        "-o", folder / "summary.json",
+        evaluate_folder_entry_point, labels, out, "-djfile", out / "dataset.json", "-pfile", out / "plans.json",
+        "-np", 1, "-o", folder / "evaluated.json",
     )  # fmt: skip
-    assert set(json.loads((folder / "summary.json").read_text())["mean"]) == {"1", "2"}
+    call(evaluate_simple_entry_point, labels, out, "-l", 1, 2, "-np", 1, "-o", folder / "simple.json")
+    expected = {
+        label: np.mean([dice(path, labels / path.name, label) for path in out.glob("*.nii.gz")]) for label in (1, 2)
+    }
+    for name in ("evaluated", "simple"):
+        scores = json.loads((folder / f"{name}.json").read_text())["mean"]
+        assert {int(label): score["Dice"] for label, score in scores.items()} == pytest.approx(expected)
 
 
 def test_and_without(folder, positions_only):
@@ -208,10 +238,6 @@ def test_training_goes_on(folder, models, monkeypatch):
 
 def test_batches_have_coordinates(folder, models):
     """In training and in validation, where images are padded."""
-    from nnunetv2.run.run_training import get_trainer_from_args
-
-    from scp_kernels import affine_of_coordinates
-
     for configuration, patch in PATCHES.items():
         trainer = get_trainer_from_args("901", configuration, 0, TRAINER, device=torch.device("cpu"))
         trainer.initialize()
@@ -222,3 +248,89 @@ def test_batches_have_coordinates(folder, models):
             # A voxel is some 1/40 of the head: neither more nor, along the axes of the map, nothing.
             sizes = torch.linalg.vector_norm(affine[:, :, :-1], dim=1)
             assert ((sizes > 0.01) & (sizes < 0.2)).all()
+
+
+def test_pretrained_weights_of_a_stock_network_are_taken_over(models, pretrained):
+    """All but the segmentation layers, which nnU-Net leaves out: two steps lead nowhere near other random weights."""
+    before = torch.load(pretrained)["network_weights"]
+    after = torch.load(models["2d"] / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    filters = [name for name in before if name.endswith("conv.weight") and ".seg_layers." not in name]
+    assert len(filters) > 4
+    for name in filters:
+        assert 0 < (after[name] - before[name]).norm() < 0.2 * before[name].norm(), name
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo")
+def test_processes_that_share_batches_learn_what_one_does(folder, monkeypatch):
+    """-num_gpus 2 but for the GPUs: three steps on one batch are those of one process, and what follows ends alike."""
+    trainer, shared = "nnUNetTrainerSCPParallel", folder / "parallel"
+    shared.mkdir()
+    monkeypatch.setenv("PARALLEL_FOLDER", str(shared))
+    alone = get_trainer_from_args("901", "2d", 0, trainer, device=torch.device("cpu"))
+    alone.on_train_start()
+    flags = (False, False, False, None, False, False)  # as nnUNetv2_train gives them without options
+    arguments = (str(shared), ("901", "2d", 0, trainer, "nnUNetPlans", *flags))
+    torch.multiprocessing.spawn(nnunet_parallel.work, arguments, nprocs=nnunet_parallel.PROCESSES)
+
+    def weights(when, rank=0, processes=nnunet_parallel.PROCESSES):
+        return torch.load(shared / f"{when}-{rank}-of-{processes}.pt")
+
+    before, after, expected = weights("before"), weights("after"), weights("after", processes=1)
+    assert after.keys() == expected.keys()
+    for name, start in before.items():
+        moved = (expected[name] - start).norm()
+        if ".seg_layers." in name:
+            assert moved > 0, name
+        # A bias in front of a normalisation has no gradient but for rounding.
+        assert (after[name] - expected[name]).norm() <= 1e-4 * moved.clamp(min=1e-3), name
+    fold = folder / "results" / NAME / f"{trainer}__nnUNetPlans__2d" / "fold_0"
+    final = torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    for name, weight in weights("end").items():
+        assert torch.equal(weight, weights("end", rank=1)[name]) and torch.equal(weight, final[name]), name
+    assert len(json.loads((fold / "validation" / "summary.json").read_text())["metric_per_case"]) == 1
+
+
+def test_a_cascade_has_its_previous_stage_behind_the_coordinates(folder):
+    """Both stages trained, and the second predicted, by the stock commands. It is told the reference for what the first
+    stage has found, which shows where that goes."""
+    preprocessed = folder / "preprocessed" / NAME
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    plans["plans_name"] = "nnUNetPlansCascade"
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade"}
+    plans["configurations"]["3d_cascade"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    (preprocessed / "nnUNetPlansCascade.json").write_text(json.dumps(plans))
+    results = folder / "results" / NAME
+    options = ("-tr", TRAINER, "-p", "nnUNetPlansCascade", "-device", "cpu")
+    call(run_training_entry, 901, "3d_lowres", 0, *options)
+    previous = results / f"{TRAINER}__nnUNetPlansCascade__3d_lowres" / "predicted_next_stage" / "3d_cascade"
+    (of_first_stage,) = previous.iterdir()  # what it validates with
+    dataset = nnUNetDatasetBlosc2(str(preprocessed / "nnUNetPlans_3d_fullres"))
+    for case in dataset.identifiers:
+        _, labels, _, _ = dataset.load_case(case)
+        if case == of_first_stage.stem:
+            assert blosc2.open(str(of_first_stage)).shape == labels.shape[1:]
+        nnUNetDatasetBlosc2.save_seg(np.maximum(labels[:][0], 0).astype(np.uint8), str(previous / case))
+
+    trainer = get_trainer_from_args("901", "3d_cascade", 0, TRAINER, "nnUNetPlansCascade", device=torch.device("cpu"))
+    trainer.initialize()
+    patch = PATCHES["3d_fullres"]
+    for loader in trainer.get_dataloaders():
+        data = next(loader)["data"]
+        assert tuple(data.shape) == (2, 1 + 4 + 2, *patch)
+        affine_of_coordinates(data[:, 1:5], (1, 1, 1))  # an error where they are not
+        assert set(data[:, 5:].unique().tolist()) <= {0.0, 1.0}
+    batch = next(loader)  # of validation, where the previous stage is as it was
+    labels = torch.cat([batch["target"][0] == label for label in (1, 2)], 1)
+    assert labels.any() and torch.equal(batch["data"][:, 5:].bool(), labels)
+
+    call(run_training_entry, 901, "3d_cascade", 0, *options)
+    fold = results / f"{TRAINER}__nnUNetPlansCascade__3d_cascade" / "fold_0"
+    checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    sides_by_position(checkpoint)
+    torch.save(checkpoint, fold / "checkpoint_positions.pth")
+    out = folder / "predictions_cascade"
+    call(
+        predict_entry_point, *predict_arguments(folder, out, "3d_cascade"), "-p", "nnUNetPlansCascade",
+        "-prev_stage_predictions", folder / "raw" / NAME / "labelsTs", "-npp", 0, "-nps", 0,
+    )  # fmt: skip
+    check_sides(out, folder / "raw" / NAME)

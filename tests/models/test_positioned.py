@@ -11,8 +11,8 @@ from monai.networks.nets import DynUNet
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from scp_kernels import FusedSCP
-from scp_models.networks import attach, positioned, sliding_window
+from scp_kernels import FusedSCP, affine_of_coordinates
+from scp_models.networks import PositionedNetwork, attach, positioned, sliding_window
 from tests.support.heads import image, network_of_a_head, randomize_phi
 
 PATCH, ORIGIN, EXTENT = (12, 10), (3, 5), (24, 20)
@@ -227,3 +227,18 @@ def test_the_documented_use_of_monais_sliding_windows():
     names = {"torch": torch, "network": pixelwise(), "image": image(2, 1, 96, 80)}
     exec(snippet, names)
     assert torch.allclose(names["logits"], names["network"](names["image"]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["affine", "least_squares"])
+@torch.no_grad()
+def test_channels_of_large_patches_are_read_at_some_pixels_unless_the_closest_map_is_asked_for(way):
+    """A corner that lies elsewhere is left out of an affine map, and counts for the closest one."""
+    network, _, _ = attached()
+    i, j = torch.meshgrid(torch.arange(130) / 130, torch.arange(70) / 70, indexing="ij")
+    x = torch.cat([image(1, 2, 130, 70), torch.stack([i, j, torch.ones_like(i)])[None]], 1)
+    x[:, 2:4, :40, :30] += 0.3
+    affine = affine_of_coordinates(x[:, 2:], (1, 1), coordinates_as=way)
+    with positioned(network, affine=affine, extent=(1, 1)):
+        expected = network(x[:, :2])
+    result = PositionedNetwork(network, 2, coordinates_as=way)(x)
+    assert torch.allclose(result, expected, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """Data sets described by a datalist, as MONAI and the Medical Segmentation Decathlon have it."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ def datalist_file(root: Path) -> Path:
     return files[0]
 
 
+def lists_files(path: Path, content: Mapping[str, Any]) -> bool:
+    """Whether the first image that a datalist names is there."""
+    entries = [entry for name in _PARTITIONS if isinstance(content.get(name), list) for entry in content[name]]
+    if not entries:
+        return False
+    image = entries[0].get("image") if isinstance(entries[0], dict) else entries[0]
+    file = image[0] if isinstance(image, list) and image else image
+    return isinstance(file, str) and file != "" and (path.parent / file).exists()
+
+
 def find_subjects(path: Path, modalities: int = 1, failures: Failures | None = None) -> list[Subject]:
     """Subjects of a datalist JSON: lists ``training``, ``validation`` and ``test`` of ``{"image": …, "label": …}``.
 
@@ -59,11 +70,8 @@ def find_subjects(path: Path, modalities: int = 1, failures: Failures | None = N
                 raise UserError(
                     f"{path}: {name}[{k}] expected {modalities} images (one per modality), got {len(images)}"
                 )
-            subject = Subject(volume_stem(images[0]), images, label, partition=_PARTITIONS[name])
-            with failures.skip(subject.name):
-                must_exist(path, images if label is None else (*images, label))
-                subjects.append(subject)
-    return with_distinct_names(subjects)
+            subjects.append(Subject(volume_stem(images[0]), images, label, partition=_PARTITIONS[name]))
+    return complete(path, with_distinct_names(subjects), failures)
 
 
 def with_distinct_names(subjects: list[Subject]) -> list[Subject]:
@@ -91,11 +99,16 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def must_exist(source: Path, files: tuple[Path, ...]) -> None:
-    """Refuse files, or folders of DICOM slices, that ``source`` speaks of and that are not there."""
-    for file in files:
-        if not (file.is_file() or is_dicom_folder(file)):
-            raise UserError(f"{file}: expected a file, as {source} says; there is none")
+def complete(source: Path, subjects: Iterable[Subject], failures: Failures) -> list[Subject]:
+    """Subjects whose files, or folders of slices, are there, as ``source`` says; ``failures`` takes the others."""
+    result = []
+    for subject in subjects:
+        with failures.skip(subject.name, subject):
+            for file in (*subject.images, *([subject.label] if subject.label else [])):
+                if not (file.is_file() or is_dicom_folder(file)):
+                    raise UserError(f"{file}: expected a file, as {source} says; there is none")
+            result.append(subject)
+    return result
 
 
 def read_json(path: Path) -> dict[str, Any]:

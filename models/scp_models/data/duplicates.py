@@ -10,8 +10,12 @@ from scp_models.data.subjects import Subject
 _CHUNK = 1 << 20
 
 
-def describe_duplicates(division: Mapping[str, Sequence[Subject]]) -> list[str]:
+def describe_duplicates(division: Mapping[str, Sequence[Subject]], hint: str) -> list[str]:
     """One line per pair of subjects, of different parts of a division, whose first images are the same files.
+
+    Args:
+        division: subjects by part.
+        hint: what to do about them.
 
     Raises:
         OSError: an image cannot be read.
@@ -29,7 +33,7 @@ def describe_duplicates(division: Mapping[str, Sequence[Subject]]) -> list[str]:
             if other_part != part:
                 lines.append(
                     f"{subject.images[0]}: {subject.name} ({part}) is the same image as {other.name} ({other_part}): "
-                    "scores of it say nothing about other people; --data.split_file keeps them together"
+                    f"scores of it say nothing about other people; {hint}"
                 )
     return lines
 

@@ -102,9 +102,15 @@ def guess_layout(root: Path, task: Task) -> str:
         return "datalist"
     if nnunet.is_images_folder(root):
         return "nnunet"
+    if (root / datalist.FILES[0]).is_file():
+        return "datalist"
     described = root / "dataset.json"
     if described.is_file():
-        listed = isinstance(datalist.read_json(described).get("dataset"), dict)
-        if listed or any(root.glob("imagesT[rs]/*_0000*")):
+        content = datalist.read_json(described)
+        if isinstance(content.get("dataset"), dict):
             return "nnunet"
-    return "datalist" if any((root / name).is_file() for name in datalist.FILES) else task.name
+        # nnU-Net's first version lists images as well, without the number of a channel: they are not there.
+        if not datalist.lists_files(described, content) and any(map(nnunet.has_images, root.glob("imagesT[rs]"))):
+            return "nnunet"
+        return "datalist"
+    return task.name

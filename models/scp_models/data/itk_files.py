@@ -1,5 +1,7 @@
 """NRRD, MHA, MHD and folders of DICOM slices, through SimpleITK, an optional extra."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,27 @@ from numpy.typing import NDArray
 from scp_models.data.geometry import LPS_TO_RAS
 from scp_models.data.volume import VolumeFile, checked, is_clutter
 from scp_models.errors import UserError
+from scp_models.optional import simpleitk
 
 # Gaps between DICOM slices may differ by this share of their median: positions are printed in decimals.
 _GAP_TOLERANCE = 0.02
+# NRRD's spaces that are the patient's; others, or none, leave the voxels' sizes.
+_PATIENT_SPACES = (
+    "right-anterior-superior",
+    "left-anterior-superior",
+    "left-posterior-superior",
+    "right-anterior-superior-time",
+    "left-anterior-superior-time",
+    "left-posterior-superior-time",
+    *("RAS", "LAS", "LPS", "RAST", "LAST", "LPST"),
+)
+_MILLIMETRES = {
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
+    **dict.fromkeys(("um", "µm", "micron", "microns", "micrometer", "micrometers"), 1e-3),
+    **dict.fromkeys(("cm", "centimeter", "centimeters"), 10.0),
+    **dict.fromkeys(("m", "meter", "meters"), 1000.0),
+}
+"""Per unit of length, by the names that headers have for it."""
 
 
 def open_itk(path: Path) -> VolumeFile:
@@ -21,14 +41,16 @@ def open_itk(path: Path) -> VolumeFile:
     Raises:
         UserError: SimpleITK is not installed, or the file cannot be read, or it is no volume of real numbers.
     """
-    sitk = _simpleitk(path)
+    sitk = simpleitk(f"{path}: reading it", "itk")
     if not path.is_file():
         raise UserError(f"{path}: expected a volume, there is none")
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise UserError(f"{path}: expected a whole volume, it cannot be read ({_reason(error)})") from error
-    return _volume(sitk, path, image)
+    fields = _header_fields(path)
+    oriented = fields.keys() & {"transformmatrix", "rotation", "orientation"} or fields.get("space") in _PATIENT_SPACES
+    return _volume(sitk, path, image, bool(oriented), _millimetres_per_unit(path, fields))
 
 
 def is_dicom_folder(folder: Path) -> bool:
@@ -46,7 +68,7 @@ def open_dicom(folder: Path) -> VolumeFile:
     """
     if not is_dicom_folder(folder):
         raise UserError(f"{folder}: expected a folder of DICOM slices, it has none")
-    sitk = _simpleitk(folder)
+    sitk = simpleitk(f"{folder}: reading it", "itk")
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise UserError(f"{folder}: expected one series of DICOM slices, got {len(series)} (one folder per series)")
@@ -63,8 +85,49 @@ def open_dicom(folder: Path) -> VolumeFile:
     return _volume(sitk, folder, image)
 
 
-def _volume(sitk: Any, path: Path, image: Any) -> VolumeFile:
-    """ITK's axes are left, back, top in the patient; its arrays have the first axis last."""
+def _header_fields(path: Path) -> dict[str, str]:
+    """The fields of a header of NRRD or MetaImage, which is text: ITK does not give all of them."""
+    fields = {}
+    with path.open("rb") as file:
+        for line in file:
+            text = line.decode("latin-1").strip()
+            # NRRD's ``key:=value`` is the user's own; a comment or the first line is no field.
+            key, separator, value = text.partition("=" if path.suffix in (".mha", ".mhd") else ": ")
+            if separator:
+                fields[key.strip().lower()] = value.strip()
+            if not text or key.strip().lower() == "elementdatafile":
+                break
+    return fields
+
+
+def _millimetres_per_unit(path: Path, fields: Mapping[str, str]) -> float:
+    """Of the one unit that the header says; 1 where it says none.
+
+    Raises:
+        UserError: a unit that is no length, or several.
+    """
+    if "distanceunits" in fields:
+        units = [fields["distanceunits"]]
+    else:
+        units = re.findall('"([^"]*)"', fields.get("space units", fields.get("units", "")))
+    units = [unit.strip() for unit in units if unit.strip().lower() not in ("", "?", "???", "none")][:3]
+    scales = {_MILLIMETRES.get(unit.lower()) for unit in units} or {1.0}
+    (scale, *others) = scales
+    if scale is None or others:
+        raise UserError(f"{path}: expected one unit of length for all axes (mm, um, cm, m), got {', '.join(units)}")
+    return scale
+
+
+def _volume(sitk: Any, path: Path, image: Any, oriented: bool = True, scale: float = 1.0) -> VolumeFile:
+    """ITK's axes are left, back, top in the patient; its arrays have the first axis last.
+
+    Args:
+        sitk: SimpleITK.
+        path: of the file.
+        image: its content.
+        oriented: whether the file says where its voxels lie.
+        scale: millimetres per unit of its affine.
+    """
     if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
         raise UserError(f"{path}: expected one real number per voxel, got {image.GetPixelIDTypeAsString()}")
     dimension = image.GetDimension()
@@ -74,21 +137,11 @@ def _volume(sitk: Any, path: Path, image: Any) -> VolumeFile:
     direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:axes, :axes]
     affine[:axes, :axes] = direction * np.array(image.GetSpacing())[:axes]
     affine[:axes, 3] = np.array(image.GetOrigin())[:axes]
-    affine = LPS_TO_RAS @ affine
+    affine = LPS_TO_RAS @ np.diag([scale, scale, scale, 1.0]) @ affine
     header = nib.Nifti1Header()
     header.set_xyzt_units("mm")
     shape = tuple(int(n) for n in data.shape[:3])
-    return checked(VolumeFile(path, shape, affine, data, header, affine))  # type: ignore[arg-type]
-
-
-def _simpleitk(path: Path) -> Any:
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
-        raise UserError(f'{path}: reading it needs SimpleITK: pip install "scp_kernels[itk]"') from error
-    # Its warnings go to stderr from C++; what matters of them is checked here.
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    return sitk
+    return checked(VolumeFile(path, shape, affine, data, header, affine, oriented))  # type: ignore[arg-type]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -29,10 +29,7 @@ def label_values(volume: AlignedVolume, task: Task, axes: Orientation = SAME_AXE
     """
     path = volume.file.path
     for chunk in volume.chunks(axes):
-        if chunk.dtype.kind == "f":
-            rounded = np.rint(chunk)
-            limit = _SCALED_TOLERANCE if volume.file.scaled else _ROUNDING * np.maximum(1, np.abs(rounded))
-            chunk = np.where(np.abs(chunk - rounded) <= limit, rounded, chunk)
+        chunk = nearest_labels(chunk, volume.file.scaled)
         values, allowed = np.unique(chunk), task.labels
         known = np.isin(values, allowed) if allowed else values == np.rint(values)
         if not known.all():
@@ -41,6 +38,20 @@ def label_values(volume: AlignedVolume, task: Task, axes: Orientation = SAME_AXE
             hint = _hint(values, allowed, bool(task.classes))
             raise UserError(f"{path}: expected {expected}, got also {others}{hint}")
         yield chunk
+
+
+def nearest_labels(values: NDArray[Any], scaled: bool) -> NDArray[Any]:
+    """Values of a file with those that stand for an integer made it; the others, interpolated ones, as they are.
+
+    Args:
+        values: of label files.
+        scaled: whether stored integers go through a slope.
+    """
+    if values.dtype.kind != "f":
+        return values
+    rounded = np.rint(values)
+    limit = _SCALED_TOLERANCE if scaled else _ROUNDING * np.maximum(1, np.abs(rounded))
+    return np.where(np.abs(values - rounded) <= limit, rounded, values)
 
 
 def label_numbers(stored: NDArray[Any], task: Task) -> NDArray[np.uint8]:

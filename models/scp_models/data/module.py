@@ -14,9 +14,14 @@ from scp_models.data.classes import describe_classes
 from scp_models.data.description import task_of_data_set
 from scp_models.data.duplicates import describe_duplicates
 from scp_models.data.find import find_subjects
-from scp_models.data.foreground import describe_crop
-from scp_models.data.sampling import SAMPLINGS, SliceSampler, SubjectSampler
-from scp_models.data.slices import SliceCache, SliceDataset, default_cache_dir, temporary_cache_dir
+from scp_models.data.sampling import SAMPLINGS, make_sampler
+from scp_models.data.slices import (
+    SliceCache,
+    SliceDataset,
+    default_cache_dir,
+    note_volumes,
+    temporary_cache_dir,
+)
 from scp_models.data.splits import describe_split, read_split, split_subjects
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import SLICE_FRAME
@@ -46,7 +51,8 @@ class SegmentationDataModule(L.LightningDataModule):
             ``ignore``, or the preset's.
         window: intensities clipped to this and mapped to [−1, 1], ``[]`` for the z-score; None: the preset's.
         sampling: ``"subjects"``: an epoch has as many slices of every subject; ``"slices"``, the paper's: every slice
-            once, so that subjects with thin slices count for more.
+            once, so that subjects with thin slices count for more. None: ``"subjects"``, and on the command line
+            ``"slices"`` with ``--model.preset paper``.
         resize: slices are resized to ``roi_size``, or cropped and padded around their centre; None: the preset's.
         spacing: pixel size in mm to which slices are resampled before the crop, one number or two (left-right,
             back-front); None: that of the files.
@@ -74,7 +80,8 @@ class SegmentationDataModule(L.LightningDataModule):
             there are. Subjects that the data set publishes for validation or test stay that.
         split_file: JSON of three lists of names, instead.
         seed: of split, order and augmentation.
-        num_workers: processes that read slices; the cache is mapped memory, so 0 is often enough.
+        num_workers: processes that read and augment slices. None: 0 in Python, where the network waits for what is
+            done to slices; 2 on the command line.
         cache_dir: where preprocessed slices are kept; None: ``$XDG_CACHE_HOME/scp_models``.
         pin_memory: for copies to a GPU.
 
@@ -93,7 +100,7 @@ class SegmentationDataModule(L.LightningDataModule):
         split: Sequence[float] | None = None,
         split_file: str | None = None,
         seed: int = 0,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         cache_dir: str | None = None,
         pin_memory: bool = False,
         modalities: list[str] | None = None,
@@ -101,7 +108,7 @@ class SegmentationDataModule(L.LightningDataModule):
         ignored: int | list[int] | None = None,
         window: list[float] | None = None,
         resize: bool | None = None,
-        sampling: str = "subjects",
+        sampling: str | None = None,
         spacing: float | list[float] | None = None,
         label_affine: str | None = None,
         frame: str | None = None,
@@ -111,7 +118,7 @@ class SegmentationDataModule(L.LightningDataModule):
         classes: dict[str, int | list[int]] | list[int | str] | str | None = None,
     ) -> None:
         super().__init__()
-        augment = augment or "none"
+        augment, sampling = augment or "none", sampling or "subjects"
         if augment not in AUGMENTATIONS:
             raise UserError(f"augment: expected one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
         if batch_size < 1:
@@ -143,7 +150,7 @@ class SegmentationDataModule(L.LightningDataModule):
         self.split = tuple(split) if split is not None else self.task.split
         self.split_file = split_file
         self.seed = seed
-        self.num_workers = num_workers
+        self.num_workers = num_workers or 0
         self.cache = SliceCache(Path(cache_dir) if cache_dir else default_cache_dir(), self.task)
         self.pin_memory = pin_memory
         self.subjects: dict[str, list[Subject]] = {}
@@ -202,17 +209,9 @@ class SegmentationDataModule(L.LightningDataModule):
                 first, *others = failures.messages.items()
                 more = f" (and {len(others)} more: {', '.join(other for other, _ in others)})" if others else ""
                 raise UserError(first[1] + more)
-        for line in describe_duplicates(subjects):
+        for line in describe_duplicates(subjects, "--data.split_file keeps them together"):
             note(line)
-        known = {subject.name: self.cache.about(subject) for subject in wanted}
-        # What was noted when the cache was filled holds for this training too.
-        for about in known.values():
-            for line in about.notes:
-                note(line)
-        losses = [(name, about.crop_loss) for name, about in known.items()]
-        hint = "--data.spacing or --data.roi_size lets the network see more"
-        if cut := describe_crop(self.task.roi_size, losses, hint):
-            note(f"{self.root}: {cut}")
+        note_volumes(self.cache, wanted, str(self.root), "--data.spacing or --data.roi_size lets the network see more")
         self._check_target(subjects["training"])
 
     def _check_target(self, subjects: Sequence[Subject]) -> None:
@@ -253,8 +252,7 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> TimedDataLoader:
         dataset = SliceDataset(self.cache, self.train_subjects)
-        kind = SubjectSampler if self.sampling == "subjects" else SliceSampler
-        sampler = kind(dataset, *_replicas(), seed=self.seed, numbered=self.augment != "none")
+        sampler = make_sampler(self.sampling, dataset, self.seed, *_replicas(), numbered=self.augment != "none")
         drop_last = len(sampler) >= self.batch_size
         if self.augment == "none":
             return self._loader(dataset, sampler, drop_last)

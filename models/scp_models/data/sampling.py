@@ -93,3 +93,11 @@ class SubjectSampler(SliceSampler):
     @property
     def draws(self) -> str:
         return f"{self.counts.sum() / len(self.counts):.4g} per subject, of {self._range()}"
+
+
+def make_sampler(
+    sampling: str | None, dataset: SliceDataset, seed: int, replicas: int = 1, rank: int = 0, numbered: bool = False
+) -> SliceSampler:
+    """The sampler of one of :data:`SAMPLINGS`; None: ``"subjects"``."""
+    kind = SliceSampler if sampling == "slices" else SubjectSampler
+    return kind(dataset, replicas, rank, seed=seed, numbered=numbered)

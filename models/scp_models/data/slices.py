@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scp_models.data.foreground import CropLoss
+from scp_models.data.foreground import CropLoss, describe_crop
 from scp_models.data.frames import SlicePositions, VolumeGeometry, slice_positions
 from scp_models.data.preprocessing import VolumeReader
 from scp_models.data.subjects import Subject
@@ -23,9 +23,10 @@ from scp_models.data.tasks import MNI_BOX, SLICE_FRAME, Task
 from scp_models.data.volume_files import files_of
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
+from scp_models.notes import note
 
 # Raised when preprocessing changes what it writes, so that no old file is taken for a new one.
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 
 
 def default_cache_dir() -> Path:
@@ -110,6 +111,24 @@ class SliceCache:
             UserError: the subject's transform is missing, unreadable or not affine.
         """
         return slice_positions(self.task, subject, self.about(subject).geometry)
+
+
+def note_volumes(cache: SliceCache, subjects: Sequence[Subject], where: str, hint: str) -> None:
+    """Say what was noted when the cache was filled, which holds for whoever trains on it, and what the crop cuts off.
+
+    Args:
+        cache: that has the subjects.
+        subjects: of the data set.
+        where: what to name.
+        hint: how to cut off less.
+    """
+    known = {subject.name: cache.about(subject) for subject in subjects}
+    for about in known.values():
+        for line in about.notes:
+            note(line)
+    losses = [(name, about.crop_loss) for name, about in known.items()]
+    if cut := describe_crop(cache.task.roi_size, losses, hint):
+        note(f"{where}: {cut}")
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,19 @@ from scp_models.notes import note
 PARTS = ("training", "validation", "test")
 
 
-def note_unlabelled(subjects: Sequence[Subject], where: str) -> None:
-    """Name those that have no reference, where one is expected: they are left out."""
+def note_unlabelled(subjects: Sequence[Subject], where: str, kind: str = "") -> None:
+    """Name those that have no reference, where one is expected: they are left out.
+
+    Args:
+        subjects: of one kind.
+        where: what to name.
+        kind: an adjective.
+    """
     unlabelled = [s.name for s in subjects if s.label is None]
     if unlabelled:
         shown = ", ".join(unlabelled[:5]) + (", ..." if len(unlabelled) > 5 else "")
-        note(f"{where}: {len(unlabelled)} of {len(subjects)} subjects have no label: {shown}")
+        whom = f"{kind} subjects" if kind else "subjects"
+        note(f"{where}: {len(unlabelled)} of {len(subjects)} {whom} have no label: {shown}")
 
 
 def split_subjects(
@@ -43,6 +50,8 @@ def split_subjects(
     if len(shares) != 3 or min(shares) <= 0:
         raise UserError(f"split: expected three positive shares (training, validation, test), got {tuple(shares)}")
     note_unlabelled([s for s in subjects if s.partition not in PARTS], where)
+    for part in PARTS[1:]:
+        note_unlabelled([s for s in subjects if s.partition == part], where, part)
     labelled = sorted((s for s in subjects if s.label is not None), key=lambda s: s.name)
     published = {part: [s for s in labelled if s.partition == part] for part in PARTS[1:]}
     pool = [s for s in labelled if s.partition not in PARTS[1:]]

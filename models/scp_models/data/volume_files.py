@@ -46,6 +46,11 @@ def open_volume(path: Path) -> VolumeFile:
     return _open_nifti(path)
 
 
+def millimetres_per_unit(xyzt_units: int) -> float:
+    """Of the unit that a NIfTI header's field says, in which its affine is."""
+    return _MILLIMETRES.get(xyzt_units & 7, 1.0)
+
+
 def volume_stem(path: Path) -> str:
     """The file's name without its ending; a folder's name as it is."""
     if not path.is_dir():
@@ -86,7 +91,7 @@ def _open_nifti(path: Path) -> VolumeFile:
     except (*_NIFTI_ERRORS, OSError, EOFError, ValueError, OverflowError, KeyError, zlib.error) as error:
         raise UserError(f"{path}: expected a NIfTI file, it cannot be read ({error})") from error
     header = image.header
-    scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    scale = millimetres_per_unit(int(header["xyzt_units"]))
     affine = np.diag([scale, scale, scale, 1.0]) @ np.asarray(image.affine, dtype=float)
     file = VolumeFile(
         path,

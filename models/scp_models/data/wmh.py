@@ -15,6 +15,7 @@ from pathlib import Path
 
 from scp_models.data.subjects import Subject, folders
 from scp_models.errors import Failures, UserError
+from scp_models.notes import note
 
 LABEL_FILE = "wmh.nii.gz"
 SOURCES = ("pre", "orig")
@@ -44,23 +45,26 @@ def find_subjects(
     Raises:
         UserError: a subject lacks one of the modalities.
     """
-    subject_folders = [root] if is_subject(root) else sorted(filter(is_subject, folders(root)))
-    subject_folders = [folder for folder in subject_folders if "additional_annotations" not in folder.parts]
+    everywhere = [folder for folder in sorted(folders(root)) if "additional_annotations" not in folder.parts]
+    subject_folders = [root] if is_subject(root) else list(filter(is_subject, everywhere))
+    if alone := [folder for folder in everywhere if (folder / LABEL_FILE).is_file() and folder not in subject_folders]:
+        shown = ", ".join(map(str, alone[:5])) + (", ..." if len(alone) > 5 else "")
+        note(f"{root}: {len(alone)} folders have a {LABEL_FILE} but no images in {source}/ and are left out: {shown}")
     failures = failures or Failures(fail_fast=True)
     subjects = []
     for folder in subject_folders:
-        with failures.skip(_name(root, folder)):
-            subjects.append(_subject(root, folder, modalities, source))
+        subject = _subject(root, folder, modalities, source)
+        with failures.skip(subject.name, subject):
+            if missing := [image for image in subject.images if not image.is_file()]:
+                raise UserError(
+                    f"{missing[0]}: expected the modalities {', '.join(modalities)} in {source}/, this one is missing"
+                )
+            subjects.append(subject)
     return subjects
 
 
 def _subject(root: Path, folder: Path, modalities: tuple[str, ...], source: str) -> Subject:
     images = tuple(folder / source / f"{modality}.nii.gz" for modality in modalities)
-    for image in images:
-        if not image.is_file():
-            raise UserError(
-                f"{image}: expected the modalities {', '.join(modalities)} in {source}/, this one is missing"
-            )
     parts = _place(root, folder)
     partition = parts[0] if parts[0] in _PARTITIONS and len(parts) > 1 else None
     place = parts[1:] if partition else parts

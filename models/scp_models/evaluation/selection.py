@@ -51,8 +51,8 @@ class DataSet:
         """Those whom ``choose`` takes of all; ``failures`` takes those of which a file is missing."""
         incomplete = Failures()
         complete = find_subjects(self.root, task, self.layout, incomplete)
-        # They count while subjects are chosen by name.
-        files_missing = [Subject(name, (), self.root) for name in incomplete.messages]
+        # They count while subjects are chosen: a draw without them would be another one.
+        files_missing = [incomplete.subjects.get(name, Subject(name, (), self.root)) for name in incomplete.messages]
         result = []
         for subject in choose([*complete, *files_missing]):
             with failures.skip(subject.name):
@@ -99,7 +99,11 @@ def masks_of_checkpoint(
 
 
 def masks_of_files(
-    folder: Path, data: DataSet, description: Mapping[str, Any], threshold: float | None = None
+    folder: Path,
+    data: DataSet,
+    description: Mapping[str, Any],
+    threshold: float | None = None,
+    failures: Failures | None = None,
 ) -> tuple[MaskSource, list[Subject]]:
     """Finished predictions, and the subjects of the split of training.
 
@@ -109,20 +113,24 @@ def masks_of_files(
         description: what is said of the data instead of what a checkpoint records: ``task``, ``seed``, ``target``,
             ``ignored``, ``modalities``, ``classes``.
         threshold: of probabilities; None: 0.5.
+        failures: takes subjects of which a file is missing; None: the first one is an error.
 
     Raises:
-        UserError: data or predictions that cannot be read, a missing prediction, or no subject with a reference.
+        UserError: data or predictions that cannot be read, no prediction at all, or no subject with a reference.
     """
     given = {key: value for key, value in description.items() if value not in (None, [])}
     if "target" in given:
         given.setdefault("ignored", [])
     name, seed = given.pop("task", "wmh"), given.pop("seed", 0)
     task, _ = task_of_data_set(data.root, name, label_affine=data.label_affine, **given)
-    subjects = data.subjects(task, Failures(fail_fast=True))
+    failures = failures or Failures(fail_fast=True)
+    subjects = data.subjects(task, failures)
     if subjects is None:
-        everyone = find_subjects(data.root, task, data.layout)
-        subjects = split_subjects(everyone, task.split, seed, str(data.root))[data.split]
-    subjects = _some(subjects, data)
+        subjects = data.divided(
+            task, lambda everyone: split_subjects(everyone, task.split, seed, str(data.root))[data.split], failures
+        )
+    if not failures.messages:
+        subjects = _some(subjects, data)
     return PredictionFiles(folder, subjects, task, 0.5 if threshold is None else threshold), subjects
 
 

@@ -1,6 +1,7 @@
 """MONAI dictionary transforms that write each voxel's position beside an image, and take it off again."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from monai.utils import SpaceKeys, ensure_tuple
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from scp_models.data.foreground import coarse_slices, coarse_steps, find_foreground, foreground_box
+from scp_models.data.foreground import CoarseGrid, find_foreground, foreground_box
 from scp_models.data.frames import Frame, box_frame, image_frame
 from scp_models.data.geometry import LPS_TO_RAS, coordinate_channels, turned_shape
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import FRAMES, MNI_BOX, SLICE_FRAME, TRANSFORM_ENDINGS
+from scp_models.data.tasks import FOREGROUND, FRAMES, MNI_BOX, SLICE_FRAME, TRANSFORM_ENDINGS
 from scp_models.data.transforms import read_transform, transform_path
-from scp_models.data.volume_files import volume_stem
+from scp_models.data.volume_files import millimetres_per_unit, volume_stem
 from scp_models.notes import note
 
 Data = Mapping[Hashable, Any]
@@ -35,7 +36,8 @@ class AddCoordinatesd(MapTransform, InvertibleTransform):
     transforms from there on, with ``mode="bilinear"``. ``ConcatItemsd([image, name], image)`` at the end makes the
     input of a :class:`scp_models.networks.PositionedNetwork`; intensities are augmented before that.
 
-    The inverse takes the channels out of the dictionary.
+    An affine is in the unit that the header of its NIfTI file says, mm unless it says one. The inverse takes the
+    channels out of the dictionary.
 
     Args:
         keys: of the image whose affine and foreground count; one.
@@ -100,7 +102,7 @@ class AddCoordinatesd(MapTransform, InvertibleTransform):
             raise ValueError(f"{self.keys[0]}: expected {expected}, got {list(image.shape)}")
         if self.frame == SLICE_FRAME:
             return np.diag([1.0, 1.0, 1.0])[:2] / np.array(image.shape[1:])[:, None]
-        affine = np.asarray(image.affine, dtype=np.float64)
+        affine = _millimetres(image) @ np.asarray(image.affine, dtype=np.float64)
         if str(image.meta.get("space")) == str(SpaceKeys.LPS):
             affine = LPS_TO_RAS @ affine
         frame = self._frame(data, image, affine)
@@ -116,9 +118,9 @@ class AddCoordinatesd(MapTransform, InvertibleTransform):
             to_canonical = io_orientation(affine)
             return image_frame(affine @ inv_ornt_aff(to_canonical, shape), turned_shape(shape, to_canonical))
         if self.frame == "foreground":
-            steps = coarse_steps(shape)
-            coarse = np.asarray(image[(0, *coarse_slices(steps))], dtype=np.float32)
-            box, line = foreground_box(find_foreground(coarse, steps), affine, shape, self.max_height)
+            grid = CoarseGrid(affine, shape, replace(FOREGROUND, max_height=self.max_height))
+            coarse = np.asarray(image[(0, *grid.chosen)], dtype=np.float32)
+            box, line = foreground_box(find_foreground(coarse, grid))
             if line is not None:
                 note(f"{image.meta.get('filename_or_obj', 'an image')}: {line}")
             return box_frame(box)
@@ -126,6 +128,15 @@ class AddCoordinatesd(MapTransform, InvertibleTransform):
         subject = Subject(volume_stem(path), (path,), None)
         to_template = np.linalg.inv(read_transform(transform_path(self.frame, subject))).astype(np.float64)
         return box_frame(self.frame_box, to_template)
+
+
+def _millimetres(image: MetaTensor) -> NDArray[np.float64]:
+    """``[4, 4]``: from the unit of the image's affine to mm. MONAI's reader of NIfTI keeps the header's unit; others
+    say none, and ITK's, which says it as text, has made it millimetres.
+    """
+    unit = image.meta.get("xyzt_units")
+    scale = 1.0 if unit is None or isinstance(unit, str) else millimetres_per_unit(int(unit))
+    return np.diag([scale, scale, scale, 1.0])
 
 
 class SplitCoordinatesd(MapTransform, InvertibleTransform):

@@ -1,11 +1,14 @@
-"""A network whose input carries its positions along, as channels behind its own."""
+"""A network whose input carries its positions along, as channels beside its own."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scp_kernels import FusedSCP, positioned
+from scp_kernels import FusedSCP, affine_of_coordinates, positioned
+
+READING_POINTS = 32
+"""Voxels along each axis, at least, of which an affine map is read."""
 
 
 class PositionedNetwork(nn.Module):
@@ -21,12 +24,21 @@ class PositionedNetwork(nn.Module):
             validity, 1 inside of the picture (:class:`scp_models.monai.AddCoordinatesd` makes them).
         coordinates_as: ``"affine"``, or ``"least_squares"`` where elastic deformations are among the augmentations:
             see :func:`scp_kernels.affine_of_coordinates`.
+        image_channels: how many of the network's own channels lie before the coordinate channels, where others lie
+            behind them; None: all of them.
 
     Raises:
         ValueError: a network without such a head, or one of another K.
     """
 
-    def __init__(self, network: nn.Module, position_dims: int, *, coordinates_as: str = "affine") -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        position_dims: int,
+        *,
+        coordinates_as: str = "affine",
+        image_channels: int | None = None,
+    ) -> None:
         super().__init__()
         heads = {path: module for path, module in network.named_modules() if isinstance(module, FusedSCP)}
         if not heads:
@@ -39,21 +51,54 @@ class PositionedNetwork(nn.Module):
         self.network = network
         self.position_dims = position_dims
         self.coordinates_as = coordinates_as
+        self.image_channels = image_channels
 
     def forward(self, image: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """What the network returns for the first channels of ``image``, ``[B, C + K + 1, *spatial]``.
+        """What the network returns for its own channels of ``image``, ``[B, C + K + 1, *spatial]``.
 
         Raises:
             ValueError: positions that are not affine in the index, see :func:`scp_kernels.scp`.
             TypeError: positions in half precision.
         """
-        own = image.shape[1] - self.position_dims - 1
-        if own < 1:
+        own, coordinates = self.split(image)
+        extent = torch.ones(self.position_dims, device=image.device)
+        affine = read_map(coordinates, extent, self.coordinates_as)
+        with positioned(self.network, affine=affine, extent=extent):
+            return self.network(own, *args, **kwargs)
+
+    def split(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's own channels ``[B, C, *spatial]``, and the coordinate channels ``[B, K + 1, *spatial]``.
+
+        Raises:
+            ValueError: there are too few channels for both.
+        """
+        count = self.position_dims + 1
+        before = image.shape[1] - count if self.image_channels is None else self.image_channels
+        if before < 1 or image.shape[1] < before + count:
             raise ValueError(
-                f"image: expected channels of its own and {self.position_dims + 1} of positions behind them, "
+                f"image: expected channels of its own and {count} of positions behind them, "
                 f"got shape {list(image.shape)}"
             )
-        coordinates = image[:, own:].detach()
-        extent = torch.ones(self.position_dims, device=image.device)
-        with positioned(self.network, coordinates=coordinates, extent=extent, coordinates_as=self.coordinates_as):
-            return self.network(image[:, :own], *args, **kwargs)
+        own = image[:, :before]
+        if image.shape[1] > before + count:
+            own = torch.cat([own, image[:, before + count :]], 1)
+        return own, image[:, before : before + count].detach()
+
+
+def read_map(coordinates: Tensor, extent: Tensor, coordinates_as: str) -> Tensor:
+    """The map ``[B, K, d + 1]`` of coordinate channels, see :func:`scp_kernels.affine_of_coordinates`.
+
+    An affine map is known from some 32 to 64 voxels along each axis, and reading takes as long as there are many. All
+    of them decide the closest map of positions that are not affine, and any map of an exported network, whose sizes are
+    not known yet.
+    """
+    if coordinates_as != "affine" or torch.compiler.is_exporting():
+        return affine_of_coordinates(coordinates, extent, coordinates_as=coordinates_as)
+    if hasattr(coordinates, "as_tensor"):  # MONAI's MetaTensor, whose own bookkeeping would follow
+        coordinates = coordinates.as_tensor()
+    steps = [max(size // READING_POINTS, 1) for size in coordinates.shape[2:]]
+    chosen: Any = (..., *(slice(None, None, step) for step in steps))
+    affine = affine_of_coordinates(coordinates[chosen], extent)
+    for axis, step in enumerate(steps):
+        affine[..., axis] /= step
+    return affine

@@ -4,15 +4,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from scp_models.data.duplicates import describe_duplicates
 from scp_models.data.find import find_subjects
-from scp_models.data.slices import SliceCache
+from scp_models.data.sampling import make_sampler
+from scp_models.data.slices import SliceCache, SliceDataset, note_volumes
 from scp_models.data.splits import PARTS, split_subjects
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task, get_task
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
+from scp_models.files import atomic_path
+from scp_models.notes import note
 from scp_models.phantoms import generate_lits, generate_wmh
 from scp_models.study.design import StudyData
 from scp_models.study.progress import Display
@@ -34,14 +39,19 @@ class Prepared:
     """Number of subjects by site."""
 
 
-def prepare_data(data: StudyData, folder: Path | None, out: Path, display: Display) -> Prepared:
-    """Make the phantoms that are missing, divide the subjects, preprocess what the cache does not have.
+def prepare_data(
+    data: StudyData, folder: Path | None, out: Path, display: Display, sampling: str | None = None
+) -> Prepared:
+    """Make the phantoms that are missing, preprocess what the cache does not have, divide the subjects.
+
+    Subjects that cannot be read are said and left out.
 
     Args:
         data: the data set.
         folder: of its files, unless it is of phantoms.
         out: the study's folder.
         display: told what is being done.
+        sampling: of the slices of an epoch, which is described.
 
     Raises:
         UserError: data that cannot be read, or too few subjects.
@@ -51,30 +61,72 @@ def prepare_data(data: StudyData, folder: Path | None, out: Path, display: Displ
             raise UserError(f"--data: expected the folder of {data.name}, none was given")
         root = folder
     else:
-        root, phantoms = out / "data" / data.slug, data.phantoms
+        root, phantoms = out / "data" / data.phantoms.slug, data.phantoms
         display.say(f"{data.name}: {phantoms.subjects} phantoms")
         generate = {"wmh": generate_wmh, "lits": generate_lits}[phantoms.kind]
         if not (root / "complete").is_file():
             generate(root, phantoms.subjects, phantoms.seed, progress=False, **phantoms.options)  # type: ignore[operator]
             (root / "complete").touch()
     task = get_task(data.task, data.roi_size, data.task_options)
-    subjects = [subject for subject in find_subjects(root, task) if subject.label is not None]
-    splits = divide(data, task, subjects, root)
+    failures = Failures(display.say)
+    labelled = [subject for subject in find_subjects(root, task, failures=failures) if subject.label is not None]
+    splits = divide(data, task, labelled, root)
     cache = SliceCache(out / "cache", task)
-    display.say(f"{data.name}: preprocessing {len(subjects)} subjects")
-    for subject in subjects:
-        cache.prepare(subject)
+    display.say(f"{data.name}: preprocessing {len(labelled)} subjects")
+    subjects = []
+    for subject in labelled:
+        with failures.skip(subject.name):
+            cache.prepare(subject)
+            subjects.append(subject)
+    if failures.messages:
+        display.say(f"{data.name}: {failures.summary(len(subjects) + len(failures.messages))}")
+        splits = divide(data, task, subjects, root)
+    note_volumes(cache, subjects, str(root), "a study on more pixels, or larger ones, sees more")
+    _describe_splits(data, subjects, splits, cache, sampling, display)
     sites = [subject.site or "" for subject in subjects]
     counts = {site: sites.count(site) for site in sorted(set(sites))}
     return Prepared(root, splits, out / "cache", len(subjects), counts)
 
 
+def _describe_splits(
+    data: StudyData,
+    subjects: Sequence[Subject],
+    splits: Sequence[Mapping[str, Sequence[str]]],
+    cache: SliceCache,
+    sampling: str | None,
+    display: Display,
+) -> None:
+    """Say what an epoch is, and who is tested on a scan that another part has."""
+    by_name = {subject.name: subject for subject in subjects}
+    for k, split in enumerate(splits):
+        parts = {part: [by_name[name] for name in names] for part, names in split.items()}
+        dataset = SliceDataset(cache, parts["training"])
+        fold = f", fold {k + 1}" if data.folds else ""
+        display.say(f"{data.name}{fold}: {make_sampler(sampling, dataset, 0).describe()}")
+        for line in describe_duplicates(parts, "one of them is to be left out"):
+            note(line)
+
+
 def divide(data: StudyData, task: Task, subjects: Sequence[Subject], where: Path) -> tuple[dict[str, list[str]], ...]:
     """Names by part: of the one split, or of each fold."""
     if data.folds:
-        return stratified_folds(subjects, data.folds, data.validation, SPLIT_SEED, str(where))
-    parts = split_subjects(subjects, data.split or task.split, SPLIT_SEED, str(where))
-    return ({part: [subject.name for subject in members] for part, members in parts.items()},)
+        splits = stratified_folds(subjects, data.folds, data.validation, SPLIT_SEED, str(where))
+    else:
+        parts = split_subjects(subjects, data.split or task.split, SPLIT_SEED, str(where))
+        splits = ({part: [subject.name for subject in members] for part, members in parts.items()},)
+    for split in splits:
+        split["training"] = _some(split["training"], data.training_subjects, data.name)
+    return splits
+
+
+def _some(names: list[str], count: int | None, where: str) -> list[str]:
+    """The first so many in a random order: fewer of them are a part of more."""
+    if count is None:
+        return names
+    if not 0 < count <= len(names):
+        raise UserError(f"{where}: expected at most {len(names)} training subjects, {count} are asked for")
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(names))
+    return sorted(names[k] for k in order[:count])
 
 
 def stratified_folds(
@@ -121,5 +173,16 @@ def stratified_folds(
 
 
 def write_splits(prepared: Mapping[str, Prepared], path: Path) -> None:
-    """For people: who was trained on and tested, by data set."""
-    path.write_text(json.dumps({name: list(p.splits) for name, p in prepared.items()}, indent=1) + "\n")
+    """Who is trained on and tested, by data set.
+
+    Raises:
+        UserError: it was written before, with others: a study on one division and another would be none.
+    """
+    before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    ours = {name: [dict(split) for split in p.splits] for name, p in prepared.items()}
+    if changed := [name for name in ours if before.get(name, ours[name]) != ours[name]]:
+        raise UserError(
+            f"{path}: expected the subjects of {changed[0]} as they were, some came or went (another --out)"
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({**before, **ours}, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """Which checkpoints a training keeps, and what it says of its data."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,58 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
         self._loss_of_best = state_dict["loss_of_best"]
 
-    @property
-    def nothing_segmented(self) -> bool:
-        """Whether the validation Dice was 0 in every epoch."""
-        return self.monitor == "val_dice" and self.best_model_score is not None and float(self.best_model_score) == 0
+
+class FoundClasses(L.Callback):
+    """Whether any validated epoch found something of each class, whatever chooses the best checkpoint.
+
+    Dice does not say so: a subject without lesions has 1 where nothing is segmented, and that of classes is a mean.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[bool] = []
+        """Of each class: a voxel of it was segmented in some epoch. Empty before the first validation."""
+        self.present: list[bool] = []
+        """Of each class: a validation subject has a voxel of it."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        voxels = getattr(pl_module, "val_voxels", None)
+        if trainer.sanity_checking or voxels is None:
+            return
+        for name, column in (("found", 0), ("present", 1)):
+            now = [bool(count > 0) for count in voxels[:, column]]
+            before = getattr(self, name) or [False] * len(now)
+            setattr(self, name, [a or b for a, b in zip(before, now, strict=True)])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"found": self.found, "present": self.present}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.found, self.present = state_dict["found"], state_dict["present"]
+
+    def warnings(self, classes: Sequence[str], losses: str) -> list[str]:
+        """A line on what was never found, with what to look at, and one on what could not be.
+
+        Args:
+            classes: their names; empty where there is one target.
+            losses: where the losses are.
+        """
+        names = [f"the class {name!r}" for name in classes] or ["the target"]
+        result = []
+        if absent := [name for name, there in zip(names, self.present, strict=False) if not there]:
+            result.append(
+                f"no validation subject has a voxel of {', '.join(absent)}: the validation Dice of it says nothing "
+                "(--data.split and --data.split_file choose the subjects)"
+            )
+        states = zip(names, self.found, self.present, strict=False)
+        if missed := [name for name, found, there in states if there and not found]:
+            result.append(
+                f"no voxel of {', '.join(missed)} was found in the validation subjects in any epoch; best.ckpt "
+                f"segments nothing of it. Look at {losses}: still falling, train for longer; level, another "
+                "--model.learning_rate. A lower threshold may show what it learnt (scp-models evaluate --split "
+                "validation --threshold 0.3; 0.49 for --model.preset paper). Are the lesions inside the slices "
+                "(--data.roi_size), and the target's label right (--data.target, --data.classes)?"
+            )
+        return result
 
 
 class NewestCheckpoint(ModelCheckpoint):

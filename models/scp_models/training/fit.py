@@ -19,7 +19,7 @@ from scp_models.data.module import SegmentationDataModule
 from scp_models.data.timing import DataWaitMonitor
 from scp_models.errors import UserError
 from scp_models.files import ensure_writable
-from scp_models.training.callbacks import BestCheckpoint, EpochReport, NewestCheckpoint
+from scp_models.training.callbacks import BestCheckpoint, EpochReport, FoundClasses, NewestCheckpoint
 from scp_models.training.module import SegmentationModule
 
 
@@ -55,8 +55,9 @@ class FitCLI(LightningCLI):
         """
 
     def before_instantiate_classes(self) -> None:
-        """Frame and augmentation that are not given: the paper's form keeps the paper's. See docs/frames.md and
-        docs/augmentation.md for the others.
+        """Frame, augmentation, sampling that are not given: the paper's form keeps the paper's. See docs/frames.md and
+        docs/augmentation.md for the others. Loading processes that are not given are two, beside which a step of the
+        paper's network hardly waits.
         """
         config = self.config[self.subcommand] if self.subcommand else self.config
         paper = config["model"]["preset"] == "paper"
@@ -64,6 +65,10 @@ class FitCLI(LightningCLI):
             config["data"]["frame"] = "slice" if paper else "foreground"
         if config["data"].get("augment") is None:
             config["data"]["augment"] = "none" if paper else "all"
+        if config["data"].get("sampling") is None:
+            config["data"]["sampling"] = "slices" if paper else "subjects"
+        if config["data"].get("num_workers") is None:
+            config["data"]["num_workers"] = 2
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with both loggers unless the configuration names its own, and the monitor of data waits."""
@@ -78,7 +83,7 @@ class FitCLI(LightningCLI):
         except ValueError as error:  # names of accelerators, strategies: Lightning checks them here
             raise UserError(f"--trainer: {error}") from error
         folder = Path(config["out"]) / "checkpoints"
-        trainer.callbacks += [DataWaitMonitor(), EpochReport(), NewestCheckpoint(folder)]
+        trainer.callbacks += [DataWaitMonitor(), EpochReport(), FoundClasses(), NewestCheckpoint(folder)]
         return trainer
 
     def before_fit(self) -> None:
@@ -113,24 +118,15 @@ class FitCLI(LightningCLI):
             return
         best = next(callback for callback in trainer.callbacks if isinstance(callback, BestCheckpoint))
         logs = [Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
-        if best.nothing_segmented:
-            print(f"warning: {_advice(logs)}", file=sys.stderr)
+        classes = next(callback for callback in trainer.callbacks if isinstance(callback, FoundClasses))
+        losses = f"train_loss and val_loss in {logs[0] / 'metrics.csv'}" if logs else "train_loss and val_loss"
+        for line in classes.warnings(self.model.task.class_names, losses):
+            print(f"warning: {line}", file=sys.stderr)
         folder = Path(self.config["fit"]["out"]) / "checkpoints"
         checkpoints = [folder / Path(best.best_model_path).name, folder / "last.ckpt"]
         for path in [*checkpoints, *(folder / "metrics.csv" for folder in logs)]:
             if path.is_file():
                 print(path)
-
-
-def _advice(logs: Sequence[Path]) -> str:
-    losses = f"train_loss and val_loss in {logs[0] / 'metrics.csv'}" if logs else "train_loss and val_loss"
-    return (
-        "the validation Dice was 0 in every epoch, the network segments nothing; best.ckpt has the lowest validation "
-        f"loss. Look at {losses}: still falling, train for longer; level, another --model.learning_rate. A lower "
-        "threshold may show what it learnt (scp-models evaluate --split validation --threshold 0.3; 0.49 for "
-        "--model.preset paper). Are the lesions inside the slices (--data.roi_size), and the target's label right "
-        "(--data.target, --data.classes)?"
-    )
 
 
 def resolve_config(name: str) -> str:

@@ -16,6 +16,8 @@ from scp_models.training.losses import ExclusiveClassesLoss, SegmentationLoss
 
 # The learning rate is halved after these shares of the epochs (paper, Section 4.1).
 MILESTONES = (0.5, 0.7, 0.9)
+# Of a batch, what says where its slices lie.
+_POSITIONS = ("affine", "extent")
 
 
 class SubjectDice(Metric):
@@ -42,8 +44,8 @@ class SubjectDice(Metric):
         self.threshold = threshold
         self.num_classes = num_classes
         self.ignore_label = ignore_label
-        # Of each class: twice the overlap, the sum of volumes, slices.
-        shape = (subjects, num_classes, 3)
+        # Of each class: twice the overlap, the sum of volumes, slices, the voxels to find.
+        shape = (subjects, num_classes, 4)
         self.add_state("counts", default=torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, subject: Tensor) -> None:
@@ -59,17 +61,23 @@ class SubjectDice(Metric):
         for number in range(1, self.num_classes + 1):
             predicted, target = (classes == number) & (labels != self.ignore_label), labels == number
             overlap = (predicted & target).flatten(1).sum(1)
-            volumes = predicted.flatten(1).sum(1) + target.flatten(1).sum(1)
-            counts.append(torch.stack([2 * overlap, volumes, torch.ones_like(volumes)], dim=1))
+            wanted = target.flatten(1).sum(1)
+            volumes = predicted.flatten(1).sum(1) + wanted
+            counts.append(torch.stack([2 * overlap, volumes, torch.ones_like(volumes), wanted], dim=1))
         self.counts.index_add_(0, subject, torch.stack(counts, dim=1).double())
 
     def compute(self) -> Tensor:
         """``[N]``: each class's mean Dice of the subjects that were seen (a part of them under ``limit_val_batches``);
         one with nothing to find and nothing found has Dice 1.
         """
-        overlap, volumes, slices = self.counts.unbind(2)
+        overlap, volumes, slices, _ = self.counts.unbind(2)
         dice = torch.where(volumes > 0, overlap / volumes.clamp(min=1), torch.ones_like(volumes))
         return torch.stack([of_class.mean() for of_class in dice[slices[:, 0] > 0].unbind(1)])
+
+    def voxels(self) -> Tensor:
+        """``[N, 2]``: of each class, how many voxels were found and how many there are, over subjects and processes."""
+        with self.sync_context():
+            return torch.stack([self.counts[..., 0] / 2, self.counts[..., 3]], dim=-1).sum(0)
 
 
 class SegmentationModule(L.LightningModule):
@@ -153,12 +161,31 @@ class SegmentationModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.threshold = threshold
         self.val_dice: SubjectDice | None = None
+        self.val_voxels: Tensor | None = None
+        """Of the last validation: see :meth:`SubjectDice.voxels`."""
 
     def forward(self, image: Tensor, affine: Tensor | None = None, extent: Tensor | None = None) -> Tensor:
         """Logits ``[B, 1, H, W]`` (``[B, 1 + N, H, W]`` of N classes, the background first) of slices ``[B, C, H, W]``,
         which lie where ``affine`` and ``extent`` say.
         """
         return self.network(image.contiguous(memory_format=self.memory_format), affine=affine, extent=extent)
+
+    def setup(self, stage: str) -> None:
+        """Positions stay in float32 where Lightning's precision casts whole batches, as ``"bf16-true"`` does: 90 mm are
+        known to 0.25 mm in bfloat16, and prediction would see other places than training.
+        """
+        plugin = self.trainer.precision_plugin
+        convert = plugin.convert_input
+
+        def convert_all_but_positions(batch: Any) -> Any:
+            kept = {name: batch[name] for name in _POSITIONS if name in batch} if isinstance(batch, dict) else {}
+            return {**convert(batch), **kept} if kept else convert(batch)
+
+        vars(plugin)["convert_input"] = convert_all_but_positions
+
+    def teardown(self, stage: str) -> None:
+        """The trainer's precision is its own again."""
+        vars(self.trainer.precision_plugin).pop("convert_input", None)
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
         return self(batch["image"], batch.get("affine"), batch.get("extent"))
@@ -192,6 +219,7 @@ class SegmentationModule(L.LightningModule):
         # The metric has summed over processes itself: the average is of equal numbers.
         # Of one class a metric gives a scalar.
         of_classes = self.val_dice.compute().float().reshape(-1)
+        self.val_voxels = self.val_dice.voxels().cpu()
         self.log("val_dice", of_classes.mean(), prog_bar=True, sync_dist=True)
         for name, dice in zip(self.task.class_names, of_classes, strict=False):
             self.log(f"val_dice_{name}", dice, sync_dist=True)

@@ -53,12 +53,12 @@ BUDGETS = {
         "paper",
         "paper",
         1,
-        Recipe(epochs=90, learning_rate=1e-3),
+        Recipe(epochs=90, learning_rate=1e-3, sampling="slices"),
         {"wmh": (160, 224), "lits": (256, 256)},
         {"wmh": (60, {}), "lits": (131, {})},
         None,
-        "The printed recipe: 90 epochs, Adam 1e-3, weight decay 1e-6, batches of 14 slices, the printed form of "
-        "the head. The paper's figures are in brackets.",
+        "The printed recipe: 90 epochs, Adam 1e-3, weight decay 1e-6, batches of 14 slices, each slice once per "
+        "epoch, the printed form of the head. The paper's figures are in brackets.",
     ),
 }
 

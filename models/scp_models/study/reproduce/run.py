@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scp_models.data.find import find_subjects
 from scp_models.data.tasks import get_task
-from scp_models.errors import UserError
+from scp_models.errors import Failures, UserError
 from scp_models.files import atomic_path
 from scp_models.study.design import Study
 from scp_models.study.prepared import prepare_data
@@ -53,13 +53,13 @@ def reproduce(
     chosen = BUDGETS[budget]
     real = frozenset(tasks) if data is not None else frozenset()
     study = reproduction(tasks, chosen, seeds, folds, real)
-    if data is not None and not find_subjects(data, get_task(tasks[0])):
+    if data is not None and not find_subjects(data, get_task(tasks[0]), failures=Failures()):
         raise UserError(f"{data}: expected subjects of {TASK_TITLES[tasks[0]]}, found none")
     folders = {d.name: data for d in study.data if data is not None}
     shown = display or Display(study.title)
     record = read_record(run_study(study, out, folders=folders, jobs=jobs, display=shown))
     costs = _costs(out, study, shown)
-    prepared = {d.name: prepare_data(d, folders.get(d.name), out, shown) for d in study.data}
+    prepared = {d.name: prepare_data(d, folders.get(d.name), out, shown, study.recipe.sampling) for d in study.data}
     return write_report(record, out, study, chosen, prepared, costs)
 
 
