@@ -184,8 +184,13 @@ def launch_of(
     )
 
 
-def report_cycles() -> None:
-    """Prints one line per launch of :data:`SIMULATED_CASES`, and how far the model is from what it is fitted to."""
+def report_cycles() -> dict[str, float]:
+    """Prints one line per launch of :data:`SIMULATED_CASES`, and how far the model is from what it is fitted to.
+
+    Returns:
+        Cycles of all launches of a case together, by its name; empty if nothing could be predicted.
+    """
+    together: dict[str, float] = {}
     print("\nPredicted cycles on an RTX 2060, float32, 160×224.")
     costs = "{:.0f}, {:.0f} and {:.0f} cycles".format(*constants())
     print(f"Loads, passes over shared memory and barriers are an average block's, and cost {costs} each.")
@@ -195,11 +200,11 @@ def report_cycles() -> None:
         print(f"of {len(off)} simulated figures, {words}, at most {off[worst] - 1:+.0%} off ({worst})")
     if compiler is None:
         print("No cycles: there is no C++ compiler to run the kernels' code on the host with")
-        return
+        return together
     kernels = [kernel for kernel in static_cuda.compiled() if kernel.capability == CAPABILITY]
     if not kernels:
         print(f"No cycles: the installed library has no kernels for {CAPABILITY / 10}")
-        return
+        return together
     mixes = sass.mixes_of_library(CAPABILITY, _libraries.find_library("cuda"))
     sass.report_mix(mixes)
     headings = ("cycles", 10), ("issue", 8), ("waves", 7), ("loads", 8), ("passes", 8), ("barriers", 9), ("new KB", 8)
@@ -211,4 +216,6 @@ def report_cycles() -> None:
                 f"{name:16} {launch.kernel:20}{predicted(launch):11,.0f}{launch.issue:8,.0f}{launch.waves:7.2f}"
                 f"{launch.loads:8.0f}{launch.passes:8.0f}{launch.barriers:9.1f}{launch.new_bytes / 1e3:8,.0f}"
             )
-        print(f"{name:16} {'together':20}{sum(map(predicted, launches)):11,.0f}", flush=True)
+        together[name] = sum(map(predicted, launches))
+        print(f"{name:16} {'together':20}{together[name]:11,.0f}", flush=True)
+    return together

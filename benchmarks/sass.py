@@ -1,4 +1,4 @@
-"""The instruction mix of the CUDA kernels' machine code, phase by phase, read by ``cuobjdump -sass``.
+"""The instruction mix of kernels' machine code, phase by phase, read by ``cuobjdump -sass``.
 
 A phase is what lies between two barriers, in the order of addresses. The mix is static: instructions of a loop or of a
 branch are counted once, however often they run.
@@ -53,21 +53,25 @@ def class_of(opcode: str) -> str:
     return next((c for c, pattern in CLASSES.items() if re.fullmatch(pattern, name)), "other")
 
 
+def phases_of(function: str) -> tuple[Counter[str], ...]:
+    """Instructions by class, from barrier to barrier, in one function of what ``cuobjdump -sass`` says."""
+    phases = [Counter[str]()]
+    # A predicate may stand before the opcode; the padding behind the last branch is no code.
+    for opcode in re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", function):
+        if opcode == "NOP":
+            continue
+        phases[-1][class_of(opcode)] += 1
+        if class_of(opcode) == "BAR":
+            phases.append(Counter())
+    return tuple(phases)
+
+
 def mixes(listing: str) -> Iterator[Mix]:
     """What ``cuobjdump -sass`` says of the library's kernels."""
     for function in listing.split("Function : ")[1:]:
         name = static_cuda.kernel_of(function.split()[0])
-        if name is None:
-            continue
-        phases = [Counter[str]()]
-        # A predicate may stand before the opcode; the padding behind the last branch is no code.
-        for opcode in re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", function):
-            if opcode == "NOP":
-                continue
-            phases[-1][class_of(opcode)] += 1
-            if class_of(opcode) == "BAR":
-                phases.append(Counter())
-        yield Mix(*name, tuple(phases))
+        if name is not None:
+            yield Mix(*name, phases_of(function))
 
 
 def mixes_of_library(capability: int, library: Path) -> list[Mix]:

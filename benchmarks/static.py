@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.static [--backend triton cuda] [--capability 90 …] [--case NAME …]`` compiles what Triton would
 run on a GPU, reads the CUDA library that is installed (``static_cuda``), and prints one line per kernel. It exits with
-1 if a kernel spills registers or exceeds an architecture's shared memory. For compute capability 7.5, the CUDA
-kernels' cycles are predicted (``cycles``).
+1 if a kernel spills registers or exceeds an architecture's shared memory. For compute capability 7.5, the cycles of the
+CUDA kernels (``cycles``) and of the Triton kernels (``triton_cycles``) are predicted.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from benchmarks import cycles, static_cuda
+from benchmarks import cycles, static_cuda, triton_cycles
 from scp_kernels.backends.triton import offline, tables
 from scp_kernels.problem import Problem
 
@@ -119,10 +119,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     failed = "triton" in options.backend and report_triton(options.case, options.capability)
+    of_cuda: dict[str, float] = {}
     if "cuda" in options.backend:
         failed |= static_cuda.report_cuda(options.capability)
         if cycles.CAPABILITY in options.capability and static_cuda.installed():
-            cycles.report_cycles()
+            of_cuda = cycles.report_cycles()
+    if "triton" in options.backend and cycles.CAPABILITY in options.capability:
+        triton_cycles.report_triton_cycles(of_cuda)
     return int(failed)
 
 

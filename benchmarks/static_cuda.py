@@ -43,6 +43,16 @@ MULTIPROCESSOR_LIMITS = {
 }
 
 
+def resident_blocks(capability: int, threads: int, registers: int, dynamic_shared: int, static_shared: int = 0) -> int:
+    """How many blocks a multiprocessor holds at once, at most, by their threads, and registers per thread."""
+    has = MULTIPROCESSOR_LIMITS[capability]
+    of_registers = has.registers // (threads * -(-registers // 8) * 8)
+    # From compute capability 8.0 on the system takes 1 KiB of every block; newer cubins count it as static.
+    shared = dynamic_shared + max(static_shared, 1024 if capability >= 80 else 0)
+    of_shared = has.shared_kib * 1024 // max(shared, 1)
+    return min(has.threads // threads, has.blocks, of_registers, of_shared)
+
+
 def head(hidden: int, channels: int, *shape: int, dtype: torch.dtype = torch.float32) -> Problem:
     shape = shape or (160, 224)
     return Problem(14, channels, 1, (hidden, hidden), shape, 1, dtype, dtype, torch.device("meta"))
@@ -85,12 +95,7 @@ class Kernel:
 
     def blocks(self, dynamic_shared: int) -> int:
         """How many blocks a multiprocessor holds at once, at most."""
-        has = MULTIPROCESSOR_LIMITS[self.capability]
-        of_registers = has.registers // (self.threads * -(-self.registers // 8) * 8)
-        # From compute capability 8.0 on the system takes 1 KiB of every block; newer cubins count it as static.
-        shared = dynamic_shared + max(self.static_shared, 1024 if self.capability >= 80 else 0)
-        of_shared = has.shared_kib * 1024 // max(shared, 1)
-        return min(has.threads // self.threads, has.blocks, of_registers, of_shared)
+        return resident_blocks(self.capability, self.threads, self.registers, dynamic_shared, self.static_shared)
 
 
 def find_cuobjdump() -> str | None:

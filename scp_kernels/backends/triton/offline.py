@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
+from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from scp_kernels.backends.triton import launch, tables
@@ -78,8 +78,12 @@ def abstract_sequences(problem: Problem, capability: int, *, channels_last: bool
         yield launch.backward_sequence(inputs, grad_logits, needs, capability)
 
 
-def compile_launch(item: Launch, capability: int) -> Resources:
-    """Compiles one launch for ``capability`` (75, 80, …). Needs no GPU and no driver."""
+def compile_kernel(item: Launch, capability: int) -> tuple[CompiledKernel, list[str]]:
+    """Compiles one launch's kernel for ``capability`` (75, 80, …). Needs no GPU and no driver.
+
+    Returns:
+        The kernel, and the names of the arguments that its machine code takes, in order; others have become constants.
+    """
     target = GPUTarget("cuda", capability, 32)
     backend = make_backend(target)
     binder = create_function_from_signature(item.kernel.signature, item.kernel.params, backend)
@@ -90,19 +94,33 @@ def compile_launch(item: Launch, capability: int) -> Resources:
     )
     source = ASTSource(item.kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=target, options=options.__dict__)
-    registers, stack = _usage(compiled.asm["cubin"])
-    return Resources(
-        compiled.metadata.name, capability, registers, stack, compiled.metadata.shared, 32 * item.options["num_warps"]
-    )
+    return compiled, [name for name, kind in signature.items() if kind != "constexpr"]
 
 
-def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack per thread, from the machine code itself."""
+def compile_launch(item: Launch, capability: int) -> Resources:
+    """What the kernel of one launch takes on ``capability``."""
+    return resources_of(compile_kernel(item, capability)[0], capability)
+
+
+def resources_of(kernel: CompiledKernel, capability: int) -> Resources:
+    """What a compiled kernel takes."""
+    registers, stack = _usage(kernel.asm["cubin"])
+    metadata = kernel.metadata
+    return Resources(metadata.name, capability, registers, stack, metadata.shared, 32 * metadata.num_warps)
+
+
+def cuobjdump(cubin: bytes, option: str) -> str:
+    """What the tool in Triton's wheel says of machine code."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        report = subprocess.run([tool, "-res-usage", path], check=True, capture_output=True, text=True).stdout
+        return subprocess.run([tool, option, path], check=True, capture_output=True, text=True).stdout
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack per thread, from the machine code itself."""
+    report = cuobjdump(cubin, "-res-usage")
     usage = re.search(r"REG:(\d+) STACK:(\d+)", report)
     if usage is None:
         raise RuntimeError(f"cuobjdump reports no usage: {report!r}")
