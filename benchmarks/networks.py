@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.peers import PAPER_STYLE, PaperStyle
+from benchmarks.peers import PAPER_STYLE
 from scp_kernels import FusedSCP, count_macs, dispatch
 from scp_kernels.backends import cpu
 from scp_kernels.problem import problem_of
 from scp_models.networks import SegmentationNetwork, build_network
 from scp_models.networks.complexity import TITLES, bytes_saved_for_backward
+from scp_models.networks.paper_style import PaperStyle
 from tests.support.memory import resident_growth
 
 CHANNELS, HEIGHT, WIDTH = 3, 160, 224
@@ -37,16 +38,8 @@ def build(name: str, device: str = "cpu", backend: str = "auto") -> Segmentation
     )
     if name.endswith(PAPER_STYLE):
         assert isinstance(network.head, FusedSCP)
-        network.head = PaperHead(network.head)
+        network.head = PaperStyle(network.head)
     return network.to(device)
-
-
-class PaperHead(PaperStyle):
-    """The paper's form in the place of a ``FusedSCP``, for images that are no crops."""
-
-    def forward(self, features: Tensor, **position: object) -> Tensor:
-        assert not any(value is not None for value in position.values())
-        return super().forward(features)
 
 
 def image(batch: int, device: str = "cpu") -> Tensor:

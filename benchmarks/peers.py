@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scp_kernels import FusedSCP, count_macs
+from scp_models.networks.paper_style import PaperStyle
 from scp_models.networks.positions import position_channels
 from tests.support.cases import Case
 from tests.support.memory import resident_growth
@@ -56,52 +57,6 @@ class PlainProduct(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return torch.matmul(self.weight, features.flatten(2)).unflatten(2, features.shape[2:])
-
-
-class PaperStyle(nn.Module):
-    """The operator as the paper describes it: positions expanded over the batch, 1×1 convolutions, W materialized.
-
-    Φ stays in float32 for features in half precision, whose own positions would merge pixels.
-    """
-
-    def __init__(self, head: FusedSCP) -> None:
-        super().__init__()
-        convolution = CONVOLUTIONS[head.spatial_dims]
-        device = head.phi[0].weight.device
-
-        def pointwise(layer: nn.Module, **options) -> nn.Module:
-            if not isinstance(layer, nn.Linear):
-                return layer
-            made = convolution(layer.in_features, layer.out_features, 1, device=device, **options)
-            for name, value in layer.named_parameters():
-                getattr(made, name).data.copy_(value.data.reshape(getattr(made, name).shape))
-            return made
-
-        self.phi = nn.Sequential(*(pointwise(layer) for layer in head.phi))
-        self.residual = pointwise(head.residual, bias=False)
-        self.bias = head.bias
-        self.position = head.position
-
-    def forward(self, features: Tensor, affine: Tensor | None = None, extent: Tensor | None = None) -> Tensor:
-        batch, channels, *shape = features.shape
-        axes = [torch.arange(size, dtype=torch.float32, device=features.device) for size in shape]
-        p = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]  # [1, d, *shape]
-        if affine is not None:
-            index = p.flatten(2)
-            p = (affine[:, :, :-1].float() @ index + affine[:, :, -1:].float()).unflatten(2, shape)  # [B, K, *shape]
-        # Plain numbers, not a tensor of the map's sizes: copying that to a GPU would wait for it at every call.
-        sizes = shape if extent is None else list(extent.unbind())
-        far = torch.stack([size - index for size, index in zip(sizes, p.unbind(1), strict=True)], 1)
-        s = torch.cat([p, far], 1)
-        if self.position == "centered":
-            s = torch.stack([2 * distance / size - 1 for size, distance in zip(sizes * 2, s.unbind(1), strict=True)], 1)
-        s = s.expand(batch, *s.shape[1:]).contiguous()
-        weight = self.phi(s).unflatten(1, (-1, channels))
-        x = features.float()
-        logits = (weight * x[:, None]).sum(2) + self.residual(x)
-        if self.bias is not None:
-            logits = logits + self.bias.view(-1, *[1] * len(shape))
-        return logits.to(features.dtype)
 
 
 class CoordConv(nn.Module):

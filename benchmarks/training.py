@@ -20,12 +20,13 @@ import lightning as L
 import torch
 
 from benchmarks import machine
-from benchmarks.networks import PaperHead
 from benchmarks.peers import PAPER_STYLE
 from scp_models.data import SegmentationDataModule
+from scp_models.networks.paper_style import PaperStyle
 from scp_models.phantoms import generate_wmh
 from scp_models.report.quiet import quiet
 from scp_models.training.module import SegmentationModule
+from scp_models.training.trainer import quiet_trainer
 
 FUSED, NUDGED = "fused", "fused, nudged"
 RUNS = (FUSED, NUDGED, PAPER_STYLE)
@@ -79,23 +80,13 @@ def train(run: str, phantoms: Path, cache: Path, options: argparse.Namespace) ->
     )  # fmt: skip
     module = SegmentationModule(capacity=options.capacity, roi_size=size)
     if run == PAPER_STYLE:
-        module.network.head = PaperHead(module.network.head)
+        module.network.head = PaperStyle(module.network.head)
     elif run == NUDGED:
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.mul_(NUDGE)
     recorder = Recorder()
-    trainer = L.Trainer(
-        accelerator="gpu" if options.device == "cuda" else "cpu",
-        devices=1,
-        max_epochs=options.epochs,
-        limit_val_batches=0,
-        callbacks=[recorder],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(options.device, max_epochs=options.epochs, limit_val_batches=0, callbacks=[recorder])
     if options.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

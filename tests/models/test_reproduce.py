@@ -15,12 +15,13 @@ from rich.console import Console
 
 from scp_kernels import FusedSCP
 from scp_models.networks import build_network
+from scp_models.networks.paper_style import PaperStyle
 from scp_models.study.design import Recipe
 from scp_models.study.forms import FORMS, PixelwiseBias, ScaleAndShift
 from scp_models.study.progress import Display
 from scp_models.study.record import read_record
 from scp_models.study.reproduce import costs as costs_module
-from scp_models.study.reproduce.costs import PAPER_OPERATOR, PaperOperatorHead, measure_printed_costs
+from scp_models.study.reproduce.costs import PAPER_OPERATOR, measure_printed_costs
 from scp_models.study.reproduce.design import AGAINST, BUDGETS, REPRODUCED_TASKS, TESTED, ablation_names, reproduction
 from scp_models.study.reproduce.paper import LITS, WMH
 from scp_models.study.reproduce.pictures import BINS, lesion_density
@@ -166,7 +167,7 @@ def test_the_papers_operator_is_the_same_function():
     with torch.no_grad():
         expected = plain(image)
         assert isinstance(plain.head, FusedSCP)
-        plain.head = PaperOperatorHead(plain.head).double()
+        plain.head = PaperStyle(plain.head)
         assert relative_error(plain(image), expected) < 1e-12
 
 

@@ -33,6 +33,7 @@ from scp_models.report.demo.results import DemoResults, Training
 from scp_models.report.html import write
 from scp_models.report.quiet import quiet
 from scp_models.training.module import SegmentationModule
+from scp_models.training.trainer import quiet_trainer
 
 SLICE_SHAPE = (80, 112)
 BATCH_SIZE = 14
@@ -160,17 +161,11 @@ def _train(folder: Path, settings: DemoSettings, model: DemoModel, seed: int, ca
     steps = settings.epochs * len(data.train_dataloader())
     history = LossHistory()
     with stages.stage(f"{model.name}, seed {seed}", steps) as stage:
-        trainer = L.Trainer(
+        trainer = quiet_trainer(
+            "cuda" if torch.cuda.is_available() else "cpu",
             max_epochs=settings.epochs,
-            accelerator="gpu" if torch.cuda.is_available() else "cpu",
-            devices=1,
             callbacks=[EpochProgress(stage), history],
             default_root_dir=folder,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
         )
         trainer.fit(module, data)
     checkpoint = folder / "checkpoints" / model.slug / f"seed-{seed}.ckpt"

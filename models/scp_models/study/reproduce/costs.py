@@ -4,49 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scp_kernels import FusedSCP, count_macs
 from scp_models.networks import SegmentationNetwork, build_network
 from scp_models.networks.complexity import PAPER_TABLE, bytes_saved_for_backward, count_parameters, nominal_macs
-from scp_models.networks.positions import position_channels
+from scp_models.networks.paper_style import PaperStyle
 from scp_models.study.reproduce.paper import PRINTED_CAPACITIES, PRINTED_MEMORY, PRINTED_VARIANTS
 
 PRINTED_SHAPE = (3, 160, 224)
 PAPER_OPERATOR = "paper's operator"
-
-
-class PaperOperatorHead(nn.Module):
-    """A ``FusedSCP`` evaluated as the paper does: positions of every image, Φ as 1×1 convolutions, W kept.
-
-    For whole images: it has no position arguments.
-    """
-
-    def __init__(self, head: FusedSCP) -> None:
-        super().__init__()
-        assert head.residual is not None and head.phi_scale is None
-        self.phi = nn.Sequential(*(_pointwise(m) if isinstance(m, nn.Linear) else m for m in head.phi))
-        self.residual = _pointwise(head.residual)
-        self.bias = head.bias
-        self.position = head.position
-
-    def forward(self, features: Tensor) -> Tensor:
-        places = position_channels(features, position=self.position)
-        places = places.expand(len(features), -1, -1, -1).contiguous()
-        weight = self.phi(places).unflatten(1, (-1, features.shape[1]))
-        logits = (weight * features[:, None]).sum(2) + self.residual(features)
-        return logits if self.bias is None else logits + self.bias.view(-1, 1, 1)
-
-
-def _pointwise(layer: nn.Module) -> nn.Conv2d:
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
-    made = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
-    with torch.no_grad():
-        made.weight.copy_(weight.reshape(made.weight.shape))
-        if made.bias is not None and isinstance(bias, Tensor):
-            made.bias.copy_(bias)
-    return made
 
 
 @dataclass(frozen=True)
@@ -90,7 +57,7 @@ def measure_printed_costs(advance: Callable[[str], object] = lambda name: None) 
             executed = nominal - phi + count.macs if count.macs else nominal
             measured.append((name, "ours", kept, executed, parameters))
             head = network.head
-            network.head = PaperOperatorHead(head)  # type: ignore[assignment]
+            network.head = PaperStyle(head)  # type: ignore[assignment]
             measured.append((name, PAPER_OPERATOR, _kept(network, image), nominal, parameters))
     _, _, memory, macs, parameters = measured[0]
     return [
