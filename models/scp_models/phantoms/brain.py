@@ -8,7 +8,15 @@ from scipy import ndimage as ndi
 
 from scp_models.phantoms.anatomy import POSE, Grid, Head, Variability, make_head
 from scp_models.phantoms.fields import SmoothField
-from scp_models.phantoms.lesions import Pathology, height_decided, location_decided, paired, periventricular
+from scp_models.phantoms.lesions import (
+    PLACE_ALONE,
+    BlobRule,
+    Pathology,
+    height_decided,
+    location_decided,
+    paired,
+    periventricular,
+)
 from scp_models.phantoms.templates import BrainTemplate
 
 # The settings of the study that the demo repeats: less variety, so that the network's view and not anatomy is tested.
@@ -16,7 +24,6 @@ _STUDY_VARIABILITY = Variability(2.0, 0.03, 2.0, 1.2, 0.9, (0.0, 0.0))
 
 DecidedBy = Literal["anatomy", "ellipse", "height", "side"]
 """What decides the label of a bright blob: where in the anatomy it lies, a central ellipse, its height, its side."""
-_PATHOLOGY = {"anatomy": periventricular, "ellipse": location_decided, "height": height_decided, "side": paired}
 
 # (FLAIR, T1) of each tissue, in units of the scanner's gain.
 _WHITE, _GREY, _FLUID = (0.62, 0.95), (0.76, 0.66), (0.14, 0.24)
@@ -46,6 +53,7 @@ def make_brain(
     *,
     decided_by: DecidedBy = "anatomy",
     pose: bool = False,
+    rule: BlobRule = PLACE_ALONE,
 ) -> BrainImages:
     """Draw one subject.
 
@@ -55,12 +63,18 @@ def make_brain(
         seed: fixes every voxel.
         decided_by: of the label; ``"ellipse"`` and ``"height"`` are of a brain without skull, as in the study.
         pose: the head lies anywhere in the field of view, tilted, larger or smaller.
+        rule: where ellipse or height decide, how far they do.
     """
     decided = decided_by in ("ellipse", "height")
     for_shape, for_lesions, for_look, for_noise = (np.random.default_rng(s) for s in seed.spawn(4))
     people = _STUDY_VARIABILITY if decided else Variability()
     head = make_head(template, grid, replace(people, **POSE) if pose else people, for_shape)
-    pathology = _PATHOLOGY[decided_by](head, for_lesions)
+    if decided_by == "anatomy":
+        pathology = periventricular(head, for_lesions)
+    elif decided_by == "side":
+        pathology = paired(head, for_lesions)
+    else:
+        pathology = {"ellipse": location_decided, "height": height_decided}[decided_by](head, for_lesions, rule)
     clean = _contrast(head, pathology, for_look, brain_only=decided)
     level = 0.05 if decided else float(for_look.uniform(0.025, 0.04))
 

@@ -1,6 +1,7 @@
 """White matter lesions, what looks like them, and other pathology, placed in one person's head."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,19 @@ class Pathology:
     other: np.ndarray
     scar: np.ndarray
     label: np.ndarray
+
+
+@dataclass(frozen=True)
+class BlobRule:
+    """What tells lesions from look-alikes among blobs that lie everywhere, beside their place."""
+
+    certainty: float = 1.0
+    """Probability that a blob is what its place says; 0.5: its place says nothing."""
+    lookalike_brightness: float = 1.0
+    """Of look-alikes, as a share of the lesions'; 0: there are none to be seen."""
+
+
+PLACE_ALONE = BlobRule()
 
 
 def in_ellipse(head: Head) -> np.ndarray:
@@ -137,37 +151,47 @@ def _other_pathology(head: Head, roughness: np.ndarray, rng: np.random.Generator
     return mask, core.astype(np.float32)
 
 
-def location_decided(head: Head, rng: np.random.Generator) -> Pathology:
+def location_decided(head: Head, rng: np.random.Generator, rule: BlobRule = PLACE_ALONE) -> Pathology:
     """Identical blobs everywhere in the parenchyma; those voxels that lie inside a central ellipse are the lesions.
 
     Nothing but position tells a lesion from a look-alike: the phantom of the comparison with and without SCP.
     """
-    return _blobs_everywhere(head, rng, in_ellipse(head))
+    return _blobs_everywhere(head, rng, in_ellipse(head), rule)
 
 
-def height_decided(head: Head, rng: np.random.Generator) -> Pathology:
+def height_decided(head: Head, rng: np.random.Generator, rule: BlobRule = PLACE_ALONE) -> Pathology:
     """Identical blobs everywhere in the parenchyma; those voxels that lie in the brain's upper half are the lesions.
 
     Where a voxel lies in its slice says nothing: height alone tells a lesion from a look-alike.
     """
-    return _blobs_everywhere(head, rng, head.template_point[2] > LESIONS_ABOVE_Z)
+    return _blobs_everywhere(head, rng, head.template_point[2] > LESIONS_ABOVE_Z, rule)
 
 
 def _tissue(head: Head) -> np.ndarray:
     return ((head.brain > 0.6) & (head.fluid < 0.4) & (head.depth > 4)).astype(np.float32)
 
 
-def _blobs_everywhere(head: Head, rng: np.random.Generator, lesions: np.ndarray) -> Pathology:
+def _blobs_everywhere(head: Head, rng: np.random.Generator, lesions: np.ndarray, rule: BlobRule) -> Pathology:
     roughness = _roughness(head, rng, 4.0)
     tissue = _tissue(head)
     blobs = Blobs(roughness, head.grid.spacing)
     density = _EVERYWHERE_PER_ML * float(rng.lognormal(0, 0.2))
     # At least 3 mm high, so that a blob is seen in its slice however thick the slices are.
-    _scatter(blobs, head, tissue, density, (2.9, 5.9), (0.42, 0.42), rng, elongation=0.2, least_height=3.5)
+    shape: dict[str, Any] = {"elongation": 0.2, "least_height": 3.5}
+    _scatter(blobs, head, tissue, density * rule.certainty, (2.9, 5.9), (0.42, 0.42), rng, **shape)
+    profile = blobs.profile
+    if rule.certainty < 1:
+        # The others are the contrary of what their place says.
+        contrary = Blobs(roughness, head.grid.spacing)
+        _scatter(contrary, head, tissue, density * (1 - rule.certainty), (2.9, 5.9), (0.42, 0.42), rng, **shape)
+        lesions = lesions ^ (contrary.profile > profile)
+        profile = np.maximum(profile, contrary.profile)
     inside = head.brain > 0.5
-    blob = (blobs.profile > 0.5) & inside
+    blob = (profile > 0.5) & inside
     lesion = blob & lesions
-    strength = blobs.profile * inside
+    strength = profile * inside
+    if rule.lookalike_brightness != 1:
+        strength *= np.where(lesions, np.float32(1), np.float32(rule.lookalike_brightness))
     none = np.zeros(head.grid.shape, np.float32)
     return Pathology(
         np.float32(0.42) * strength, strength, lesion, blob & ~lesion, none > 0, none, lesion.astype(np.uint8)

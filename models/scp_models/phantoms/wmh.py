@@ -1,7 +1,7 @@
 """Brain phantoms in the layout of the WMH segmentation challenge (current release)."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from nibabel.processing import resample_to_output
 from scp_models.errors import UserError
 from scp_models.phantoms.anatomy import Grid
 from scp_models.phantoms.brain import BrainImages, DecidedBy, make_brain
+from scp_models.phantoms.lesions import BlobRule
 from scp_models.phantoms.nnunet import write_case, write_description
 from scp_models.phantoms.templates import BrainTemplate, load_brain_template
 from scp_models.phantoms.writing import (
@@ -104,6 +105,8 @@ def generate_wmh(
     height_decided: bool = False,
     left_right: bool = False,
     pose: bool = False,
+    certainty: float = 1.0,
+    lookalike_brightness: float = 1.0,
     progress: bool = True,
 ) -> list[Path]:
     """Write ``subjects`` brain phantoms below ``out``; returns their folders (``left_right``: labels), in order.
@@ -123,6 +126,10 @@ def generate_wmh(
         left_right: pairs of blobs of equal contrast, 1 on the patient's left and 2 on the right, in nnU-Net's raw
             layout with the channels T1 and FLAIR.
         pose: heads shifted, tilted and scaled in the field of view.
+        certainty: where ellipse or height decide, the probability that a blob is what its place says; the others are
+            the contrary, so that with 0.5 the place says nothing.
+        lookalike_brightness: where ellipse or height decide, that of look-alikes as a share of the lesions'; 0: none
+            is to be seen.
         progress: show a progress bar.
 
     Raises:
@@ -135,14 +142,19 @@ def generate_wmh(
     if len(chosen) > 1:
         raise UserError("--location-decided, --height-decided, --left-right: expected one of them at most")
     decided_by = chosen[0] if chosen else "anatomy"
+    rule = BlobRule(certainty, lookalike_brightness)
+    for name, share in asdict(rule).items():
+        if not 0 <= share <= 1 or (share != 1 and decided_by not in ("ellipse", "height")):
+            raise UserError(f"{name}: expected 0 to 1, less than 1 only where ellipse or height decide, got {share}")
     folder = check_arguments(out, subjects, seed)
     template = load_brain_template()
     options: dict[str, Any] = {"kind": "wmh", "seed": seed, "size": size, "location_decided": location_decided}
     # Named where they are asked for only: folders of an older version take more subjects.
     newer = {"height_decided": height_decided, "left_right": left_right, "pose": pose}
     options |= {name: True for name, asked in newer.items() if asked}
+    options |= {name: share for name, share in asdict(rule).items() if share != 1}
     record_options(folder, options)
-    phantoms = _BrainPhantoms(folder, template, seed, size, decided_by, pose)
+    phantoms = _BrainPhantoms(folder, template, seed, size, decided_by, pose, rule)
     work = phantoms.write_case if left_right else phantoms.write_subject
     written = run_all(work, subjects, "Brain phantoms", progress=progress, workers=min(available_cores(), 8))
     if left_right:
@@ -160,11 +172,12 @@ class _BrainPhantoms:
     size: str | tuple[int, int, int]
     decided_by: DecidedBy
     pose: bool
+    rule: BlobRule
 
     def make(self, index: int) -> BrainImages:
         grid = grid_of(index, self.size, self.decided_by, self.pose)
         seed = subject_seed(self.seed, _KIND, index)
-        return make_brain(self.template, grid, seed, decided_by=self.decided_by, pose=self.pose)
+        return make_brain(self.template, grid, seed, decided_by=self.decided_by, pose=self.pose, rule=self.rule)
 
     def write_case(self, index: int) -> Path:
         """One case of nnU-Net's layout. All are stored alike: nnU-Net takes voxels as they come."""
