@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from scp_models.errors import UserError
+from scp_models.study.advice import links_below
 from scp_models.study.analysis import differences, spread
+from scp_models.study.chapters import picture_of
 from scp_models.study.design import NetworkPair
 from scp_models.study.frames import FRAME_CONTROL, patients_study, phantoms_study
 from scp_models.study.page import PAGE_BEGIN, PAGE_END, PICTURE, advice, page_text, replace_advice, write_page
@@ -17,6 +19,7 @@ from tests.support.commands import scp_models
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "docs" / "studies").glob("*.json"))
 PAGE = ROOT / "docs" / "when_scp_helps.md"
+ADVICE = ROOT / "docs" / "studies" / "advice.md"
 
 
 def record_of(study, path: Path, means: dict[str, float], noise: float = 0.02):
@@ -59,10 +62,12 @@ def test_the_page_is_what_the_records_say():
     records = [read_record(path) for path in STUDIES]
     assert records, "no study.json below docs/studies"
     outcomes = {record.name: differences(record) for record in records}
-    assert PAGE.read_text(encoding="utf-8") == page_text(records, outcomes)
-    block = f"{PAGE_BEGIN}\n\n{advice(records, outcomes, 'docs/')}\n\n{PAGE_END}"
+    by_hand = ADVICE if ADVICE.is_file() else None
+    assert PAGE.read_text(encoding="utf-8") == page_text(records, outcomes, by_hand)
+    block = f"{PAGE_BEGIN}\n\n{links_below(advice(records, outcomes, by_hand), 'docs/')}\n\n{PAGE_END}"
     assert block in (ROOT / "README.md").read_text(encoding="utf-8")
     assert (PAGE.parent / PICTURE).is_file()
+    assert all((PAGE.parent / picture_of(record)).is_file() for record in records if not record.axes)
 
 
 def test_published_records_hold_scores_and_no_paths():
@@ -172,7 +177,7 @@ def test_the_command_writes_page_picture_and_readme(gain, null, tmp_path):
     records = [gain, null]
     outcomes = {record.name: differences(record) for record in records}
     assert out.read_text() == page_text(records, outcomes) and (out.parent / PICTURE).stat().st_size > 10_000
-    text = advice(records, outcomes, "docs/")
+    text = links_below(advice(records, outcomes), "docs/")
     assert "(docs/frames.md)" in text and readme.read_text() == f"before\n{PAGE_BEGIN}\n\n{text}\n\n{PAGE_END}\nafter\n"
 
 

@@ -56,9 +56,8 @@ def spread(record: Record, data: str, network: str, metric: str) -> Spread:
 
 
 def differences(record: Record, metric: str = METRIC) -> list[Difference]:
-    """All comparisons that the study decided on, with intervals widened for how many they are."""
-    comparisons = record.comparisons
-    return [paired_difference(record, c, metric, len(comparisons)) for c in comparisons]
+    """All comparisons that are finished, with intervals widened for how many the study decided on."""
+    return [paired_difference(record, c, metric, record.family) for c in record.comparisons]
 
 
 def paired_difference(record: Record, comparison: NetworkPair, metric: str, comparisons: int) -> Difference:
@@ -78,10 +77,10 @@ def paired_difference(record: Record, comparison: NetworkPair, metric: str, comp
     return Difference(comparison, paired_interval(pairs.mean(axis=0).tolist(), comparisons), by_seed)
 
 
-def thresholds(record: Record, data: str, network: str) -> tuple[float, float]:
-    """The lowest and the highest that the validation subjects chose."""
+def thresholds(record: Record, data: str, network: str) -> tuple[float, float] | None:
+    """The lowest and the highest that the validation subjects chose; None of exclusive classes, which have none."""
     chosen = [run["threshold"] for run in record.runs(data, network)]
-    return min(chosen), max(chosen)
+    return None if None in chosen else (min(chosen), max(chosen))
 
 
 def training_seconds(record: Record, data: str, network: str) -> float:

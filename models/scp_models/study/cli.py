@@ -34,16 +34,37 @@ def frames(
 
 
 @study_app.command()
+def axes(
+    out: Annotated[Path, typer.Option(help="Folder of the study; the same again resumes it.")],
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(help="sides, place, depth, patches, subjects, look-alikes or misalignment; again for more. All."),
+    ] = None,
+    seeds: Seeds = 3,
+    jobs: Jobs = None,
+) -> None:
+    """Find out what makes SCP worth having, one thing at a time, on phantoms; some 15 minutes per axis and core."""
+    from scp_models.study.axes import axes_study, data_of_axes
+    from scp_models.study.runner import run_study
+
+    only = data_of_axes(axis) if axis else None
+    typer.echo(run_study(axes_study(seeds), out, only=only, jobs=jobs))
+
+
+@study_app.command()
 def page(
     records: Annotated[list[Path], typer.Argument(help="study.json files, in the page's order.")],
     out: Annotated[Path, typer.Option(help="The page, Markdown; its picture lies in images/ beside it.")],
     readme: Annotated[Path | None, typer.Option(help="A file whose marked block takes the advice.")] = None,
+    advice: Annotated[
+        Path | None, typer.Option(help="The advice, Markdown, whose claims are checked; written by rule if not given.")
+    ] = None,
 ) -> None:
     """Write the page on when SCP helps from finished studies."""
     from scp_models.study.page import write_page
     from scp_models.study.record import read_record
 
-    typer.echo(write_page([read_record(path) for path in records], out, readme))
+    typer.echo(write_page([read_record(path) for path in records], out, readme, advice))
 
 
 def reproduce_command(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scp_models.networks.segmentation import PRESETS
+from scp_models.study.threshold import THRESHOLD_GRID
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Phantoms:
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of :func:`scp_models.phantoms.generate_wmh` or ``generate_lits``."""
+
+    @property
+    def slug(self) -> str:
+        """Of their folder, which data sets of the same phantoms share."""
+        return folder_name(f"{self.kind} {self.subjects} seed {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,10 @@ class StudyData:
     """Of :func:`scp_models.data.tasks.get_task`, without the frame, which is the network's."""
     split: tuple[float, float, float] | None = None
     """Subjects for training, validation and test; None: the task's."""
+    training_subjects: int | None = None
+    """So many of the training part, drawn at random; None: all of them."""
+    patch: tuple[int, int] | None = None
+    """Height and width of what is trained on, cut from slices at random places; None: whole slices."""
     folds: int = 0
     """Cross-validation over this many folds, stratified by site, instead of one split; 0: one split."""
     validation: int = 2
@@ -97,6 +107,19 @@ class NetworkPair:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """Data sets that differ in one thing, the rest being equal."""
+
+    name: str
+    """For the command line."""
+    title: str
+    text: str
+    """What is changed from level to level."""
+    levels: Mapping[str, str]
+    """Title of each level, and the name of its data set; several axes may share one."""
+
+
+@dataclass(frozen=True)
 class Run:
     """One training and its scores."""
 
@@ -124,6 +147,7 @@ class Run:
                 "data": asdict(self.data),
                 "network": {**asdict(self.network), "preset_values": asdict(PRESETS[self.network.preset])},
                 "recipe": asdict(self.recipe),
+                "thresholds": THRESHOLD_GRID,
                 "seed": self.seed,
                 "fold": self.fold,
             }
@@ -144,11 +168,13 @@ class Study:
     """Decided before anything is run: intervals are widened for their number."""
     notes: tuple[str, ...] = ()
     """Sentences for its page: what was tried before, what the figures do not say."""
+    axes: tuple[Axis, ...] = ()
+    """How its page orders the data sets; without them, one after the other."""
 
     def runs(self) -> Iterator[Run]:
-        """Seed by seed, so that what is finished first is a whole comparison."""
-        for seed in self.seeds:
-            for data in self.data:
+        """Data set by data set, and seed by seed in each: what is finished first can be compared."""
+        for data in self.data:
+            for seed in self.seeds:
                 for fold in range(data.folds) if data.folds else (None,):
                     for network in self.networks:
                         if network.only_on in (None, data.name):
@@ -163,14 +189,14 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-WORDS = frozenset({"title", "description", "condition", "notes"})
-"""Settings that are only printed: with other words a run is still the same."""
+WORDS = frozenset({"title", "description", "condition", "notes", "axes"})
+"""Settings that only say how results are printed: with others a run is still the same."""
 
 
 def without_words(value: Any) -> Any:
-    """Settings, as JSON has them, that decide figures."""
+    """Settings, as JSON has them, that decide figures; those that are None are not given, as if they were not known."""
     if isinstance(value, Mapping):
-        return {key: without_words(member) for key, member in value.items() if key not in WORDS}
+        return {key: without_words(member) for key, member in value.items() if key not in WORDS and member is not None}
     return [without_words(member) for member in value] if isinstance(value, list) else value
 
 

@@ -8,12 +8,21 @@ from matplotlib.lines import Line2D
 from scp_models.report.figures import LINE_COLOURS, TEXT_COLOUR
 from scp_models.study.analysis import Difference
 
+VERDICT_COLOURS = {"higher": LINE_COLOURS[0], "none": "#9A9A9A", "lower": LINE_COLOURS[3]}
+VERDICT_WORDS = {"higher": "SCP higher", "none": "no difference shown", "lower": "SCP lower"}
 
-def forest(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Difference]]]], *, width: float = 8.6) -> Figure:
-    """Differences with their widened intervals, a panel per data set, on one scale; hollow where none is shown.
+
+def forest(
+    groups: Sequence[tuple[str, Mapping[str, Mapping[str, Difference]]]],
+    *,
+    by_verdict: bool = False,
+    width: float = 8.6,
+) -> Figure:
+    """Differences with their widened intervals, a panel per group, on one scale; hollow where none is shown.
 
     Args:
         groups: title of each panel, and its differences by row and by series.
+        by_verdict: colours say what is shown, for a single series; otherwise which series it is.
         width: in inches.
     """
     counts = [max(1, len(rows)) for _, rows in groups]
@@ -26,7 +35,7 @@ def forest(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Difference]]]],
             for name, difference in outcomes.items():
                 m = series.index(name)
                 i, y = difference.interval, k + 0.26 * (m - (len(series) - 1) / 2)
-                colour = LINE_COLOURS[m % len(LINE_COLOURS)]
+                colour = VERDICT_COLOURS[difference.verdict] if by_verdict else LINE_COLOURS[m % len(LINE_COLOURS)]
                 axis.plot((i.family_low, i.family_high), (y, y), color=colour, linewidth=2.0, zorder=2)
                 face = "white" if difference.verdict == "none" else colour
                 axis.plot(i.mean, y, "o", color=colour, markerfacecolor=face, markersize=6, zorder=3)
@@ -39,9 +48,18 @@ def forest(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Difference]]]],
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[-1].set_xlabel("difference in Dice", fontsize=9, color=TEXT_COLOUR)
     handles = [
-        Line2D([], [], color=LINE_COLOURS[m % len(LINE_COLOURS)], marker="o", linewidth=2.0, label=name)
+        _mark(LINE_COLOURS[m % len(LINE_COLOURS)], LINE_COLOURS[m % len(LINE_COLOURS)], name)
         for m, name in enumerate(series)
     ]
-    look = {"frameon": False, "fontsize": 9, "labelcolor": TEXT_COLOUR, "ncols": len(series)}
+    if by_verdict:
+        handles = [
+            _mark(colour, "white" if verdict == "none" else colour, VERDICT_WORDS[verdict])
+            for verdict, colour in VERDICT_COLOURS.items()
+        ]
+    look = {"frameon": False, "fontsize": 9, "labelcolor": TEXT_COLOUR, "ncols": len(handles)}
     figure.legend(handles=handles, loc="outside lower center", **look)  # type: ignore[arg-type]
     return figure
+
+
+def _mark(colour: str, face: str, label: str) -> Line2D:
+    return Line2D([], [], color=colour, marker="o", markerfacecolor=face, linewidth=2.0, label=label)

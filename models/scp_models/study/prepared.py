@@ -51,7 +51,7 @@ def prepare_data(data: StudyData, folder: Path | None, out: Path, display: Displ
             raise UserError(f"--data: expected the folder of {data.name}, none was given")
         root = folder
     else:
-        root, phantoms = out / "data" / data.slug, data.phantoms
+        root, phantoms = out / "data" / data.phantoms.slug, data.phantoms
         display.say(f"{data.name}: {phantoms.subjects} phantoms")
         generate = {"wmh": generate_wmh, "lits": generate_lits}[phantoms.kind]
         if not (root / "complete").is_file():
@@ -72,9 +72,23 @@ def prepare_data(data: StudyData, folder: Path | None, out: Path, display: Displ
 def divide(data: StudyData, task: Task, subjects: Sequence[Subject], where: Path) -> tuple[dict[str, list[str]], ...]:
     """Names by part: of the one split, or of each fold."""
     if data.folds:
-        return stratified_folds(subjects, data.folds, data.validation, SPLIT_SEED, str(where))
-    parts = split_subjects(subjects, data.split or task.split, SPLIT_SEED, str(where))
-    return ({part: [subject.name for subject in members] for part, members in parts.items()},)
+        splits = stratified_folds(subjects, data.folds, data.validation, SPLIT_SEED, str(where))
+    else:
+        parts = split_subjects(subjects, data.split or task.split, SPLIT_SEED, str(where))
+        splits = ({part: [subject.name for subject in members] for part, members in parts.items()},)
+    for split in splits:
+        split["training"] = _some(split["training"], data.training_subjects, data.name)
+    return splits
+
+
+def _some(names: list[str], count: int | None, where: str) -> list[str]:
+    """The first so many in a random order: fewer of them are a part of more."""
+    if count is None:
+        return names
+    if not 0 < count <= len(names):
+        raise UserError(f"{where}: expected at most {len(names)} training subjects, {count} are asked for")
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(names))
+    return sorted(names[k] for k in order[:count])
 
 
 def stratified_folds(

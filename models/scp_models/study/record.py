@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
-from scp_models.study.design import NetworkPair, Study
+from scp_models.study.design import Axis, NetworkPair, Study
 from scp_models.study.prepared import Prepared
+from scp_models.study.threshold import THRESHOLD_GRID
 
 FORMAT = 1
 _OF_RUNS = ("threshold", "losses", "parameters", "macs", "seconds", "scores")
@@ -21,7 +22,13 @@ _OF_RUNS = ("threshold", "losses", "parameters", "macs", "seconds", "scores")
 def write_record(
     study: Study, prepared: Mapping[str, Prepared], results: Sequence[Mapping[str, Any]], path: Path
 ) -> Path:
-    """Write what all runs gave. Machines and versions are said once, those of all runs.
+    """Write what the runs of finished data sets gave. Machines and versions are said once, those of all runs.
+
+    Args:
+        study: all of it.
+        prepared: the data sets that are finished.
+        results: of all of their runs.
+        path: of the file.
 
     Raises:
         UserError: the folder cannot be written.
@@ -38,6 +45,7 @@ def write_record(
             }
             for name, p in prepared.items()
         },
+        "thresholds": THRESHOLD_GRID,
         "machines": _distinct([r["machine"] for r in results]),
         "versions": _distinct([r["versions"] for r in results]),
         "runs": [
@@ -89,7 +97,22 @@ class Record:
 
     @property
     def data(self) -> list[Mapping[str, Any]]:
-        return list(self.content["study"]["data"])
+        """The data sets that are finished."""
+        return [data for data in self.content["study"]["data"] if data["name"] in self.content["data"]]
+
+    @property
+    def axes(self) -> list[Axis]:
+        """Those of the study, finished or not."""
+        return [Axis(**axis) for axis in self.content["study"].get("axes", ())]
+
+    def is_finished(self, axis: Axis) -> bool:
+        """Whether all of its data sets are."""
+        return all(name in self.content["data"] for name in axis.levels.values())
+
+    @property
+    def thresholds(self) -> Mapping[str, Any]:
+        """The lowest and the highest that trainings could choose, and how many."""
+        return self.content.get("thresholds", {"lowest": 0.05, "highest": 0.95, "number": 19})  # of older records
 
     def networks(self, data: str) -> list[str]:
         """Of a data set."""
@@ -98,7 +121,14 @@ class Record:
 
     @property
     def comparisons(self) -> list[NetworkPair]:
-        return [NetworkPair(**c) for c in self.content["study"]["comparisons"]]
+        """Those on finished data sets."""
+        everything = [NetworkPair(**c) for c in self.content["study"]["comparisons"]]
+        return [pair for pair in everything if pair.data in self.content["data"]]
+
+    @property
+    def family(self) -> int:
+        """How many comparisons the study decided on, finished or not: intervals are widened for all of them."""
+        return len(self.content["study"]["comparisons"])
 
     def runs(self, data: str, network: str) -> list[Mapping[str, Any]]:
         return [run for run in self.content["runs"] if (run["data"], run["network"]) == (data, network)]
@@ -121,7 +151,7 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """A finished study's record.
+    """The record of a study, or of what is finished of it.
 
     Raises:
         UserError: not such a file.

@@ -13,9 +13,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -40,11 +42,12 @@ def run_study(
     study: Study,
     out: Path | str,
     *,
+    only: Collection[str] | None = None,
     folders: Mapping[str, Path] | None = None,
     jobs: int | None = None,
     display: Display | None = None,
 ) -> Path:
-    """Run what is not finished yet, and write ``study.json``.
+    """Run what is not finished yet, and write ``study.json`` each time that a data set is finished.
 
     Below ``out``: ``runs/<data>/<network>/seed-<n>/run.json`` of each run (and ``model.ckpt``), ``data/`` and
     ``cache/`` with phantoms and slices, ``splits.json``, ``settings.json``.
@@ -52,12 +55,13 @@ def run_study(
     Args:
         study: what to run.
         out: a new or empty folder, or that of the same study, whose finished runs are kept.
+        only: names of the data sets to run; None: all of them.
         folders: of the data sets that are no phantoms, by name.
         jobs: runs side by side, each on one thread; None: one per GPU, or per core.
         display: of the progress; None: on standard output.
 
     Returns:
-        The path of ``study.json``.
+        The path of ``study.json``, which has all data sets that are finished by now.
 
     Raises:
         UserError: a folder of something else, or of a study with other settings; data that cannot be read; runs that
@@ -65,21 +69,41 @@ def run_study(
     """
     folder = Path(out)
     with _locked(folder, study), quiet(), display or Display(study.title) as shown:
-        runs = list(study.runs())
+        chosen = [data.name for data in study.data if only is None or data.name in only]
+        runs = [run for run in study.runs() if run.data.name in chosen]
         unfinished = [run for run in runs if read_result(folder, run) is None]
-        prepared = {data.name: prepare_data(data, (folders or {}).get(data.name), folder, shown) for data in study.data}
+        prepared = {
+            data.name: prepare_data(data, (folders or {}).get(data.name), folder, shown)
+            for data in study.data
+            if data.name in chosen or _results(study, folder, data.name)
+        }
         write_splits(prepared, folder / "splits.json")
         left = [_job(run, prepared[run.data.name], folder) for run in unfinished]
         if left:
-            failed = _run_all(left, jobs, shown, kept=len(runs) - len(left))
+            record = partial(_write_finished, study, folder, prepared)
+            failed = _run_all(left, jobs, shown, len(runs) - len(left), record)
             if failed:
                 title, message = next(iter(failed.items()))
                 raise UserError(
                     f"{folder}: expected {len(runs)} finished runs, {len(failed)} ended without a result ({title}: "
                     f"{message}); the same command runs them again"
                 )
-        results = [read_result(folder, run) for run in runs]
-        return write_record(study, prepared, [r for r in results if r is not None], folder / STUDY_RECORD)
+        return _write_finished(study, folder, prepared)
+
+
+def _results(study: Study, folder: Path, data: str) -> list[dict[str, Any]]:
+    """Of all runs of a data set; empty if one of them is missing."""
+    results = [read_result(folder, run) for run in study.runs() if run.data.name == data]
+    finished = [result for result in results if result is not None]
+    return finished if len(finished) == len(results) else []
+
+
+def _write_finished(study: Study, folder: Path, prepared: Mapping[str, Prepared]) -> Path:
+    """The record of all data sets that are finished."""
+    results = {name: of_data for name in prepared if (of_data := _results(study, folder, name))}
+    finished = {name: prepared[name] for name in results}
+    everything = [result for of_data in results.values() for result in of_data]
+    return write_record(study, finished, everything, folder / STUDY_RECORD)
 
 
 def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
@@ -147,8 +171,10 @@ def _devices() -> list[str]:
     return [f"cuda:{k}" for k in range(count)] if count else ["cpu"]
 
 
-def _run_all(left: Sequence[RunJob], jobs: int | None, display: Display, kept: int) -> dict[str, str]:
-    """Execute; the messages of runs without a result, by title."""
+def _run_all(
+    left: Sequence[RunJob], jobs: int | None, display: Display, kept: int, record: Callable[[], object]
+) -> dict[str, str]:
+    """Execute; the messages of runs without a result, by title. ``record`` is called when a data set is finished."""
     devices = _devices()
     side_by_side = jobs or (len(devices) if devices != ["cpu"] else available_cores())
     costs: dict[tuple[str, str], float] = {}
@@ -157,6 +183,7 @@ def _run_all(left: Sequence[RunJob], jobs: int | None, display: Display, kept: i
         if (run.data.name, run.network.name) not in costs:
             costs[run.data.name, run.network.name] = work_of(run)
     work = {job.run.title: costs[job.run.data.name, job.run.network.name] for job in left}
+    outstanding = Counter(job.run.data.name for job in left)
     waiting = list(reversed(left))
     running: dict[connection.Connection, tuple[Any, RunJob]] = {}
     failed: dict[str, str] = {}
@@ -181,6 +208,9 @@ def _run_all(left: Sequence[RunJob], jobs: int | None, display: Display, kept: i
                 process.join()
                 if kind == "done":
                     display.finish(title, value)
+                    outstanding[job.run.data.name] -= 1
+                    if not outstanding[job.run.data.name]:
+                        record()
                 else:
                     failed[title] = value
                     display.fail(title, value)

@@ -1,6 +1,7 @@
 """One run: train a network, choose its threshold on the validation subjects, score the test subjects."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -9,8 +10,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from scp_models.checkpoints import TrainedModel
 from scp_models.data.find import find_subjects
@@ -18,8 +19,7 @@ from scp_models.data.names import match_names
 from scp_models.data.sampling import SubjectSampler
 from scp_models.data.slices import SliceCache, SliceDataset
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import IGNORED_LABEL, TARGET_LABEL
-from scp_models.evaluation.scores import score
+from scp_models.evaluation.scores import SubjectScores, mean_over_classes, score, score_classes
 from scp_models.files import atomic_path
 from scp_models.inference.predictor import Predictor
 from scp_models.networks.complexity import count_parameters, nominal_macs
@@ -27,10 +27,12 @@ from scp_models.study.design import Run
 from scp_models.study.forms import FORMS
 from scp_models.study.job import CHECKPOINT, RESULT, RunJob, model_options
 from scp_models.study.machine import describe_versions, running_machine
+from scp_models.study.patches import PatchedSlices
 from scp_models.study.segment import segment
+from scp_models.study.threshold import choose_threshold
 from scp_models.training.module import SegmentationModule
+from scp_models.training.trainer import quiet_trainer
 
-THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 RUN_METRICS = ("dice", "lesion_dice", "lesion_f1", "lesion_ppv", "lesion_tpr", "challenge_f1")
 """What a run keeps of each subject's scores."""
 
@@ -74,13 +76,13 @@ def execute_run(job: RunJob, advance: Callable[[float], object] = lambda share: 
         batch_size=run.recipe.batch_size,
         device=job.device,
     )
-    validation = [segment(predictor, cache, subject) for subject in subjects["validation"]]
-    threshold = choose_threshold([(p, v.label) for p, v in validation if v.label is not None])
+    threshold = None
+    if not module.task.classes:
+        validation = [segment(predictor, cache, subject) for subject in subjects["validation"]]
+        threshold = choose_threshold([(p, v.label) for p, v in validation if v.label is not None])
     rows = []
     for k, subject in enumerate(subjects["test"]):
-        probabilities, volume = segment(predictor, cache, subject)
-        mask = volume.grid.restore(probabilities, threshold)
-        rows.append(score(subject, mask, volume.grid, predictor.reader))
+        rows.append(_score(predictor, cache, subject, threshold))
         advance(0.9 + 0.1 * (k + 1) / len(subjects["test"]))
     result = {
         "settings": run.settings(),
@@ -100,21 +102,14 @@ def execute_run(job: RunJob, advance: Callable[[float], object] = lambda share: 
     return result
 
 
-def choose_threshold(validation: Sequence[tuple[NDArray[np.floating], NDArray[np.integer]]]) -> float:
-    """The threshold of :data:`THRESHOLDS` with the highest mean Dice; of equals the nearest to 0.5.
-
-    Args:
-        validation: probabilities and labels of each subject, on the network's grid.
-    """
-    dice = np.zeros(len(THRESHOLDS))
-    for probabilities, label in validation:
-        target, scored = label == TARGET_LABEL, label != IGNORED_LABEL
-        values, hits = probabilities[scored], probabilities[target]
-        for k, threshold in enumerate(THRESHOLDS):
-            total = int((values > threshold).sum()) + int(target.sum())
-            dice[k] += 2 * int((hits > threshold).sum()) / total if total else 1.0
-    best = np.flatnonzero(dice >= dice.max() - 1e-12)
-    return THRESHOLDS[min(best, key=lambda k: abs(THRESHOLDS[k] - 0.5))]
+def _score(predictor: Predictor, cache: SliceCache, subject: Subject, threshold: float | None) -> SubjectScores:
+    """Of a subject's mask; of exclusive classes, of which the most probable counts, the means over them."""
+    probabilities, volume = segment(predictor, cache, subject)
+    if threshold is not None:
+        return score(subject, volume.grid.restore(probabilities, threshold), volume.grid, predictor.reader)
+    classes = volume.grid.restore_classes(probabilities)
+    (means,) = mean_over_classes(score_classes(subject, classes, volume.grid, predictor.reader))
+    return means
 
 
 class _Share(L.Callback):
@@ -139,25 +134,17 @@ def _fit(
 ) -> list[float]:
     """Train in place; the mean loss of each tenth of the training."""
     recipe, seed = job.run.recipe, job.run.seed
-    dataset = SliceDataset(cache, subjects)
-    sampler = SubjectSampler(dataset, 1, 0, seed=seed)
-    loader = DataLoader(
-        dataset, batch_size=recipe.batch_size, sampler=sampler, drop_last=len(sampler) >= recipe.batch_size
-    )
+    slices, size = SliceDataset(cache, subjects), recipe.batch_size
+    dataset: Dataset[dict[str, Tensor]] = slices
+    if (patch := job.run.data.patch) is not None:
+        # As many pixels per step as with whole slices.
+        size *= math.prod(job.run.data.roi_size) // math.prod(patch)
+        dataset = PatchedSlices(slices, patch, seed)
+    sampler = SubjectSampler(slices, 1, 0, seed=seed, numbered=patch is not None)
+    loader = DataLoader(dataset, batch_size=size, sampler=sampler, drop_last=len(sampler) >= size)
     steps = recipe.steps if recipe.steps is not None else (recipe.epochs or 1) * len(loader)
     share = _Share(steps, advance)
-    trainer = L.Trainer(
-        max_steps=steps,
-        accelerator="gpu" if job.device.startswith("cuda") else "cpu",
-        devices=[int(job.device.partition(":")[2] or 0)] if job.device.startswith("cuda") else 1,
-        callbacks=[share],
-        default_root_dir=job.folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(job.device, max_steps=steps, callbacks=[share], default_root_dir=job.folder)
     trainer.fit(module, loader)
     with atomic_path(job.folder / CHECKPOINT) as path:
         trainer.save_checkpoint(path, weights_only=True)
