@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+from io import TextIOWrapper
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ def _sentence(library: dict[str, Any]) -> str:
 
 
 def main() -> int:
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A compiler's reasons have characters that not every terminal has: better a "?" than a crash.
+        sys.stdout.reconfigure(errors="replace")
     parser = argparse.ArgumentParser(prog="python -m scp_kernels", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     facts = report()

@@ -2,7 +2,8 @@
 
 The truth is one context variable, which threads and tasks each have a value of. Dynamo cannot read it: for graphs, each
 head has the same once more in an object whose attributes are per thread, which guards can look at. Where the two could
-differ (tasks of one thread, generators), a graph refuses.
+differ (tasks of one thread, generators), a graph refuses; where a context was carried into a thread, the hooks of the
+compiled network make them equal for its call.
 """
 
 import itertools
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar
-from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
+from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR, isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from types import FrameType
 from typing import Any
 
@@ -72,13 +73,18 @@ def current_placement(state: HeadState, default: Placement | None) -> Placement 
                 "call it outside of torch.compile, or give the head its position arguments"
             )
         return placement
+    return _innermost(state) or default
+
+
+def _innermost(state: HeadState) -> Placement | None:
+    """The placement of the innermost context that the call being made is inside of."""
     entries = _entries.get()
     if not entries and _open and in_backward():
         entries = _entries_of_backward(state)
     for entry in reversed(entries):
         if entry.holds(state):
             return entry.placements[state]
-    return default
+    return None
 
 
 def _entries_of_backward(state: HeadState) -> tuple[_Entry, ...]:
@@ -95,12 +101,21 @@ def _entries_of_backward(state: HeadState) -> tuple[_Entry, ...]:
 
 class _Positioned(ContextDecorator):
     def __init__(self, network: nn.Module, arguments: dict[str, Any]) -> None:
-        self.network = uncompiled(network)  # hooks of a compiled network run outside of its graph
+        self.outermost = network
+        self.network = uncompiled(network)
         self.arguments = arguments
         self.entry: _Entry | None = None
 
     def _recreate_cm(self) -> "_Positioned":
-        return _Positioned(self.network, self.arguments)
+        return _Positioned(self.outermost, self.arguments)
+
+    def __call__(self, function: Any) -> Any:
+        if isgeneratorfunction(function) or iscoroutinefunction(function) or isasyncgenfunction(function):
+            raise TypeError(
+                f"positioned: expected a plain function to decorate, got {function.__qualname__}, which is left before "
+                "its body runs; use `with positioned(...)` inside of it"
+            )
+        return super().__call__(function)
 
     def __enter__(self) -> None:
         if self.entry is not None:
@@ -110,11 +125,12 @@ class _Positioned(ContextDecorator):
             name = type(self.network).__name__
             raise ValueError(f"network: expected a FusedSCP somewhere in it, got {name}")
         owner = _hook(self.network, heads).number
-        frame = sys._getframe(1)
-        frame_of_generator = frame if _is_generator(frame) else None
+        if self.outermost is not self.network:
+            _tell_graphs_of(self.outermost, heads)
+        frame_of_generator = _generator_that_enters(sys._getframe(1))
         placements = {}
         for head in heads:
-            device = next(head.parameters()).device
+            device = head.phi[0].weight.device  # replicas of nn.DataParallel have no parameters
             outer = current_placement(head.position_state, head.placement)
             placement = placements[head.position_state] = Placement(**self.arguments, outer=outer, device=device)
             placement.owner = owner
@@ -165,7 +181,8 @@ def positioned(
 
     A context is that of its thread and its asyncio task: others that share the network do not see it, nor do threads
     that are started inside (``contextvars.copy_context().run`` takes it there; ``nn.DataParallel`` does it). One that a
-    generator holds over a ``yield`` is the generator's alone. In tasks and in generators compiled networks refuse.
+    generator holds over a ``yield`` is the generator's alone. In tasks and in generators compiled networks refuse; a
+    context that is carried into a thread reaches the compiled network that it was given, ``torch.compile(network)``.
 
     Raises:
         ValueError: the network has no such head, or both ``origin`` and ``affine`` are given.
@@ -198,12 +215,20 @@ def _tell_graphs(changed: _Entry) -> None:
         state.placement = placements[-1] if placements else None
 
 
-def _is_generator(frame: FrameType) -> bool:
-    """Whether the frame is a generator's that yields to others, and not to ``contextlib`` as a context itself."""
-    if not frame.f_code.co_flags & (CO_GENERATOR | CO_ASYNC_GENERATOR):
-        return False
-    caller = frame.f_back
-    return caller is None or caller.f_globals.get("__name__") != "contextlib"
+def _generator_that_enters(frame: FrameType | None) -> FrameType | None:
+    """The frame that enters a context, if it is a generator's.
+
+    Exit stacks, and helpers that ``contextlib`` made contexts of, enter it in the name of their caller.
+    """
+    while frame is not None and (_is_of_contextlib(frame) or _is_of_contextlib(frame.f_back)):
+        frame = frame.f_back
+    if frame is None or not frame.f_code.co_flags & (CO_GENERATOR | CO_ASYNC_GENERATOR):
+        return None
+    return frame
+
+
+def _is_of_contextlib(frame: FrameType | None) -> bool:
+    return frame is not None and frame.f_globals.get("__name__") == "contextlib"
 
 
 def _in_task() -> bool:
@@ -244,11 +269,54 @@ def _hook(network: nn.Module, heads: Sequence[Any]) -> _InputShape:
     with _lock:
         for hook in network._forward_pre_hooks.values():
             if isinstance(hook, _InputShape):
-                hook.heads = heads
+                if not getattr(network, "_is_replica", False):  # of nn.DataParallel: it shares its original's hooks
+                    hook.heads = heads
                 return hook
         hook = _InputShape(heads)
         network.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
         return hook
+
+
+class _CarriedPlacements:
+    """Hooks of a compiled network, which run outside of its graph: they tell its heads the contexts of the call.
+
+    They matter where a context was carried into a thread or out of its ``with`` (``asyncio.to_thread``,
+    ``contextvars.copy_context().run``), of which the heads' own record per thread knows nothing.
+    """
+
+    def __init__(self, heads: Sequence[Any]) -> None:
+        self.heads = heads
+
+    def before(self, network: nn.Module, args: tuple[Any, ...]) -> None:
+        states = [head.position_state for head in self.heads]
+        _replaced.calls.append([(state, state.placement) for state in states])
+        for state in states:
+            state.placement = _innermost(state)
+
+    def after(self, network: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        for state, placement in _replaced.calls.pop():
+            state.placement = placement
+
+
+class _Replaced(threading.local):
+    """What the heads of the calls under way in this thread were told before, call by call."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple[HeadState, Placement | None]]] = []
+
+
+_replaced = _Replaced()
+
+
+def _tell_graphs_of(compiled: nn.Module, heads: Sequence[Any]) -> None:
+    with _lock:
+        for hook in compiled._forward_pre_hooks.values():
+            if isinstance(owner := getattr(hook, "__self__", None), _CarriedPlacements):
+                owner.heads = heads
+                return
+        hooks = _CarriedPlacements(heads)
+        compiled.register_forward_pre_hook(hooks.before)
+        compiled.register_forward_hook(hooks.after, always_call=True)
 
 
 def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any], spatial_dims: int) -> tuple[int, ...] | None:

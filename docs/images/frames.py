@@ -14,7 +14,7 @@ def main() -> None:
     task = get_task("wmh", None, {"frame": "foreground"})
     with tempfile.TemporaryDirectory() as folder:
         generate_wmh(Path(folder), 2, seed=0, size="small", progress=False)
-        picture = draw_frames(find_subjects(folder, task), task, Path(__file__).with_suffix(".png"))
+        (picture,) = draw_frames(find_subjects(folder, task), task, Path(__file__).with_suffix(".png"))
     # Noise hardly compresses; a palette keeps the file small.
     Image.open(picture).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(picture, optimize=True)
 

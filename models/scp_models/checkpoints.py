@@ -15,11 +15,15 @@ from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task, get_task, with_frame
 from scp_models.errors import UserError
 from scp_models.networks.segmentation import SegmentationNetwork, build_network
+from scp_models.notes import note
 
 # Hyperparameters of ``SegmentationModule`` that matter to training alone.
 _OF_TRAINING = ("learning_rate", "weight_decay")
 # Under which ``SegmentationModule`` holds its network.
 _PREFIX = "network."
+# How the foreground was found in checkpoints that do not say, whatever it is in new ones.
+_FIRST_FOREGROUND = {"resolution": 128, "threshold": 0.1, "outside": 0.002, "part": 2.0, "method": 2}
+_FIRST_HEIGHTS = {"wmh": 170.0}
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,11 @@ def load_model(path: Path | str, task: str | None = None) -> TrainedModel:
     """
     content = read_checkpoint(path)
     arguments = _arguments(content["hyper_parameters"])
+    if _lacks_foreground(content["hyper_parameters"]):
+        note(
+            f"{path}: does not say how its foreground was found: positions may lie up to 2 mm beside its training's, "
+            "more in volumes that are not stored in axial slices"
+        )
     if task is not None and arguments.get("task") != task:
         raise UserError(f"{path}: expected a checkpoint trained for {task!r}, got one for {arguments.get('task')!r}")
     try:
@@ -192,7 +201,17 @@ def subject_names(division: Mapping[str, Iterable[Subject]]) -> dict[str, list[s
 
 def _arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Without the notes, with a leading underscore, of how Lightning's command line made the module."""
-    return {key: value for key, value in hyperparameters.items() if not key.startswith("_")}
+    result = {key: value for key, value in hyperparameters.items() if not key.startswith("_")}
+    if _lacks_foreground(result):
+        settings = {**_FIRST_FOREGROUND, "max_height": _FIRST_HEIGHTS.get(str(result.get("task")))}
+        result["task_options"] = {**result["task_options"], "foreground": settings}
+    return result
+
+
+def _lacks_foreground(hyperparameters: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is older than the record of how its foreground was found."""
+    options = hyperparameters.get("task_options") or {}
+    return options.get("frame") == "foreground" and "foreground" not in options
 
 
 def _comparable(value: Any) -> Any:

@@ -202,7 +202,8 @@ def show(options: ShowOptions) -> None:
         task = get_task(name, None, description.options(name, {**given, **of_labels}) if description else given)
     from scp_models.report.frames import draw_frames
 
-    typer.echo(draw_frames(subjects_of(options.inputs, [], task, options.layout), task, options.out))
+    for path in draw_frames(subjects_of(options.inputs, [], task, options.layout), task, options.out):
+        typer.echo(path)
 
 
 @app.command()

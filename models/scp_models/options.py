@@ -110,7 +110,9 @@ class ShowOptions:
     """What ``show`` takes."""
 
     inputs: Annotated[list[Path], typer.Argument(help="Subjects' folders, NIfTI volumes, data sets, datalist JSONs.")]
-    out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("frames.png")
+    out: Annotated[Path, typer.Option(help="The picture, a PNG; of more than 24 subjects several, numbered.")] = Path(
+        "frames.png"
+    )
     frame: Annotated[
         str | None, typer.Option(help="foreground (if not given), image, or the path of each subject's transform.")
     ] = None

@@ -7,6 +7,7 @@ from scp_models import cli
 from scp_models.checkpoints import read_checkpoint
 from scp_models.data import SegmentationDataModule
 from scp_models.errors import UserError
+from scp_models.training.fit import FitCLI
 from tests.support.commands import fit_arguments
 from tests.support.tiny_data import write_wmh
 
@@ -49,6 +50,21 @@ def test_augmentation_from_the_command_line(fit, root, tmp_path, caplog, more, e
     assert f"; augmentation {expected}" in caplog.text and "of the training's time went by waiting" in caplog.text
     stored = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["augmentation"]
     assert stored["augment"] == expected and ("degrees" in stored) == (expected != "none")
+
+
+def test_two_processes_load_slices_unless_told(fit, root, tmp_path, monkeypatch):
+    """Without a recipe too; in Python none."""
+    seen = []
+
+    def stop(self):
+        seen.append(self.datamodule.num_workers)
+        raise UserError("seen enough")
+
+    monkeypatch.setattr(FitCLI, "before_fit", stop)
+    for more in ((), ("--data.num_workers", 0), ("--config", "wmh")):
+        code, err = fit("fit", *more, "--data.root", root, "--out", tmp_path / "run", "--trainer.accelerator", "cpu")
+        assert code == 2 and "seen enough" in err
+    assert seen == [2, 0, 2] and SegmentationDataModule(str(root)).num_workers == 0
 
 
 def test_the_packaged_paper_recipe_is_not_augmented(fit, root, tmp_path, caplog):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from scp_models.data import Subject, VolumeReader, get_task
-from scp_models.data.foreground import coarse_steps, find_foreground
 from scp_models.data.geometry import TOLERANCE
 from scp_models.errors import UserError
 from scp_models.evaluation.predictions import PredictionFiles
@@ -171,24 +170,6 @@ def test_label_affine_decides(files, caplog):
         VolumeReader(task(label_affine="image")).read_label(files.subject)
     with pytest.raises(UserError, match="label_affine: expected one of"):
         task(label_affine="sform")
-
-
-def test_the_foreground_of_a_large_volume_is_coarse(tmp_path):
-    """Every which voxel is looked at, and every voxel is answered for."""
-    shape = (300, 140, 30)
-    image = np.zeros(shape, np.float32)
-    image[60:240, 20:130, 3:27] = 100
-    image[100:110, 50:60, 10:12] = 0  # a hole
-    image[10:13, 5:8, 3:5] = 100  # something else in the dark
-    steps = coarse_steps(shape)
-    assert steps == (3, 2, 1)
-    area = find_foreground(image[1::3, 1::2], steps)
-    index = np.stack(np.meshgrid(*(np.arange(-2, n + 2) for n in shape), indexing="ij"), axis=-1).reshape(-1, 3)
-    inside = area.contains(index.astype(float))
-    expected = np.all((index >= (60, 20, 3)) & (index < (240, 130, 27)), axis=1)
-    # Where a border falls between two of the voxels looked at.
-    border = np.any(np.abs(index[:, None] - np.array([(60, 20, 3), (240, 130, 27)])) <= np.array(steps), axis=(1, 2))
-    assert np.array_equal(inside[~border], expected[~border]) and expected[~border].sum() > 300_000
 
 
 def test_an_empty_label_elsewhere(files):

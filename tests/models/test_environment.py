@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import struct
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from scp_models.data.slices import default_cache_dir, temporary_cache_dir
+from scp_models.errors import UserError
+from scp_models.optional import package_folder, simpleitk
 from scp_models.training.module import SegmentationModule
 from tests.support.commands import fit_arguments
 from tests.support.processes import run_python
@@ -137,3 +140,27 @@ def test_other_encodings(checkpoint, tmp_path, environment):
     assert done.returncode == 2 and b"there is nothing" in done.stderr and b"Traceback" not in done.stderr
     done = run("complexity", **environment)
     assert done.returncode == 0 and b"Base F" in done.stdout, done.stderr
+
+
+def test_a_folder_of_a_packages_name_is_not_the_package(tmp_path, monkeypatch):
+    assert (package_folder("monai") / "__init__.py").is_file() and package_folder("no_such_package") is None
+    for name in ("SimpleITK", "nnunetv2"):
+        (tmp_path / name).mkdir()
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert package_folder("nnunetv2") is None
+    with pytest.raises(UserError, match=r"a.mha: reading it needs SimpleITK: .*has its name and is a folder without"):
+        simpleitk("a.mha: reading it", "itk")
+
+
+def test_the_report_of_an_installation_on_any_terminal():
+    """A compiler's reason may have characters that the terminal's encoding lacks."""
+    code = """
+import sys
+from scp_kernels import __main__
+__main__.build_record = lambda: {"cpu": {"built": False, "reason": "error: \u2018x\u2019 was not declared"}}
+sys.argv = ["scp_kernels"]
+sys.exit(__main__.main())
+"""
+    done = run_python("-c", code, env={"PYTHONIOENCODING": "latin-1"}, text=False)
+    assert b"error: ?x? was not declared" in done.stdout

@@ -9,7 +9,6 @@ import pytest
 from nibabel.affines import apply_affine
 
 from scp_models.data import Subject, VolumeReader, find_subjects, get_task
-from scp_models.data.foreground import bounding_box, find_foreground
 from scp_models.data.frames import box_frame, frame_of, image_frame, slice_positions
 from scp_models.data.transforms import read_transform
 from scp_models.errors import UserError
@@ -68,7 +67,6 @@ def test_stored_axes_do_not_matter(tmp_path, frame, codes):
     nib.save(image, tmp_path / "b.nii.gz")
     turned = Subject("b", (tmp_path / "b.nii.gz",), None)
     assert "".join(nib.aff2axcodes(image.affine)) == "".join(codes)
-    # The foreground is looked at through a grid that depends on the axes' order; here every voxel is seen.
     assert np.allclose(shares(plain, ct(frame)), shares(turned, ct(frame)), atol=1e-4)
 
 
@@ -126,20 +124,10 @@ def test_a_neck_does_not_stretch_the_box(tmp_path):
     assert np.allclose(heights[0], heights[1], atol=3.0) and np.isclose(heights[0][1] - heights[0][0], 170)
 
 
-def test_filling_is_no_foreground():
-    """A saturated slice at the end of a volume, as in published data."""
-    image = head(*grid(zooms=(2.0, 2.0, 2.0), shape=(50, 60, 40)))
-    clean = find_foreground(image, (1, 1, 1))
-    image[..., -1] = 65535
-    assert np.array_equal(find_foreground(image, (1, 1, 1)).mask[..., :-1], clean.mask[..., :-1])
-    assert not find_foreground(image, (1, 1, 1)).mask[..., -1].any()
-
-
 def test_without_a_foreground_the_field_of_view_counts(tmp_path, caplog):
     affine, shape = grid(shape=(20, 22, 8))
     save(tmp_path / "a.nii.gz", np.zeros(shape, np.float32), affine)
     subject = Subject("a", (tmp_path / "a.nii.gz",), None)
-    assert bounding_box(find_foreground(np.zeros(shape), (1, 1, 1)), affine) is None
     box = geometry_of(subject, ct("foreground")).foreground
     assert np.allclose(box, [[-15, -16.5, -12], [15, 16.5, 12]]) and "has no foreground" in caplog.text
 

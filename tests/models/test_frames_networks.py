@@ -16,10 +16,10 @@ from scp_models.networks import build_network
 from scp_models.networks.complexity import count_parameters, nominal_macs
 from tests.support.commands import fit_arguments, scp_models
 from tests.support.heads import randomize_phi
-from tests.support.tiny_data import affine_for, blobs, save, write_decathlon, write_lits, write_wmh
+from tests.support.pointwise import VARIANTS, pointwise
+from tests.support.tiny_data import LAYOUTS, affine_for, save, write_wmh
 
 SIZE = (24, 20)
-VARIANTS = ("base_f", "base_b", "scp")
 PLACE = torch.tensor([[1.3, 0.1, 9.0], [-0.2, 0.9, 30.0], [0.05, -0.3, 55.0]], dtype=torch.float64)
 BOX = torch.tensor([150.0, 190.0, 160.0], dtype=torch.float64)
 # Index of the view (h, w, 1) to index of the slice, and how the view is cut out of a picture [..., H, W].
@@ -37,21 +37,6 @@ def at_lattice(picture, size, index):
     h, w = torch.meshgrid(*map(torch.arange, size), indexing="ij")
     i, j = torch.tensor(index) @ torch.stack([h, w, torch.ones_like(h)]).flatten(1)
     return picture[..., i, j].unflatten(-1, size)
-
-
-def pointwise(variant, position_dims, **options):
-    """A network that sees one pixel at a time: its 3×3 kernels are zero but for their centres."""
-    torch.manual_seed(0)
-    network = build_network(variant, capacity=32, levels=1, position_dims=position_dims, **options).eval()
-    with torch.no_grad():
-        for layer in network.modules():
-            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-                centre = layer.weight[..., 1, 1].clone()
-                layer.weight.zero_()
-                layer.weight[..., 1, 1] = 6 * centre
-    if variant == "scp":
-        randomize_phi(network.head)
-    return network
 
 
 @pytest.fixture(scope="module")
@@ -197,27 +182,6 @@ def test_an_older_checkpoint_means_the_slice(tmp_path):
         loaded.with_transforms("a.mat")
 
 
-def write_nnunet(root, subjects):
-    for k in range(subjects):
-        mask = blobs((20, 24, 6), k)
-        image = 100 + 5 * np.random.default_rng(k).standard_normal(mask.shape) + 60 * mask
-        save(root / "imagesTr" / f"c{k}_0000.nii.gz", image.astype(np.float32), affine_for("RAS"))
-        save(root / "labelsTr" / f"c{k}.nii.gz", mask.astype(np.uint8), affine_for("RAS"))
-    (root / "dataset.json").write_text(
-        '{"channel_names": {"0": "T1"}, "labels": {"background": 0, "lesion": 1}, "numTraining": 4, '
-        '"file_ending": ".nii.gz"}'
-    )
-    return root
-
-
-LAYOUTS = {
-    "wmh": lambda root: write_wmh(root, 4),
-    "lits": lambda root: write_lits(root, (1, 2, 28, 29)),
-    "nnunet": lambda root: write_nnunet(root, 4),
-    "datalist": lambda root: write_decathlon(root, 4),
-}
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_three_axes_from_the_command_line(tmp_path, layout):
     """The default frame: train, evaluate, predict."""
@@ -261,14 +225,6 @@ def test_the_papers_form_keeps_the_papers_frame(tmp_path, more):
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     assert load_model(checkpoint).task.frame == "slice" and load_model(checkpoint).network.head.position_dims == 2
     assert read_checkpoint(checkpoint)["hyper_parameters"]["task_options"] is None
-
-
-def test_show_draws_the_frame(tmp_path):
-    root = write_wmh(tmp_path / "data", 2)
-    done = scp_models("show", root, "--out", tmp_path / "a.png")
-    assert done.stdout.split() == [str(tmp_path / "a.png")] and (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
-    refused = scp_models("show", root, "--frame", "slice", "--out", tmp_path / "b.png", check=False)
-    assert refused.returncode == 2 and "got slice: it has no box" in refused.stderr
 
 
 def test_workers_get_positions(tmp_path):

@@ -1,6 +1,7 @@
 """Training by Lightning: the recipe, checkpoints, resuming, several processes, mixed precision."""
 
 import csv
+import itertools
 
 import lightning as L
 import pytest
@@ -8,7 +9,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from scp_models.checkpoints import load_model, read_checkpoint, subject_names
-from scp_models.data import SegmentationDataModule
+from scp_models.data import SegmentationDataModule, VolumeReader
+from scp_models.data.frames import slice_positions
 from scp_models.errors import UserError
 from scp_models.training.module import SegmentationModule, SubjectDice
 from tests.support.commands import fit_arguments, scp_models
@@ -207,6 +209,38 @@ def test_mixed_precision(root, tmp_path):
     # The last layer's batch norm runs in bfloat16 under autocast, and the head takes it beside float32 parameters.
     assert {pair[0] for pair in seen} == {torch.bfloat16} and all(p.dtype == torch.float32 for p in module.parameters())
     assert any(not torch.equal(p, q) for p, q in zip(before, module.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_half_precision_leaves_positions_as_they_are(root, tmp_path, precision):
+    """The head is told the data's places to the last bit, the very ones that prediction tells it."""
+    options = {"frame": "foreground"}
+    module = tiny_module(task_options=options)
+    data = SegmentationDataModule(
+        str(root), roi_size=(16, 24), batch_size=6, cache_dir=str(tmp_path), augment="spatial", **options
+    )
+    seen = []
+    module.network.head.register_forward_hook(lambda m, i, told, o: seen.append((i[0].dtype, told)), with_kwargs=True)
+    trainer = L.Trainer(
+        max_epochs=1, limit_train_batches=2, limit_val_batches=1, num_sanity_val_steps=0, precision=precision,
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    half = torch.bfloat16 if precision == "bf16-true" else torch.float16
+    assert {dtype for dtype, _ in seen} == {half} and {p.dtype for p in module.parameters()} == {half}
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(0)
+    batches = [*itertools.islice(loader, 2), next(iter(data.val_dataloader()))]
+    assert len(seen) == 3
+    for (_, told), batch in zip(seen, batches, strict=True):
+        for name in ("affine", "extent"):
+            assert told[name].dtype == torch.float32 and torch.equal(told[name], batch[name]), name
+    (subject,) = data.val_subjects
+    volume = VolumeReader(data.task).read(subject, with_label=False)
+    places = slice_positions(data.task, subject, volume.geometry).of(slice(0, 6))
+    assert all(torch.equal(seen[-1][1][name], places[name]) for name in places)
+    assert not torch.equal(batches[0]["affine"].to(half).float(), batches[0]["affine"])  # which half precision rounds
+    assert "convert_input" not in vars(trainer.precision_plugin)
 
 
 def checkpoint(path, **changes):

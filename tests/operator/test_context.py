@@ -6,7 +6,7 @@ import copy
 import importlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import pytest
 import torch
@@ -165,6 +165,52 @@ def test_a_context_made_of_a_generator_is_its_callers(shared):
     assert shared.is_plain()
 
 
+@pytest.mark.parametrize("helper", ["exit stack", "context manager", "context manager with an exit stack"])
+def test_a_generators_context_is_its_own_however_it_is_entered(shared, helper):
+    @contextmanager
+    def at_a_place():
+        with ExitStack() as stack:
+            if helper == "context manager":
+                with positioned(shared.network, **HERE):
+                    yield
+            else:
+                stack.enter_context(positioned(shared.network, **HERE))
+                yield
+
+    def windows():
+        with ExitStack() as stack:
+            if helper == "exit stack":
+                stack.enter_context(positioned(shared.network, **HERE))
+            else:
+                stack.enter_context(at_a_place())
+            for _ in range(2):
+                yield shared.call()
+
+    generator = windows()
+    for _ in range(2):
+        assert torch.equal(next(generator), shared.logits(**HERE))
+        assert shared.is_plain()
+    with at_a_place():
+        assert torch.equal(shared.call(), shared.logits(**HERE))
+    generator.close()
+    assert shared.is_plain() and not context._open
+
+
+def test_functions_that_are_left_before_their_body_runs_cannot_be_decorated(shared):
+    def generator():
+        yield shared.call()
+
+    async def task():
+        return shared.call()
+
+    async def asynchronous_generator():
+        yield shared.call()
+
+    for function in (generator, task, asynchronous_generator):
+        with pytest.raises(TypeError, match="expected a plain function to decorate"):
+            positioned(shared.network, **HERE)(function)
+
+
 def test_a_decorated_function_is_inside(shared):
     @positioned(shared.network, **HERE)
     def call(again):
@@ -228,7 +274,9 @@ def replicas_of(network, monkeypatch, count=2):
     data_parallel = importlib.import_module("torch.nn.parallel.replicate")  # a function of the package has its name
     monkeypatch.setattr(data_parallel, "_replicatable_module", lambda module: True)
     monkeypatch.setattr(
-        data_parallel, "_broadcast_coalesced_reshape", lambda tensors, devices, detach: [list(tensors)] * count
+        data_parallel,
+        "_broadcast_coalesced_reshape",  # what comes back are plain tensors, no parameters
+        lambda tensors, devices, detach: [[t.view_as(t) for t in tensors] for _ in range(count)],
     )
     monkeypatch.setattr(data_parallel, "_get_device_index", lambda device, optional: device)
     return data_parallel.replicate(network, list(range(count)))
@@ -261,6 +309,27 @@ def test_replicas_of_data_parallel_take_the_context_into_their_threads(pooled, m
     origins = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     with positioned(parallel, origin=origins), pytest.raises(ValueError, match=r"origin: expected shape \[2\]"):
         parallel(shared.x)
+
+
+@torch.no_grad()
+def test_a_replica_may_enter_a_context_itself(shared, monkeypatch):
+    """As a network does that reads positions off its input."""
+
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = shared.network
+
+        def forward(self, x, origin):
+            with positioned(self.network, origin=origin, extent=HERE["extent"]):
+                return self.network(x)
+
+    replicas = replicas_of(Inside(), monkeypatch)
+    origins = [HERE["origin"], (1.0, 2.0)]
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda replica, origin: replica(shared.x, origin), replicas, origins))
+    for result, origin in zip(results, origins, strict=True):
+        assert torch.allclose(result, shared.logits(origin=origin, extent=HERE["extent"]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_backward_pass_of_autograds_own_thread_is_in_its_callers_context(shared, monkeypatch):
@@ -321,6 +390,36 @@ def as_dynamo_says(message: str) -> str:
     with pytest.raises(Exception) as error:
         torch.compile(refuse, backend="eager", fullgraph=True)(torch.zeros(1))
     return message if message in str(error.value) else "Observed exception"
+
+
+@torch.no_grad()
+def test_a_carried_context_reaches_the_compiled_network_that_it_was_given(shared):
+    torch.compiler.reset()
+    compiled = torch.compile(shared.network, backend="aot_eager", fullgraph=True)
+
+    def is_right(position) -> bool:
+        return torch.allclose(compiled(shared.x), shared.logits(**position), atol=1e-5)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(is_right, {}).result()
+        with positioned(compiled, **HERE):
+            here = contextvars.copy_context()
+            assert is_right(HERE) and pool.submit(here.run, is_right, HERE).result()
+            with positioned(compiled, **THERE):
+                there = contextvars.copy_context()
+                assert is_right(THERE) and here.run(is_right, HERE)
+            assert is_right(HERE) and pool.submit(is_right, {}).result()
+        assert is_right({}) and here.run(is_right, HERE) and there.run(is_right, THERE) and is_right({})
+        assert pool.submit(there.run, is_right, THERE).result() and pool.submit(is_right, {}).result()
+
+        def fails(*_):
+            raise ZeroDivisionError
+
+        handle = compiled.register_forward_pre_hook(fails)
+        with pytest.raises(ZeroDivisionError):
+            here.run(compiled, shared.x)
+        handle.remove()
+        assert is_right({})
 
 
 @torch.no_grad()

@@ -175,6 +175,28 @@ def write_lits(root: Path, numbers=(0, 1, 28, 29), shape=(24, 20, 5)) -> Path:
     return root
 
 
+def write_nnunet(root: Path, subjects: int, shape=(20, 24, 6)) -> Path:
+    """One modality and binary labels, in nnU-Net's raw layout."""
+    for k in range(subjects):
+        mask = blobs(shape, k)
+        image = 100 + 5 * np.random.default_rng(k).standard_normal(shape) + 60 * mask
+        save(root / "imagesTr" / f"c{k}_0000.nii.gz", image.astype(np.float32), affine_for("RAS"))
+        save(root / "labelsTr" / f"c{k}.nii.gz", mask.astype(np.uint8), affine_for("RAS"))
+    labels = {"background": 0, "lesion": 1}
+    content = {"channel_names": {"0": "T1"}, "labels": labels, "numTraining": subjects, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+LAYOUTS = {
+    "wmh": lambda root: write_wmh(root, 4),
+    "lits": lambda root: write_lits(root, (1, 2, 28, 29)),
+    "nnunet": lambda root: write_nnunet(root, 4),
+    "datalist": lambda root: write_decathlon(root, 4),
+}
+"""Four subjects in each of the layouts that are told apart."""
+
+
 def turned(data, affine, codes):
     """The same voxels at the same places, with other axes."""
     image = nib.Nifti1Image(data, affine)

@@ -76,3 +76,27 @@ def test_an_installed_triton_is_usable():
     pytest.importorskip("triton")
     code = "from scp_kernels import available_backends; print(available_backends()['triton'])"
     assert reason(code) == "usable"
+
+
+@pytest.mark.parametrize("home", ["/proc/nobody", "/dev/null", "writable", None])
+def test_a_cache_that_cannot_be_written_is_replaced(tmp_path, home):
+    """A container that runs as another user; Triton itself would raise at the first launch."""
+    pytest.importorskip("triton")
+    code = """
+from scp_kernels import available_backends
+assert available_backends()["triton"].usable
+import triton, pathlib
+folder = pathlib.Path(triton.knobs.cache.dir)
+folder.mkdir(parents=True, exist_ok=True)
+print(folder)
+"""
+    env = {"TRITON_INTERPRET": "1", "SCP_BACKEND": None, "TRITON_CACHE_DIR": None, "TRITON_HOME": None}
+    env |= {"HOME": str(tmp_path) if home == "writable" else home or "~", "TMPDIR": str(tmp_path)}
+    done = run_python("-c", code, env=env)
+    folder = Path(done.stdout.strip())
+    if home == "writable":
+        assert folder == tmp_path / ".triton" / "cache" and "RuntimeWarning" not in done.stderr
+    else:
+        assert folder.parent == tmp_path and folder.name.startswith("scp_kernels-triton-")
+        assert "Triton cannot keep compiled kernels there" in done.stderr
+        assert not folder.exists()  # the process has ended

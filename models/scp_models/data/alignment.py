@@ -99,7 +99,7 @@ def align_label(
         file: the label.
         target: the image.
         rule: which of the affines counts.
-        foreground: of the image, in the axes of its file; called only if it is needed.
+        foreground: of the image; called only if it is needed.
 
     Raises:
         UserError: the label lies elsewhere than its image, and neither place is plausible.

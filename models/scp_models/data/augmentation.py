@@ -4,6 +4,11 @@ A slice is turned, scaled and shifted in its plane and mirrored left to right; w
 the affine from its pixels to positions, is composed with the same map. So a mirrored right side still has the positions
 of the right side, in every frame and for every network that takes positions. Intensities change as in nnU-Net.
 
+The map is put together by MONAI's functions and applied here, not by its ``RandAffined``: that one turns and scales in
+pixels, which shears a head whose pixels are no squares, and gives no label for what comes from outside of the slice.
+Here angles are those in the patient, what nobody knows is ignored, and one matrix in float64 moves image, label and
+positions.
+
 Every draw depends on the seed, the epoch and the place in the epoch alone: see :class:`AugmentedSlices`.
 """
 

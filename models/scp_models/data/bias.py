@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scp_models.data.volume_files import NIFTI_ENDINGS, open_volume
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
+from scp_models.optional import simpleitk
 
 
 def correct_bias(volume: NDArray[np.floating], shrink: tuple[int, int, int] = (4, 4, 2)) -> NDArray[np.float32]:
@@ -25,10 +26,7 @@ def correct_bias(volume: NDArray[np.floating], shrink: tuple[int, int, int] = (4
         UserError: SimpleITK is not installed (``pip install "scp_kernels[n4]"``).
         ValueError: not three axes, negative or non-finite intensities, or no contrast at all.
     """
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
-        raise UserError('bias correction needs SimpleITK: pip install "scp_kernels[n4]"') from error
+    sitk = simpleitk("bias correction", "n4")
     if volume.ndim != 3:
         raise ValueError(f"volume: expected three axes, got shape {volume.shape}")
     if not np.isfinite(volume).all() or volume.min() < 0 or volume.min() == volume.max():

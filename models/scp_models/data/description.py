@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,11 @@ def task_of_data_set(
     if "classes" in options and name in LABEL_NAMES:
         # By value and name, so that a checkpoint needs neither file nor preset to read them again.
         options["classes"] = resolve_classes(options["classes"], LABEL_NAMES[name], f"task {name}")
-    return get_task(name, roi_size, options), options or None
+    task = get_task(name, roi_size, options)
+    if task.frame == "foreground":
+        # A checkpoint's positions stay what they were when a later version has other settings.
+        options["foreground"] = asdict(task.foreground)
+    return task, options or None
 
 
 def channel_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scp_models.data.geometry import LPS_TO_RAS
 from scp_models.data.volume import VolumeFile, checked, is_clutter
 from scp_models.errors import UserError
+from scp_models.optional import simpleitk
 
 # Gaps between DICOM slices may differ by this share of their median: positions are printed in decimals.
 _GAP_TOLERANCE = 0.02
@@ -21,7 +22,7 @@ def open_itk(path: Path) -> VolumeFile:
     Raises:
         UserError: SimpleITK is not installed, or the file cannot be read, or it is no volume of real numbers.
     """
-    sitk = _simpleitk(path)
+    sitk = simpleitk(f"{path}: reading it", "itk")
     if not path.is_file():
         raise UserError(f"{path}: expected a volume, there is none")
     try:
@@ -46,7 +47,7 @@ def open_dicom(folder: Path) -> VolumeFile:
     """
     if not is_dicom_folder(folder):
         raise UserError(f"{folder}: expected a folder of DICOM slices, it has none")
-    sitk = _simpleitk(folder)
+    sitk = simpleitk(f"{folder}: reading it", "itk")
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise UserError(f"{folder}: expected one series of DICOM slices, got {len(series)} (one folder per series)")
@@ -79,16 +80,6 @@ def _volume(sitk: Any, path: Path, image: Any) -> VolumeFile:
     header.set_xyzt_units("mm")
     shape = tuple(int(n) for n in data.shape[:3])
     return checked(VolumeFile(path, shape, affine, data, header, affine))  # type: ignore[arg-type]
-
-
-def _simpleitk(path: Path) -> Any:
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
-        raise UserError(f'{path}: reading it needs SimpleITK: pip install "scp_kernels[itk]"') from error
-    # Its warnings go to stderr from C++; what matters of them is checked here.
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    return sitk
 
 
 def _files(folder: Path) -> list[Path]:

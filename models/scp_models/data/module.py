@@ -74,7 +74,8 @@ class SegmentationDataModule(L.LightningDataModule):
             there are. Subjects that the data set publishes for validation or test stay that.
         split_file: JSON of three lists of names, instead.
         seed: of split, order and augmentation.
-        num_workers: processes that read slices; the cache is mapped memory, so 0 is often enough.
+        num_workers: processes that read and augment slices. None: 0 in Python, where the network waits for what is
+            done to slices; 2 on the command line.
         cache_dir: where preprocessed slices are kept; None: ``$XDG_CACHE_HOME/scp_models``.
         pin_memory: for copies to a GPU.
 
@@ -93,7 +94,7 @@ class SegmentationDataModule(L.LightningDataModule):
         split: Sequence[float] | None = None,
         split_file: str | None = None,
         seed: int = 0,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         cache_dir: str | None = None,
         pin_memory: bool = False,
         modalities: list[str] | None = None,
@@ -143,7 +144,7 @@ class SegmentationDataModule(L.LightningDataModule):
         self.split = tuple(split) if split is not None else self.task.split
         self.split_file = split_file
         self.seed = seed
-        self.num_workers = num_workers
+        self.num_workers = num_workers or 0
         self.cache = SliceCache(Path(cache_dir) if cache_dir else default_cache_dir(), self.task)
         self.pin_memory = pin_memory
         self.subjects: dict[str, list[Subject]] = {}

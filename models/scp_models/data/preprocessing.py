@@ -14,14 +14,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
 from scp_models.data.alignment import CHUNK, AlignedVolume, align_image, align_label
-from scp_models.data.foreground import (
-    CropLoss,
-    Foreground,
-    coarse_slices,
-    coarse_steps,
-    find_foreground,
-    foreground_box,
-)
+from scp_models.data.foreground import CoarseGrid, CropLoss, Foreground, find_foreground, foreground_box
 from scp_models.data.frames import VolumeGeometry
 from scp_models.data.geometry import (
     SAME_AXES,
@@ -241,7 +234,7 @@ class VolumeReader:
             label = np.concatenate(fitted, axis=2)
         box = None
         if area is not None:
-            box, line = foreground_box(area, grid.affine, grid.shape, self.task.max_height)
+            box, line = foreground_box(area)
             notes += [f"{files[0].path}: {line}"] if line else []
         geometry = VolumeGeometry(grid.network_affine, grid.canonical_affine, grid.canonical_shape, box)
         _say(notes)
@@ -350,12 +343,12 @@ class VolumeReader:
         return (channel - np.float32(low)) / np.float32(high - low) * np.float32(2) - np.float32(1)
 
     def _foreground(self, grid: SourceGrid) -> Foreground:
-        """Of the first image, in the axes of its file."""
-        steps = coarse_steps(grid.shape)
-        x, y, z = coarse_slices(steps)
+        """Of the first image."""
+        looked_at = CoarseGrid(grid.affine, grid.shape, self.task.foreground)
+        x, y, z = looked_at.chosen
         chunks = AlignedVolume(grid.file, SAME_AXES).chunks()
         coarse = np.concatenate([chunk[x, y] for chunk in chunks], axis=2)[..., z]
-        return find_foreground(self._windowed(coarse.astype(np.float32)), steps)
+        return find_foreground(self._windowed(coarse.astype(np.float32)), looked_at)
 
 
 def _say(notes: Iterable[str]) -> None:
@@ -370,13 +363,8 @@ def _must_be_single(file: VolumeFile) -> None:
 
 def _foreground_loss(area: Foreground, grid: SourceGrid) -> CropLoss:
     """What of the foreground is outside of the crop."""
-    centres = [np.empty(0, int)] * 3
-    for n, step, (axis, direction) in zip(grid.shape, area.steps, grid.to_canonical, strict=True):
-        index = np.arange(step // 2, n, step)
-        centres[int(axis)] = index if direction > 0 else n - 1 - index[::-1]
-    mask = apply_orientation(area.mask, grid.to_canonical)
-    outside = ~grid.inside()[np.ix_(*centres[:2])]
-    return CropLoss(foreground=int(mask.sum()), foreground_outside=int(mask[outside].sum()))
+    outside = ~grid.inside()[np.ix_(*area.grid.centres[:2])]
+    return CropLoss(foreground=int(area.mask.sum()), foreground_outside=int(area.mask[outside].sum()))
 
 
 def _target_loss(target: NDArray[np.bool_], grid: SourceGrid) -> CropLoss:

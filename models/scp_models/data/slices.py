@@ -25,7 +25,7 @@ from scp_models.errors import UserError
 from scp_models.files import atomic_path
 
 # Raised when preprocessing changes what it writes, so that no old file is taken for a new one.
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 
 
 def default_cache_dir() -> Path:

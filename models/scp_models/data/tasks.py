@@ -10,7 +10,7 @@ Two presets have the paper's preprocessing:
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from scp_models.data.classes import BACKGROUND, IGNORED_AMONG_CLASSES, describe_classes, resolve_classes
@@ -34,6 +34,34 @@ IGNORED_LABEL = 2
 
 MNI_BOX = (-91.5, -126.5, -72.5, 90.5, 91.5, 109.5)
 """Lower and upper corner of the MNI152 template of 182 × 218 × 182 mm, RAS+."""
+
+
+FOREGROUND_METHOD = 2
+"""Of the search for a foreground; raised when its steps change, so that no box of an old model moves without a word."""
+
+
+@dataclass(frozen=True)
+class ForegroundSettings:
+    """What decides where the foreground's box lies; kept with a trained model, whose positions are measured in it."""
+
+    resolution: int = 128
+    """Voxels per axis that are looked at: a share of the foreground needs no more."""
+    threshold: float = 0.1
+    """Of the way from the darkest to the brightest percentile: above the noise of air, below the darkest tissue."""
+    outside: float = 0.002
+    """Of the foreground that lies past either border of its box: ears, a nose, noise that hangs on to it. On real heads
+    the box's sizes then change by up to 9 mm with the threshold (0.1 to 0.4); those of all voxels' box by up to 43.
+    """
+    part: float = 2.0
+    """Voxels count in parts of at most so many mm: the border of a thick slice is not its centre."""
+    max_height: float | None = None
+    """Of the box in mm, from its top: below a head there may be a neck, more of it or less."""
+    method: int = FOREGROUND_METHOD
+    """See :data:`FOREGROUND_METHOD`."""
+
+
+FOREGROUND = ForegroundSettings()
+"""Of a new model, where its task has no others."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +89,8 @@ class Task:
     """Pixel size in mm, left-right and back-front, to which slices are resampled before the crop; None: the file's."""
     label_affine: LabelAffine = "auto"
     """Whether a label lies where its own header says, or on its image's voxels; ``auto`` measures if they disagree."""
-    max_height: float | None = None
-    """Of the foreground's box in mm, from its top: below a head there may be a neck, more of it or less."""
+    foreground: ForegroundSettings = FOREGROUND
+    """How the head or body is found, for the frame ``foreground``, the crop's losses and misplaced labels."""
     frame: str = SLICE_FRAME
     """What positions are measured in: one of :data:`FRAMES`, or the path of each subject's transform."""
     frame_box: tuple[float, ...] = MNI_BOX
@@ -112,7 +140,18 @@ class Task:
 
 
 TASKS = {
-    "wmh": Task("wmh", ("T1", "FLAIR"), (160, 224), False, None, (1,), (2,), (42, 6, 12), (0, 1, 2), max_height=170.0),
+    "wmh": Task(
+        "wmh",
+        ("T1", "FLAIR"),
+        (160, 224),
+        False,
+        None,
+        (1,),
+        (2,),
+        (42, 6, 12),
+        (0, 1, 2),
+        foreground=ForegroundSettings(max_height=170.0),
+    ),
     "lits": Task("lits", ("CT",), (256, 256), True, (-200.0, 250.0), (2,), (), (91, 13, 27), (0, 1, 2)),
 }
 LABEL_NAMES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -130,6 +169,7 @@ OPTIONS = (
     "label_affine",
     "frame",
     "frame_box",
+    "foreground",
     "classes",
 )
 """What of a preset can be replaced, beside ``roi_size``."""
@@ -142,8 +182,8 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
         name: ``"wmh"`` or ``"lits"``.
         roi_size: height and width of slices; None: the preset's.
         options: any of :data:`OPTIONS`; None, or an option that is None: the preset's. An empty ``window`` is the
-            z-score, an empty ``ignored`` ignores nothing. ``classes``: see
-            :func:`scp_models.data.classes.resolve_classes`.
+            z-score, an empty ``ignored`` ignores nothing. ``foreground``: fields of :class:`ForegroundSettings`.
+            ``classes``: see :func:`scp_models.data.classes.resolve_classes`.
 
     Raises:
         UserError: an unknown name or option, or one that makes no sense.
@@ -178,6 +218,8 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
             raise UserError("spacing: expected without resize, which gives slices the size of roi_size")
         # A preset that resizes does so for want of a spacing.
         changes["resize"] = False
+    if "foreground" in given:
+        changes["foreground"] = _foreground(given["foreground"])
     task = replace(TASKS[name], **changes)
     if "label_affine" in given:
         task = with_label_affine(task, given["label_affine"])
@@ -237,6 +279,21 @@ def with_frame(task: Task, frame: str) -> Task:
             f"stand for its name and its folder; {', '.join(TRANSFORM_ENDINGS)}), got {frame!r}"
         )
     return replace(task, frame=frame)
+
+
+def _foreground(given: Mapping[str, Any]) -> ForegroundSettings:
+    try:
+        settings = ForegroundSettings(**given)
+    except TypeError as error:
+        raise UserError(
+            f"foreground: expected the fields {', '.join(asdict(FOREGROUND))}, got {', '.join(map(str, given))}"
+        ) from error
+    if settings.method != FOREGROUND_METHOD:
+        raise UserError(
+            f"foreground: expected method {FOREGROUND_METHOD}, this version's, got {settings.method}: positions would "
+            "not be those of the training"
+        )
+    return settings
 
 
 def _box(task: Task, box: Sequence[float]) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scp_models.data.geometry import LPS_TO_RAS
 from scp_models.data.subjects import Subject
 from scp_models.errors import UserError
+from scp_models.optional import simpleitk
 
 
 def transform_path(pattern: str, subject: Subject) -> Path:
@@ -30,11 +31,7 @@ def read_transform(path: Path) -> NDArray[np.float64]:
     """
     if not path.is_file():
         raise UserError(f"{path}: expected a transform (--data.frame, for predict and evaluate --frame), there is none")
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
-        raise UserError(f'{path}: reading it needs SimpleITK: pip install "scp_kernels[itk]"') from error
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    sitk = simpleitk(f"{path}: reading it", "itk")
     try:
         transform = sitk.ReadTransform(str(path))
     except RuntimeError as error:

@@ -1,6 +1,7 @@
 """MONAI dictionary transforms that write each voxel's position beside an image, and take it off again."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from monai.utils import SpaceKeys, ensure_tuple
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from scp_models.data.foreground import coarse_slices, coarse_steps, find_foreground, foreground_box
+from scp_models.data.foreground import CoarseGrid, find_foreground, foreground_box
 from scp_models.data.frames import Frame, box_frame, image_frame
 from scp_models.data.geometry import LPS_TO_RAS, coordinate_channels, turned_shape
 from scp_models.data.subjects import Subject
-from scp_models.data.tasks import FRAMES, MNI_BOX, SLICE_FRAME, TRANSFORM_ENDINGS
+from scp_models.data.tasks import FOREGROUND, FRAMES, MNI_BOX, SLICE_FRAME, TRANSFORM_ENDINGS
 from scp_models.data.transforms import read_transform, transform_path
 from scp_models.data.volume_files import volume_stem
 from scp_models.notes import note
@@ -116,9 +117,9 @@ class AddCoordinatesd(MapTransform, InvertibleTransform):
             to_canonical = io_orientation(affine)
             return image_frame(affine @ inv_ornt_aff(to_canonical, shape), turned_shape(shape, to_canonical))
         if self.frame == "foreground":
-            steps = coarse_steps(shape)
-            coarse = np.asarray(image[(0, *coarse_slices(steps))], dtype=np.float32)
-            box, line = foreground_box(find_foreground(coarse, steps), affine, shape, self.max_height)
+            grid = CoarseGrid(affine, shape, replace(FOREGROUND, max_height=self.max_height))
+            coarse = np.asarray(image[(0, *grid.chosen)], dtype=np.float32)
+            box, line = foreground_box(find_foreground(coarse, grid))
             if line is not None:
                 note(f"{image.meta.get('filename_or_obj', 'an image')}: {line}")
             return box_frame(box)

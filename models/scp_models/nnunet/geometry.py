@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scp_models.data.foreground import coarse_slices, coarse_steps, find_foreground, foreground_box
+from scp_models.data.foreground import CoarseGrid, find_foreground, foreground_box
 from scp_models.data.geometry import LPS_TO_RAS, field_of_view
+from scp_models.data.tasks import FOREGROUND
 
 POSITION_DIMS = 3
 """Axes of positions: to the right, to the front, to the top; of 2-D configurations too, whose slices have a height."""
@@ -72,18 +73,15 @@ def position_affine(
         frame: ``"foreground"``, the box of the head or body, or ``"image"``, the box of what is left of the image.
             Without foreground the latter stands in.
     """
-    # Slices lie along the first axis here, and along the last one in scp_models.data.
-    volume, to_space = np.moveaxis(image, 0, -1), affine[:, [1, 2, 0, 3]]
-    y, x, z = volume.shape
+    z, y, x = image.shape
     if frame == "foreground":
-        steps = coarse_steps(volume.shape)
-        chosen = coarse_slices(steps)
-        coarse = np.asarray(volume[chosen], np.float32)
+        grid = CoarseGrid(affine, (z, y, x), FOREGROUND)
+        coarse = np.asarray(image[grid.chosen], np.float32)
         if outside is not None:
-            coarse = np.where(np.moveaxis(outside, 0, -1)[chosen], coarse.min(), coarse)
-        box, _ = foreground_box(find_foreground(coarse, steps), to_space, (y, x, z))
+            coarse = np.where(outside[grid.chosen], coarse.min(), coarse)
+        box, _ = foreground_box(find_foreground(coarse, grid))
     else:
-        box = field_of_view(to_space, (y, x, z))
+        box = field_of_view(affine, (z, y, x))
     result = affine[:3].copy()
     result[:, 3] -= box[0]
     return result / (box[1] - box[0])[:, None]

@@ -1,10 +1,10 @@
 """Make nnU-Net find the trainer without an environment variable: a file in its own folder, and away with it again."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
+from scp_models.optional import package_folder
 
 NAME = "nnUNetTrainerSCP.py"
 TEXT = '''"""Written by `scp-models nnunet install`; `scp-models nnunet uninstall` removes it."""
@@ -27,10 +27,10 @@ def trainer_file() -> Path:
     Raises:
         UserError: nnU-Net is not installed.
     """
-    spec = find_spec("nnunetv2")
-    if spec is None or not spec.submodule_search_locations:
+    package = package_folder("nnunetv2")
+    if package is None:
         raise UserError('nnunetv2: expected nnU-Net v2, which is not installed: pip install "scp_kernels[nnunet]"')
-    return Path(next(iter(spec.submodule_search_locations))) / "training" / "nnUNetTrainer" / NAME
+    return package / "training" / "nnUNetTrainer" / NAME
 
 
 def install() -> Path:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +9,7 @@ import numpy as np
 from scipy import ndimage as ndi
 
 from scp_models.errors import UserError
+from scp_models.optional import package_folder
 
 _COARSE_LOW = np.array([-116.0, -156.0, -190.0])
 _COARSE_SHAPE = (117, 141, 153)
@@ -48,13 +48,12 @@ class BrainTemplate:
 
 def _data_folder() -> Path:
     # Found without importing nilearn, which takes seconds and pulls in scikit-learn.
-    spec = find_spec("nilearn")
-    locations = list(spec.submodule_search_locations or []) if spec else []
-    if not locations:
+    package = package_folder("nilearn")
+    if package is None:
         raise UserError(
             "nilearn is not installed; the brain phantom needs its templates: pip install 'scp_kernels[train]'"
         )
-    return Path(locations[0]) / "datasets" / "data"
+    return package / "datasets" / "data"
 
 
 def _load(kind: str) -> tuple[np.ndarray, np.ndarray]:

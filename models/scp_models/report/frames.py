@@ -25,24 +25,37 @@ _EDGE, _RIGHT, _FRONT, _TOP = "#ffd23f", "#ff4d4d", "#59d86a", "#37d5e6"
 _SLICES = 4
 # Of a picture's longer side, in inches.
 _SIDE = 2.6
+_DPI = 90
+# A picture of more rows takes long to draw and to open, and past 2^16 pixels there is none.
+_ROWS = 24
 
 
-def draw_frames(subjects: Sequence[Subject], task: Task, out: Path) -> Path:
+def draw_frames(subjects: Sequence[Subject], task: Task, out: Path) -> list[Path]:
     """Draw one row per subject: whole canonical slices, and two sections across them.
 
-    The box is where p is 0 and ``extent``; the arrows point to the right, front and top of the frame. Below each slice
+    The box is where p is 0 and ``extent``; the arrows point to the right, front and top of the frame. Above each slice
     stands its height in the frame, 0 % at the lower border and 100 % at the upper.
 
     Args:
         subjects: to draw.
         task: how they are read, and the frame.
-        out: a PNG.
+        out: a PNG; of more than 24 subjects there are several, numbered from 1 on: ``frames-1.png``.
+
+    Returns:
+        The files.
 
     Raises:
         UserError: a file that cannot be read, or the frame ``slice``, which is no place in a patient.
     """
     if task.frame == SLICE_FRAME:
         raise UserError("--frame: expected image, foreground or a transform's path, got slice: it has no box")
+    pages = [subjects[first : first + _ROWS] for first in range(0, len(subjects), _ROWS)]
+    if len(pages) == 1:
+        return [_draw_page(subjects, task, out)]
+    return [_draw_page(page, task, out.with_stem(f"{out.stem}-{k}")) for k, page in enumerate(pages, 1)]
+
+
+def _draw_page(subjects: Sequence[Subject], task: Task, out: Path) -> Path:
     figure, axes = plt.subplots(
         len(subjects),
         _SLICES + 2,
@@ -58,14 +71,14 @@ def draw_frames(subjects: Sequence[Subject], task: Task, out: Path) -> Path:
         assert frame is not None
         draw_subject(row, volume, frame, subject.name)
     with atomic_path(out) as path:
-        figure.savefig(path, dpi=90, facecolor="white")
+        figure.savefig(path, dpi=_DPI, facecolor="white")
     plt.close(figure)
     return out
 
 
 def draw_subject(row: Sequence[Axes], volume: Volume, frame: Frame, title: str) -> None:
-    """Draw one subject's slices, of its last modality, and its sagittal and coronal section."""
-    image = volume.image[-1]
+    """Draw a subject's slices, and its sagittal and coronal section: its first modality, which the foreground is of."""
+    image = volume.image[0]
     size = np.array(image.shape)
     to_p = frame.positions(volume.affine)
     low, high = np.percentile(image, [1, 99.5])
@@ -76,16 +89,16 @@ def draw_subject(row: Sequence[Axes], volume: Volume, frame: Frame, title: str) 
         z = int(share * (size[2] - 1))
         axes.imshow(image[..., z].T, aspect=spacing[1] / spacing[0], **limits)
         at = np.array([*(size[:2] - 1) / 2, z])
-        _draw_box(axes, to_p, frame.extent, (0, 1), at, size)
+        _draw_box(axes, to_p, frame.extent, (0, 1), at, size, spacing)
         height = (to_p @ [*at, 1])[2] / frame.extent[2]
         name = f"{title}\n" if share == heights[0] else ""
         axes.set_title(f"{name}z {z}: {height:.0%}", fontsize=8)
     for axes, across in zip(row[_SLICES:], (0, 1), strict=True):
         shown = (1 - across, 2)
-        at = (size - 1) / 2
+        at = (size - 1.0) // 2
         section = np.take(image, int(at[across]), axis=across)
         axes.imshow(section.T, aspect=spacing[2] / spacing[shown[0]], **limits)
-        _draw_box(axes, to_p, frame.extent, shown, at, size)
+        _draw_box(axes, to_p, frame.extent, shown, at, size, spacing)
         axes.set_title(("sagittal", "coronal")[across], fontsize=8)
     for axes in row:
         axes.set_xticks([])
@@ -99,6 +112,7 @@ def _draw_box(
     shown: tuple[int, int],
     at: NDArray[np.float64],
     size: NDArray[np.int64],
+    spacing: NDArray[np.float64],
 ) -> None:
     """The box's borders in one section of the volume, and the frame's axes from its centre.
 
@@ -109,6 +123,7 @@ def _draw_box(
         shown: which two axes of the volume the section has.
         at: indices that the section goes through.
         size: of the volume.
+        spacing: size of a voxel in mm.
     """
     grid = np.meshgrid(*(np.arange(-0.5, size[axis]) for axis in shown), indexing="ij")
     index = np.repeat(at[None], grid[0].size, axis=0)
@@ -125,7 +140,8 @@ def _draw_box(
     centre = at + to_index @ (extent / 2 - to_p[:, :3] @ at - to_p[:, 3])
     for k, color in enumerate((_RIGHT, _FRONT, _TOP)):
         tip = to_index[:, k] * extent[k] / 5
-        if np.linalg.norm(tip[list(shown)]) > 0.5 * np.linalg.norm(tip):
+        in_mm = tip * spacing
+        if np.linalg.norm(in_mm[list(shown)]) > 0.5 * np.linalg.norm(in_mm):  # it does not go through the section
             arrow = {"arrowstyle": "->", "color": color, "linewidth": 1.2}
             start, end = (tuple(point[list(shown)].tolist()) for point in (centre, centre + tip))
             axes.annotate("", end, start, arrowprops=arrow)

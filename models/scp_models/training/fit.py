@@ -56,7 +56,8 @@ class FitCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Frame and augmentation that are not given: the paper's form keeps the paper's. See docs/frames.md and
-        docs/augmentation.md for the others.
+        docs/augmentation.md for the others. Loading processes that are not given are two, beside which a step of the
+        paper's network hardly waits.
         """
         config = self.config[self.subcommand] if self.subcommand else self.config
         paper = config["model"]["preset"] == "paper"
@@ -64,6 +65,8 @@ class FitCLI(LightningCLI):
             config["data"]["frame"] = "slice" if paper else "foreground"
         if config["data"].get("augment") is None:
             config["data"]["augment"] = "none" if paper else "all"
+        if config["data"].get("num_workers") is None:
+            config["data"]["num_workers"] = 2
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with both loggers unless the configuration names its own, and the monitor of data waits."""

@@ -16,6 +16,8 @@ from scp_models.training.losses import ExclusiveClassesLoss, SegmentationLoss
 
 # The learning rate is halved after these shares of the epochs (paper, Section 4.1).
 MILESTONES = (0.5, 0.7, 0.9)
+# Of a batch, what says where its slices lie.
+_POSITIONS = ("affine", "extent")
 
 
 class SubjectDice(Metric):
@@ -159,6 +161,23 @@ class SegmentationModule(L.LightningModule):
         which lie where ``affine`` and ``extent`` say.
         """
         return self.network(image.contiguous(memory_format=self.memory_format), affine=affine, extent=extent)
+
+    def setup(self, stage: str) -> None:
+        """Positions stay in float32 where Lightning's precision casts whole batches, as ``"bf16-true"`` does: 90 mm are
+        known to 0.25 mm in bfloat16, and prediction would see other places than training.
+        """
+        plugin = self.trainer.precision_plugin
+        convert = plugin.convert_input
+
+        def convert_all_but_positions(batch: Any) -> Any:
+            kept = {name: batch[name] for name in _POSITIONS if name in batch} if isinstance(batch, dict) else {}
+            return {**convert(batch), **kept} if kept else convert(batch)
+
+        vars(plugin)["convert_input"] = convert_all_but_positions
+
+    def teardown(self, stage: str) -> None:
+        """The trainer's precision is its own again."""
+        vars(self.trainer.precision_plugin).pop("convert_input", None)
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
         return self(batch["image"], batch.get("affine"), batch.get("extent"))

@@ -6,11 +6,17 @@ host: ``launch`` (with ``supertiles``) turns a call into a ``sequence`` of launc
 and ``executed_macs`` counts what these execute.
 """
 
+import atexit
 import functools
 import importlib
 import importlib.util
 import os
 import re
+import shutil
+import tempfile
+import warnings
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,9 +72,31 @@ def _not_importable() -> str | None:
             oldest = ".".join(map(str, _OLDEST_TRITON))
             return f"Triton {triton.__version__} is too old for these kernels; {oldest} is the oldest"
         importlib.import_module("scp_kernels.backends.triton.launch")
+        _give_cache_folder(Path(triton.knobs.cache.dir))
     except Exception as error:
         return f"Triton is installed and cannot be imported: {type(error).__name__}: {error}"
     return None
+
+
+def _give_cache_folder(folder: Path) -> None:
+    """Send Triton's compiled kernels to a folder of this process where ``folder``, its own, cannot be written.
+
+    A container that runs as another user has no home folder, or none that it may write to; Triton raises there.
+    """
+    if folder.is_absolute():  # without a home it is "~"
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+            return
+    temporary = tempfile.mkdtemp(prefix="scp_kernels-triton-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    os.environ["TRITON_CACHE_DIR"] = temporary
+    warnings.warn(
+        f"{folder}: Triton cannot keep compiled kernels there; {temporary} takes them until this process ends "
+        "(TRITON_CACHE_DIR chooses another folder)",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 class TritonBackend:
