@@ -96,7 +96,7 @@ def test_a_folder_holds_phantoms_of_one_seed_and_size(tmp_path: Path, generate) 
 
 
 def test_missing_nilearn_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "find_spec", lambda name: None)
+    monkeypatch.setattr(templates, "package_folder", lambda name: None)
     monkeypatch.setattr(wmh, "load_brain_template", templates.load_brain_template.__wrapped__)
     with pytest.raises(UserError, match=r"scp_kernels\[train\]"):
         generate_wmh(tmp_path, 1, 0, size="small", progress=False)

@@ -9,7 +9,7 @@ import pytest
 
 from scp_models.phantoms import generate_wmh, templates, wmh
 from scp_models.phantoms.brain import BrainImages, make_brain
-from scp_models.phantoms.lesions import ELLIPSE_CENTER_Y, ELLIPSE_SEMI_AXES
+from scp_models.phantoms.lesions import ELLIPSE_CENTER_Y, ELLIPSE_SEMI_AXES, PLACE_ALONE
 from scp_models.phantoms.writing import RECORD, subject_seed
 from tests.support.digests import digests
 
@@ -104,7 +104,7 @@ def test_full_size_grids_are_the_challenges() -> None:
 def test_full_size_subject_and_its_transposed_storage(tmp_path: Path) -> None:
     """Singapore's second subject, the costliest case: 256 × 232 × 48 on disk."""
     template = templates.load_brain_template()
-    folder = wmh._write_subject(tmp_path, template, 0, "full", "anatomy", False, 4)
+    folder = wmh._BrainPhantoms(tmp_path, template, 0, "full", "anatomy", False, PLACE_ALONE).write_subject(4)
     flair = nib.load(folder / "pre/FLAIR.nii.gz")
     assert folder == tmp_path / "training/Singapore/51"
     assert flair.shape == (256, 232, 48)

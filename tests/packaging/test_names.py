@@ -37,7 +37,8 @@ def public_names(source: str) -> Iterator[str]:
 
 CPP_NAME = re.compile(
     r"^(?:template <[^\n]*>\n)?"
-    r"(?:(?:struct|class|enum class|enum) (\w+)[^;\n]*\{|(?:inline |static )?constexpr [\w:]+(?:<.*?>)? (k\w+))",
+    r"(?:(?:struct|class|enum class|enum) (\w+)[^;\n]*\{|"
+    r"(?:inline |static )?constexpr [\w:]+(?:<.*?>)? (k\w+)\b(?!<))",  # a specialisation defines nothing new
     re.MULTILINE,
 )
 
