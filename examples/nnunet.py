@@ -31,7 +31,7 @@ from scp_models.nnunet.trainer import nnUNetTrainerSCP
 class nnUNetTrainerSCPShort(nnUNetTrainerSCP):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 8, 60, 2
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 16, 60, 2
 
     def initialize(self):
         torch.set_num_threads(1)  # for networks as small as this one more would wait for each other
