@@ -96,7 +96,8 @@ def check_coordinates(
         coordinates = coordinates.as_tensor()
     batch, _, *shape = features.shape
     expected = [[b, k, *shape] for b in (batch, 1) for k in (position_dims, position_dims + 1)]
-    if list(coordinates.shape) not in expected:
+    # Not `in`: under torch.compile that does not find a size that is a number here and a symbol there.
+    if not any(list(coordinates.shape) == sizes for sizes in expected):
         raise ValueError(
             f"coordinates: expected shape {expected[0]}, or {expected[1]} with a channel of validity behind them "
             f"(a first size of 1 serves all samples), got {list(coordinates.shape)}"

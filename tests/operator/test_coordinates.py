@@ -116,6 +116,18 @@ def test_where_nobody_can_be_told_the_logits_are_nan(backend):
         assert logits[0].isfinite().all() and logits[1].isnan().all()
 
 
+def test_coordinates_after_maps_of_other_sizes():
+    """torch.compile then takes the sizes of features for symbols and those of the coordinates for numbers."""
+    torch._dynamo.reset()
+    head, affine = head_of(), slices_of_a_volume(1)["affine"]
+    compiled = torch.compile(head, fullgraph=True, backend="eager")
+    for shape in ((20, 21), (24, 25)):
+        compiled(make_inputs(shape).features, affine=affine[0], extent=EXTENT)
+    features = make_inputs((30, 37)).features
+    logits = compiled(features, coordinates=picture_of(affine, (30, 37)), extent=EXTENT)
+    assert relative_error(logits, head(features, affine=affine[0], extent=EXTENT)) <= LOGITS[torch.float32]
+
+
 @pytest.mark.parametrize("position", ["pixels", "centered"])
 def test_pixelwise_is_the_definition_at_each_pixel(position):
     inputs = make_inputs((6, 7), dtype=torch.float64, position_dims=3)
