@@ -1,8 +1,10 @@
 """Fails when the operator has become slower beside its peers.
 
 ``pytest benchmarks --benchmark-only --short --record DIR`` and then ``python -m benchmarks.guard DIR/<machine>.json``
-compare ratios taken within one run with the floors of ``benchmarks/floors.json``. After a change that makes things
-faster, ``python -m benchmarks.guard --write RESULTS.json`` derives the floors anew from a record of an idle machine.
+compare ratios taken within one run with the floors of ``benchmarks/floors.json`` for the machine's instruction set
+(``torch.backends.cpu.get_cpu_capability()``: wider vectors do not help all entrants alike). After a change that makes
+things faster, ``python -m benchmarks.guard --write RESULTS.json`` derives these floors anew from a record of an idle
+machine.
 """
 
 import argparse
@@ -48,12 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--floors", type=Path, default=FLOORS, metavar="FILE")
     parser.add_argument("--write", action="store_true", help="derive the floors of these races from RESULTS.json")
     options = parser.parse_args(arguments)
-    races = json.loads(options.results.read_text())["races"]
+    results = json.loads(options.results.read_text())
+    races, vectors = results["races"], results["machine"]["vectors"]
+    per_vectors = json.loads(options.floors.read_text()) if options.floors.exists() else {}
     if options.write:
-        derived = floors(races, [name for name, race in races.items() if race["what"] == "operator"])
-        options.floors.write_text(json.dumps(derived, indent=1) + "\n")
+        per_vectors[vectors] = floors(races, [name for name, race in races.items() if race["what"] == "operator"])
+        options.floors.write_text(json.dumps(per_vectors, indent=1) + "\n")
         return 0
-    expected = json.loads(options.floors.read_text())
+    if vectors not in per_vectors:
+        print(f"{options.floors}: no floors for {vectors}; `make floors` on an idle machine of this kind adds them")
+        return 1
+    expected = per_vectors[vectors]
     messages = below_floor(races, expected)
     for message in messages:
         print(message)

@@ -16,9 +16,10 @@ def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
     return run_python("-m", f"benchmarks.{module}", *arguments, check=False)
 
 
-def results(path: Path, ratio: float) -> Path:
+def results(path: Path, ratio: float, vectors: str = "AVX2") -> Path:
     subjects = {"batch-shared": {"ratio": ratio, "ours": False}, "cpu": {"ratio": 1.0, "ours": True}}
-    path.write_text(json.dumps({"races": {"operator forward small": {"what": "operator", "subjects": subjects}}}))
+    races = {"operator forward small": {"what": "operator", "subjects": subjects}}
+    path.write_text(json.dumps({"machine": {"vectors": vectors}, "races": races}))
     return path
 
 
@@ -27,7 +28,7 @@ def floors(tmp_path):
     """Derived from a recorded ratio of 30, so 10."""
     file = tmp_path / "floors.json"
     assert run("guard", results(tmp_path / "recorded.json", 30.0), "--write", "--floors", file).returncode == 0
-    assert json.loads(file.read_text()) == {"operator forward small": {"batch-shared": 10.0}}
+    assert json.loads(file.read_text()) == {"AVX2": {"operator forward small": {"batch-shared": 10.0}}}
     return file
 
 
@@ -40,9 +41,19 @@ def test_the_guard_fails_under_its_floor(tmp_path, floors, ratio, status):
 
 def test_the_guard_fails_where_a_race_was_not_run(tmp_path, floors):
     nothing = tmp_path / "nothing.json"
-    nothing.write_text('{"races": {}}')
+    nothing.write_text('{"machine": {"vectors": "AVX2"}, "races": {}}')
     done = run("guard", nothing, "--floors", floors)
     assert done.returncode == 1 and "has not been run" in done.stdout
+
+
+def test_each_instruction_set_has_floors_of_its_own(tmp_path, floors):
+    wider = results(tmp_path / "wider.json", 60.0, "AVX512")
+    done = run("guard", wider, "--floors", floors)
+    assert done.returncode == 1 and "no floors for AVX512" in done.stdout
+    assert run("guard", wider, "--write", "--floors", floors).returncode == 0
+    assert run("guard", wider, "--floors", floors).returncode == 0
+    assert run("guard", results(tmp_path / "now.json", 15.0), "--floors", floors).returncode == 0
+    assert run("guard", results(tmp_path / "now.json", 15.0, "AVX512"), "--floors", floors).returncode == 1
 
 
 def test_the_document_is_what_the_records_give(tmp_path):
