@@ -15,6 +15,7 @@ pytest.importorskip("nnunetv2", reason='nnU-Net is not installed: pip install "s
 SCRIPT = Path(__file__).parents[2] / "examples" / "nnunet.py"
 
 
+@pytest.mark.minutes
 def test_nnunet(tmp_path):
     environment = {**nnunet_copy(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path)]

@@ -15,6 +15,7 @@ FILES = ("interpreted/triton_kernels.py", "interpreted/triton_folding.py", "inte
 
 
 # A process per file: together they take minutes, and several test processes share them.
+@pytest.mark.minutes
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("file", FILES)
 def test_kernels_under_the_interpreter(file):
