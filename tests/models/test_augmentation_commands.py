@@ -45,7 +45,7 @@ def fit(monkeypatch, tmp_path, capfd):
     ids=["recommended", "base f", "base b", "two axes", "paper", "given"],
 )
 def test_augmentation_from_the_command_line(fit, root, tmp_path, caplog, more, expected):
-    code, err = fit(*fit_arguments(root, tmp_path / "run", 1, "--data.num_workers", 0, *more))
+    code, err = fit(*fit_arguments(root, tmp_path / "run", 1, *more))
     assert code == 0, err
     assert f"; augmentation {expected}" in caplog.text and "of the training's time went by waiting" in caplog.text
     stored = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["augmentation"]
@@ -74,7 +74,7 @@ def test_the_packaged_paper_recipe_is_not_augmented(fit, root, tmp_path, caplog)
 
 
 def test_options_from_the_command_line(fit, root, tmp_path):
-    arguments = fit_arguments(root, tmp_path / "run", 1, "--data.num_workers", 0)
+    arguments = fit_arguments(root, tmp_path / "run", 1)
     strong = ["--data.augment_options.degrees", 30, "--data.augment_options.scale", "[0.7,1.4]"]
     code, err = fit(*arguments, *strong, "--data.augment_options.mirror", 0)
     assert code == 0, err

@@ -135,14 +135,15 @@ def test_a_run_leaves_its_checkpoints_logs_and_configuration(root, tmp_path):
 
 def test_resuming_after_a_kill_is_bit_for_bit_the_same_run(root, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    scp_models(*fit_arguments(root, straight, 4), cache=tmp_path)
+    loaders = ["--data.num_workers", 2]
+    scp_models(*fit_arguments(root, straight, 4, *loaders), cache=tmp_path)
     killer = ["--trainer.callbacks+=tests.support.kill_at.KillAt"]
     killer += ["--trainer.callbacks.epoch=2", "--trainer.callbacks.batch=3"]
-    killed = scp_models(*fit_arguments(root, broken, 4, *killer), cache=tmp_path, check=False)
+    killed = scp_models(*fit_arguments(root, broken, 4, *loaders, *killer), cache=tmp_path, check=False)
     assert killed.returncode == -9
     interrupted = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)
     assert interrupted["epoch"] == 1
-    scp_models(*fit_arguments(root, broken, 4, "--ckpt_path", "last"), cache=tmp_path)
+    scp_models(*fit_arguments(root, broken, 4, *loaders, "--ckpt_path", "last"), cache=tmp_path)
 
     a, b = (torch.load(out / "checkpoints" / "last.ckpt", weights_only=True) for out in (straight, broken))
     assert a["epoch"] == b["epoch"] == 3 and a["global_step"] == b["global_step"]
