@@ -27,6 +27,18 @@ def run(monkeypatch, tmp_path, capsys):
 
 
 @pytest.fixture
+def succeed(run):
+    """Run the command in this process, successfully: stdout."""
+
+    def call(*arguments):
+        code, out, err = run(*arguments)
+        assert code == 0, err
+        return out
+
+    return call
+
+
+@pytest.fixture
 def root(tmp_path):
     return write_wmh(tmp_path / "wmh", 6)
 

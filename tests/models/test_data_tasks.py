@@ -9,7 +9,7 @@ import torch
 from scp_models.checkpoints import load_model
 from scp_models.data import SegmentationDataModule, Subject, VolumeReader, get_task
 from scp_models.errors import UserError
-from tests.support.commands import fit_arguments, scp_models
+from tests.support.commands import fit_arguments, refused
 from tests.support.tiny_data import affine_for, save, write_decathlon
 
 NNUNET = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "liver": 1, "lesion": 2, "ignore": 3}}
@@ -101,29 +101,28 @@ def test_training_without_a_target_is_refused(tmp_path):
         SegmentationDataModule(str(root), "wmh", **options).prepare_data()
 
 
-def test_a_binary_data_set_of_one_channel_from_fit_to_prediction(tmp_path):
+def test_a_binary_data_set_of_one_channel_from_fit_to_prediction(run, succeed, tmp_path, caplog):
     root, out = write_decathlon(tmp_path / "data", 6), tmp_path / "run"
-    done = scp_models(*fit_arguments(root, out, 1, "--data.window", "[]"), cache=tmp_path)
-    assert "task wmh: MRI; target label [1]; z-score" in done.stderr + done.stdout
-    assert "training 4 (drawn with seed 0), validation 1 (drawn with seed 0), test 1" in done.stderr + done.stdout
+    succeed(*fit_arguments(root, out, 1, "--data.window", "[]"))
+    assert "task wmh: MRI; target label [1]; z-score" in caplog.text
+    assert "training 4 (drawn with seed 0), validation 1 (drawn with seed 0), test 1" in caplog.text
     path = out / "checkpoints" / "last.ckpt"
     task = load_model(path).task
     assert task.modalities == ("MRI",) and task.target == (1,) and task.ignored == () and task.roi_size == (16, 24)
     assert torch.load(path, weights_only=True)["hyper_parameters"]["task_options"]["modalities"] == ["MRI"]
-    scp_models(*fit_arguments(root, out, 2, "--data.window", "[]", "--ckpt_path", "last"), cache=tmp_path)
-    other = scp_models(*fit_arguments(root, out, 2, "--data.target", "[1,2]", "--ckpt_path", "last"), check=False)
-    assert other.returncode == 2 and "with task_options" in other.stderr
-    scp_models("evaluate", path, "--data", root, "--out", tmp_path / "scores")
+    succeed(*fit_arguments(root, out, 2, "--data.window", "[]", "--ckpt_path", "last"))
+    refused(run(*fit_arguments(root, out, 2, "--data.target", "[1,2]", "--ckpt_path", "last")), "with task_options")
+    succeed("evaluate", path, "--data", root, "--out", tmp_path / "scores")
     scores = json.loads((tmp_path / "scores" / "summary.json").read_text())
     assert scores["reference_lesions"]["mean"] > 0
-    scp_models("evaluate", "--predictions", root / "labelsTr", "--data", root, "--out", tmp_path / "same")
+    succeed("evaluate", "--predictions", root / "labelsTr", "--data", root, "--out", tmp_path / "same")
     assert json.loads((tmp_path / "same" / "summary.json").read_text())["dice"]["mean"] == 1.0
     relabelled = json.loads((root / "dataset.json").read_text())
     relabelled["labels"] = {"0": "background", "1": "lesion", "2": "other", "3": "more"}
     (root / "dataset.json").write_text(json.dumps(relabelled))
     files = ("evaluate", "--predictions", root / "labelsTr", "--data", root, "--out", tmp_path / "again")
-    assert "dataset.json: expected --data.ignored" in scp_models(*files, check=False).stderr
-    scp_models(*files, "--target", 1)
-    scp_models(*files, "--ignored", 2)
-    written = scp_models("predict", path, root / "imagesTr" / "case_0.nii.gz", "--out", tmp_path / "out").stdout
+    refused(run(*files), "dataset.json: expected --data.ignored")
+    succeed(*files, "--target", 1)
+    succeed(*files, "--ignored", 2)
+    written = succeed("predict", path, root / "imagesTr" / "case_0.nii.gz", "--out", tmp_path / "out")
     assert written.strip() == str(tmp_path / "out" / "case_0.nii.gz")

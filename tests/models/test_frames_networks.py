@@ -14,7 +14,7 @@ from scp_models.errors import UserError
 from scp_models.inference.predictor import Predictor
 from scp_models.networks import build_network
 from scp_models.networks.complexity import count_parameters, nominal_macs
-from tests.support.commands import fit_arguments, scp_models
+from tests.support.commands import fit_arguments, refused
 from tests.support.heads import randomize_phi
 from tests.support.pointwise import VARIANTS, pointwise
 from tests.support.tiny_data import LAYOUTS, affine_for, save, write_wmh
@@ -183,45 +183,44 @@ def test_an_older_checkpoint_means_the_slice(tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_three_axes_from_the_command_line(tmp_path, layout):
+def test_three_axes_from_the_command_line(succeed, tmp_path, caplog, layout):
     """The default frame: train, evaluate, predict."""
     root = LAYOUTS[layout](tmp_path / "data")
     task = "lits" if layout == "lits" else "wmh"
     arguments = fit_arguments(root, tmp_path / "run", 1, "--data.task", task)
-    done = scp_models(*arguments, cache=tmp_path)
-    assert "positions in the frame foreground" in done.stdout + done.stderr
+    succeed(*arguments)
+    assert "positions in the frame foreground" in caplog.text
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     assert read_checkpoint(checkpoint)["hyper_parameters"]["task_options"]["frame"] == "foreground"
     assert load_model(checkpoint).network.head.position_dims == 3
-    scp_models("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "scores", cache=tmp_path)
+    succeed("evaluate", checkpoint, "--data", root, "--split", "all", "--out", tmp_path / "scores")
     assert (tmp_path / "scores" / "scores.csv").read_text().count("\n") == 5
-    scp_models("predict", checkpoint, root, "--out", tmp_path / "out", cache=tmp_path)
+    succeed("predict", checkpoint, root, "--out", tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 4
 
 
-def test_transforms_from_the_command_line(tmp_path):
+def test_transforms_from_the_command_line(run, succeed, tmp_path):
     sitk = pytest.importorskip("SimpleITK")
     root = write_wmh(tmp_path / "data", 4)
     for subject in find_subjects(root, get_task("wmh")):
         sitk.WriteTransform(sitk.AffineTransform(3), str(subject.images[0].parent / "to_mni.mat"))
     frame = ["--data.frame", "{folder}/to_mni.mat"]
-    scp_models(*fit_arguments(root, tmp_path / "run", 1, *frame), cache=tmp_path)
+    succeed(*fit_arguments(root, tmp_path / "run", 1, *frame))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     one = root / "training" / "Utrecht" / "0"
-    scp_models("predict", checkpoint, one, "--out", tmp_path / "out", cache=tmp_path)
+    succeed("predict", checkpoint, one, "--out", tmp_path / "out")
     (one / "pre" / "to_mni.mat").rename(tmp_path / "Utrecht_0.mat")
-    refused = scp_models("predict", checkpoint, one, "--out", tmp_path / "o", cache=tmp_path, check=False)
-    assert refused.returncode and "to_mni.mat: expected a transform" in refused.stderr
+    refused(run("predict", checkpoint, one, "--out", tmp_path / "o"), "to_mni.mat: expected a transform")
     elsewhere = f"{tmp_path}/Utrecht_0.mat"
-    scp_models("predict", checkpoint, one, "--frame", elsewhere, "--out", tmp_path / "again", cache=tmp_path)
+    succeed("predict", checkpoint, one, "--frame", elsewhere, "--out", tmp_path / "again")
     first, second = (next((tmp_path / name).glob("*.nii.gz")) for name in ("out", "again"))
     assert np.array_equal(nib.load(first).get_fdata(), nib.load(second).get_fdata())
 
 
 @pytest.mark.parametrize("more", [("--model.preset", "paper"), ("--data.frame", "slice")], ids=["preset", "slice"])
-def test_the_papers_form_keeps_the_papers_frame(tmp_path, more):
+def test_the_papers_form_keeps_the_papers_frame(succeed, tmp_path, more):
     root = write_wmh(tmp_path / "data", 4)
-    scp_models(*fit_arguments(root, tmp_path / "run", 1, *more), cache=tmp_path)
+    succeed(*fit_arguments(root, tmp_path / "run", 1, *more))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
     assert load_model(checkpoint).task.frame == "slice" and load_model(checkpoint).network.head.position_dims == 2
     assert read_checkpoint(checkpoint)["hyper_parameters"]["task_options"] is None

@@ -17,8 +17,8 @@ def scp_models(*arguments, cache: Path | None = None, check: bool = True) -> sub
 def fit_arguments(root: Path, out: Path, epochs: int, *more) -> list:
     """``fit`` on a tiny data set, in seconds: without loaders in processes of their own, which take longer to start."""
     return [
-        "fit", "--config", "wmh", "--data.root", root, "--data.roi_size", "[16,24]", "--data.batch_size", 6, "--data.num_workers", 0,
-        "--model.capacity", 32, "--model.levels", 2, "--model.learning_rate", 0.01,
+        "fit", "--config", "wmh", "--data.root", root, "--data.roi_size", "[16,24]", "--data.batch_size", 6,
+        "--data.num_workers", 0, "--model.capacity", 32, "--model.levels", 2, "--model.learning_rate", 0.01,
         "--trainer.max_epochs", epochs, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
         "--out", out, *more,
     ]  # fmt: skip
