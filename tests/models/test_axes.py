@@ -50,6 +50,9 @@ from scp_models.study.segment import segment
 from tests.support.commands import scp_models
 from tests.support.tiny_study import tiny_axes
 
+# One process makes what they share.
+pytestmark = pytest.mark.xdist_group("axes")
+
 SIDES = PATCHED_SIDES.name
 
 

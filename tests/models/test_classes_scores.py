@@ -21,6 +21,9 @@ from scp_models.report.demo.pictures import slices_picture
 from tests.support.commands import fit_arguments, scp_models
 from tests.support.tiny_data import write_classes, write_lits
 
+# One process makes what they share.
+pytestmark = pytest.mark.xdist_group("classes_scores")
+
 NAMES = ("left", "right", "middle")
 
 

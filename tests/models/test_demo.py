@@ -17,6 +17,9 @@ from scp_models.report.demo.design import CONTROL, SCP, TESTS
 from scp_models.report.demo.pictures import SELECTION
 from scp_models.report.demo.run import run
 
+# One process makes what they share.
+pytestmark = pytest.mark.xdist_group("demo")
+
 MODELS = ["Base", "Base (double width)", CONTROL, SCP, "Base (5 levels)", "SCP (5 levels)"]
 
 

@@ -12,6 +12,9 @@ from scp_models.phantoms.abdomen import make_abdomen
 from scp_models.phantoms.writing import RECORD, subject_seed
 from tests.support.digests import digests
 
+# One process makes what they share.
+pytestmark = pytest.mark.xdist_group("phantoms_abdomen")
+
 TINY_CT = (64, 64, 16)
 
 

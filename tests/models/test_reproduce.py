@@ -29,6 +29,9 @@ from scp_models.study.reproduce.run import reproduce
 from scp_models.study.reproduce.tables import mean_of
 from tests.support.tolerances import relative_error
 
+# One process makes what they share.
+pytestmark = pytest.mark.xdist_group("reproduce")
+
 TINY = replace(
     BUDGETS["small"],
     scale=8,

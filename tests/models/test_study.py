@@ -30,6 +30,9 @@ from scp_models.study.threshold import THRESHOLDS, choose_threshold
 from tests.support.processes import environment, run_python
 from tests.support.tiny_study import tiny_study
 
+# One process makes what they share.
+pytestmark = pytest.mark.xdist_group("study")
+
 REAL = Path(__file__).parents[3] / "shared" / "real" / "white_matter_lesions"
 RUNS = 6
 
