@@ -23,14 +23,19 @@ from scp_models.study.record import read_record
 from scp_models.study.reproduce import costs as costs_module
 from scp_models.study.reproduce.costs import PAPER_OPERATOR, measure_printed_costs
 from scp_models.study.reproduce.design import AGAINST, BUDGETS, REPRODUCED_TASKS, TESTED, ablation_names, reproduction
+from scp_models.study.reproduce.document import describe_reproduction, facts_text, saving, table_text
 from scp_models.study.reproduce.paper import LITS, WMH
 from scp_models.study.reproduce.pictures import BINS, lesion_density
-from scp_models.study.reproduce.run import reproduce
+from scp_models.study.reproduce.run import read_costs, reproduce
 from scp_models.study.reproduce.tables import mean_of
+from tests.support.processes import ROOT
 from tests.support.tolerances import relative_error
 
 # One process makes what they share.
 pytestmark = pytest.mark.xdist_group("reproduce")
+
+PAGE = ROOT / "docs" / "reproduction.md"
+PUBLISHED = ROOT / "docs" / "studies" / "reproduction"
 
 TINY = replace(
     BUDGETS["small"],
@@ -143,6 +148,33 @@ def test_the_same_command_again_writes_the_same_report(finished):
     console = Console(file=io.StringIO(), width=200)
     assert html.unescape(reproduce(out, seeds=1, display=Display("tiny", console)).read_text()) == page
     assert {path: path.stat().st_mtime_ns for path in out.rglob("run.json")} == before
+
+
+def test_the_page_says_what_the_report_says(finished, tmp_path):
+    out, report = finished
+    page = tmp_path / "docs" / "reproduction.md"
+    page.parent.mkdir()
+    reproduce(out, seeds=1, display=Display("tiny", Console(file=io.StringIO(), width=200)), page=page)
+    text = page.read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[[^]]+\]\((.*?)\)\n\n(.*)\n", text)
+    assert len(pictures) == report.count("data:image/") and all((page.parent / path).is_file() for path, _ in pictures)
+    assert all(caption.replace(r"\*", "*") in report for _, caption in pictures)
+    for row in rows(out / "table-1.csv"):
+        assert f"{float(row['dice']):.2f} ({float(row['paper_dice']):.2f})" in text
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no reproduction has been published")
+def test_the_published_page_is_what_its_record_says():
+    record, costs = read_record(PUBLISHED / "study.json"), read_costs(PUBLISHED / "costs.json")
+    budget = BUDGETS["small"]
+    study = reproduction(REPRODUCED_TASKS, budget, len(record.seeds), 3)
+    described = describe_reproduction(record, study, budget, costs)
+    text = PAGE.read_text(encoding="utf-8")
+    for table in described.tables:
+        assert table_text(table) in text
+    assert facts_text(described) in text and saving(costs) in text
+    pictures = re.findall(r"!\[[^]]+\]\((.*?)\)", text)
+    assert len(pictures) == 3 * 2 + 2 and all((PAGE.parent / path).is_file() for path in pictures)
 
 
 def test_budgets_have_every_row_and_paper_is_the_printed_recipe():

@@ -82,8 +82,11 @@ def reproduce_command(
         Literal["small", "paper"], typer.Option(help="small: under an hour on two cores; paper: the printed recipe.")
     ] = "small",
     jobs: Jobs = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write the report as Markdown too; its pictures lie in images/ beside it.")
+    ] = None,
 ) -> None:
     """Run the paper's study: Tables 1 and 2, its figures and ablations, beside what the paper prints."""
     from scp_models.study.reproduce.run import reproduce
 
-    typer.echo(reproduce(out, task=task, data=data, seeds=seeds, folds=folds, budget=budget, jobs=jobs))
+    typer.echo(reproduce(out, task=task, data=data, seeds=seeds, folds=folds, budget=budget, jobs=jobs, page=page))

@@ -1,8 +1,12 @@
-"""The reproduction's report: one HTML file that stands alone, its tables as CSV, and ``study.json`` beside it."""
+"""The reproduction's report: one HTML file that stands alone, its tables as CSV, and ``study.json`` beside it; and the
+same as a page of Markdown with its pictures beside it.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 
 import jinja2
 
@@ -11,6 +15,7 @@ from scp_models.files import atomic_path
 from scp_models.report import figures
 from scp_models.report.html import Picture, signed
 from scp_models.study.design import Study
+from scp_models.study.markdown import markdown
 from scp_models.study.prepared import Prepared
 from scp_models.study.record import Record
 from scp_models.study.reproduce import pictures
@@ -34,20 +39,24 @@ PRINTED_SAVINGS = {
 }  # fmt: skip
 """SCP 256 against Base 512 in the paper."""
 _NUMBERS = {"wmh": 1, "lits": 2}
+_SECTIONS = {
+    "Scores per subject": "boxes", "Costs": "costs", "Where lesions lie": "density", "What Φ learned": "weights",
+}  # fmt: skip
+"""Headings behind the tables, and their pictures."""
 
 
 def make_tables(record: Record, study: Study, budget: StudyBudget, costs: Sequence[CostRow]) -> list[Table]:
     """Tables 1 and 2, the differences of Fig. 5, the ablations."""
-    made = []
+    tables = []
     for data in study.data:
-        made.append(
+        tables.append(
             printed_score_table(
                 record, data.name, data.task, _NUMBERS[data.task], costs, _remark(budget, data.phantoms)
             )
         )
-        made.append(tested_table(record, data.name))
-    made.append(ablation_table(record, study.data[0].name, ablation_names(budget), reference(budget)))
-    return made
+        tables.append(tested_table(record, data.name))
+    tables.append(ablation_table(record, study.data[0].name, ablation_names(budget), reference(budget)))
+    return tables
 
 
 def _remark(budget: StudyBudget, phantoms: object) -> str:
@@ -64,24 +73,24 @@ def make_pictures(
     record: Record, folder: Path, study: Study, prepared: Mapping[str, Prepared], costs: Sequence[CostRow]
 ) -> dict[str, list[Picture]]:
     """By section: Fig. 1, 2, 5, 6, 7."""
-    made: dict[str, list[Picture]] = {"case": [], "density": [], "boxes": [], "costs": [], "weights": []}
+    result: dict[str, list[Picture]] = {"case": [], "density": [], "boxes": [], "costs": [], "weights": []}
     panels = []
     for data in study.data:
         shown = case(folder, study, data, prepared[data.name], record)
-        made["case"].append(Picture(
+        result["case"].append(Picture(
             figures.outline_slices(shown.panels, spacing=shown.spacing),
             f"Fig. 1, {data.name}: {shown.subject}, the test subject with the median Dice of the two networks, at "
             "its slice with the most lesion; networks of the first seed. Dice is the whole subject's.",
             f"One slice of {shown.subject}: image, reference, and the outlines of Base 256 and SCP 256.",
         ))  # fmt: skip
         cache, everybody = cohort_density_cache(data, prepared[data.name])
-        made["density"].append(Picture(
+        result["density"].append(Picture(
             pictures.three_planes(pictures.lesion_density(cache, everybody)),
             f"Fig. 2, {data.name}: where the lesions of {len(everybody)} subjects lie in the box of the head or "
             "body, summed onto three planes; every subject counts as much.",
             f"Maps of the lesion frequency of {data.name} on the axial, coronal and sagittal plane.",
         ))  # fmt: skip
-        made["weights"].append(Picture(
+        result["weights"].append(Picture(
             figures.weight_field_statistics(learned_weights(folder, study, data)),
             f"Fig. 7, {data.name}: maximum, mean, minimum, L2 norm and standard deviation along the channels of "
             f"the W that {TESTED} learned with the first seed (without w_r), each scaled to its own range.",
@@ -91,7 +100,7 @@ def make_pictures(
             scores = {name: record.scores(data.name, name, metric).mean(axis=0) for name in (TESTED, *AGAINST)}
             marks = {name: paired_comparison(scores[TESTED], scores[name]).stars for name in AGAINST}
             panels.append((f"{data.name}, {title}", scores, marks))
-    made["boxes"].append(Picture(
+    result["boxes"].append(Picture(
         pictures.boxes(panels, TESTED),
         f"Fig. 5: scores per test subject, averaged over the seeds. Brackets: paired two-tailed t-tests of "
         f"{TESTED}, not corrected for their number; * p < 0.05, ** p < 0.01, *** p < 0.001, **** p < 0.0001, ns: not "
@@ -99,14 +108,14 @@ def make_pictures(
         "Box plots of Dice and L-Dice by network.",
         vector=True,
     ))  # fmt: skip
-    made["costs"].append(Picture(
+    result["costs"].append(Picture(
         pictures.complexity_bars(costs, SHOWN_COSTS),
         "Fig. 6: costs at 3 × 160 × 224 as ratios to Base 128; SCP 256 with this operator and with the paper's. "
         f"{saving(costs)}",
         "Bars of memory, multiply-adds and parameters of five networks.",
         vector=True,
     ))  # fmt: skip
-    return made
+    return result
 
 
 def saving(costs: Sequence[CostRow]) -> str:
@@ -125,36 +134,104 @@ def _change(value: float, base: float) -> str:
     return f"{signed(100 * (value / base - 1), 1)} %"
 
 
-def write_report(
+@dataclass(frozen=True)
+class Reproduction:
+    """What the report shows. ``pictures`` are keyed by section; ``tasks`` names the paper's tasks that were run."""
+
+    title: str
+    tasks: str
+    tables: Sequence[Table]
+    pictures: Mapping[str, Sequence[Picture]]
+    facts: Mapping[str, str]
+
+
+def describe_reproduction(
     record: Record,
-    folder: Path,
     study: Study,
     budget: StudyBudget,
-    prepared: Mapping[str, Prepared],
     costs: Sequence[CostRow],
-) -> Path:
+    pictures: Mapping[str, Sequence[Picture]] = MappingProxyType({}),
+) -> Reproduction:
+    """Everything but the pictures follows from the record and the costs."""
+    tasks = " and ".join(TASK_TITLES[data.task] for data in study.data)
+    return Reproduction(study.title, tasks, make_tables(record, study, budget, costs), pictures, _facts(record, study))
+
+
+def write_report(reproduction: Reproduction, record: Record, folder: Path) -> Path:
     """Write ``report.html`` and the CSVs into ``folder``.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    tables = make_tables(record, study, budget, costs)
-    for table in (*tables, subject_table(record)):
+    for table in (*reproduction.tables, subject_table(record)):
         table.write(folder)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = files("scp_models").joinpath("study/reproduce/report.html").read_text(encoding="utf-8")
     text = environment.from_string(template).render(
-        title=study.title,
-        tasks=" and ".join(TASK_TITLES[data.task] for data in study.data),
-        tables=tables,
-        pictures=make_pictures(record, folder, study, prepared, costs),
-        facts=_facts(record, study),
+        title=reproduction.title,
+        tasks=reproduction.tasks,
+        tables=reproduction.tables,
+        pictures=reproduction.pictures,
+        facts=reproduction.facts,
+        sections=_SECTIONS,
     )
     with atomic_path(folder / "report.html") as path:
         path.write_text(text, encoding="utf-8")
     return folder / "report.html"
+
+
+def write_page(reproduction: Reproduction, path: Path) -> Path:
+    """Write the report as Markdown, and its pictures into ``images/<name of the page>/`` beside it.
+
+    Raises:
+        UserError: the page or a picture cannot be written.
+    """
+    for section, of_section in reproduction.pictures.items():
+        for number, picture in enumerate(of_section, 1):
+            with atomic_path(path.parent / _picture_path(path, section, number)) as temporary:
+                picture.figure.savefig(temporary, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+    with atomic_path(path) as temporary:
+        temporary.write_text(page_text(reproduction, path), encoding="utf-8")
+    return path
+
+
+def _picture_path(page: Path, section: str, number: int) -> str:
+    return f"images/{page.stem}/{section}-{number}.png"
+
+
+def page_text(reproduction: Reproduction, path: Path) -> str:
+    """The page's Markdown. ``path`` is the page's, from which its pictures are found."""
+
+    def shown(section: str) -> list[str]:
+        result = []
+        for number, picture in enumerate(reproduction.pictures.get(section, ()), 1):
+            caption = picture.caption.replace("*", r"\*")
+            result.append(f"![{picture.alternative}]({_picture_path(path, section, number)})\n\n{caption}\n")
+        return result
+
+    parts = [
+        f"# {reproduction.title}: {reproduction.tasks}\n",
+        "Written by `scp-models reproduce --page`: do not edit.\n",
+        *shown("case"),
+        *(table_text(table) for table in reproduction.tables),
+    ]
+    for title, section in _SECTIONS.items():
+        parts += [f"## {title}\n", *shown(section)]
+    return "\n".join([*parts, facts_text(reproduction)])
+
+
+def table_text(table: Table) -> str:
+    """A table in Markdown under its title and remark."""
+    rows = [[f"**{cell.text}**" if cell.bold else cell.text for cell in row] for row in table.rows]
+    return "\n".join([f"## {table.title}\n", *([f"{table.remark}\n"] if table.remark else []),
+                      markdown(table.headings, rows)])  # fmt: skip
+
+
+def facts_text(reproduction: Reproduction) -> str:
+    """What was done, on which machine, with which versions."""
+    return f"## What was done\n\n{markdown(('', ''), reproduction.facts.items())}"
 
 
 def _facts(record: Record, study: Study) -> dict[str, str]:

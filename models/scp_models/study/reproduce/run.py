@@ -14,7 +14,7 @@ from scp_models.study.progress import Display
 from scp_models.study.record import read_record
 from scp_models.study.reproduce.costs import CostRow, measure_printed_costs
 from scp_models.study.reproduce.design import BUDGETS, REPRODUCED_TASKS, TASK_TITLES, reproduction
-from scp_models.study.reproduce.document import write_report
+from scp_models.study.reproduce.document import describe_reproduction, make_pictures, write_page, write_report
 from scp_models.study.runner import run_study
 
 COSTS = "costs.json"
@@ -30,6 +30,7 @@ def reproduce(
     budget: str = "small",
     jobs: int | None = None,
     display: Display | None = None,
+    page: Path | None = None,
 ) -> Path:
     """Run what is not finished of the paper's study, and write its report.
 
@@ -42,6 +43,7 @@ def reproduce(
         budget: ``"small"`` or ``"paper"``.
         jobs: runs side by side; None: one per GPU, or per core.
         display: of the progress; None: on standard output.
+        page: a file that the report is written into as Markdown, its pictures beside it; None: none.
 
     Returns:
         The report's path.
@@ -60,14 +62,23 @@ def reproduce(
     record = read_record(run_study(study, out, folders=folders, jobs=jobs, display=shown))
     costs = _costs(out, study, shown)
     prepared = {d.name: prepare_data(d, folders.get(d.name), out, shown, study.recipe.sampling) for d in study.data}
-    return write_report(record, out, study, chosen, prepared, costs)
+    pictures = make_pictures(record, out, study, prepared, costs)
+    described = describe_reproduction(record, study, chosen, costs, pictures)
+    if page is not None:
+        write_page(described, page)
+    return write_report(described, record, out)
+
+
+def read_costs(path: Path) -> list[CostRow]:
+    """The costs that :func:`reproduce` keeps beside its runs."""
+    return [CostRow(**row) for row in json.loads(path.read_text())]
 
 
 def _costs(out: Path, study: Study, display: Display) -> list[CostRow]:
     """Measured once, and kept beside the runs."""
     path = out / COSTS
     if path.is_file():
-        return [CostRow(**row) for row in json.loads(path.read_text())]
+        return read_costs(path)
     display.say(f"{study.title}: costs of the printed networks")
     rows = measure_printed_costs()
     with atomic_path(path) as temporary:
