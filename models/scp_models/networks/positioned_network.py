@@ -1,5 +1,6 @@
 """A network whose input carries its positions along, as channels beside its own."""
 
+import functools
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from scp_kernels import FusedSCP, affine_of_coordinates, positioned
 
 READING_POINTS = 32
-"""Voxels along each axis, at least, of which an affine map is read."""
+"""Voxels along each axis of what is valid, at most, of which the affine map of a large patch is read."""
 
 
 class PositionedNetwork(nn.Module):
@@ -88,17 +89,49 @@ class PositionedNetwork(nn.Module):
 def read_map(coordinates: Tensor, extent: Tensor, coordinates_as: str) -> Tensor:
     """The map ``[B, K, d + 1]`` of coordinate channels, see :func:`scp_kernels.affine_of_coordinates`.
 
-    An affine map is known from some 32 to 64 voxels along each axis, and reading takes as long as there are many. All
-    of them decide the closest map of positions that are not affine, and any map of an exported network, whose sizes are
-    not known yet.
+    An affine map is known from some 16 to 32 voxels along each axis of what is valid, and reading takes as long as
+    there are many. All voxels decide the closest map of positions that are not affine, and any map of an exported
+    network, whose sizes are not known yet.
     """
     if coordinates_as != "affine" or torch.compiler.is_exporting():
         return affine_of_coordinates(coordinates, extent, coordinates_as=coordinates_as)
     if hasattr(coordinates, "as_tensor"):  # MONAI's MetaTensor, whose own bookkeeping would follow
         coordinates = coordinates.as_tensor()
-    steps = [max(size // READING_POINTS, 1) for size in coordinates.shape[2:]]
-    chosen: Any = (..., *(slice(None, None, step) for step in steps))
-    affine = affine_of_coordinates(coordinates[chosen], extent)
-    for axis, step in enumerate(steps):
-        affine[..., axis] /= step
-    return affine
+    if all(size < 2 * READING_POINTS for size in coordinates.shape[2:]) or coordinates.numel() == 0:
+        return affine_of_coordinates(coordinates, extent)
+    chosen, first, steps = _some_voxels(coordinates)
+    affine = affine_of_coordinates(chosen, extent)
+    slopes = affine[..., :-1] / (steps[:, None] if affine.ndim == 3 else steps)
+    moved = slopes * (first[:, None] if affine.ndim == 3 else first)  # no product of matrices: autocast would halve it
+    return torch.cat([slopes, affine[..., -1:] - moved.sum(-1, keepdim=True)], -1)
+
+
+def _some_voxels(coordinates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Channels at equally spaced voxels of the smallest box around a sample's valid ones; the first voxel ``[B, d]``
+    and the steps ``[B, d]``. A box of the whole picture could have next to nothing but padding on its lattice.
+    """
+    batch, channels, *shape = coordinates.shape
+    dims, device = len(shape), coordinates.device
+
+    def along(values: Tensor, axis: int) -> Tensor:  # [B, …] of one axis, as of a picture
+        return values.reshape(batch, *(values.shape[1] if a == axis else 1 for a in range(dims)))
+
+    # Which of these are valid, to the last digit, the reading tells. Bytes: PyTorch's `any` goes one by one.
+    valid = (coordinates[:, -1] > 0.5).to(torch.uint8)
+    places, inside, first, steps = [], [], [], []
+    for axis, size in enumerate(shape):
+        line = valid.amax(tuple(1 + a for a in range(dims) if a != axis))  # [B, n]
+        low, high = line.argmax(1), size - 1 - line.flip(1).argmax(1)
+        step = (high - low) // READING_POINTS + 1
+        place = low[:, None] + step[:, None] * torch.arange(min(size, READING_POINTS), device=device)
+        inside.append(along(place <= high[:, None], axis))
+        places.append(along(place.clamp(max=size - 1), axis)[:, None])
+        first.append(low)
+        steps.append(step)
+    of_all = [
+        torch.arange(n, device=device).reshape(-1, *[1] * after) for n, after in ((batch, dims + 1), (channels, dims))
+    ]
+    chosen = coordinates[(*of_all, *places)]
+    within = functools.reduce(torch.logical_and, inside)
+    chosen = torch.cat([chosen[:, :-1], torch.where(within[:, None], chosen[:, -1:], 0.0)], 1)
+    return chosen, torch.stack(first, 1), torch.stack(steps, 1)
