@@ -269,3 +269,18 @@ def test_channels_are_read_however_little_of_a_large_patch_is_valid(shape, width
         assert away(read_map(sample[None], extent, "affine"), sample) < 1e-6
     assert read_map(coordinates[:0], extent, "affine").shape == (0, *affines.shape[1:])
     assert read_map(coordinates[:, :, :0], extent, "affine").shape == affines.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_a_network_in_half_precision_takes_positions_in_float32(dtype):
+    network, _, _ = attached()
+    network.to(dtype)
+    place = torch.stack(torch.meshgrid(torch.arange(30) / 90, torch.arange(40) / 70, indexing="ij"))
+    x = torch.cat([image(1, 2, 30, 40), place[None], torch.ones(1, 1, 30, 40)], 1)
+    with positioned(network, coordinates=x[:, 2:], extent=(1, 1)):
+        expected = network(x[:, :2].to(dtype))
+    result = PositionedNetwork(network, 2)(x)
+    assert result.dtype == dtype and torch.equal(result, expected)
+    with pytest.raises(TypeError, match="coordinates: expected float32 or float64"):
+        PositionedNetwork(network, 2)(x.to(dtype))

@@ -57,6 +57,9 @@ class PositionedNetwork(nn.Module):
     def forward(self, image: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the network returns for its own channels of ``image``, ``[B, C + K + 1, *spatial]``.
 
+        A network in half precision gets these in its own dtype; the whole of ``image`` stays in float32 or float64,
+        since fewer bits do not hold a position.
+
         Raises:
             ValueError: positions that are not affine in the index, see :func:`scp_kernels.scp`.
             TypeError: positions in half precision.
@@ -65,7 +68,11 @@ class PositionedNetwork(nn.Module):
         extent = torch.ones(self.position_dims, device=image.device)
         affine = read_map(coordinates, extent, self.coordinates_as)
         with positioned(self.network, affine=affine, extent=extent):
-            return self.network(own, *args, **kwargs)
+            return self.network(self._in_its_dtype(own), *args, **kwargs)
+
+    def _in_its_dtype(self, own: Tensor) -> Tensor:
+        dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), own.dtype)
+        return own.to(dtype) if dtype in (torch.float16, torch.bfloat16) else own
 
     def split(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The network's own channels ``[B, C, *spatial]``, and the coordinate channels ``[B, K + 1, *spatial]``.
