@@ -148,7 +148,7 @@ def test_nothing_found_is_noticed_beside_a_subject_without_lesions():
         line.startswith("no voxel of the target was found in the validation subjects in any epoch") and "here" in line
     )
     beside = dice_of([[0, 0], [1, 0]], [[0, 0], [0, 1]])
-    assert len(found(metric, beside).warnings((), "here")) == 1
+    assert len(found(metric, beside).warnings((), "here")) == 1 and "threshold" in line
     hit = dice_of([[0, 0], [0, 1]], [[0, 0], [0, 1]])
     assert found(hit, metric).warnings((), "here") == []
     (line,) = found(dice_of([[0, 0]], [[0, 0]])).warnings((), "here")
@@ -160,6 +160,7 @@ def test_each_class_that_is_never_found_is_named():
     absent, missed = found(metric).warnings(("liver", "tumour", "cyst"), "")
     assert absent.startswith("no validation subject has a voxel of the class 'cyst':")
     assert missed.startswith("no voxel of the class 'tumour' was found")
+    assert "threshold" not in missed  # which is refused where the most probable class counts
 
 
 def test_the_log_says_whose_slices_make_an_epoch(fit, tmp_path, caplog):

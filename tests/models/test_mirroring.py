@@ -101,3 +101,5 @@ def test_what_would_not_be_mirrored_is_refused():
     x = image(1, 1, 8, 8)
     with pytest.raises(ValueError, match="condition: expected none"):
         MirroringSlidingWindowInferer((8, 8), mirror_axes=(0,))(x, nn.Identity(), condition=x)
+    with pytest.raises(ValueError, match="condition: expected none with mirror_axes"):
+        sliding_window(pixelwise(), x, 8, mirror_axes=(0,), condition=x)

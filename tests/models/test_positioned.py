@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from scp_kernels import FusedSCP, affine_of_coordinates
 from scp_models.networks import PositionedNetwork, attach, positioned, sliding_window
+from scp_models.networks.positioned_network import read_map
 from tests.support.heads import image, network_of_a_head, randomize_phi
 
 PATCH, ORIGIN, EXTENT = (12, 10), (3, 5), (24, 20)
@@ -242,3 +243,44 @@ def test_channels_of_large_patches_are_read_at_some_pixels_unless_the_closest_ma
         expected = network(x[:, :2])
     result = PositionedNetwork(network, 2, coordinates_as=way)(x)
     assert torch.allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(512, 130), (70, 66, 128)], ids=str)
+@pytest.mark.parametrize("width", [1, 2, 12])
+@torch.no_grad()
+def test_channels_are_read_however_little_of_a_large_patch_is_valid(shape, width):
+    """A window that the padded picture only just reaches into; each sample is valid elsewhere."""
+    place = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij")) / 600
+    coordinates = torch.zeros(3, len(shape) + 1, *shape)
+    bands = [(0, slice(shape[0] - width, None)), (1, slice(5, 5 + width)), (0, slice(None))]
+    for picture, (axis, band) in zip(coordinates, bands, strict=True):
+        part = (slice(None),) * (1 + axis) + (band,)
+        picture[part] = torch.cat([place, torch.ones_like(place[:1])])[part]
+    extent = torch.ones(len(shape))
+    index = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij")).double()
+
+    def away(affine, sample):
+        p = (affine[:, :-1] @ index.flatten(1)).unflatten(1, shape) + affine[:, -1].reshape(-1, *[1] * len(shape))
+        return ((p - sample[:-1]) * sample[-1]).abs().max()
+
+    affines = read_map(coordinates, extent, "affine")
+    for sample, affine in zip(coordinates, affines, strict=True):
+        assert away(affine, sample) < 1e-6
+        assert away(read_map(sample[None], extent, "affine"), sample) < 1e-6
+    assert read_map(coordinates[:0], extent, "affine").shape == (0, *affines.shape[1:])
+    assert read_map(coordinates[:, :, :0], extent, "affine").shape == affines.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_a_network_in_half_precision_takes_positions_in_float32(dtype):
+    network, _, _ = attached()
+    network.to(dtype)
+    place = torch.stack(torch.meshgrid(torch.arange(30) / 90, torch.arange(40) / 70, indexing="ij"))
+    x = torch.cat([image(1, 2, 30, 40), place[None], torch.ones(1, 1, 30, 40)], 1)
+    with positioned(network, coordinates=x[:, 2:], extent=(1, 1)):
+        expected = network(x[:, :2].to(dtype))
+    result = PositionedNetwork(network, 2)(x)
+    assert result.dtype == dtype and torch.equal(result, expected)
+    with pytest.raises(TypeError, match="coordinates: expected float32 or float64"):
+        PositionedNetwork(network, 2)(x.to(dtype))

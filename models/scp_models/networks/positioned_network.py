@@ -1,5 +1,6 @@
 """A network whose input carries its positions along, as channels beside its own."""
 
+import functools
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from scp_kernels import FusedSCP, affine_of_coordinates, positioned
 
 READING_POINTS = 32
-"""Voxels along each axis, at least, of which an affine map is read."""
+"""Voxels along each axis of what is valid, at most, of which the affine map of a large patch is read."""
 
 
 class PositionedNetwork(nn.Module):
@@ -56,6 +57,9 @@ class PositionedNetwork(nn.Module):
     def forward(self, image: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the network returns for its own channels of ``image``, ``[B, C + K + 1, *spatial]``.
 
+        A network in half precision gets these in its own dtype; the whole of ``image`` stays in float32 or float64,
+        since fewer bits do not hold a position.
+
         Raises:
             ValueError: positions that are not affine in the index, see :func:`scp_kernels.scp`.
             TypeError: positions in half precision.
@@ -64,7 +68,11 @@ class PositionedNetwork(nn.Module):
         extent = torch.ones(self.position_dims, device=image.device)
         affine = read_map(coordinates, extent, self.coordinates_as)
         with positioned(self.network, affine=affine, extent=extent):
-            return self.network(own, *args, **kwargs)
+            return self.network(self._in_its_dtype(own), *args, **kwargs)
+
+    def _in_its_dtype(self, own: Tensor) -> Tensor:
+        dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), own.dtype)
+        return own.to(dtype) if dtype in (torch.float16, torch.bfloat16) else own
 
     def split(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The network's own channels ``[B, C, *spatial]``, and the coordinate channels ``[B, K + 1, *spatial]``.
@@ -88,17 +96,49 @@ class PositionedNetwork(nn.Module):
 def read_map(coordinates: Tensor, extent: Tensor, coordinates_as: str) -> Tensor:
     """The map ``[B, K, d + 1]`` of coordinate channels, see :func:`scp_kernels.affine_of_coordinates`.
 
-    An affine map is known from some 32 to 64 voxels along each axis, and reading takes as long as there are many. All
-    of them decide the closest map of positions that are not affine, and any map of an exported network, whose sizes are
-    not known yet.
+    An affine map is known from some 16 to 32 voxels along each axis of what is valid, and reading takes as long as
+    there are many. All voxels decide the closest map of positions that are not affine, and any map of an exported
+    network, whose sizes are not known yet.
     """
     if coordinates_as != "affine" or torch.compiler.is_exporting():
         return affine_of_coordinates(coordinates, extent, coordinates_as=coordinates_as)
     if hasattr(coordinates, "as_tensor"):  # MONAI's MetaTensor, whose own bookkeeping would follow
         coordinates = coordinates.as_tensor()
-    steps = [max(size // READING_POINTS, 1) for size in coordinates.shape[2:]]
-    chosen: Any = (..., *(slice(None, None, step) for step in steps))
-    affine = affine_of_coordinates(coordinates[chosen], extent)
-    for axis, step in enumerate(steps):
-        affine[..., axis] /= step
-    return affine
+    if all(size < 2 * READING_POINTS for size in coordinates.shape[2:]) or coordinates.numel() == 0:
+        return affine_of_coordinates(coordinates, extent)
+    chosen, first, steps = _some_voxels(coordinates)
+    affine = affine_of_coordinates(chosen, extent)
+    slopes = affine[..., :-1] / (steps[:, None] if affine.ndim == 3 else steps)
+    moved = slopes * (first[:, None] if affine.ndim == 3 else first)  # no product of matrices: autocast would halve it
+    return torch.cat([slopes, affine[..., -1:] - moved.sum(-1, keepdim=True)], -1)
+
+
+def _some_voxels(coordinates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Channels at equally spaced voxels of the smallest box around a sample's valid ones; the first voxel ``[B, d]``
+    and the steps ``[B, d]``. A box of the whole picture could have next to nothing but padding on its lattice.
+    """
+    batch, channels, *shape = coordinates.shape
+    dims, device = len(shape), coordinates.device
+
+    def along(values: Tensor, axis: int) -> Tensor:  # [B, …] of one axis, as of a picture
+        return values.reshape(batch, *(values.shape[1] if a == axis else 1 for a in range(dims)))
+
+    # Which of these are valid, to the last digit, the reading tells. Bytes: PyTorch's `any` goes one by one.
+    valid = (coordinates[:, -1] > 0.5).to(torch.uint8)
+    places, inside, first, steps = [], [], [], []
+    for axis, size in enumerate(shape):
+        line = valid.amax(tuple(1 + a for a in range(dims) if a != axis))  # [B, n]
+        low, high = line.argmax(1), size - 1 - line.flip(1).argmax(1)
+        step = (high - low) // READING_POINTS + 1
+        place = low[:, None] + step[:, None] * torch.arange(min(size, READING_POINTS), device=device)
+        inside.append(along(place <= high[:, None], axis))
+        places.append(along(place.clamp(max=size - 1), axis)[:, None])
+        first.append(low)
+        steps.append(step)
+    of_all = [
+        torch.arange(n, device=device).reshape(-1, *[1] * after) for n, after in ((batch, dims + 1), (channels, dims))
+    ]
+    chosen = coordinates[(*of_all, *places)]
+    within = functools.reduce(torch.logical_and, inside)
+    chosen = torch.cat([chosen[:, :-1], torch.where(within[:, None], chosen[:, -1:], 0.0)], 1)
+    return chosen, torch.stack(first, 1), torch.stack(steps, 1)

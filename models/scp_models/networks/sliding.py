@@ -46,8 +46,11 @@ def sliding_window(
         What MONAI's function returns: logits of the image's size, or a tuple or dict of them.
 
     Raises:
-        ValueError: the network has no such head; ``affine`` and ``coordinates``, or one of them without ``extent``.
+        ValueError: the network has no such head; ``affine`` and ``coordinates``, or one of them without ``extent``; a
+            ``condition`` of MONAI's with ``mirror_axes``, which would have to be mirrored too and is not.
     """
+    if mirror_axes and options.get("condition") is not None:
+        raise ValueError("condition: expected none with mirror_axes, it would not be mirrored with the windows")
     # Importing MONAI takes two seconds, which a network alone need not wait for.
     from monai.inferers.utils import sliding_window_inference
     from monai.utils.misc import fall_back_tuple

@@ -81,11 +81,14 @@ class FoundClasses(L.Callback):
             )
         states = zip(names, self.found, self.present, strict=False)
         if missed := [name for name, found, there in states if there and not found]:
+            threshold = (
+                "A lower threshold may show what it learnt (scp-models evaluate --split validation --threshold 0.3; "
+                "0.49 for --model.preset paper). "
+            )
             result.append(
                 f"no voxel of {', '.join(missed)} was found in the validation subjects in any epoch; best.ckpt "
                 f"segments nothing of it. Look at {losses}: still falling, train for longer; level, another "
-                "--model.learning_rate. A lower threshold may show what it learnt (scp-models evaluate --split "
-                "validation --threshold 0.3; 0.49 for --model.preset paper). Are the lesions inside the slices "
+                f"--model.learning_rate. {'' if classes else threshold}Are the lesions inside the slices "
                 "(--data.roi_size), and the target's label right (--data.target, --data.classes)?"
             )
         return result
