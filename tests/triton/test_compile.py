@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import ptx
 from scp_kernels.problem import Problem
 from tests.support.allocations import allocated_beyond_results
 from tests.support.cases import PAPER
@@ -40,6 +41,8 @@ def problem(**changes) -> Problem:
 ODD = {"channels": 13, "num_classes": 3, "hidden": (100, 72), "spatial_shape": (37, 151)}
 COMPILED = [  # every architecture once, and every thing that makes another kernel
     (75, {}, False),
+    (75, {"channels": 8, "hidden": (64, 64)}, False),
+    (75, {"channels": 16, "hidden": (128, 128)}, False),
     (80, {}, False),
     (90, {}, False),
     (120, ODD, False),
@@ -62,6 +65,57 @@ def test_no_spills_and_shared_memory_within_the_limit(capability, changes, chann
         result = offline.compile_launch(item, capability)
         assert result.registers > 16
         assert not result.faults, result
+
+
+@pytest.mark.parametrize(("capability", "changes"), [(75, {"channels": 8, "hidden": (64, 64)}), (80, {}), (90, ODD)])
+def test_lanes_that_share_a_sum_round_it_alike(capability, changes):
+    """A product that another lane adds is fused with no add: else two lanes' sums differ, and a GPU keeps either."""
+    seen = set()
+    for sequence in offline.abstract_sequences(problem(**changes), capability):
+        for item in sequence.launches:
+            kernel, _ = offline.compile_kernel(item, capability)
+            if kernel.hash not in seen:
+                seen.add(kernel.hash)
+                assert not shuffled_products_that_are_fused(ptx.parse(kernel.asm["ptx"])), kernel.metadata.name
+    assert len(seen) > 9
+
+
+def test_a_fused_product_that_is_shuffled_is_seen():
+    text = """
+.visible .entry kernel(
+	.param .u64 kernel_param_0
+)
+{
+	mul.f32 	%f3, %f1, %f2;
+	mov.b32 	%r1, %f3;
+	shfl.sync.bfly.b32 	%r2, %r1, 1, 31, -1;
+	mov.b32 	%f4, %r2;
+	fma.rn.f32 	%f5, %f1, %f2, ADDEND;
+	ret;
+}
+"""
+    assert shuffled_products_that_are_fused(ptx.parse(text.replace("ADDEND", "%f4"))) == ["%f5"]
+    assert not shuffled_products_that_are_fused(ptx.parse(text.replace("ADDEND", "0f00000000")))
+
+
+def shuffled_products_that_are_fused(function: ptx.PtxFunction) -> list[str]:
+    """Registers that an fma writes whose addend is a product of another lane's."""
+    result = []
+    for block in function.blocks:
+        kinds: dict[str, str] = {}  # of registers, through moves: what made them
+        for instruction in block.instructions:
+            name = instruction.opcode.split(".")[0]
+            operands = [ptx.names_in(operand) for operand in instruction.operands]
+            if name in ("st", "bra", "bar", "ret") or not operands:
+                continue
+            sources = [kinds.get(names[0], "") if names else "" for names in operands[1:]]
+            if name == "fma" and sources[-1] == "shuffled product":
+                result += operands[0]
+            kind = sources[0] if name == "mov" and sources else {"mul": "product"}.get(name, "")
+            if name == "shfl" and sources[0] == "product":
+                kind = "shuffled product"
+            kinds |= dict.fromkeys(operands[0], kind)
+    return result
 
 
 def test_a_kernel_that_spills_is_seen(monkeypatch):
@@ -111,6 +165,7 @@ def test_slabs_cover_every_box_once_within_the_workspace(monkeypatch, boxes, wor
     slabs = supertiles.Slabs(boxes, problem(), torch.device("meta"))
     used = slabs.partials.nbytes + slabs.first_layer.nbytes
     assert used <= max(workspace, used // slabs.count)
+    assert slabs.deal(boxes)[0] == slabs.count, "no slab is zeroed and summed for nothing"
     for dealt in {boxes, boxes // 2 + 1, 1}:
         count, arguments = slabs.deal(dealt)
         assert count <= slabs.count and arguments["boxes"] == dealt

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from scp_kernels.backends.triton.boxes import box_origin
 from scp_kernels.backends.triton.folding import GEOMETRY_SIZES
+from scp_kernels.backends.triton.rounding import rounded_product
 from scp_kernels.backends.triton.weights import BATCH_STAGES, weight_tile
 
 # See forward.GENERIC_SIZES.
@@ -82,7 +83,7 @@ def scp_bwd_features_kernel(
         g_mask = inside[:, None] & (n < classes)[None, :]
         for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             g = tl.load(g_sample + g_offsets, mask=g_mask, other=0.0).to(dtype)
-            gradient = tl.sum(weights * g[:, :, None], 1)
+            gradient = tl.sum(rounded_product(weights, g[:, :, None]), 1)
             if ACCUMULATE:
                 gradient += tl.load(x_sample + x_offset, mask=x_mask, other=0.0)
             tl.store(x_sample + x_offset, gradient.to(grad_features.dtype.element_ty), mask=x_mask)

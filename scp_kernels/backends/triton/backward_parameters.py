@@ -9,6 +9,7 @@ import triton.language as tl
 
 from scp_kernels.backends.triton.boxes import box_origin, tile_offsets
 from scp_kernels.backends.triton.folding import GEOMETRY_SIZES
+from scp_kernels.backends.triton.rounding import rounded_product
 from scp_kernels.backends.triton.weights import BATCH_STAGES, line_at, second_layer
 
 # See forward.GENERIC_SIZES.
@@ -63,18 +64,26 @@ def add_to(pointer, value, mask):
 
 
 @triton.jit
-def half_sums(line, value, di, dj):
-    """Sums of ``value`` ``[P, n]`` against 1, di, dj over the pixels where the pre-activation ``line`` is above 0."""
-    above = tl.where((line <= 0)[:, None], 0.0, value)
-    return tl.sum(above, 0), tl.sum(above * di[:, None], 0), tl.sum(above * dj[:, None], 0)
+def sums_over_pixels(value, di, dj):
+    """Sums of ``value`` ``[P, n]`` against 1, di, dj."""
+    sum_i = tl.sum(rounded_product(value, di[:, None]), 0)
+    sum_j = tl.sum(rounded_product(value, dj[:, None]), 0)
+    return tl.sum(value, 0), sum_i, sum_j
 
 
 @triton.jit
-def add_moments(moments, place, h1, moment_0, moment_i, moment_j):
-    """Adds to one unit's moments Σ g, Σ g·di, Σ g·dj."""
-    add_to(moments + place, moment_0, True)
-    add_to(moments + h1 + place, moment_i, True)
-    add_to(moments + 2 * h1 + place, moment_j, True)
+def add_product_moments(moments, place, h1, weight, v_0, v_i, v_j):
+    """Adds ``Σ weight·v`` to one unit's moments Σ g, Σ g·di, Σ g·dj."""
+    add_to(moments + place, tl.sum(rounded_product(weight, v_0), 0), True)
+    add_to(moments + h1 + place, tl.sum(rounded_product(weight, v_i), 0), True)
+    add_to(moments + 2 * h1 + place, tl.sum(rounded_product(weight, v_j), 0), True)
+
+
+@triton.jit
+def half_sums(line, value, di, dj):
+    """Sums of ``value`` ``[P, n]`` against 1, di, dj over the pixels where the pre-activation ``line`` is above 0."""
+    above = tl.where((line <= 0)[:, None], 0.0, value)
+    return sums_over_pixels(above, di, dj)
 
 
 @triton.jit
@@ -106,7 +115,7 @@ def outputs_backward(
             row = (3 + m) * output_count + q
             tl.store(grad_outputs + row, c * v_0 + a * v_i + b * v_j, mask=q_ok)
             y = tl.load(outputs + row, mask=q_ok, other=0.0)
-            add_moments(moments, place, h1, tl.sum(y * v_0, 0), tl.sum(y * v_i, 0), tl.sum(y * v_j, 0))
+            add_product_moments(moments, place, h1, y, v_0, v_i, v_j)
         tl.debug_barrier()
 
 
@@ -151,9 +160,10 @@ def hidden_backward(
             w = tl.load(w3t + offset, mask=mask, other=0.0)
             g_relu = tl.dot(g_weight, w, g_relu, input_precision=PRECISION, out_dtype=dtype)
         gz = tl.where(z <= 0, 0.0, g_relu)
-        tl.store(grad_rows + k, tl.sum(gz, 0), mask=ok)
-        tl.store(grad_rows + h2 + k, tl.sum(gz * di[:, None], 0), mask=ok)
-        tl.store(grad_rows + 2 * h2 + k, tl.sum(gz * dj[:, None], 0), mask=ok)
+        gz_0, gz_i, gz_j = sums_over_pixels(gz, di, dj)
+        tl.store(grad_rows + k, gz_0, mask=ok)
+        tl.store(grad_rows + h2 + k, gz_i, mask=ok)
+        tl.store(grad_rows + 2 * h2 + k, gz_j, mask=ok)
         for m in range(0, unstable1):
             place1 = h1 - 1 - m
             u = tl.load(unit1 + place1)
@@ -161,7 +171,7 @@ def hidden_backward(
             c, a, b = tl.load(lines + place1), tl.load(lines + h1 + place1), tl.load(lines + 2 * h1 + place1)
             add_to(grad_w2t + u * h2 + k, c * v_0 + a * v_i + b * v_j, ok)
             w = tl.load(w2t + u * h2 + k, mask=ok, other=0.0)
-            add_moments(moments, place1, h1, tl.sum(w * v_0, 0), tl.sum(w * v_i, 0), tl.sum(w * v_j, 0))
+            add_product_moments(moments, place1, h1, w, v_0, v_i, v_j)
         tl.debug_barrier()
 
 
@@ -243,9 +253,10 @@ def scp_bwd_parameters_kernel(
                     output = n_q * channels + c_q  # [BLOCK_Q]
                     tl.store(grad_weight + output[None, :] * PIXELS + p[:, None], g_weight, mask=valid[None, :])
                     target = grad_outputs + local * (3 + capacity) * output_count + output
-                    tl.store(target, tl.sum(g_weight, 0), mask=valid)
-                    tl.store(target + output_count, tl.sum(g_weight * di[:, None], 0), mask=valid)
-                    tl.store(target + 2 * output_count, tl.sum(g_weight * dj[:, None], 0), mask=valid)
+                    g_0, g_i, g_j = sums_over_pixels(g_weight, di, dj)
+                    tl.store(target, g_0, mask=valid)
+                    tl.store(target + output_count, g_i, mask=valid)
+                    tl.store(target + 2 * output_count, g_j, mask=valid)
             # A load need not have the layout of the store before it: other threads' stores are read from here on.
             tl.debug_barrier()
             outputs_backward(

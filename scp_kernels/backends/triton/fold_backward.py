@@ -10,6 +10,7 @@ import triton.language as tl
 from scp_kernels.backends.triton.backward_parameters import add_to
 from scp_kernels.backends.triton.boxes import box_origin, load_affine, position, shift_in_supertile
 from scp_kernels.backends.triton.folding import GEOMETRY_SIZES
+from scp_kernels.backends.triton.rounding import rounded_product
 
 
 @triton.jit
@@ -64,9 +65,9 @@ def fold_outputs_backward(
             w3 = tl.load(w3t + k[:, None] * output_count + q[None, :], mask=mask, other=0.0)  # [BLOCK_K, BLOCK_Q]
             # The affine rows.
             g_0, g_i, g_j = load_affine(grad_outputs, q, output_count, q_ok)
-            gz_0 += tl.sum(w3 * g_0[None, :], 1)
-            gz_i += tl.sum(w3 * g_i[None, :], 1)
-            gz_j += tl.sum(w3 * g_j[None, :], 1)
+            gz_0 += tl.sum(rounded_product(w3, g_0[None, :]), 1)
+            gz_i += tl.sum(rounded_product(w3, g_i[None, :]), 1)
+            gz_j += tl.sum(rounded_product(w3, g_j[None, :]), 1)
             g_w3 = z_0[:, None] * g_0[None, :] + z_i[:, None] * g_i[None, :] + z_j[:, None] * g_j[None, :]
             # The rows of unstable units of layer 1: of w₂.
             for m in range(0, row_count):
@@ -74,7 +75,7 @@ def fold_outputs_backward(
                 g = tl.load(grad_outputs + (3 + m) * output_count + q, mask=q_ok, other=0.0)
                 w2 = tl.load(w2t + u * h2 + k, mask=ok, other=0.0)
                 g_w3 += w2[:, None] * g[None, :]
-                add_to(grad_w2t + u * h2 + k, tl.sum(w3 * g[None, :], 1), ok)
+                add_to(grad_w2t + u * h2 + k, tl.sum(rounded_product(w3, g[None, :]), 1), ok)
             add_to(grad_w3t + k[:, None] * output_count + q[None, :], g_w3, mask)
             tl.debug_barrier()
         tl.store(grad_rows + k, gz_0, mask=ok)
@@ -160,9 +161,9 @@ def scp_fold_bwd_kernel(
                     offset = u[:, None] * h2 + k[None, :]
                     mask = ok[:, None] & k_ok[None, :]
                     w = tl.load(w2t + offset, mask=mask, other=0.0)  # [BLOCK_U, BLOCK_K]
-                    moment_0 += tl.sum(w * gz_0[None, :], 1)
-                    moment_i += tl.sum(w * gz_i[None, :], 1)
-                    moment_j += tl.sum(w * gz_j[None, :], 1)
+                    moment_0 += tl.sum(rounded_product(w, gz_0[None, :]), 1)
+                    moment_i += tl.sum(rounded_product(w, gz_i[None, :]), 1)
+                    moment_j += tl.sum(rounded_product(w, gz_j[None, :]), 1)
                     g_w2 = c[:, None] * gz_0[None, :] + a[:, None] * gz_i[None, :] + b[:, None] * gz_j[None, :]
                     add_to(grad_w2t + offset, g_w2, mask)
                 if not ROOT:
@@ -174,11 +175,10 @@ def scp_fold_bwd_kernel(
                         q_ok = q < output_count
                         offset = (3 + index)[:, None] * output_count + q[None, :]
                         y = tl.load(source + offset, mask=folded[:, None] & q_ok[None, :], other=0.0)
-                        moment_0 += tl.sum(y * tl.load(g_outputs + q, mask=q_ok, other=0.0)[None, :], 1)
-                        moment_i += tl.sum(y * tl.load(g_outputs + output_count + q, mask=q_ok, other=0.0)[None, :], 1)
-                        moment_j += tl.sum(
-                            y * tl.load(g_outputs + 2 * output_count + q, mask=q_ok, other=0.0)[None, :], 1
-                        )
+                        g_0, g_i, g_j = load_affine(g_outputs, q, output_count, q_ok)
+                        moment_0 += tl.sum(rounded_product(y, g_0[None, :]), 1)
+                        moment_i += tl.sum(rounded_product(y, g_i[None, :]), 1)
+                        moment_j += tl.sum(rounded_product(y, g_j[None, :]), 1)
                 add_first_layer(
                     first_layer, u, ok, moment_0, moment_i, moment_j,
                     position_matrix, group, depth, row, column, position_stride, DIMS, POSITION_DIMS, BOX_H, BOX_W,

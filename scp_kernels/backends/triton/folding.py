@@ -22,20 +22,10 @@ import triton
 import triton.language as tl
 
 from scp_kernels.backends.triton.boxes import box_origin, load_affine, position, shift_in_supertile
+from scp_kernels.backends.triton.rounding import one_value, rounded_product
 
 # Sizes whose value or alignment would not make better code: they must not cost a compilation each.
 GEOMETRY_SIZES = ("first_supertile", "supertiles_per_map", "supertiles_h", "supertiles_w", "height", "width")
-
-
-@triton.jit
-def one_value(flags, BLOCK: tl.constexpr):
-    """``flags`` (0 or 1, ``[BLOCK]``) as one value for the whole program, by way of words of bits.
-
-    The compiler may work a comparison out anew for every layout that it is wanted in, with other roundings.
-    """
-    lane = tl.arange(0, 32)
-    words = tl.sum(tl.reshape(flags, [BLOCK // 32, 32]) << lane[None, :], 1)
-    return tl.reshape((words[:, None] >> lane[None, :]) & 1, [BLOCK])
 
 
 # How far float32 may be off, as a part of c and of the radius: three products and their sums round by 2⁻²⁴ each.
@@ -267,7 +257,8 @@ def scp_fold_outputs_fwd_kernel(
 ):  # fmt: skip
     """Folds newly active units of both layers into the outputs. Grid: (boxes, 1 + blocks of rows, blocks of outputs).
 
-    A box's first program has the affine rows; each other one has ``BLOCK_R`` rows of unstable units of layer 1.
+    A box's first program has the affine rows; the others take turns at rows of unstable units of layer 1, ``BLOCK_R``
+    at a time.
     """
     dtype: tl.constexpr = w2t.dtype.element_ty
     local = tl.program_id(0).to(tl.int64)
@@ -314,9 +305,10 @@ def scp_fold_outputs_fwd_kernel(
                 index = tl.load(index_in_parent + place, mask=ok, other=0)
                 source = parent_outputs + (3 + index)[:, None] * output_count + q[None, :]
                 value = tl.load(source, mask=ok[:, None] & q_ok[None, :], other=0.0)  # [BLOCK_R, BLOCK_Q]
-                y_0 += tl.sum(value * tl.load(lines + place, mask=ok, other=0.0)[:, None], 0)
-                y_i += tl.sum(value * tl.load(lines + h1 + place, mask=ok, other=0.0)[:, None], 0)
-                y_j += tl.sum(value * tl.load(lines + 2 * h1 + place, mask=ok, other=0.0)[:, None], 0)
+                c, a, b = load_affine(lines, place, h1, ok)
+                y_0 += tl.sum(rounded_product(value, c[:, None]), 0)
+                y_i += tl.sum(rounded_product(value, a[:, None]), 0)
+                y_j += tl.sum(rounded_product(value, b[:, None]), 0)
         # Active units of layer 2: of their affine rows.
         for start in range(0, active2, BLOCK_R):
             place = start + lane  # [BLOCK_R]
@@ -324,26 +316,28 @@ def scp_fold_outputs_fwd_kernel(
             k = tl.load(unit2 + place, mask=ok, other=0)
             source = w3t + k[:, None] * output_count + q[None, :]
             w = tl.load(source, mask=ok[:, None] & q_ok[None, :], other=0.0)  # [BLOCK_R, BLOCK_Q]
-            y_0 += tl.sum(w * tl.load(rows + place, mask=ok, other=0.0)[:, None], 0)
-            y_i += tl.sum(w * tl.load(rows + h2 + place, mask=ok, other=0.0)[:, None], 0)
-            y_j += tl.sum(w * tl.load(rows + 2 * h2 + place, mask=ok, other=0.0)[:, None], 0)
+            z_0, z_i, z_j = load_affine(rows, place, h2, ok)
+            y_0 += tl.sum(rounded_product(w, z_0[:, None]), 0)
+            y_i += tl.sum(rounded_product(w, z_i[:, None]), 0)
+            y_j += tl.sum(rounded_product(w, z_j[:, None]), 0)
         tl.store(outputs + q, y_0, mask=q_ok)
         tl.store(outputs + output_count + q, y_i, mask=q_ok)
         tl.store(outputs + 2 * output_count + q, y_j, mask=q_ok)
     else:
-        m = first_row + lane  # [BLOCK_R]
-        ok = m < row_count
-        mask = ok[:, None] & q_ok[None, :]
-        u = tl.load(unit1 + (h1 - 1 - m), mask=ok, other=0)
-        total = tl.zeros([BLOCK_R, BLOCK_Q], dtype)
-        if not ROOT:
-            index = tl.load(index_in_parent + (h1 - 1 - m), mask=ok, other=0)
-            source = parent_outputs + (3 + index)[:, None] * output_count + q[None, :]
-            total += tl.load(source, mask=mask & (index < folded_rows)[:, None], other=0.0)
-        # One rank-one update per active unit of layer 2.
-        for i in range(0, active2):
-            k = tl.load(unit2 + i)
-            w2 = tl.load(w2t + u * h2 + k, mask=ok, other=0.0)
-            w3 = tl.load(w3t + k * output_count + q, mask=q_ok, other=0.0)
-            total += w2[:, None] * w3[None, :]
-        tl.store(outputs + (3 + m)[:, None] * output_count + q[None, :], total, mask=mask)
+        for first in range(first_row, row_count, (tl.num_programs(1) - 1) * BLOCK_R):
+            m = first + lane  # [BLOCK_R]
+            ok = m < row_count
+            mask = ok[:, None] & q_ok[None, :]
+            u = tl.load(unit1 + (h1 - 1 - m), mask=ok, other=0)
+            total = tl.zeros([BLOCK_R, BLOCK_Q], dtype)
+            if not ROOT:
+                index = tl.load(index_in_parent + (h1 - 1 - m), mask=ok, other=0)
+                source = parent_outputs + (3 + index)[:, None] * output_count + q[None, :]
+                total += tl.load(source, mask=mask & (index < folded_rows)[:, None], other=0.0)
+            # One rank-one update per active unit of layer 2.
+            for i in range(0, active2):
+                k = tl.load(unit2 + i)
+                w2 = tl.load(w2t + u * h2 + k, mask=ok, other=0.0)
+                w3 = tl.load(w3t + k * output_count + q, mask=q_ok, other=0.0)
+                total += w2[:, None] * w3[None, :]
+            tl.store(outputs + (3 + m)[:, None] * output_count + q[None, :], total, mask=mask)

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from scp_kernels.backends.triton.boxes import box_origin
 from scp_kernels.backends.triton.folding import GEOMETRY_SIZES
+from scp_kernels.backends.triton.rounding import rounded_product
 from scp_kernels.backends.triton.weights import BATCH_STAGES, weight_tile
 
 # Sizes whose value or alignment would not make better code: they must not cost a compilation each. The width is none of
@@ -77,7 +78,7 @@ def scp_fwd_kernel(
         y_offset = y_pixel + first_class.to(tl.int64) * y_stride_n  # [P]
         for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             features = tl.load(x_sample + x_offset, mask=x_mask, other=0.0).to(dtype)
-            logits = tl.sum(weight * features, 1) + shift
+            logits = tl.sum(rounded_product(weight, features), 1) + shift
             if ACCUMULATE:
                 logits += tl.load(y_sample + y_offset, mask=inside, other=0.0)
             tl.store(y_sample + y_offset, logits.to(y.dtype.element_ty), mask=inside)
@@ -94,7 +95,7 @@ def scp_fwd_kernel(
         y_mask = inside[:, None] & (n < classes)[None, :]
         for _ in tl.range(0, batch, num_stages=BATCH_STAGES):
             features = tl.load(x_sample + x_offset, mask=x_mask, other=0.0).to(dtype)
-            logits = tl.sum(weights * features[:, None, :], 2) + shifts[None, :]
+            logits = tl.sum(rounded_product(weights, features[:, None, :]), 2) + shifts[None, :]
             tl.store(y_sample + y_offsets, logits.to(y.dtype.element_ty), mask=y_mask)
             x_sample += x_stride_b
             y_sample += y_stride_b

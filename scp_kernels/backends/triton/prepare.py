@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from scp_kernels.backends.triton.rounding import rounded_product
+
 
 @triton.jit(do_not_specialize=("rows", "columns"))
 def scp_prepare_fwd_kernel(
@@ -29,7 +31,7 @@ def scp_prepare_fwd_kernel(
         mask = r_ok[:, None] & (c < columns)[None, :]
         block = tl.load(weight + r[:, None].to(tl.int64) * columns + c[None, :], mask=mask, other=0.0)
         tl.store(transposed + c[None, :].to(tl.int64) * rows + r[:, None], block, mask=mask)
-        zero_or_nan += tl.sum(block * 0.0, 1)
+        zero_or_nan += tl.sum(rounded_product(block, 0.0), 1)
     total = tl.load(bias + r, mask=r_ok, other=0.0)
     if HAS_RESIDUAL:
         total += tl.load(residual + r, mask=r_ok, other=0.0)

@@ -35,14 +35,16 @@ class Slabs:
     """Partial gradients of Φ. A slab belongs to one program of a launch, which adds up a run of boxes in it."""
 
     def __init__(self, boxes: int, problem: Problem, device: torch.device) -> None:
-        """As many slabs as fit the workspace (one at least), and no more than there are boxes."""
+        """As many slabs as fit the workspace (one at least), and no more than boxes are dealt out over."""
         h1, h2 = problem.hidden
         outputs = problem.num_classes * problem.channels
         self.sizes = (h1 * h2, h2 * outputs, h2, outputs)
         columns = 2 * problem.position_dims + 1  # of w₁, and b₁
         dtype = problem.compute_dtype
         size = sum(self.sizes) * dtype.itemsize + h1 * columns * torch.float64.itemsize
-        self.count = max(1, min(boxes, tables.PARTIALS_BYTES // size, tables.MOST_SLABS))
+        most = max(1, min(boxes, tables.PARTIALS_BYTES // size, tables.MOST_SLABS))
+        # All slabs are zeroed and summed: none is without work where all boxes are dealt out.
+        self.count = triton.cdiv(boxes, triton.cdiv(boxes, most))
         self.partials = torch.zeros(self.count, sum(self.sizes), dtype=dtype, device=device)
         self.first_layer = torch.zeros(self.count, h1, columns, dtype=torch.float64, device=device)
 
@@ -205,10 +207,13 @@ class FoldedTiles:
             "b3": network.b3, "h2": h2, "output_count": outputs, "capacity": self.capacity,
             "BLOCK_R": block_r, "BLOCK_Q": block_q,
         }  # fmt: skip
-        blocks = 1 + triton.cdiv(self.capacity, block_r), triton.cdiv(outputs, block_q)
+        row_programs = triton.cdiv(self.capacity, block_r)
+        if parents is not None:  # a tile has few of the rows that there is room for
+            row_programs = min(row_programs, tables.TILE_ROW_PROGRAMS)
+        blocks = 1 + row_programs, triton.cdiv(outputs, block_q)
         return [
             Launch(scp_classify_fwd_kernel, (count, 1, 1), classify, tables.compile_options(1)),
-            Launch(scp_fold_hidden_fwd_kernel, (count, 1, 1), fold_hidden, tables.compile_options(level.num_warps)),
+            Launch(scp_fold_hidden_fwd_kernel, (count, 1, 1), fold_hidden, level.options),
             Launch(scp_fold_outputs_fwd_kernel, (count, *blocks), fold_outputs, tables.compile_options(1)),
         ]
 
@@ -224,17 +229,18 @@ class FoldedTiles:
         h1, h2 = self.problem.hidden
         outputs = self.problem.num_classes * self.problem.channels
         given, network = parents or boxes, self.network
+        level = tables.SUPERTILE_FOLD_BACKWARD if parents is None else tables.TILE_FOLD_BACKWARD
         count, of_slabs = slabs.deal(supertiles * boxes.per_supertile)
         arguments = {
             **boxes.of("unit1", "index_in_parent", "lines", "unit2", "rows", "counts"),
             **boxes.of("grad_outputs", "grad_rows", "moments"),
             **given.of("outputs", "counts", prefix="parent_"), "w2t": network.w2t, "w3t": network.w3t,
             "h1": h1, "h2": h2, "output_count": outputs, "capacity": self.capacity,
-            "ROOT": parents is None, "BLOCK_Q": tables.output_block(outputs),
-            **tables.FOLD_BACKWARD, **of_slabs, **self.positions, **self.on_boxes(boxes, first),
+            "ROOT": parents is None, "BLOCK_U": level.block_u, "BLOCK_K": level.block_k,
+            "BLOCK_Q": tables.output_block(outputs), **of_slabs, **self.positions, **self.on_boxes(boxes, first),
         }  # fmt: skip
         arguments |= {"first_layer": slabs.first_layer}
-        return Launch(scp_fold_bwd_kernel, (count, 1, 1), arguments, tables.compile_options(4, max_registers=168))
+        return Launch(scp_fold_bwd_kernel, (count, 1, 1), arguments, level.options)
 
     def _collect(self, first: int, supertiles: int) -> Launch:
         h1, h2 = self.problem.hidden

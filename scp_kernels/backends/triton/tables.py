@@ -23,10 +23,11 @@ MOST_SLABS = 512
 BLOCK_CLASSIFIED = 32
 # Rows and columns of a supertile, which is folded once for all tiles in it: a multiple of every tile's.
 SUPERTILE = (32, 32)
-# Of ``prepare``; rows of unstable units in the outputs' folding; units of layers 1 and 2 in ``fold_backward``.
+# Of ``prepare``; rows of unstable units in the outputs' folding, and how many programs of a tile share them; units of
+# layers 1 and 2 in ``scp_collect_bwd``.
 PREPARE = {"BLOCK_ROWS": 32, "BLOCK_COLUMNS": 32}
 FOLD_OUTPUTS_ROWS = 8
-FOLD_BACKWARD = {"BLOCK_U": 8, "BLOCK_K": 16}
+TILE_ROW_PROGRAMS = 2
 COLLECT = {"BLOCK_U": 8, "BLOCK_K": 64}
 
 
@@ -46,15 +47,25 @@ def output_block(outputs: int) -> int:
 
 @dataclass(frozen=True)
 class HiddenFolding:
-    """Units of layer 1 and of layer 2 that the hidden layers' folding takes at once, and its threads."""
+    """Units of layer 1 and of layer 2 that the hidden layers' folding, or its backward, takes at once; its threads."""
 
     block_u: int
     block_k: int
     num_warps: int
+    max_registers: int | None = None
+    """Per thread, see :class:`Configuration`."""
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What the compiler is told."""
+        return compile_options(self.num_warps, self.max_registers)
 
 
-SUPERTILE_FOLDING = HiddenFolding(8, 128, 4)
+# Folding by one warp: no sum waits for another warp's. Backward by more: the supertiles are few, and take long.
+SUPERTILE_FOLDING = HiddenFolding(8, 128, 1)
 TILE_FOLDING = HiddenFolding(8, 32, 1)
+SUPERTILE_FOLD_BACKWARD = HiddenFolding(16, 16, 4, max_registers=255)
+TILE_FOLD_BACKWARD = HiddenFolding(8, 16, 2, max_registers=255)
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,17 @@ class TableEntry:
     """Arithmetic of the products with w₃."""
 
 
+# The devices of 7.5 have few multiprocessors, where fewer warps per tile let more tiles run at once: by the predicted
+# cycles of ``benchmarks.static``, until a GPU says otherwise.
+FEW_MULTIPROCESSORS = (75, 75)
+
 TABLE = (
+    TableEntry(FORWARD, Configuration((8, 8), 8, 32, 1, max_registers=255), FEW_MULTIPROCESSORS, outputs=(1, 16)),
+    TableEntry(FORWARD, Configuration((8, 8), 8, 32, 2, max_registers=128), FEW_MULTIPROCESSORS, outputs=(17, 32)),
+    TableEntry(FEATURES, Configuration((8, 8), 8, 32, 1, max_registers=128), FEW_MULTIPROCESSORS, outputs=(1, 8)),
+    TableEntry(FEATURES, Configuration((8, 8), 8, 32, 2, max_registers=128), FEW_MULTIPROCESSORS, outputs=(9, 32)),
+    TableEntry(PARAMETERS, Configuration((8, 8), 8, 32, 1, max_registers=255), FEW_MULTIPROCESSORS, outputs=(1, 8)),
+    TableEntry(PARAMETERS, Configuration((8, 8), 8, 32, 2, max_registers=255), FEW_MULTIPROCESSORS, outputs=(9, 16)),
     TableEntry(FORWARD, Configuration((8, 8), 8, 32, 4, max_registers=128), outputs=(1, 32)),
     TableEntry(FORWARD, Configuration((8, 8), 8, 64, 8, max_registers=128)),
     TableEntry(FEATURES, Configuration((8, 8), 8, 32, 4, max_registers=128), outputs=(1, 32)),

@@ -42,6 +42,13 @@ def test_overflow_boxes_are_exact(small_blocks, monkeypatch, capacity, overflows
     assert tuple(int((sizes[root] > capacity).sum()) for root in (True, False)) == overflows
 
 
+@pytest.mark.parametrize("programs", [1, 2])
+def test_programs_take_turns_at_rows(small_blocks, monkeypatch, programs):
+    """Tiles have up to 12 unstable units (above), and a program folds the outputs of 8 at a time."""
+    monkeypatch.setattr(tables, "TILE_ROW_PROGRAMS", programs)
+    check(make_inputs((7, 19), classes=2, hidden=(24, 11), bias=True, seed=3), position="centered")
+
+
 @pytest.mark.parametrize("capacity", [0, 4])
 def test_overflow_boxes_of_slices_of_a_volume(small_blocks, monkeypatch, capacity):
     """Two maps in 3-D space: boxes overflow, and every access is looked at."""
