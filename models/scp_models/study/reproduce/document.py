@@ -38,16 +38,16 @@ _NUMBERS = {"wmh": 1, "lits": 2}
 
 def make_tables(record: Record, study: Study, budget: StudyBudget, costs: Sequence[CostRow]) -> list[Table]:
     """Tables 1 and 2, the differences of Fig. 5, the ablations."""
-    made = []
+    tables = []
     for data in study.data:
-        made.append(
+        tables.append(
             printed_score_table(
                 record, data.name, data.task, _NUMBERS[data.task], costs, _remark(budget, data.phantoms)
             )
         )
-        made.append(tested_table(record, data.name))
-    made.append(ablation_table(record, study.data[0].name, ablation_names(budget), reference(budget)))
-    return made
+        tables.append(tested_table(record, data.name))
+    tables.append(ablation_table(record, study.data[0].name, ablation_names(budget), reference(budget)))
+    return tables
 
 
 def _remark(budget: StudyBudget, phantoms: object) -> str:
@@ -64,24 +64,24 @@ def make_pictures(
     record: Record, folder: Path, study: Study, prepared: Mapping[str, Prepared], costs: Sequence[CostRow]
 ) -> dict[str, list[Picture]]:
     """By section: Fig. 1, 2, 5, 6, 7."""
-    made: dict[str, list[Picture]] = {"case": [], "density": [], "boxes": [], "costs": [], "weights": []}
+    result: dict[str, list[Picture]] = {"case": [], "density": [], "boxes": [], "costs": [], "weights": []}
     panels = []
     for data in study.data:
         shown = case(folder, study, data, prepared[data.name], record)
-        made["case"].append(Picture(
+        result["case"].append(Picture(
             figures.outline_slices(shown.panels, spacing=shown.spacing),
             f"Fig. 1, {data.name}: {shown.subject}, the test subject with the median Dice of the two networks, at "
             "its slice with the most lesion; networks of the first seed. Dice is the whole subject's.",
             f"One slice of {shown.subject}: image, reference, and the outlines of Base 256 and SCP 256.",
         ))  # fmt: skip
         cache, everybody = cohort_density_cache(data, prepared[data.name])
-        made["density"].append(Picture(
+        result["density"].append(Picture(
             pictures.three_planes(pictures.lesion_density(cache, everybody)),
             f"Fig. 2, {data.name}: where the lesions of {len(everybody)} subjects lie in the box of the head or "
             "body, summed onto three planes; every subject counts as much.",
             f"Maps of the lesion frequency of {data.name} on the axial, coronal and sagittal plane.",
         ))  # fmt: skip
-        made["weights"].append(Picture(
+        result["weights"].append(Picture(
             figures.weight_field_statistics(learned_weights(folder, study, data)),
             f"Fig. 7, {data.name}: maximum, mean, minimum, L2 norm and standard deviation along the channels of "
             f"the W that {TESTED} learned with the first seed (without w_r), each scaled to its own range.",
@@ -91,7 +91,7 @@ def make_pictures(
             scores = {name: record.scores(data.name, name, metric).mean(axis=0) for name in (TESTED, *AGAINST)}
             marks = {name: paired_comparison(scores[TESTED], scores[name]).stars for name in AGAINST}
             panels.append((f"{data.name}, {title}", scores, marks))
-    made["boxes"].append(Picture(
+    result["boxes"].append(Picture(
         pictures.boxes(panels, TESTED),
         f"Fig. 5: scores per test subject, averaged over the seeds. Brackets: paired two-tailed t-tests of "
         f"{TESTED}, not corrected for their number; * p < 0.05, ** p < 0.01, *** p < 0.001, **** p < 0.0001, ns: not "
@@ -99,14 +99,14 @@ def make_pictures(
         "Box plots of Dice and L-Dice by network.",
         vector=True,
     ))  # fmt: skip
-    made["costs"].append(Picture(
+    result["costs"].append(Picture(
         pictures.complexity_bars(costs, SHOWN_COSTS),
         "Fig. 6: costs at 3 × 160 × 224 as ratios to Base 128; SCP 256 with this operator and with the paper's. "
         f"{saving(costs)}",
         "Bars of memory, multiply-adds and parameters of five networks.",
         vector=True,
     ))  # fmt: skip
-    return made
+    return result
 
 
 def saving(costs: Sequence[CostRow]) -> str:
