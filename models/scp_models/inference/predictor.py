@@ -240,10 +240,10 @@ def subjects_of(
     """
     if not inputs and not images:
         raise UserError("predict: expected what to segment, a folder, a volume or --image, none was given")
-    alone = failures is None or len(inputs) + bool(images) == 1
+    alone = len(inputs) + bool(images) == 1
     subjects: list[Subject] = []
     for path in inputs:
-        with nullcontext() if alone else failures.skip(str(path)):
+        with nullcontext() if failures is None or alone else failures.skip(str(path)):
             subjects += find_subjects(path, task, layout, failures)
     if images:
         subjects.append(subject_of_images(images, task))
