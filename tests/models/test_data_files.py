@@ -268,6 +268,11 @@ def test_itk_files_that_are_no_volumes(tmp_path):
     (tmp_path / "a.mha").write_text("no image")
     with pytest.raises(UserError, match=r"a.mha: expected a whole volume, it cannot be read"):
         open_volume(tmp_path / "a.mha")
+    truncated = write_itk(tmp_path / "d.mha", np.zeros((4, 5, 6), np.float32), np.eye(4))
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    # ITK's own reason is "No such file or directory", whatever is wrong with it.
+    with pytest.raises(UserError, match=r"it cannot be read \(File cannot be read: .*d\.mha for reading"):
+        open_volume(truncated)
     with pytest.raises(UserError, match=r"b.nrrd: expected a volume, there is none"):
         open_volume(tmp_path / "b.nrrd")
     write_itk(tmp_path / "c.mha", np.zeros((4, 5, 6, 3), np.uint8), np.eye(4), vector=True)

@@ -182,4 +182,7 @@ def _check_gaps(folder: Path, positions: list[NDArray[np.float64]]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1][:200]
+    """The last line that ITK says of a file, but for its "Reason": what the system said last, whatever that was of."""
+    lines = str(error).strip().splitlines()
+    line = next(line for line in reversed(lines) if not line.startswith("Reason:") or line is lines[0])
+    return re.sub(r"^ITK ERROR: \w+\(0x\w+\): ", "", line.strip())[:200]
