@@ -1,5 +1,8 @@
 """What is said, or refused, where a file is readable and yet not what it seems."""
 
+import errno
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -103,3 +106,17 @@ def test_a_folder_of_nnunets_images_by_itself(tmp_path):
     subjects[1].images[1].unlink()
     with pytest.raises(UserError, match=r"b_0001.nii.gz: expected a file"):
         find_subjects(tmp_path / "imagesTs", WMH)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, caplog):
+    root, locked = write_wmh(tmp_path, 3), tmp_path / "training" / "Utrecht"
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path) == str(locked):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert len(find_subjects(root, WMH)) == 2
+    assert f"note: {locked}: cannot be listed (Permission denied): nobody in it is found" in caplog.messages
