@@ -1,7 +1,7 @@
 // Y[b, n] = sum_c W[n, c] X[b, c] (+ bias), and its adjoint gX[b, c] = sum_n W[n, c] gY[b, n]: one kernel, in which the
 // index that is summed over ("inner") and the one that is kept ("outer") change places.
 //
-// A block has a tile, and each thread one of its pixels, or two: then what is read from shared memory serves both. The block
+// A block has a tile, and each thread one of its pixels, or two, which what is read from shared memory then serves. It
 //   1. folds Phi on the tile's box (fold.h);
 //   2. evaluates W at each pixel into registers, kWeights outputs at a time;
 //   3. streams the samples: each is read, multiplied with W and written once.
@@ -99,8 +99,8 @@ SCP_DEVICE void evaluate_weights(Block& block, const DeviceNetwork<T>& net, cons
       add(memory.cf + (A + q) * kWeights, basis);
     }
   }
-  // The unstable units of layer 2, panel by panel, unless fold_outputs has left all of them in memory. On an overflow tile
-  // layer 1 has more rows than a panel holds: then kTogether columns at a time, by its rows in parts.
+  // The unstable units of layer 2, panel by panel, unless fold_outputs has left all of them in memory. On an overflow
+  // tile layer 1 has more rows than a panel holds: then kTogether columns at a time, by its rows in parts.
   const bool whole = folded.unstable1 <= memory.unstable_capacity;
   const bool held = whole && first_panel_is_loaded(folded, memory);
   const int columns = whole ? memory.panel() : kTogether;
@@ -212,8 +212,8 @@ SCP_DEVICE void Apply<T, D, P>::operator()(Block& block) const {
   const Folded& folded = fold<false>(block, a.net, coefficients, a.tiling.dims, box, *a.net.not_finite != 0, parent,
                                      memory.fold, [](const Folded&) {});
 
-  // Steps 2 and 3, once for all samples if the inner index fits into the registers. Else a turn for each part of it, and a
-  // few samples that carry over its sums.
+  // Steps 2 and 3, once for all samples if the inner index fits into the registers. Else a turn for each part of it,
+  // and a few samples that carry over its sums.
   const bool one_part = P > 1 || a.inner_part == a.inner;
   const int turns = one_part ? 1 : (a.inner + a.inner_part - 1) / a.inner_part;
   const ApplyItem<D>& of = *memory.item;

@@ -1,11 +1,11 @@
 // The block of threads that a kernel's body sees. Bodies are templates over it, so that a GPU and a host that emulates
 // one (host_emulation/block.h) compile the very same code.
 //
-// A block offers: kSize, its number of threads, in kWarps warps; thread(), 0 .. kSize - 1; index(), the block's number in its grid; sync(), a barrier of its
-// threads; shared(), its memory; add(at, value), to a sum in global memory to which other blocks add too; raise(flag),
-// which sets a flag to 1 that others may be setting too; ballot(value), by all threads of a warp: bit l is the value of
-// its lane l; sum_of_lanes<N>(value), by all threads of a warp: the sum over N neighbouring lanes in a fixed order, the
-// same bits in each of them.
+// A block offers: kSize, its number of threads, in kWarps warps; thread(), 0 .. kSize - 1; index(), the block's number
+// in its grid; sync(), a barrier of its threads; shared(), its memory; add(at, value), to a sum in global memory to
+// which other blocks add too; raise(flag), which sets a flag to 1 that others may be setting too; ballot(value), by all
+// threads of a warp: bit l is the value of its lane l; sum_of_lanes<N>(value), by all threads of a warp: the sum over N
+// neighbouring lanes in a fixed order, the same bits in each of them.
 #ifndef SCP_CUDA_BLOCK_H
 #define SCP_CUDA_BLOCK_H
 

@@ -1,5 +1,5 @@
-// The entry points of scp.h that a device and the host's emulation of one share: checks, and errors as codes. Included by
-// the one source of each library, which defines run_call_here.
+// The entry points of scp.h that a device and the host's emulation of one share: checks, and errors as codes. Included
+// by the one source of each library, which defines run_call_here.
 #ifndef SCP_CUDA_ENTRY_H
 #define SCP_CUDA_ENTRY_H
 

@@ -1,7 +1,7 @@
 // Folds Phi on a box: docs/tile_linear.md, "Fold", by one block of threads. The parent is Phi itself, the root, or Phi
 // folded on a larger box (supertile.h).
-//   1. Classify layer 1: the parent's unstable units are inactive, active or unstable on the box. List the active and the
-//      unstable ones.
+//   1. Classify layer 1: the parent's unstable units are inactive, active or unstable on the box. List the active and
+//      the unstable ones.
 //   2. Newly active units are affine: fold them into the affine rows x of layer 2's pre-activations.
 //   3. Bound layer 2 by a zonotope, classify it, and list its units likewise.
 //   4. Fold newly active units of layer 2 into the outputs (fold_outputs.h).
@@ -96,19 +96,20 @@ struct FoldMemory {
     class2 = allocator.allocate<uint8_t>(h2);
   }
 
-  // Columns of layer 2 per panel, and the distance of its rows: 4 more, so that neighbouring rows lie in different banks.
+  // Columns of layer 2 per panel, and the distance of its rows: 4 more, so that neighbouring rows lie in different
+  // banks.
   SCP_HD int panel() const { return 1 << log_panel; }
   SCP_HD int panel_stride() const { return panel() + 4; }
 };
 
-// Where the first active and the first unstable unit of a warp go in a list: active units first, then unstable ones, each
-// in ascending order.
+// Where the first active and the first unstable unit of a warp go in a list: active units first, then unstable ones,
+// each in ascending order.
 struct Places {
   int active, unstable;
 };
 
-// Units first .. end - 1 of n are a warp's to classify and to list, each by kLanes lanes, of which the first owns it: what
-// a lane knows of its units needs no barrier.
+// Units first .. end - 1 of n are a warp's to classify and to list, each by kLanes lanes, of which the first owns it:
+// what a lane knows of its units needs no barrier.
 template <int kLanes, class Block>
 struct WarpRange {
   static constexpr int kUnits = kWarp / kLanes;  // at a time
@@ -119,8 +120,8 @@ struct WarpRange {
   }
 };
 
-// Classifies n units, and counts the active and the unstable ones. classify(i, owner) is called by the lanes of unit i; of
-// several, which exchange values, also by those that have none, for the last unit.
+// Classifies n units, and counts the active and the unstable ones. classify(i, owner) is called by the lanes of unit i;
+// of several, which exchange values, also by those that have none, for the last unit.
 template <int kLanes, class Block, class Classify>
 SCP_DEVICE Places classify_units(Block& block, int n, uint8_t* classes, int* counts, int& active, int& unstable,
                                  const Classify& classify) {
@@ -221,11 +222,7 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
     half[axis] = T(half_extent[axis]);
   }
   const UnitClass unsure = box.pixels() == 1 && !dense ? kActive : kUnstable;
-  const auto radius_of = [&](const Affine<T, D>& line) {
-    T sum = 0;
-    for (int axis = 0; axis < D; ++axis) sum = multiply_add(magnitude(line.slope[axis]), half[axis], sum);
-    return sum * T(kBoundWidening);
-  };
+  const auto widened_radius = [&](const Affine<T, D>& line) { return line.radius(half) * T(kBoundWidening); };
 
   // Step 1. Inherited units come first, and count as active.
   Folded result;
@@ -243,7 +240,7 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
     to = classify_units<1>(block, listed1, memory.class1, memory.counts, result.active1, result.unstable1,
                            [&](int i, bool) {
                              line = line_about<T, D>(coefficients, dims, unit1_of(i), centre);
-                             const T radius = radius_of(line);
+                             const T radius = widened_radius(line);
                              return i < result.inherited1      ? kActive
                                     : dense                    ? kUnstable
                                     : line.value - radius > 0  ? kActive
@@ -268,7 +265,7 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
     for (int axis = 0; axis < D; ++axis) packed.v[1 + axis] = line.slope[axis];
     quad(memory.line + q * 4) = packed;
     if (q >= result.active1 && result.bounded) {
-      const T radius = radius_of(line);
+      const T radius = widened_radius(line);
       const Chord<T> bound = chord(line.value - radius, line.value + radius);
       memory.chord[(q - result.active1) * 2] = bound.scale;
       memory.chord[(q - result.active1) * 2 + 1] = bound.slack;
@@ -280,8 +277,8 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
   block.sync();
   beside(result);
 
-  // Steps 2 and 3: a unit of layer 2 per thread, or per two in a large block. First the newly active units of layer 1, all
-  // that changes the affine rows; then the unstable ones by their chords, for the bounds alone.
+  // Steps 2 and 3: a unit of layer 2 per thread, or per two in a large block. First the newly active units of layer 1,
+  // all that changes the affine rows; then the unstable ones by their chords, for the bounds alone.
   constexpr int kLanes = Block::kSize > 2 * kThreads ? 2 : 1;
   const int part = t % kLanes;
   const auto sum_of_parts = [&](T value) {

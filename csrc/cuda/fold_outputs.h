@@ -23,9 +23,9 @@ SCP_DEVICE void copy_in_batches(int first, int end, int step, const From& from, 
   }
 }
 
-// Loads the panels of columns first .. first + count - 1 (at most a panel's) of layer 2's list: the affine rows, unstable
-// units row .. row + rows - 1 of layer 1, and the outputs. The rest of a panel is 0. The caller has seen to it that no thread
-// reads the panel before.
+// Loads the panels of columns first .. first + count - 1 (at most a panel's) of layer 2's list: the affine rows,
+// unstable units row .. row + rows - 1 of layer 1, and the outputs. The rest of a panel is 0. The caller has seen to it
+// that no thread reads the panel before.
 template <class T, int D, int K, class Block>
 SCP_DEVICE void load_panel(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
                            const FoldMemory<T, D, K>& memory, int first, int count, int row, int rows) {
@@ -48,8 +48,9 @@ SCP_DEVICE void load_panel(Block& block, const DeviceNetwork<T>& net, const Fold
   block.sync();
 }
 
-// Loads the panels that have active units of layer 2, with `rows` unstable ones of layer 1, the first panel last, and calls
-// use(first, from, end) for each: columns from .. end - 1 of it are active, and the panel starts at `first` of the list.
+// Loads the panels that have active units of layer 2, with `rows` unstable ones of layer 1, the first panel last, and
+// calls use(first, from, end) for each: columns from .. end - 1 of it are active, and the panel starts at `first` of
+// the list.
 template <class T, int D, int K, class Block, class Use>
 SCP_DEVICE void for_each_active_panel(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
                                       const FoldMemory<T, D, K>& memory, int rows, const Use& use) {
@@ -73,9 +74,9 @@ SCP_DEVICE bool first_panel_is_loaded(const Folded& folded, const FoldMemory<T, 
 // Lanes that share a sum over the columns of a panel, where sums are fewer than threads.
 constexpr int kFoldLanes = 4;
 
-// Step 4: cf of the first `width` outputs that `offset` names, w_r included. Rows beyond the affine ones only where layer 2 is
-// classified. Between writing `offset` or reading cf and this there must be a barrier. Nothing is inherited. The panels of
-// active units are loaded, the first one last: it stays in memory.
+// Step 4: cf of the first `width` outputs that `offset` names, w_r included. Rows beyond the affine ones only where
+// layer 2 is classified. Between writing `offset` or reading cf and this there must be a barrier. Nothing is inherited.
+// The panels of active units are loaded, the first one last: it stays in memory.
 template <class T, int D, int K, class Block>
 SCP_DEVICE void fold_outputs(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
                              const FoldMemory<T, D, K>& memory, int width) {

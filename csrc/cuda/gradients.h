@@ -4,8 +4,9 @@
 // An unstable unit u of layer 1 is an affine function on its half of the box:
 //   relu(l_u) = 1[l_u > 0] (c_u + a_u di + b_u dj).
 // So all that is needed of a quantity g over the box (gW[n], or gz_k of an unstable unit of layer 2) is its sums
-// against 1, di, dj: over the whole box, and over the half of every unstable u. With S those sums of gW, and g_cf[u, n] =
-// (c, a, b)_u . S[u, :, n] for an unstable u, S[0, :, n] for the affine rows, an active unit k of layer 2 has
+// against 1, di, dj: over the whole box, and over the half of every unstable u. With S those sums of gW, and
+// g_cf[u, n] = (c, a, b)_u . S[u, :, n] for an unstable u, S[0, :, n] for the affine rows, an active unit k of layer 2
+// has
 //   gW3[n, k] = A2[:, k] . g_cf[:, n],  gA2[:, k] = g_cf W3[:, k],
 // and adds A2[u, k] S[u, :, :] W3[:, k] to the moments of g_l(u). Nothing of it needs the folded outputs.
 #ifndef SCP_CUDA_GRADIENTS_H
@@ -80,8 +81,8 @@ SCP_DEVICE void differentiate_active(Block& block, const DeviceNetwork<T>& net, 
   }
 }
 
-// Unstable units of layer 2, pixel by pixel: gz = 1[z > 0] sum_n gW[n] W3[n, k], gW3[n, k] += gW[n] relu(z). Starts after a
-// barrier, and ends in one if there are any. `held`: the first panel is in memory, and has all of them.
+// Unstable units of layer 2, pixel by pixel: gz = 1[z > 0] sum_n gW[n] W3[n, k], gW3[n, k] += gW[n] relu(z). Starts
+// after a barrier, and ends in one if there are any. `held`: the first panel is in memory, and has all of them.
 template <class T, int D, class Block>
 SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net, const Folded& folded, int first,
                                        int width, bool held, const PixelGrid<T, D>& grid,
@@ -158,9 +159,9 @@ SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net
   }
 }
 
-// What the sums over all tiles need to know of layer 1: lines of active units, slots of unstable ones; and moments. Those of
-// unstable units are the sums of their parts; those of active units come from the gradients of the affine rows, which
-// overwrite x. Starts after a barrier.
+// What the sums over all tiles need to know of layer 1: lines of active units, slots of unstable ones; and moments.
+// Those of unstable units are the sums of their parts; those of active units come from the gradients of the affine
+// rows, which overwrite x. Starts after a barrier.
 template <class T, int D, class Block>
 SCP_DEVICE void finish_layer1(Block& block, const DeviceNetwork<T>& net, const Folded& folded,
                               const GradientMemory<T, D>& memory, const PartialGradients<T, D>& partial) {
@@ -216,7 +217,8 @@ SCP_DEVICE double part_macs(const Folded& folded, int width) {
 // barrier on, where it takes no registers.
 //   1. Gather gW of kGradients outputs at each pixel: X and gY are read once.
 //   2. Fold Phi on the box (fold.h); beside it, sum gW over the box and the halves of unstable units of layer 1.
-//   3. Differentiate active and unstable units of layer 2. Steps 1 to 3 (but for folding) again for each kGradients outputs.
+//   3. Differentiate active and unstable units of layer 2. Steps 1 to 3 (but for folding) again for each kGradients
+//      outputs.
 //   4. Finish layer 1.
 template <class T, int D, class Block>
 SCP_DEVICE bool differentiate(Block& block, const GradientInputs<T, D>& of, int64_t item, const Box<D>& box,

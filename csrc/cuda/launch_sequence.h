@@ -169,8 +169,8 @@ class LaunchSequence {
     return partition;
   }
 
-  // How many unstable units of layer 1 there is room for on boxes of 2^log_extent pixels: more than twice the most of any
-  // tile of the paper's map, less where shared memory is small. The larger a box is relative to the map, the more
+  // How many unstable units of layer 1 there is room for on boxes of 2^log_extent pixels: more than twice the most of
+  // any tile of the paper's map, less where shared memory is small. The larger a box is relative to the map, the more
   // kinks cross it: at PyTorch's initialisation the most unstable units of any box are 0.7 h1 times the sum, over the
   // axes, of box / map extents.
   template <class Bytes>
@@ -187,8 +187,8 @@ class LaunchSequence {
     return most;
   }
 
-  // Folding supertiles takes as long as the root takes a block, before any tile starts. What they save is in proportion to
-  // the widths and to the tiles that a multiprocessor folds one after another: those of ParameterGradients too.
+  // Folding supertiles takes as long as the root takes a block, before any tile starts. What they save is in proportion
+  // to the widths and to the tiles that a multiprocessor folds one after another: those of ParameterGradients too.
   bool supertiles_pay() const {
     const int64_t width = net_.h1 > net_.h2 ? net_.h1 : net_.h2;
     const int64_t folds = call_.groups * tiling_.tiles * (parameters_ ? 2 : 1);

@@ -86,8 +86,8 @@ SCP_DEVICE void ParameterGradients<T, D>::operator()(Block& block) const {
   const PartialGradients<T, D> partial = p.partial(block.index());
   if (p.overflow_pass) clear(block, net, p.groups, p.sum(block.index()));
 
-  // The work items of this block: one of a chunk, a single box; or in the overflow pass every sums_count-th of all. What all
-  // threads can compute is in shared memory too: they need it for long.
+  // The work items of this block: one of a chunk, a single box; or in the overflow pass every sums_count-th of all.
+  // What all threads can compute is in shared memory too: they need it for long.
   BoxStack<D>& stack = *memory.stack;
   const int64_t items = p.groups * partition.items_per_group(), own = p.first_item + block.index();
   if (t == 0) {

@@ -86,8 +86,8 @@ SCP_DEVICE void gather(const GradientInputs<T, D>& of, const int (&index)[D], in
   }
 }
 
-// gW of outputs first .. first + width - 1 at this thread's pixel, and which outputs these are. A pixel outside of the map
-// has zero gradients.
+// gW of outputs first .. first + width - 1 at this thread's pixel, and which outputs these are. A pixel outside of the
+// map has zero gradients.
 template <class T, int D, class Block>
 SCP_DEVICE void gather_outputs(Block& block, const GradientInputs<T, D>& of, int64_t item, const Box<D>& box, int first,
                                int width, const GradientMemory<T, D>& memory) {
@@ -110,8 +110,8 @@ SCP_DEVICE void gather_outputs(Block& block, const GradientInputs<T, D>& of, int
   for (int j = t; j < kGradients; j += kThreads) memory.fold.offset[j] = j < width ? first + j : -1;
 }
 
-// Sums against 1 and the coordinates, over the pixels where `line` is positive, of the N values that values_at(pixel, to)
-// gives; by kSumLanes lanes, each of which gets the sums.
+// Sums against 1 and the coordinates, over the pixels where `line` is positive, of the N values that
+// values_at(pixel, to) gives; by kSumLanes lanes, each of which gets the sums.
 template <int N, class T, int D, class Block, class ValuesAt>
 SCP_DEVICE void sum_against_position(Block& block, const T (&line)[4], const PixelGrid<T, D>& grid,
                                      const ValuesAt& values_at, T (&sum)[kAffineTerms<D>][N]) {
@@ -133,9 +133,9 @@ SCP_DEVICE void sum_against_position(Block& block, const T (&line)[4], const Pix
     for (int j = 0; j < N; ++j) sum[a][j] = block.template sum_of_lanes<kSumLanes>(sum[a][j]);
 }
 
-// Calls body(number, first) for each of `count` sums, by kSumLanes lanes; `first` is true in one of them. The first warps
-// have the first sums, or the last warps. Lanes that have no sum repeat the last one, if their warp has any, because all
-// lanes of a warp exchange values.
+// Calls body(number, first) for each of `count` sums, by kSumLanes lanes; `first` is true in one of them. The first
+// warps have the first sums, or the last warps. Lanes that have no sum repeat the last one, if their warp has any,
+// because all lanes of a warp exchange values.
 template <bool kByLastWarps, class Block, class Body>
 SCP_DEVICE void for_each_sum(Block& block, int count, const Body& body) {
   constexpr int kSumsPerWarp = kWarp / kSumLanes;

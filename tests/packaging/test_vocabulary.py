@@ -125,11 +125,10 @@ def test_the_glossary_has_every_old_name():
     assert set(OLD_NAMES) <= before, set(OLD_NAMES) - before
 
 
-# csrc/cuda is not among them yet.
-@pytest.mark.parametrize("folder", ["common", "cpu", "include"])
+@pytest.mark.parametrize("folder", ["common", "cpu", "cuda", "include"])
 def test_lines_of_cpp_have_at_most_120_characters(folder):
     """clang-format breaks code, but no comment."""
-    paths = [path for path in sorted((ROOT / "csrc" / folder).rglob("*")) if path.suffix in (".h", ".cpp")]
+    paths = [path for path in sorted((ROOT / "csrc" / folder).rglob("*")) if path.suffix in (".h", ".cpp", ".cu")]
     assert paths
     for path in paths:
         for number, line in lines(path):

@@ -1,5 +1,6 @@
 // A block of threads on the host: fibres that run one after another from barrier to barrier, in any order. A warp that
-// exchanges values waits for all its lanes, which orders nothing else: the race detector does not count it as a barrier.
+// exchanges values waits for all its lanes, which orders nothing else: the race detector does not count it as a
+// barrier.
 //
 // What it shows: results of the very code that a GPU runs; threads that do not all come to the same barrier; missing
 // barriers, because results then depend on the order, and exactly with races.h; shared memory read before it is written

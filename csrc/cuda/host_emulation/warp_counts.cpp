@@ -1,8 +1,8 @@
 // In the place of races.cpp: counts what the warps of a GPU would do, for benchmarks/cycles.py. Compiled without
 // -fsanitize=thread: this is what it calls.
 //
-// Threads run one after another from barrier to barrier. Accesses of the lanes of a warp from the same place in the code,
-// each lane's n-th between two barriers, are one instruction of the warp.
+// Threads run one after another from barrier to barrier. Accesses of the lanes of a warp from the same place in the
+// code, each lane's n-th between two barriers, are one instruction of the warp.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -19,7 +19,8 @@ namespace races {
 namespace {
 
 constexpr int kWarpLanes = 32, kBanks = 32, kWordBytes = 4, kSectorBytes = 32, kNameBytes = 64;
-// Of the stack that a launch is made on: a kernel's arguments, which a GPU has in constant memory, and the emulation's own.
+// Of the stack that a launch is made on: a kernel's arguments, which a GPU has in constant memory, and the emulation's
+// own.
 constexpr uintptr_t kCallerBytes = 64 << 10;
 // What one pass over shared memory delivers: wider accesses take a pass per part of a warp.
 constexpr int kPassBytes = kBanks * kWordBytes;
