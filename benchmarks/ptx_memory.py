@@ -7,7 +7,6 @@ from torch import Tensor
 from benchmarks.ptx_arithmetic import Array
 
 WARP, BANKS, WORD, SECTOR = 32, 32, 4, 32
-PASS_BYTES = BANKS * WORD
 """What one pass over shared memory delivers: wider accesses take a pass per part of a warp."""
 GAP = 256
 NOBODY, SEVERAL = -1, -2

@@ -12,7 +12,7 @@ from scp_models.data.subjects import Subject
 from scp_models.data.volume import is_clutter
 from scp_models.data.volume_files import ENDINGS, volume_stem
 from scp_models.errors import Failures, UserError
-from scp_models.notes import note
+from scp_models.notes import first_few, note
 
 
 def is_images_folder(root: Path) -> bool:
@@ -96,8 +96,7 @@ def _note_left_out(folder: Path, used: Collection[Path | None], what: str) -> No
     """Name the volumes that nothing is made of."""
     left = [path.name for path in _volumes(folder) if path not in used]
     if left:
-        shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
-        note(f"{folder}: {len(left)} volumes {what} and are left out: {shown}")
+        note(f"{folder}: {len(left)} volumes {what} and are left out: {first_few(left)}")
 
 
 def _listed(description: Path, case: str, entry: Any, channels: int) -> Subject:
