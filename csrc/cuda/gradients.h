@@ -159,7 +159,7 @@ SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net
   }
 }
 
-// What the sums over all tiles need to know of layer 1: lines of active units, slots of unstable ones; and moments.
+// What the sums over all tiles need to know of layer 1: lines of active units, rows of unstable ones; and moments.
 // Those of unstable units are the sums of their parts; those of active units come from the gradients of the affine
 // rows, which overwrite x. Starts after a barrier.
 template <class T, int D, class Block>
@@ -176,7 +176,7 @@ SCP_DEVICE void finish_layer1(Block& block, const DeviceNetwork<T>& net, const F
   SCP_NO_UNROLL
   for (int q = t; q < folded.unstable1; q += kThreads) {
     const int u = fold_memory.unit1[folded.active1 + q];
-    partial.slot[u] = q;
+    partial.unstable_row[u] = q;
     for (int a = 0; a < A; ++a) {
       T sum = 0;
       for (int i = 0; i < kHidden; ++i) sum += memory.moment_parts[(q * kHidden + i) * A + a];
