@@ -100,6 +100,8 @@ def _note_left_out(folder: Path, used: Collection[Path | None], what: str) -> No
 
 
 def _listed(description: Path, case: str, entry: Any, channels: int) -> Subject:
+    if Path(case).name != case:  # a prediction's file is called after it
+        raise UserError(f"{description}: dataset[{case!r}] expected a case's name without folders")
     images = entry.get("images") if isinstance(entry, dict) else None
     if not isinstance(images, list) or len(images) != channels or not all(isinstance(f, str) for f in images):
         raise UserError(f"{description}: dataset[{case!r}] expected a list 'images' of {channels} paths")
