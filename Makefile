@@ -60,6 +60,7 @@ lint: $(VENV)/.dependencies types  ## ruff, mypy and clang-format
 
 types: $(VENV)/.dependencies
 	$(BIN)/mypy
+	$(BIN)/mypy setup.py
 
 format: $(VENV)/.dependencies  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --fix .

@@ -57,7 +57,9 @@ class LibraryBuild:
 
     def objects(self) -> list[tuple[Path, str, list[str]]]:
         """Source, suffix of the object file, and extra flags of every compilation."""
-        once = [(source, "", []) for source in self.library.sources if source not in self.library.per_isa_target]
+        once: list[tuple[Path, str, list[str]]] = [
+            (source, "", []) for source in self.library.sources if source not in self.library.per_isa_target
+        ]
         repeated = [
             (source, target, isa_target_flags(target))
             for source in self.library.per_isa_target
@@ -214,10 +216,12 @@ class BuildNative(Command):
     description = "compile csrc/ into shared libraries"
     user_options: ClassVar[list] = []
     editable_mode = False
+    build_lib: str
+    build_base: str
 
     def initialize_options(self) -> None:
-        self.build_lib = None
-        self.build_base = None
+        self.build_lib = None  # type: ignore[assignment]
+        self.build_base = None  # type: ignore[assignment]
 
     def finalize_options(self) -> None:
         self.set_undefined_options("build", ("build_lib", "build_lib"), ("build_base", "build_base"))
@@ -244,7 +248,7 @@ class BuildNative(Command):
         objects_dir = build_base / "native"
         objects_dir.mkdir(parents=True, exist_ok=True)
         (objects_dir / "build.ninja").write_text(ninja_file(builds, objects_dir, self.out))
-        ninja = [find_ninja(), "-C", str(objects_dir)]
+        ninja = [find_ninja() or "ninja", "-C", str(objects_dir)]
         # clangd looks into the folder build/ of each folder above a source.
         rules = [f"compile_{item.library.name}" for item in builds]
         database = subprocess.run([*ninja, "-t", "compdb", *rules], check=True, capture_output=True, text=True).stdout

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.peers import PAPER_STYLE
 from scp_kernels import FusedSCP, count_macs, dispatch
 from scp_kernels.backends import cpu
+from scp_kernels.layers import pointwise_layers
 from scp_kernels.problem import problem_of
 from scp_models.networks import SegmentationNetwork, build_network
 from scp_models.networks.complexity import TITLES, bytes_saved_for_backward
@@ -38,7 +39,7 @@ def build(name: str, device: str = "cpu", backend: str = "auto") -> Segmentation
     )
     if name.endswith(PAPER_STYLE):
         assert isinstance(network.head, FusedSCP)
-        network.head = PaperStyle(network.head)
+        network.head = PaperStyle(network.head)  # type: ignore[assignment]
     return network.to(device)
 
 
@@ -97,8 +98,10 @@ def network_macs(network: SegmentationNetwork, batch: int = 1) -> int:
     if isinstance(head, PaperStyle):
         return macs + batch * _phi_macs(head) + product  # W·X and w_r·X apart
     inputs = torch.zeros(features.shape, device=next(network.parameters()).device)
-    tensors = (head.phi[0].weight, head.phi[2].weight, head.residual.weight)
-    backend = dispatch.select(problem_of(inputs, *tensors, groups=1), head.backend)
+    first, second, _ = pointwise_layers(head.phi)
+    assert head.residual is not None
+    problem = problem_of(inputs, first.weight, second.weight, head.residual.weight, groups=1)
+    backend = dispatch.select(problem, head.backend)
     if backend == "reference":
         return macs + _phi_macs(head)
     if backend == "cpu":
@@ -110,4 +113,4 @@ def network_macs(network: SegmentationNetwork, batch: int = 1) -> int:
 
 def _phi_macs(head: PaperStyle | FusedSCP) -> int:
     """Of Φ, evaluated as printed at each pixel."""
-    return HEIGHT * WIDTH * sum(layer.weight.numel() for layer in head.phi[::2])
+    return HEIGHT * WIDTH * sum(layer.weight.numel() for layer in pointwise_layers(head.phi))

@@ -50,8 +50,9 @@ class Noise:
 
 def summarise_noise(records: Iterable[dict[str, Any] | None]) -> Noise | None:
     """Of all races; None if one has no record of it."""
-    noises = [record and Noise(**record) for record in records]
-    if not noises or not all(noises):
+    records = list(records)
+    noises = [Noise(**record) for record in records if record]
+    if not noises or len(noises) < len(records):
         return None
     foreign = [noise.foreign_cores for noise in noises if noise.foreign_cores is not None]
     return Noise(
@@ -87,7 +88,7 @@ class NoiseMonitor:
         self.noise = Noise(self._references, foreign, len(usable_cores()))
 
     def _reference(self) -> float:
-        times = []
+        times: list[float] = []
         while sum(times) < REFERENCE_SECONDS or len(times) < 5:
             start = time.perf_counter()
             self._work()

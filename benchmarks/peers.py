@@ -77,10 +77,12 @@ class CoordConv(nn.Module):
 class Precomputed(nn.Module):
     """W + w_r kept as a tensor: what anybody can do in PyTorch once the weights no longer change."""
 
+    field: Tensor  # [N, C, *shape]
+
     def __init__(self, head: FusedSCP, shape: tuple[int, ...]) -> None:
         super().__init__()
         with torch.no_grad():
-            self.register_buffer("field", head.weight_field(shape))  # [N, C, *shape]
+            self.register_buffer("field", head.weight_field(shape))
 
     def forward(self, features: Tensor) -> Tensor:
         return (self.field * features[:, None]).sum(2).to(features.dtype)
@@ -135,8 +137,10 @@ def peers_of(
         return Entrant(convolution)
 
     def compile_reference() -> Entrant:
-        torch._dynamo.reset()  # it refuses the ninth specialisation of one function
-        return Entrant(torch.compile(fused(inputs, "reference"), dynamic=False), positions=positions)
+        torch.compiler.reset()  # it refuses the ninth specialisation of one function
+        network = torch.compile(fused(inputs, "reference"), dynamic=False)
+        assert isinstance(network, nn.Module)
+        return Entrant(network, positions=positions)
 
     def changing(name: str, one_by_one: bool = False) -> Entrant:
         head = fused(inputs, name)

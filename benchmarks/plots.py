@@ -130,7 +130,8 @@ def roofline(races: list[Race], path: Path) -> Path:
             if (f := race["subjects"].get(name)) and f["executed_macs"]
         ]
         if points:
-            axis.scatter(*zip(*points, strict=True), s=18, color=COLOURS.get(name, FALLBACK), label=name, zorder=3)
+            x, y = zip(*points, strict=True)
+            axis.scatter(x, y, s=18, color=COLOURS.get(name, FALLBACK), label=name, zorder=3)
             shown += points
     least, most = min(x for x, _ in shown) / 2, max(x for x, _ in shown) * 2
     for dtype, rate in races[0]["product_rate"].items():

@@ -59,6 +59,10 @@ def _bytes_of_two(a: Array, b: Array, selector: Array) -> Array:
     return result.astype(np.uint32)
 
 
+def _selected(a: Array, b: Array, condition: Array) -> Array:
+    return np.where(condition, a, b)
+
+
 ARITHMETIC: dict[str, Callable[..., Array]] = {
     "mov": lambda a: a,
     "add": np.add,
@@ -78,7 +82,7 @@ ARITHMETIC: dict[str, Callable[..., Array]] = {
     "not": np.invert,
     "shl": lambda a, by: a << by.astype(a.dtype),
     "shr": lambda a, by: a >> by.astype(a.dtype),
-    "selp": lambda a, b, condition: np.where(condition, a, b),
+    "selp": _selected,
     "bfe": _bit_field,
     "prmt": _bytes_of_two,
     "cvt": lambda a: a,

@@ -173,10 +173,10 @@ class Machine:
     ) -> None:
         """Of one instruction: the warps that make it, passes over shared memory, sectors of global memory."""
         rows, warps = len(frame.rows), self.warps
-        if mask is None:
-            active = np.ones((1, warps), bool)
-        else:
-            active = np.broadcast_to(mask, (len(mask), self.threads)).reshape(-1, warps, WARP).any(2)
+        active: Array = np.ones((1, warps), bool)
+        if mask is not None:
+            lanes = np.broadcast_to(mask, (len(mask), self.threads)).reshape(-1, warps, WARP)
+            active = np.asarray(lanes.any(2))
         self.counts.accesses += int(active.sum()) * (rows // len(active))
         if is_shared:
             passes = frame.blocks.shared.passes(at, size, mask)
@@ -261,12 +261,14 @@ def _halves(instruction: Instruction) -> Operation:
     half, shift = np.uint64(2**32 - 1), np.uint64(32)
 
     def split(frame: RunningBlock) -> None:
+        assert isinstance(target, tuple)
         value = frame.read(source, "u64")
         for register, part in zip(target, (value & half, value >> shift), strict=True):
             if register != Constant("_"):
                 frame.write(register, part.astype(np.uint32))
 
     def join(frame: RunningBlock) -> None:
+        assert isinstance(source, tuple)
         low, high = (frame.read(register, "u32").astype(np.uint64) for register in source)
         frame.write(target, low | high << shift)
 

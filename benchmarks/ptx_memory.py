@@ -7,7 +7,6 @@ from torch import Tensor
 from benchmarks.ptx_arithmetic import Array
 
 WARP, BANKS, WORD, SECTOR = 32, 32, 4, 32
-PASS_BYTES = BANKS * WORD
 """What one pass over shared memory delivers: wider accesses take a pass per part of a warp."""
 GAP = 256
 NOBODY, SEVERAL = -1, -2
@@ -40,7 +39,7 @@ class GlobalMemory:
 
     def address(self, tensor: Tensor) -> int:
         base = self.bases[tensor.untyped_storage().data_ptr()]
-        return base + tensor.storage_offset() * tensor.element_size()
+        return base + int(tensor.storage_offset()) * tensor.element_size()
 
     def copy_back(self) -> None:
         """Into the tensors."""
@@ -104,27 +103,27 @@ class SharedMemory:
         if ((at < 0) | (at >= self.size)).any():
             raise RuntimeError("an access outside of shared memory")
         at = np.broadcast_to(at, (len(rows), self.threads))
-        made = np.broadcast_to(True if mask is None else mask, at.shape)
-        return rows[:, None] * self.size + at, made
+        active = np.broadcast_to(True if mask is None else mask, at.shape)
+        return rows[:, None] * self.size + at, active
 
     def load(self, rows: Array, at: Array, dtype: np.dtype, mask: Array | None) -> Array:
-        place, made = self._places(rows, at, mask)
+        place, active = self._places(rows, at, mask)
         if self.checked:
-            self._check_load(place, made)
+            self._check_load(place, active)
         return self.content.reshape(-1).view(dtype)[place // dtype.itemsize]
 
     def store(self, rows: Array, at: Array, value: Array, mask: Array | None) -> None:
-        place, made = self._places(rows, at, mask)
-        value = np.broadcast_to(value, place.shape)[made]
+        place, active = self._places(rows, at, mask)
+        value = np.broadcast_to(value, place.shape)[active]
         content = self.content.reshape(-1).view(value.dtype)
-        units = place[made] // value.dtype.itemsize
+        units = place[active] // value.dtype.itemsize
         same = content[units] == value
         content[units] = value
         if self.checked:
-            self._check_store(place, made, same, content[units] == value)
+            self._check_store(place, active, same, content[units] == value)
 
-    def _check_load(self, place: Array, made: Array) -> None:
-        words, warps = place[made] // WORD, np.broadcast_to(self.warps, place.shape)[made]
+    def _check_load(self, place: Array, active: Array) -> None:
+        words, warps = place[active] // WORD, np.broadcast_to(self.warps, place.shape)[active]
         writers, readers = self.writers.reshape(-1), self.readers.reshape(-1)
         if ((writers[words] != NOBODY) & (writers[words] != warps)).any():
             raise RuntimeError("a warp reads shared memory that another has written since the last barrier")
@@ -134,9 +133,9 @@ class SharedMemory:
         # Warps that read a word in this very instruction: all but the last have been overwritten.
         readers[words[readers[words] != warps]] = SEVERAL
 
-    def _check_store(self, place: Array, made: Array, same: Array, lasts: Array) -> None:
+    def _check_store(self, place: Array, active: Array, same: Array, lasts: Array) -> None:
         """``same``: whether what a thread writes was there; ``lasts``: whether it is there afterwards."""
-        words, warps = place[made] // WORD, np.broadcast_to(self.warps, place.shape)[made]
+        words, warps = place[active] // WORD, np.broadcast_to(self.warps, place.shape)[active]
         writers, readers = self.writers.reshape(-1), self.readers.reshape(-1)
         for others in (writers, readers):
             if ((others[words] != NOBODY) & (others[words] != warps) & ~same).any():

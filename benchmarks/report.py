@@ -317,9 +317,13 @@ class MachineChapter:
         parts.append(f"SCP 256 against Base 512: {', '.join(changes)}.\n")
         shown = ("SCP 256", "Base F 512", "Base B 512", "Base 512")
         titles = dict(zip(keys, headings[1:], strict=True))
-        if all(ratios[name][key][0] for name in shown for key in keys):
+        measured = {
+            titles[key]: {name: (here, paper) for name in shown for here, paper in [ratios[name][key]] if here}
+            for key in keys
+        }
+        if all(len(of_networks) == len(shown) for of_networks in measured.values()):
             path, link = self._picture("figure-6", "Memory, operations and parameters as in the paper's Fig. 6")
-            plots.figure_6({titles[key]: {name: ratios[name][key] for name in shown} for key in keys}, path)
+            plots.figure_6(measured, path)
             parts.append(link)
         return "\n".join(parts)
 

@@ -1,6 +1,6 @@
 """Training steps and inference of whole networks, as ratios to Base 128 beside the paper's Table 1 and Fig. 6."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ NETWORK_RUNS = [
 ]
 
 
-def check_heads(networks: dict[str, torch.nn.Module], x: torch.Tensor) -> None:
+def check_heads(networks: Mapping[str, torch.nn.Module], x: torch.Tensor) -> None:
     """The fused and the paper-style network give the same logits: not further from float64 than twice plain PyTorch."""
     for name in networks:
         if not name.endswith(PAPER_STYLE):

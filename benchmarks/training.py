@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.peers import PAPER_STYLE
+from scp_kernels import FusedSCP
 from scp_models.data import SegmentationDataModule
 from scp_models.networks.paper_style import PaperStyle
 from scp_models.phantoms import generate_wmh
@@ -80,7 +81,8 @@ def train(run: str, phantoms: Path, cache: Path, options: argparse.Namespace) ->
     )  # fmt: skip
     module = SegmentationModule(capacity=options.capacity, roi_size=size)
     if run == PAPER_STYLE:
-        module.network.head = PaperStyle(module.network.head)
+        assert isinstance(module.network.head, FusedSCP)
+        module.network.head = PaperStyle(module.network.head)  # type: ignore[assignment]
     elif run == NUDGED:
         with torch.no_grad():
             for parameter in module.parameters():

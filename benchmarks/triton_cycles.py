@@ -232,8 +232,8 @@ def report_triton_cycles(of_cuda: Mapping[str, float]) -> None:
     print("\nPredicted cycles of the Triton kernels on an RTX 2060, float32, 160×224, by two models.")
     for name, (by_constants, by_latencies) in ratios_of_passes().items():
         print(f"{name}: {by_constants - 1:+.0%} off by constants, {by_latencies - 1:+.0%} by latencies")
-    headings = ("constants", 10), ("latencies", 10), ("issue", 8), ("waves", 7), ("alone", 8), ("loads", 7)
-    headings += ("passes", 8), ("all passes", 11), ("barriers", 9), ("new KB", 7)
+    headings = [("constants", 10), ("latencies", 10), ("issue", 8), ("waves", 7), ("alone", 8), ("loads", 7)]
+    headings += [("passes", 8), ("all passes", 11), ("barriers", 9), ("new KB", 7)]
     print(f"\n{'case':16} {'kernel':28}", "".join(f"{heading:>{width}}" for heading, width in headings))
     for name, (case, backward) in cycles.SIMULATED_CASES.items():
         sequence = sequence_of(case.inputs(), case.problem(), backward)

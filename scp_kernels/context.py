@@ -218,13 +218,18 @@ def _tell_graphs(changed: _Entry) -> None:
 def _generator_that_enters(frame: FrameType | None) -> FrameType | None:
     """The frame that enters a context, if it is a generator's.
 
-    Exit stacks, and helpers that ``contextlib`` made contexts of, enter it in the name of their caller.
+    Exit stacks, helpers that ``contextlib`` made contexts of, and classes that are contexts themselves enter it in the
+    name of their caller.
     """
-    while frame is not None and (_is_of_contextlib(frame) or _is_of_contextlib(frame.f_back)):
+    while frame is not None and (_enters_for_its_caller(frame) or _is_of_contextlib(frame.f_back)):
         frame = frame.f_back
     if frame is None or not frame.f_code.co_flags & (CO_GENERATOR | CO_ASYNC_GENERATOR):
         return None
     return frame
+
+
+def _enters_for_its_caller(frame: FrameType) -> bool:
+    return _is_of_contextlib(frame) or frame.f_code.co_name in ("__enter__", "__aenter__")
 
 
 def _is_of_contextlib(frame: FrameType | None) -> bool:

@@ -27,19 +27,19 @@ struct TaskBoxes {
     box[0] = map;
     while (count * 2 <= kMostTasks && map.pixels() >= count * 2 * kTaskPixels) {
       Box<D> finer[kMostTasks];
-      int made = 0;
+      int finer_count = 0;
       for (int i = 0; i < count; ++i) {
         const int axis = axis_to_cut_for<T>(weight_path, box[i]);
         if (axis < 0) {
-          finer[made++] = box[i];
+          finer[finer_count++] = box[i];
         } else {
-          cut_box<T, D>(box[i], axis, finer[made], finer[made + 1]);
-          made += 2;
+          cut_box<T, D>(box[i], axis, finer[finer_count], finer[finer_count + 1]);
+          finer_count += 2;
         }
       }
-      if (made == count) break;
-      for (int i = 0; i < made; ++i) box[i] = finer[i];
-      count = made;
+      if (finer_count == count) break;
+      for (int i = 0; i < finer_count; ++i) box[i] = finer[i];
+      count = finer_count;
     }
   }
 };

@@ -1,8 +1,7 @@
 // Y[b, n] = sum_c W[n, c] X[b, c] (+ bias), and its adjoint gX[b, c] = sum_n W[n, c] gY[b, n]: one kernel, in which the
 // index that is summed over ("inner") and the one that is kept ("outer") change places.
 //
-// A block has a tile, and each thread one of its pixels, or two: then what is read from shared memory serves both.
-// The block
+// A block has a tile, and each thread one of its pixels, or two, which what is read from shared memory then serves. It
 //   1. folds Phi on the tile's box (fold.h);
 //   2. evaluates W at each pixel into registers, kWeights outputs at a time;
 //   3. streams the samples: each is read, multiplied with W and written once.

@@ -58,21 +58,21 @@ struct FoldMemory {
 
   int unstable_capacity, log_panel;
   Folded* folded;
-  const T** parent_cf;  // the parent's, here because it would take registers for long
-  T* outputs;           // [panel(), kOutputStride]: a panel of W3
-  int* offset;          // [K]: which output of Phi, -1 for none
-  int* counts;          // [2, kMostWarps]
-  T* line;              // [h1, 4]: value about the centre and slopes of the listed units of layer 1
-  T* chord;             // [unstable_capacity, 2]: scale and slack of the unstable ones
-  T* x;                 // [A, h2]: affine rows of z
-  T* rows;              // [A + unstable_capacity, panel_stride()]: a panel of x and W2
-  T* cf;                // [A + unstable_capacity, K]: the folded outputs
-  uint16_t* unit1;      // [h1]: inherited units, other active ones, unstable ones
-  uint16_t* unit2;      // [h2]: unstable units, then active ones: the first panel has both, and is loaded once
-  uint16_t* place1;     // [h1]: where units that are not inherited stand among the parent's unstable ones
-  T* shift;             // [D]: from the parent's centre to the box's
-  uint8_t* class1;      // [h1]
-  uint8_t* class2;      // [h2]
+  const T** parent_cf;        // the parent's, here because it would take registers for long
+  T* outputs;                 // [panel(), kOutputStride]: a panel of W3
+  int* offset;                // [K]: which output of Phi, -1 for none
+  int* counts;                // [2, kMostWarps]
+  T* line;                    // [h1, 4]: value about the centre and slopes of the listed units of layer 1
+  T* chord;                   // [unstable_capacity, 2]: scale and slack of the unstable ones
+  T* x;                       // [A, h2]: affine rows of z
+  T* rows;                    // [A + unstable_capacity, panel_stride()]: a panel of x and W2
+  T* cf;                      // [A + unstable_capacity, K]: the folded outputs
+  uint16_t* unit1;            // [h1]: inherited units, other active ones, unstable ones
+  uint16_t* unit2;            // [h2]: unstable units, then active ones: the first panel has both, and is loaded once
+  uint16_t* index_in_parent;  // [h1]: where units that are not inherited stand among the parent's unstable ones
+  T* shift;                   // [D]: from the parent's centre to the box's
+  uint8_t* class1;            // [h1]
+  uint8_t* class2;            // [h2]
 
   // folds_outputs: else there is no cf.
   SCP_HD FoldMemory(BumpAllocator& allocator, int h1, int h2, int most, int log_columns, bool folds_outputs)
@@ -90,13 +90,14 @@ struct FoldMemory {
     cf = allocator.allocate<T>(folds_outputs ? int64_t(A + most) * K : 0);
     unit1 = allocator.allocate<uint16_t>(h1);
     unit2 = allocator.allocate<uint16_t>(h2);
-    place1 = allocator.allocate<uint16_t>(h1);
+    index_in_parent = allocator.allocate<uint16_t>(h1);
     shift = allocator.allocate<T>(D);
     class1 = allocator.allocate<uint8_t>(h1);
     class2 = allocator.allocate<uint8_t>(h2);
   }
 
-  // Columns of layer 2 per panel, and the distance of its rows: 4 more, so that neighbours lie in different banks.
+  // Columns of layer 2 per panel, and the distance of its rows: 4 more, so that neighbouring rows lie in different
+  // banks.
   SCP_HD int panel() const { return 1 << log_panel; }
   SCP_HD int panel_stride() const { return panel() + 4; }
 };
@@ -221,11 +222,7 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
     half[axis] = T(half_extent[axis]);
   }
   const UnitClass unsure = box.pixels() == 1 && !dense ? kActive : kUnstable;
-  const auto radius_of = [&](const Affine<T, D>& line) {
-    T sum = 0;
-    for (int axis = 0; axis < D; ++axis) sum = multiply_add(magnitude(line.slope[axis]), half[axis], sum);
-    return sum * T(kBoundWidening);
-  };
+  const auto widened_radius = [&](const Affine<T, D>& line) { return line.radius(half) * T(kBoundWidening); };
 
   // Step 1. Inherited units come first, and count as active.
   Folded result;
@@ -243,7 +240,7 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
     to = classify_units<1>(block, listed1, memory.class1, memory.counts, result.active1, result.unstable1,
                            [&](int i, bool) {
                              line = line_about<T, D>(coefficients, dims, unit1_of(i), centre);
-                             const T radius = radius_of(line);
+                             const T radius = widened_radius(line);
                              return i < result.inherited1      ? kActive
                                     : dense                    ? kUnstable
                                     : line.value - radius > 0  ? kActive
@@ -262,13 +259,13 @@ SCP_DEVICE const Folded& fold(Block& block, const DeviceNetwork<T>& net, const d
       line = line_about<T, D>(coefficients, dims, u, centre);  // else this thread has one unit
     memory.unit1[q] = uint16_t(u);
     if (!result.from_root && q >= result.inherited1)
-      memory.place1[q - result.inherited1] = uint16_t(i - result.inherited1);
+      memory.index_in_parent[q - result.inherited1] = uint16_t(i - result.inherited1);
     Quad<T> packed{};
     packed.v[0] = line.value;
     for (int axis = 0; axis < D; ++axis) packed.v[1 + axis] = line.slope[axis];
     quad(memory.line + q * 4) = packed;
     if (q >= result.active1 && result.bounded) {
-      const T radius = radius_of(line);
+      const T radius = widened_radius(line);
       const Chord<T> bound = chord(line.value - radius, line.value + radius);
       memory.chord[(q - result.active1) * 2] = bound.scale;
       memory.chord[(q - result.active1) * 2 + 1] = bound.slack;

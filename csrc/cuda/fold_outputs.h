@@ -94,14 +94,14 @@ SCP_DEVICE void fold_outputs(Block& block, const DeviceNetwork<T>& net, const Fo
       value = r == 0 ? net.b3[n] + net.residual[n] : T(0);
     } else if (n >= 0) {
       const T* const cf = *memory.parent_cf + n;
-      const int row = r < A ? r : A + memory.place1[newly1 + r - A];
+      const int row = r < A ? r : A + memory.index_in_parent[newly1 + r - A];
       value = cf[int64_t(row) * net.nc];
       if (r == 0)
         for (int axis = 0; axis < D; ++axis)
           value = multiply_add(memory.shift[axis], cf[int64_t(1 + axis) * net.nc], value);
       SCP_UNROLL_BY_4
       for (int q = 0; q < (r < A ? newly1 : 0); ++q)
-        value = multiply_add(memory.line[q * 4 + r], cf[int64_t(A + memory.place1[q]) * net.nc], value);
+        value = multiply_add(memory.line[q * 4 + r], cf[int64_t(A + memory.index_in_parent[q]) * net.nc], value);
     }
     memory.cf[i] = value;
   }

@@ -4,8 +4,9 @@
 // An unstable unit u of layer 1 is an affine function on its half of the box:
 //   relu(l_u) = 1[l_u > 0] (c_u + a_u di + b_u dj).
 // So all that is needed of a quantity g over the box (gW[n], or gz_k of an unstable unit of layer 2) is its sums
-// against 1, di, dj: over the whole box, and over the half of every unstable u. With S those sums of gW, and g_cf of
-// them, (c, a, b)_u . S[u, :, n] for an unstable u and S[0, :, n] for the affine rows, an active unit k of layer 2 has
+// against 1, di, dj: over the whole box, and over the half of every unstable u. With S those sums of gW, and
+// g_cf[u, n] = (c, a, b)_u . S[u, :, n] for an unstable u, S[0, :, n] for the affine rows, an active unit k of layer 2
+// has
 //   gW3[n, k] = A2[:, k] . g_cf[:, n],  gA2[:, k] = g_cf W3[:, k],
 // and adds A2[u, k] S[u, :, :] W3[:, k] to the moments of g_l(u). Nothing of it needs the folded outputs.
 #ifndef SCP_CUDA_GRADIENTS_H
@@ -158,7 +159,7 @@ SCP_DEVICE void differentiate_unstable(Block& block, const DeviceNetwork<T>& net
   }
 }
 
-// What the sums over all tiles need to know of layer 1: lines of active units, slots of unstable ones; and moments.
+// What the sums over all tiles need to know of layer 1: lines of active units, rows of unstable ones; and moments.
 // Those of unstable units are the sums of their parts; those of active units come from the gradients of the affine
 // rows, which overwrite x. Starts after a barrier.
 template <class T, int D, class Block>
@@ -175,7 +176,7 @@ SCP_DEVICE void finish_layer1(Block& block, const DeviceNetwork<T>& net, const F
   SCP_NO_UNROLL
   for (int q = t; q < folded.unstable1; q += kThreads) {
     const int u = fold_memory.unit1[folded.active1 + q];
-    partial.slot[u] = q;
+    partial.unstable_row[u] = q;
     for (int a = 0; a < A; ++a) {
       T sum = 0;
       for (int i = 0; i < kHidden; ++i) sum += memory.moment_parts[(q * kHidden + i) * A + a];

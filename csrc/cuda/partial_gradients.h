@@ -9,8 +9,8 @@
 namespace scp {
 namespace SCP_NAMESPACE {
 
-// `slot` for units of layer 1 that are not unstable.
-constexpr int kNoSlot = -1;
+// `unstable_row` for units of layer 1 that are not unstable.
+constexpr int kNoRow = -1;
 
 template <class T, int D>
 struct PartialGradients {
@@ -18,10 +18,10 @@ struct PartialGradients {
   T* z;     // [A + unstable_capacity, stride]: gradients of layer 2's affine rows, then of W2's rows of unstable units
   T* w3;    // [h2, nc]
   T* line;  // [h1, 4]: of active units, 0 of others
-  T* moments;      // [h1, A]: sums of g_l(u) against 1, di, dj
-  T* b3;           // [nc]
-  int* slot;       // [h1]: number of an unstable unit, or kNoSlot
-  double* centre;  // [D]
+  T* moments;         // [h1, A]: sums of g_l(u) against 1, di, dj
+  T* b3;              // [nc]
+  int* unstable_row;  // [h1]: which of the unstable units, or kNoRow
+  double* centre;     // [D]
 
   SCP_HD PartialGradients(BumpAllocator& allocator, int h1, int h2, int nc, int unstable_capacity)
       : stride((h2 + 3) / 4 * 4) {
@@ -30,7 +30,7 @@ struct PartialGradients {
     line = allocator.allocate<T>(int64_t(h1) * 4);
     moments = allocator.allocate<T>(int64_t(h1) * kAffineTerms<D>);
     b3 = allocator.allocate<T>(nc);
-    slot = allocator.allocate<int>(h1);
+    unstable_row = allocator.allocate<int>(h1);
     centre = allocator.allocate<double>(D);
   }
 };
@@ -77,7 +77,7 @@ SCP_DEVICE void clear(Block& block, const DeviceNetwork<T>& net, const PartialGr
   if (block.thread() == 0)
     for (int axis = 0; axis < D; ++axis) partial.centre[axis] = 0;
   SCP_NO_UNROLL
-  for (int u = block.thread(); u < net.h1; u += kThreads) partial.slot[u] = kNoSlot;
+  for (int u = block.thread(); u < net.h1; u += kThreads) partial.unstable_row[u] = kNoRow;
 }
 
 template <class T, int D, class Block>
@@ -91,23 +91,23 @@ SCP_DEVICE void clear(Block& block, const DeviceNetwork<T>& net, int64_t groups,
 
 // Gradient of W2's row u, columns k .. k + 3 (k is a multiple of 4, and what lies beyond h2 is 0), from `count` partial
 // gradients (at most R) in order; partial(i) is the i-th. Loads that depend on nothing are issued for all of them at
-// once, then those that depend on a slot.
+// once, then those that depend on a row.
 template <class T, int D, int R, class PartialAt>
 SCP_DEVICE void add_w2(const PartialAt& partial, int count, int u, int k, T (&sum)[4]) {
   constexpr int A = kAffineTerms<D>;
-  int slot[R];
+  int unstable_row[R];
   Quad<T> line[R], affine[R][A], unstable[R];
   SCP_UNROLL
   for (int r = 0; r < R; ++r) {
     const PartialGradients<T, D> from = partial(r < count ? r : 0);
-    slot[r] = r < count ? from.slot[u] : kNoSlot;
+    unstable_row[r] = r < count ? from.unstable_row[u] : kNoRow;
     line[r] = r < count ? quad(from.line + u * 4) : Quad<T>{};
     for (int a = 0; a < A; ++a) affine[r][a] = r < count ? quad(from.z + int64_t(a) * from.stride + k) : Quad<T>{};
   }
   SCP_UNROLL
   for (int r = 0; r < R; ++r) {
     const PartialGradients<T, D> from = partial(r < count ? r : 0);
-    unstable[r] = slot[r] != kNoSlot ? quad(from.z + int64_t(A + slot[r]) * from.stride + k) : Quad<T>{};
+    unstable[r] = unstable_row[r] != kNoRow ? quad(from.z + int64_t(A + unstable_row[r]) * from.stride + k) : Quad<T>{};
   }
   SCP_UNROLL
   for (int r = 0; r < R; ++r) {

@@ -110,8 +110,8 @@ SCP_DEVICE void gather_outputs(Block& block, const GradientInputs<T, D>& of, int
   for (int j = t; j < kGradients; j += kThreads) memory.fold.offset[j] = j < width ? first + j : -1;
 }
 
-// Sums against 1 and the coordinates, over the pixels where `line` is positive, of the N values that values_at(pixel,
-// to) gives; by kSumLanes lanes, each of which gets the sums.
+// Sums against 1 and the coordinates, over the pixels where `line` is positive, of the N values that
+// values_at(pixel, to) gives; by kSumLanes lanes, each of which gets the sums.
 template <int N, class T, int D, class Block, class ValuesAt>
 SCP_DEVICE void sum_against_position(Block& block, const T (&line)[4], const PixelGrid<T, D>& grid,
                                      const ValuesAt& values_at, T (&sum)[kAffineTerms<D>][N]) {

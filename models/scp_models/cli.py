@@ -161,7 +161,7 @@ def predict(options: PredictOptions) -> None:
 
     from scp_models.checkpoints import load_model
     from scp_models.files import ensure_writable
-    from scp_models.inference.predictor import Predictor, subjects_of
+    from scp_models.inference.predictor import Predictor, check_folder, subjects_of
     from scp_models.inference.predictor import predict as write_predictions
 
     model = load_model(options.checkpoint)
@@ -171,6 +171,7 @@ def predict(options: PredictOptions) -> None:
     failures = Failures(_report, fail_fast=options.fail_fast)
     subjects = subjects_of(options.inputs or [], options.image or [], model.task, options.layout, failures)
     total = len(subjects) + len(failures.messages)
+    check_folder(subjects, options.out, options.probabilities)
     ensure_writable(options.out)
     predictor = Predictor(model, threshold=options.threshold)
     shown = track(subjects, "Predicting", transient=True)

@@ -8,8 +8,9 @@ import torch
 
 from scp_models.checkpoints import subject_names
 from scp_models.data import SegmentationDataModule
+from scp_models.training.module import SegmentationModule
 from tests.support.commands import fit_arguments, nothing_left, refused
-from tests.support.tiny_data import save, write_lits, write_wmh
+from tests.support.tiny_data import save, write_lits, write_nnunet, write_wmh
 
 
 def test_missing_modality(run, root, checkpoint, tmp_path):
@@ -82,6 +83,36 @@ def test_checkpoint_of_another_configuration(run, root, checkpoint, tmp_path):
     checkpoint.write_bytes(b"PK")
     refused(run("predict", checkpoint, root, "--out", tmp_path / "out"), str(checkpoint), "cannot be read")
     assert nothing_left(tmp_path / "out")
+
+
+@pytest.mark.parametrize("what", ["image", "another subject's image", "reference", "probabilities", "link"])
+def test_predictions_never_replace_what_they_are_made_from(run, tmp_path, what):
+    torch.manual_seed(0)
+    module = SegmentationModule(roi_size=(16, 24), capacity=16, levels=1, task_options={"modalities": ["MR"]})
+    checkpoint = tmp_path / "one.ckpt"
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, checkpoint)
+    root = write_nnunet(tmp_path / "data", 2)
+    images, out, options = root / "imagesTr", tmp_path / "scans", []
+    out.mkdir()
+    scan = out / "scan.nii.gz"
+    scan.write_bytes((images / "c0_0000.nii.gz").read_bytes())
+    inputs = [scan]
+    if what == "another subject's image":
+        inputs = [images / "c1_0000.nii.gz", scan]
+    elif what == "reference":
+        inputs, out = [root], root / "labelsTr"
+    elif what == "probabilities":
+        other = scan.rename(out / "scan_probabilities.nii.gz")
+        (tmp_path / "scan.nii.gz").write_bytes((images / "c0_0000.nii.gz").read_bytes())
+        inputs, options = [tmp_path / "scan.nii.gz", other], ["--probabilities"]
+    elif what == "link":
+        (tmp_path / "scan.nii.gz").symlink_to(scan)
+        inputs = [tmp_path / "scan.nii.gz"]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")}
+    arguments = ("predict", checkpoint, *inputs, *options, "--out", out)
+    refused(run(*arguments), str(out), "expected another folder for predictions")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")} == before
+    assert run(*arguments[:-1], tmp_path / "elsewhere")[0] == 0
 
 
 def test_unwritable_output(run, root, checkpoint, tmp_path):

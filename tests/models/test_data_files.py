@@ -236,6 +236,22 @@ def test_units_of_itk_headers(tmp_path, values, ending, lines, scale):
         assert "space: LPS" not in lines or np.allclose(file.affine[:3, 3], np.array([-5, -6, 7]) * scale)
 
 
+@pytest.mark.parametrize("ending", ["nrrd", "nhdr", "mha", "mhd"])
+def test_compressed_voxels_that_are_not_those_that_were_written(tmp_path, values, ending):
+    """ITK reads them without a word: it does not look at the checksum, or gzip's length."""
+    sitk = pytest.importorskip("SimpleITK")
+    write_itk(tmp_path / "plain.mha", values.astype(np.float32), affine_for("LPS"))
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "plain.mha")), str(tmp_path / f"a.{ending}"), True)
+    assert np.array_equal(open_volume(tmp_path / f"a.{ending}").read(), values)
+    file = max(tmp_path.glob("a.*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    sitk.ReadImage(str(tmp_path / f"a.{ending}"))
+    with pytest.raises(UserError, match=rf"{file.name}: expected a whole volume, it is corrupt"):
+        open_volume(tmp_path / f"a.{ending}")
+
+
 def test_a_folder_of_dicom_slices(tmp_path, values):
     affine = affine_for("LPS")
     write_dicom(tmp_path / "scan", values, affine)
@@ -268,6 +284,11 @@ def test_itk_files_that_are_no_volumes(tmp_path):
     (tmp_path / "a.mha").write_text("no image")
     with pytest.raises(UserError, match=r"a.mha: expected a whole volume, it cannot be read"):
         open_volume(tmp_path / "a.mha")
+    truncated = write_itk(tmp_path / "d.mha", np.zeros((4, 5, 6), np.float32), np.eye(4))
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    # ITK's own reason is "No such file or directory", whatever is wrong with it.
+    with pytest.raises(UserError, match=r"it cannot be read \(File cannot be read: .*d\.mha for reading"):
+        open_volume(truncated)
     with pytest.raises(UserError, match=r"b.nrrd: expected a volume, there is none"):
         open_volume(tmp_path / "b.nrrd")
     write_itk(tmp_path / "c.mha", np.zeros((4, 5, 6, 3), np.uint8), np.eye(4), vector=True)

@@ -173,3 +173,11 @@ def test_channel_names_that_are_no_numbers(tmp_path, caplog):
     description = read_description(write_empty_nnunet(tmp_path, labels=["lesion"]))
     assert description.channels == ("MR",) and description.labels == {}
     assert 'dataset.json: labels cannot be read (["lesion"])' in caplog.text
+
+
+@pytest.mark.parametrize("case", ["../left", "site/left", "/left"])
+def test_a_case_with_folders_in_its_name_is_refused(tmp_path, case):
+    """Its prediction would be written outside of its folder."""
+    write_empty_nnunet(tmp_path, dataset={case: {"images": ["imagesTr/c0_0000.nii.gz"]}})
+    with pytest.raises(UserError, match=r"dataset\['.*'\] expected a case's name without folders"):
+        find_subjects(tmp_path, ONE)

@@ -1,5 +1,8 @@
 """What is said, or refused, where a file is readable and yet not what it seems."""
 
+import errno
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -90,7 +93,9 @@ def test_all_bad_files_of_a_training_are_named(tmp_path, caplog):
         subject.images[0].write_bytes(subject.images[0].read_bytes()[:-100])
     with pytest.raises(UserError, match=rf"T1.nii.gz: .* \(and 1 more: {bad[1].name}\)$"):
         data.prepare_data()
-    assert sum("T1.nii.gz" in message for message in caplog.messages) == 2
+    # The first is the error.
+    (message,) = [message for message in caplog.messages if "T1.nii.gz" in message]
+    assert str(bad[1].images[0]) in message
 
 
 def test_a_folder_of_nnunets_images_by_itself(tmp_path):
@@ -103,3 +108,17 @@ def test_a_folder_of_nnunets_images_by_itself(tmp_path):
     subjects[1].images[1].unlink()
     with pytest.raises(UserError, match=r"b_0001.nii.gz: expected a file"):
         find_subjects(tmp_path / "imagesTs", WMH)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, caplog):
+    root, locked = write_wmh(tmp_path, 3), tmp_path / "training" / "Utrecht"
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path) == str(locked):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert len(find_subjects(root, WMH)) == 2
+    assert f"note: {locked}: cannot be listed (Permission denied): nobody in it is found" in caplog.messages

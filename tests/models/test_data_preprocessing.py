@@ -235,7 +235,7 @@ def test_labels_with_a_slope(tmp_path, slope):
     assert np.array_equal(VolumeReader(get_task("wmh", (20, 24))).read_label(subject), before)
 
 
-@pytest.mark.parametrize("value", [0.9999, 1 / 3, 2 / 3, 1.0005])
+@pytest.mark.parametrize("value", [0.9999, 1 / 3, 2 / 3, 1.0005, np.inf, np.nan])
 def test_interpolated_labels_stay_errors(tmp_path, value):
     subject = subject_at(tmp_path / "1")
     stored = nib.load(subject.label)
@@ -243,6 +243,8 @@ def test_interpolated_labels_stay_errors(tmp_path, value):
     save(subject.label, np.where(label == 1, value, 0).astype(np.float32), stored.affine)
     with pytest.raises(UserError, match=r"wmh.nii.gz: expected labels \(0, 1, 2\), got also \["):
         VolumeReader(get_task("wmh", (20, 24))).read_label(subject)
+    with pytest.raises(UserError, match=r"wmh.nii.gz: expected labels that are integers, got also \["):
+        VolumeReader(get_task("wmh", (20, 24), {"target": [1]})).read_label(subject)
     # What a slope of 1/255 reads, stored again in single precision.
     save(subject.label, (label * np.float32(1.00000006)).astype(np.float32), stored.affine)
     assert VolumeReader(get_task("wmh", (20, 24))).read_label(subject).any()

@@ -7,8 +7,9 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from scp_models.data import VolumeReader, find_subjects, get_task
+from scp_models.data import Subject, VolumeReader, find_subjects, get_task
 from scp_models.errors import UserError
 from scp_models.evaluation.metrics import METRICS
 from scp_models.evaluation.predictions import PredictionFiles
@@ -16,7 +17,7 @@ from scp_models.evaluation.scores import evaluate, read_scores, write_scores
 from scp_models.evaluation.selection import held_out
 from scp_models.inference.predictor import predict
 from tests.support.brightness import predictor
-from tests.support.tiny_data import AXIS_CODES, save, write_lits, write_wmh_subject
+from tests.support.tiny_data import AXIS_CODES, affine_for, save, turned, write_lits, write_wmh_subject
 
 
 def test_what_is_cropped_away_is_background_and_counts_as_missed(tmp_path):
@@ -218,6 +219,26 @@ def test_predictions_with_turned_axes_are_turned_back(tmp_path, codes):
     turned = source.as_reoriented(turn)
     save(tmp_path / "out" / "Utrecht_0.nii.gz", np.asarray(turned.dataobj), turned.affine)
     assert dice(tmp_path / "out", subjects, get_task("wmh")) == [1.0]
+
+
+@pytest.mark.parametrize("classes", [None, {"a": [1], "b": [2]}])
+@pytest.mark.parametrize("zooms", [(1.0, 1.0, 3.0), (2.5, 1.0, 1.0), (1.0, 1.0, 1.0)])
+def test_scores_do_not_depend_on_how_files_are_stored(tmp_path, zooms, classes):
+    """HD95 takes boundaries within slices, which lie across the third axis of some files alone."""
+    rng = np.random.default_rng(0)
+    label, mask = (ndimage.gaussian_filter(rng.random((20, 24, 16)), 1.5) > 0.5 for _ in range(2))
+    task = get_task("wmh", None, {"modalities": ["MR"], **({"classes": classes} if classes else {})})
+    rows = []
+    for codes in AXIS_CODES:
+        folder = tmp_path / "".join(codes)
+        for name, data in (("image", label.astype(np.float32)), ("label", label.astype(np.uint8))):
+            save(folder / f"{name}.nii.gz", *turned(data, affine_for("RAS", zooms), codes))
+        save(folder / "masks" / "a.nii.gz", *turned(mask.astype(np.uint8), affine_for("RAS", zooms), codes))
+        subject = Subject("a", (folder / "image.nii.gz",), folder / "label.nii.gz")
+        rows.append(evaluate(PredictionFiles(folder / "masks", [subject], task), [subject])[0])
+    assert rows[0]["hd95_mm"] > 0
+    for row in rows[1:]:
+        assert row == pytest.approx(rows[0], nan_ok=True)
 
 
 def test_predictions_on_another_grid_are_brought_to_the_images(tmp_path, caplog):

@@ -105,6 +105,12 @@ def test_the_newest_epoch_is_kept_where_few_are_validated(fit, root, tmp_path):
     assert read_checkpoint(out / "checkpoints" / "last.ckpt")["epoch"] == 3
 
 
+def test_a_training_without_validation_says_that_there_is_no_best_checkpoint(fit, root, tmp_path):
+    printed = fit(*fit_arguments(root, tmp_path / "run", 1, "--trainer.check_val_every_n_epoch", 2))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert "warning: no epoch was validated, so there is no best.ckpt" in printed.err
+
+
 def test_a_fast_dev_run_leaves_nothing(fit, root, tmp_path):
     printed = fit(*fit_arguments(root, tmp_path / "run", 1, "--trainer.fast_dev_run", "true"))
     assert printed.out.splitlines()[-1] == "fast_dev_run: nothing was written"

@@ -59,6 +59,23 @@ def test_predict_passes_over_a_corrupt_image(run_lines, root, checkpoint, tmp_pa
     assert sorted(line for line in out if line) == [str(tmp_path / "out" / name) for name in written]
 
 
+def test_predict_passes_over_inputs_in_which_nobody_is_found(run_lines, root, checkpoint, tmp_path):
+    """As `predict a.ckpt folder/*` gives them."""
+    subjects = [root / "training" / "Utrecht" / number for number in ("0", "3")]
+    (tmp_path / "notes.txt").write_text("none of a subject")
+    others = (tmp_path / "notes.txt", tmp_path / "nowhere")
+    arguments = ("predict", checkpoint, subjects[0], *others, subjects[1], "--out", tmp_path / "out")
+    code, _, err = run_lines(*arguments)
+    assert code == 2 and err[-1] == f"skipped 2 of 4 subjects: {others[0]}, {others[1]}"
+    assert [str(other) in line for other, line in zip(others, err, strict=False)] == [True, True]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "training_Utrecht_0.nii.gz",
+        "training_Utrecht_3.nii.gz",
+    ]
+    code, _, err = run_lines(*arguments[:-1], tmp_path / "x", "--fail-fast")
+    assert code == 2 and len(err) == 1 and not (tmp_path / "x").exists()
+
+
 def nnunet(folder, root):
     """The same subjects in nnU-Net's layout."""
     for k, subject in enumerate(find_subjects(root, get_task("wmh"))):

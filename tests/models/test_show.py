@@ -11,6 +11,7 @@ from scp_models.data import Subject, VolumeReader, get_task
 from scp_models.data.frames import frame_of
 from scp_models.report import frames
 from scp_models.training.module import SegmentationModule
+from tests.support.commands import refused
 from tests.support.tiny_data import LAYOUTS, affine_for, save, write_wmh
 
 SHAPE = (40, 44, 18)
@@ -143,3 +144,11 @@ def test_many_subjects_take_several_pictures(run, tmp_path, monkeypatch):
     assert code == 0 and out.split() == [str(tmp_path / f"all-{k}.png") for k in (1, 2)], err
     picture(tmp_path / "all-1.png", 2)
     picture(tmp_path / "all-2.png", 1)
+
+
+@pytest.mark.parametrize("name", ["frames", "frames.pdfx", "scan.nii.gz"])
+def test_a_picture_that_is_no_png_is_refused(run, root, tmp_path, name):
+    """Matplotlib writes a name without an ending beside it, and knows nothing of others."""
+    (tmp_path / name).write_bytes(b"as it was")
+    refused(run("show", root, "--out", tmp_path / name), name, "expected a name that ends in .png")
+    assert (tmp_path / name).read_bytes() == b"as it was" and not list(tmp_path.glob(".partial*"))

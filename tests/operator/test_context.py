@@ -26,6 +26,7 @@ class Shared:
         self.head = FusedSCP(4, 2, 16, position="centered", backend="reference")
         self.network = nn.Sequential(nn.AvgPool2d(2) if pooled else nn.Identity(), self.head)
         self.x = torch.randn(2, 4, 8, 10)
+        self.plain = self.call()
 
     @torch.no_grad()
     def logits(self, **position) -> torch.Tensor:
@@ -36,7 +37,7 @@ class Shared:
         return self.network(self.x)
 
     def is_plain(self) -> bool:
-        return torch.equal(self.call(), self.logits())
+        return torch.equal(self.call(), self.plain)
 
 
 @pytest.fixture
@@ -165,8 +166,16 @@ def test_a_context_made_of_a_generator_is_its_callers(shared):
     assert shared.is_plain()
 
 
-@pytest.mark.parametrize("helper", ["exit stack", "context manager", "context manager with an exit stack"])
+@pytest.mark.parametrize("helper", ["exit stack", "context manager", "context manager with an exit stack", "class"])
 def test_a_generators_context_is_its_own_however_it_is_entered(shared, helper):
+    class AtAPlace:
+        def __enter__(self):
+            self.stack = ExitStack()
+            self.stack.enter_context(positioned(shared.network, **HERE))
+
+        def __exit__(self, *exception):
+            self.stack.close()
+
     @contextmanager
     def at_a_place():
         with ExitStack() as stack:
@@ -181,10 +190,11 @@ def test_a_generators_context_is_its_own_however_it_is_entered(shared, helper):
         with ExitStack() as stack:
             if helper == "exit stack":
                 stack.enter_context(positioned(shared.network, **HERE))
-            else:
+            elif helper != "class":
                 stack.enter_context(at_a_place())
-            for _ in range(2):
-                yield shared.call()
+            with AtAPlace() if helper == "class" else nullcontext():
+                for _ in range(2):
+                    yield shared.call()
 
     generator = windows()
     for _ in range(2):
@@ -194,6 +204,26 @@ def test_a_generators_context_is_its_own_however_it_is_entered(shared, helper):
         assert torch.equal(shared.call(), shared.logits(**HERE))
     generator.close()
     assert shared.is_plain() and not context._open
+
+
+def test_an_asynchronous_generators_context_is_its_own_when_a_class_enters_it(shared):
+    class AtAPlace:
+        async def __aenter__(self):
+            self.context = positioned(shared.network, **HERE)
+            self.context.__enter__()
+
+        async def __aexit__(self, *exception):
+            self.context.__exit__(*exception)
+
+    async def windows():
+        async with AtAPlace():
+            for _ in range(2):
+                yield shared.call()
+
+    async def work():
+        return [torch.equal(y, shared.logits(**HERE)) and shared.is_plain() async for y in windows()]
+
+    assert asyncio.run(work()) == [True, True] and not context._open
 
 
 def test_functions_that_are_left_before_their_body_runs_cannot_be_decorated(shared):

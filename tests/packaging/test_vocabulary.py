@@ -46,6 +46,7 @@ REPLACED_IN_THE_OPERATOR = {
     r"\bwatched\b": "needs the dispatcher",
     r"\blent\b": "scratch_alias",
     r"\bpull(s|ed)?\b": "fold_backward",
+    r"\b(?<!issue )slots?\b|\bkNoSlot\b": "index_in_parent, unstable_row, range of tasks",
     r"\b(on|off) units?\b": "active or inactive unit",
     r"\bplans?\b": "sequence, partition, report",
     r"\b(pass|stream)(es|ed)? (by|past)\b": "what is multiplied, with what",

@@ -1,6 +1,7 @@
 """NRRD, MHA, MHD and folders of DICOM slices, through SimpleITK, an optional extra."""
 
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from scp_models.optional import simpleitk
 
 # Gaps between DICOM slices may differ by this share of their median: positions are printed in decimals.
 _GAP_TOLERANCE = 0.02
+# Of compressed voxels at a time.
+_CHECKED_BYTES = 1 << 20
 # NRRD's spaces that are the patient's; others, or none, leave the voxels' sizes.
 _PATIENT_SPACES = (
     "right-anterior-superior",
@@ -49,6 +52,7 @@ def open_itk(path: Path) -> VolumeFile:
     except RuntimeError as error:
         raise UserError(f"{path}: expected a whole volume, it cannot be read ({_reason(error)})") from error
     fields = _header_fields(path)
+    _check_compressed(path, fields)
     oriented = fields.keys() & {"transformmatrix", "rotation", "orientation"} or fields.get("space") in _PATIENT_SPACES
     return _volume(sitk, path, image, bool(oriented), _millimetres_per_unit(path, fields))
 
@@ -98,6 +102,34 @@ def _header_fields(path: Path) -> dict[str, str]:
             if not text or key.strip().lower() == "elementdatafile":
                 break
     return fields
+
+
+def _check_compressed(path: Path, fields: Mapping[str, str]) -> None:
+    """Compare the checksum of compressed voxels, which ITK does not.
+
+    Raises:
+        UserError: it is that of others.
+    """
+    is_nrrd = path.suffix in (".nrrd", ".nhdr")
+    compressed = (
+        fields.get("encoding", "").lower() in ("gz", "gzip") if is_nrrd else fields.get("compresseddata") == "True"
+    )
+    beside = fields.get("data file", fields.get("datafile", fields.get("elementdatafile", "LOCAL")))
+    file = path if beside == "LOCAL" else path.parent / beside
+    if not compressed or not file.is_file():
+        return  # a list of files, one per slice
+    content = file.read_bytes()
+    if file == path:
+        end = re.search(rb"\r?\n\r?\n" if is_nrrd else rb"ElementDataFile[^\n]*\n", content)
+        content = content[end.end() :] if end else content
+    try:
+        stream = zlib.decompressobj(wbits=47)  # zlib's or gzip's
+        for start in range(0, len(content), _CHECKED_BYTES):
+            stream.decompress(content[start : start + _CHECKED_BYTES])
+    except zlib.error as error:
+        raise UserError(f"{file}: expected a whole volume, it is corrupt ({error})") from error
+    if not stream.eof:
+        raise UserError(f"{file}: expected a whole volume, it is truncated")
 
 
 def _millimetres_per_unit(path: Path, fields: Mapping[str, str]) -> float:
@@ -182,4 +214,7 @@ def _check_gaps(folder: Path, positions: list[NDArray[np.float64]]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1][:200]
+    """The last line that ITK says of a file, but for its "Reason": what the system said last, whatever that was of."""
+    lines = str(error).strip().splitlines()
+    line = next(line for line in reversed(lines) if not line.startswith("Reason:") or line is lines[0])
+    return re.sub(r"^ITK ERROR: \w+\(0x\w+\): ", "", line.strip())[:200]

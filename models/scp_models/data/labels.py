@@ -31,7 +31,7 @@ def label_values(volume: AlignedVolume, task: Task, axes: Orientation = SAME_AXE
     for chunk in volume.chunks(axes):
         chunk = nearest_labels(chunk, volume.file.scaled)
         values, allowed = np.unique(chunk), task.labels
-        known = np.isin(values, allowed) if allowed else values == np.rint(values)
+        known = np.isin(values, allowed) if allowed else np.isfinite(values) & (values == np.rint(values))
         if not known.all():
             expected = f"labels {allowed}" if allowed else "labels that are integers"
             others = [float(v) for v in values[~known]][:5]
@@ -51,7 +51,8 @@ def nearest_labels(values: NDArray[Any], scaled: bool) -> NDArray[Any]:
         return values
     rounded = np.rint(values)
     limit = _SCALED_TOLERANCE if scaled else _ROUNDING * np.maximum(1, np.abs(rounded))
-    return np.where(np.abs(values - rounded) <= limit, rounded, values)
+    with np.errstate(invalid="ignore"):  # infinity stays what it is
+        return np.where(np.abs(values - rounded) <= limit, rounded, values)
 
 
 def label_numbers(stored: NDArray[Any], task: Task) -> NDArray[np.uint8]:
@@ -73,7 +74,7 @@ def class_numbers(stored: NDArray[Any], task: Task) -> NDArray[np.uint8]:
 
 
 def _hint(values: NDArray[Any], allowed: tuple[int, ...] | None, classes: bool) -> str:
-    if allowed is None or (values % 1).any():
+    if allowed is None or not np.isfinite(values).all() or (values % 1).any():
         return ""
     if classes:
         return " (--data.classes may name them as background, --data.ignored as ignored)"

@@ -11,7 +11,7 @@ from scp_models.data.tasks import LabelAffine
 from scp_models.data.volume import is_clutter
 from scp_models.data.volume_files import ENDINGS, volume_stem
 from scp_models.errors import UserError
-from scp_models.notes import note
+from scp_models.notes import first_few, note
 
 _VOLUME = re.compile(r"(test-)?volume-(\d+)\.nii(\.gz)?$")
 # Volumes whose header does not orient them, and a segmentation whose affine is another than its volume's.
@@ -43,8 +43,7 @@ def find_subjects(root: Path) -> list[Subject]:
         subjects.append(subject)
     numbers = {match[2] for match, _ in volumes if not match[1]}
     if alone := [file.name for number, files in sorted(labels.items()) if number not in numbers for file in files]:
-        shown = ", ".join(alone[:5]) + (", ..." if len(alone) > 5 else "")
-        note(f"{root}: {len(alone)} segmentations have no volume and are left out: {shown}")
+        note(f"{root}: {len(alone)} segmentations have no volume and are left out: {first_few(alone)}")
     return subjects
 
 

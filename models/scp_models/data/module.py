@@ -201,14 +201,16 @@ class SegmentationDataModule(L.LightningDataModule):
                     f"there is no home folder to write to: preprocessed slices are kept in {self.cache.folder} "
                     "(--data.cache_dir or XDG_CACHE_HOME choose another folder)"
                 )
-            failures = Failures(note)
+            failures = Failures()
             for subject in track(missing, description="Preprocessing", transient=True):
                 with failures.skip(subject.name):
                     self.cache.prepare(subject)
             if failures.messages:
-                first, *others = failures.messages.items()
+                (_, first), *others = failures.messages.items()
+                for _, message in others:
+                    note(message)
                 more = f" (and {len(others)} more: {', '.join(other for other, _ in others)})" if others else ""
-                raise UserError(first[1] + more)
+                raise UserError(first + more)
         for line in describe_duplicates(subjects, "--data.split_file keeps them together"):
             note(line)
         note_volumes(self.cache, wanted, str(self.root), "--data.spacing or --data.roi_size lets the network see more")

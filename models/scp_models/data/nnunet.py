@@ -12,7 +12,7 @@ from scp_models.data.subjects import Subject
 from scp_models.data.volume import is_clutter
 from scp_models.data.volume_files import ENDINGS, volume_stem
 from scp_models.errors import Failures, UserError
-from scp_models.notes import note
+from scp_models.notes import first_few, note
 
 
 def is_images_folder(root: Path) -> bool:
@@ -96,11 +96,12 @@ def _note_left_out(folder: Path, used: Collection[Path | None], what: str) -> No
     """Name the volumes that nothing is made of."""
     left = [path.name for path in _volumes(folder) if path not in used]
     if left:
-        shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
-        note(f"{folder}: {len(left)} volumes {what} and are left out: {shown}")
+        note(f"{folder}: {len(left)} volumes {what} and are left out: {first_few(left)}")
 
 
 def _listed(description: Path, case: str, entry: Any, channels: int) -> Subject:
+    if Path(case).name != case:  # a prediction's file is called after it
+        raise UserError(f"{description}: dataset[{case!r}] expected a case's name without folders")
     images = entry.get("images") if isinstance(entry, dict) else None
     if not isinstance(images, list) or len(images) != channels or not all(isinstance(f, str) for f in images):
         raise UserError(f"{description}: dataset[{case!r}] expected a list 'images' of {channels} paths")

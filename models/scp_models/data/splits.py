@@ -9,7 +9,7 @@ import numpy as np
 from scp_models.data.names import match_names
 from scp_models.data.subjects import Subject
 from scp_models.errors import UserError
-from scp_models.notes import note
+from scp_models.notes import first_few, note
 
 PARTS = ("training", "validation", "test")
 
@@ -24,9 +24,8 @@ def note_unlabelled(subjects: Sequence[Subject], where: str, kind: str = "") -> 
     """
     unlabelled = [s.name for s in subjects if s.label is None]
     if unlabelled:
-        shown = ", ".join(unlabelled[:5]) + (", ..." if len(unlabelled) > 5 else "")
         whom = f"{kind} subjects" if kind else "subjects"
-        note(f"{where}: {len(unlabelled)} of {len(subjects)} {whom} have no label: {shown}")
+        note(f"{where}: {len(unlabelled)} of {len(subjects)} {whom} have no label: {first_few(unlabelled)}")
 
 
 def split_subjects(

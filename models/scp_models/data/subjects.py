@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scp_models.data.tasks import LabelAffine
 from scp_models.data.volume import is_clutter
+from scp_models.notes import note
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,14 @@ class Subject:
 
 def folders(root: Path) -> Iterator[Path]:
     """``root`` and all folders below it that are not hidden, each once; links are followed, since data sets are often
-    linked together.
+    linked together. Of one that cannot be listed there is a note.
     """
     seen = set()
-    for folder, below, _ in os.walk(root, followlinks=True):
+
+    def say(error: OSError) -> None:
+        note(f"{error.filename}: cannot be listed ({error.strerror}): nobody in it is found")
+
+    for folder, below, _ in os.walk(root, followlinks=True, onerror=say):
         below[:] = sorted(name for name in below if not is_clutter(Path(name)))
         if (real := os.path.realpath(folder)) in seen:
             below.clear()

@@ -9,8 +9,10 @@ Two presets have the paper's preprocessing:
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from typing import Any, Literal
 
 from scp_models.data.classes import BACKGROUND, IGNORED_AMONG_CLASSES, describe_classes, resolve_classes
@@ -310,3 +312,15 @@ def _pixel_size(spacing: Any) -> tuple[float, float]:
     if len(sizes) not in (1, 2) or not all(math.isfinite(size) and size > 0 for size in sizes):
         raise UserError(f"spacing: expected one or two positive numbers (mm), got {spacing}")
     return (sizes[0], sizes[-1])
+
+
+def __getattr__(name: str) -> Any:
+    """What has moved to :mod:`scp_models.data.description`."""
+    if name not in ("Description", "read_description", "task_of_data_set"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        f"scp_models.data.tasks.{name} is scp_models.data.description.{name} now; the old name goes in version 0.2",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return getattr(import_module("scp_models.data.description"), name)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scp_models.data.subjects import Subject, folders
 from scp_models.errors import Failures, UserError
-from scp_models.notes import note
+from scp_models.notes import first_few, note
 
 LABEL_FILE = "wmh.nii.gz"
 SOURCES = ("pre", "orig")
@@ -48,8 +48,10 @@ def find_subjects(
     everywhere = [folder for folder in sorted(folders(root)) if "additional_annotations" not in folder.parts]
     subject_folders = [root] if is_subject(root) else list(filter(is_subject, everywhere))
     if alone := [folder for folder in everywhere if (folder / LABEL_FILE).is_file() and folder not in subject_folders]:
-        shown = ", ".join(map(str, alone[:5])) + (", ..." if len(alone) > 5 else "")
-        note(f"{root}: {len(alone)} folders have a {LABEL_FILE} but no images in {source}/ and are left out: {shown}")
+        note(
+            f"{root}: {len(alone)} folders have a {LABEL_FILE} but no images in {source}/ and are left out: "
+            f"{first_few(alone)}"
+        )
     failures = failures or Failures(fail_fast=True)
     subjects = []
     for folder in subject_folders:

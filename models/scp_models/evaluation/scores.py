@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation
 from numpy.typing import NDArray
 
 from scp_models.data.names import match_names
@@ -67,18 +69,32 @@ def evaluate(
 def score(
     subject: Subject, mask: NDArray[Any], grid: SourceGrid, reader: VolumeReader, connectivity: Connectivity = 26
 ) -> SubjectScores:
-    """All metrics of one mask against its subject's reference: lesions outside the crop count as missed."""
-    scores = subject_scores(mask, reader.read_label(subject), grid.spacing, connectivity=connectivity)
+    """All metrics of one mask against its subject's reference: lesions outside the crop count as missed.
+
+    Slices are across the axis of the largest voxel size (of equal ones the height), however the file is stored.
+    """
+    (mask, reference), spacing = _slices_last([mask, reader.read_label(subject)], grid)
+    scores = subject_scores(mask, reference, spacing, connectivity=connectivity)
     return {"subject": subject.name, "site": subject.site or "", **scores}
 
 
 def score_classes(
     subject: Subject, classes: NDArray[Any], grid: SourceGrid, reader: VolumeReader, connectivity: Connectivity = 26
 ) -> list[SubjectScores]:
-    """All metrics of each class of one subject, a row each."""
+    """All metrics of each class of one subject, a row each; slices as for :func:`score`."""
     names = reader.task.class_names
-    scores = class_scores(classes, reader.read_label(subject), grid.spacing, names, connectivity=connectivity)
+    (classes, reference), spacing = _slices_last([classes, reader.read_label(subject)], grid)
+    scores = class_scores(classes, reference, spacing, names, connectivity=connectivity)
     return [{"subject": subject.name, "site": subject.site or "", "class": name, **scores[name]} for name in names]
+
+
+def _slices_last(volumes: Sequence[NDArray[Any]], grid: SourceGrid) -> tuple[list[NDArray[Any]], list[float]]:
+    """Volumes of a grid, in canonical axes but for the one across slices, which comes last; and their voxel size."""
+    sizes = [float(size) for size in voxel_sizes(grid.canonical_affine)]
+    across = max(range(3), key=lambda axis: (round(sizes[axis], 3), axis))
+    order = [*(axis for axis in range(3) if axis != across), across]
+    turned = [apply_orientation(volume, grid.to_canonical).transpose(order) for volume in volumes]
+    return turned, [sizes[axis] for axis in order]
 
 
 def mean_over_classes(rows: Sequence[SubjectScores]) -> list[SubjectScores]:

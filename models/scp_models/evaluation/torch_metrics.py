@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from scp_models.data.tasks import IGNORED_LABEL
 from scp_models.evaluation.metrics import Connectivity, count_scores, harmonic_mean, hausdorff_95, masks_of
 
 
@@ -201,7 +202,7 @@ def paper_metrics(**options: Any) -> MetricCollection:
     )
 
 
-def challenge_metrics(ignore_label: int | None = 2, **options: Any) -> MetricCollection:
+def challenge_metrics(ignore_label: int | None = IGNORED_LABEL, **options: Any) -> MetricCollection:
     """The WMH challenge's five: Dice, HD95, AVD, recall and F1 of lesions; ``update`` needs ``spacing``.
 
     Args:

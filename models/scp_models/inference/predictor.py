@@ -1,6 +1,7 @@
 """Segmenting whole studies: NIfTI in, NIfTI out in the source's grid and affine."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,11 +133,12 @@ def write_segmentation(segmentation: Segmentation, folder: Path, probabilities: 
     Header, affine and units are the source's. Files appear whole or not at all.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or a file of the subject itself would be replaced.
     """
-    arrays: dict[str, NDArray[np.generic]] = {f"{segmentation.subject.name}.nii.gz": segmentation.label_map()}
-    if probabilities:
-        arrays[f"{segmentation.subject.name}_probabilities.nii.gz"] = segmentation.source_probabilities()
+    check_folder([segmentation.subject], folder, probabilities)
+    mask_name, *others = _file_names(segmentation.subject, probabilities)
+    arrays: dict[str, NDArray[np.generic]] = {mask_name: segmentation.label_map()}
+    arrays |= {name: segmentation.source_probabilities() for name in others}
     written = []
     for name, array in arrays.items():
         header = segmentation.grid.file.header.copy()
@@ -152,6 +154,28 @@ def write_segmentation(segmentation: Segmentation, folder: Path, probabilities: 
             nib.save(image, path)
         written.append(folder / name)
     return written
+
+
+def check_folder(subjects: Iterable[Subject], folder: Path, probabilities: bool = False) -> None:
+    """Refuse to write predictions where an image or reference of one of the subjects would be replaced.
+
+    Raises:
+        UserError: one would be.
+    """
+    subjects = list(subjects)
+    sources = {file.resolve() for s in subjects for file in (*s.images, *([s.label] if s.label else []))}
+    for subject in subjects:
+        for name in _file_names(subject, probabilities):
+            if (folder / name).resolve() in sources:
+                raise UserError(
+                    f"{folder / name}: expected another folder for predictions, there they would replace what they are "
+                    "made from"
+                )
+
+
+def _file_names(subject: Subject, probabilities: bool) -> list[str]:
+    """Of a subject's mask, and of its probabilities if they are wanted."""
+    return [f"{subject.name}.nii.gz", *([f"{subject.name}_probabilities.nii.gz"] if probabilities else [])]
 
 
 def _largest(task: Task) -> int:
@@ -208,14 +232,19 @@ def subjects_of(
         images: the modalities of one more subject.
         task: gives the modalities.
         layout: of the inputs.
-        failures: takes subjects of which a file is missing; None: the first one is an error.
+        failures: takes subjects of which a file is missing, and of several inputs those in which nobody is found;
+            None: the first one is an error.
 
     Raises:
         UserError: nothing to segment, nothing found, or a subject that is there twice.
     """
     if not inputs and not images:
         raise UserError("predict: expected what to segment, a folder, a volume or --image, none was given")
-    subjects = [subject for path in inputs for subject in find_subjects(path, task, layout, failures)]
+    alone = len(inputs) + bool(images) == 1
+    subjects: list[Subject] = []
+    for path in inputs:
+        with nullcontext() if failures is None or alone else failures.skip(str(path)):
+            subjects += find_subjects(path, task, layout, failures)
     if images:
         subjects.append(subject_of_images(images, task))
     names = [subject.name for subject in subjects]

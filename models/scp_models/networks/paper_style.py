@@ -38,12 +38,12 @@ class PaperStyle(nn.Module):
         weight = layer.weight
         assert isinstance(weight, Tensor)
         options: dict[str, Any] = {"bias": layer.bias is not None, "device": weight.device, "dtype": weight.dtype}
-        made = self._convolution(weight.shape[1], weight.shape[0], 1, **options)
+        convolution = self._convolution(weight.shape[1], weight.shape[0], 1, **options)
         with torch.no_grad():
             for name, value in layer.named_parameters():
-                parameter = getattr(made, name)
+                parameter = getattr(convolution, name)
                 parameter.copy_(value.reshape(parameter.shape))
-        return made
+        return convolution
 
     def forward(self, features: Tensor, affine: Tensor | None = None, extent: Tensor | None = None) -> Tensor:
         """Logits ``[B, N, *spatial]`` in the features' dtype.

@@ -46,8 +46,11 @@ def draw_frames(subjects: Sequence[Subject], task: Task, out: Path, failures: Fa
         The files; none of a page with nobody to draw.
 
     Raises:
-        UserError: a file that cannot be read, or the frame ``slice``, which is no place in a patient.
+        UserError: a file that cannot be read, or the frame ``slice``, which is no place in a patient; or ``out`` is not
+            called ``.png``.
     """
+    if out.suffix.lower() != ".png":
+        raise UserError(f"{out}: expected a name that ends in .png")
     if task.frame == SLICE_FRAME:
         raise UserError("--frame: expected image, foreground or a transform's path, got slice: it has no box")
     failures = failures or Failures(fail_fast=True)

@@ -122,6 +122,12 @@ class FitCLI(LightningCLI):
         losses = f"train_loss and val_loss in {logs[0] / 'metrics.csv'}" if logs else "train_loss and val_loss"
         for line in classes.warnings(self.model.task.class_names, losses):
             print(f"warning: {line}", file=sys.stderr)
+        if not best.best_model_path:
+            print(
+                "warning: no epoch was validated, so there is no best.ckpt (--trainer.check_val_every_n_epoch, "
+                "--trainer.limit_val_batches)",
+                file=sys.stderr,
+            )
         folder = Path(self.config["fit"]["out"]) / "checkpoints"
         checkpoints = [folder / Path(best.best_model_path).name, folder / "last.ckpt"]
         for path in [*checkpoints, *(folder / "metrics.csv" for folder in logs)]:
