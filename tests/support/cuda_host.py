@@ -37,6 +37,7 @@ def build(*, races: bool = False, counts: bool = False) -> ctypes.CDLL:
         races: every access to memory is checked (csrc/cuda/host_emulation/races.h); GCC only.
         counts: every access is counted as a GPU's warps make it (warp_counts.cpp), instead; GCC only.
     """
+    assert compiler is not None  # its users skip
     observer = "races" if races else "warp_counts" if counts else None
     flags = ["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}", f"-I{SOURCES / 'include'}"]
     if observer:
@@ -53,8 +54,8 @@ def build(*, races: bool = False, counts: bool = False) -> ctypes.CDLL:
         for source in filter(None, ("host", observer)):
             objects.append(f"{temporary}.{source}.o")
             instrument = ["-fsanitize=thread"] if observer and source == "host" else []
-            path = str(SOURCES / "cuda" / "host_emulation" / f"{source}.cpp")
-            subprocess.run([compiler, *flags, *instrument, "-c", path, "-o", objects[-1]], check=True)
+            file = str(SOURCES / "cuda" / "host_emulation" / f"{source}.cpp")
+            subprocess.run([compiler, *flags, *instrument, "-c", file, "-o", objects[-1]], check=True)
         subprocess.run([compiler, "-shared", *objects, "-o", str(temporary)], check=True)
         for file in objects:
             Path(file).unlink()
