@@ -55,7 +55,10 @@ class Description:
                 options["target"] = list(*self.foreground.values())
             elif not set(preset.target) <= values:
                 named = ", ".join(f"{label} = {list(members)}" for label, members in self.foreground.items())
-                raise UserError(f"{self.path}: expected --data.target to choose among its labels ({named})")
+                raise UserError(
+                    f"{self.path}: expected --data.target to choose among its labels ({named}), or --data.classes all "
+                    "to tell them apart"
+                )
         if "ignored" not in options:
             target = set(options.get("target", preset.target))
             if "classes" in options:
@@ -66,9 +69,10 @@ class Description:
             if "ignore" in self.labels:
                 options["ignored"] = list(self.labels["ignore"])
             elif unsaid:
+                several = ", or --data.classes all to tell its labels apart" if "classes" not in options else ""
                 raise UserError(
                     f"{self.path}: expected --data.ignored to say whether its label {unsaid[0]!r} is ignored ([] "
-                    f"for none), as task {name} ignores {list(preset.ignored)}"
+                    f"for none), as task {name} ignores {list(preset.ignored)}{several}"
                 )
             elif preset.ignored:
                 options["ignored"] = []
