@@ -56,6 +56,7 @@ def uninstall() -> Path:
     """
     path = trainer_file()
     if not path.is_file() or path.read_text() != TEXT:
-        raise UserError(f"{path}: expected the file that `scp-models nnunet install` writes")
+        found = "another one" if path.is_file() else "none"
+        raise UserError(f"{path}: expected the file that `scp-models nnunet install` writes, found {found}")
     path.unlink()
     return path
