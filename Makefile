@@ -40,6 +40,8 @@ $(VENV)/.dependencies: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 # Again whenever a source changes; objects stay in build/, so only what changed is compiled.
 $(STAMP): $(VENV)/.dependencies setup.py MANIFEST.in $(SOURCES)
 	@echo "Building and installing scp_kernels"
+	@if [ "$$SCP_BUILD_CUDA" != 0 ] && command -v nvcc > /dev/null; then \
+		echo "nvcc compiles the CUDA kernels: some minutes the first time; SCP_BUILD_CUDA=0 leaves them out"; fi
 	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
 	@touch $@
 
