@@ -182,7 +182,7 @@ def write_report(reproduction: Reproduction, record: Record, folder: Path) -> Pa
     return folder / "report.html"
 
 
-def write_page(reproduction: Reproduction, path: Path) -> Path:
+def write_markdown(reproduction: Reproduction, path: Path) -> Path:
     """Write the report as Markdown, and its pictures into ``images/<name of the page>/`` beside it.
 
     Raises:
@@ -193,7 +193,7 @@ def write_page(reproduction: Reproduction, path: Path) -> Path:
             with atomic_path(path.parent / _picture_path(path, section, number)) as temporary:
                 picture.figure.savefig(temporary, format="png", dpi=110, facecolor="white", metadata={"Software": None})
     with atomic_path(path) as temporary:
-        temporary.write_text(page_text(reproduction, path), encoding="utf-8")
+        temporary.write_text(markdown_text(reproduction, path), encoding="utf-8")
     return path
 
 
@@ -201,7 +201,7 @@ def _picture_path(page: Path, section: str, number: int) -> str:
     return f"images/{page.stem}/{section}-{number}.png"
 
 
-def page_text(reproduction: Reproduction, path: Path) -> str:
+def markdown_text(reproduction: Reproduction, path: Path) -> str:
     """The page's Markdown. ``path`` is the page's, from which its pictures are found."""
 
     def shown(section: str) -> list[str]:

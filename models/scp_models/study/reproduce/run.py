@@ -14,7 +14,7 @@ from scp_models.study.progress import Display
 from scp_models.study.record import read_record
 from scp_models.study.reproduce.costs import CostRow, measure_printed_costs
 from scp_models.study.reproduce.design import BUDGETS, REPRODUCED_TASKS, TASK_TITLES, reproduction
-from scp_models.study.reproduce.document import describe_reproduction, make_pictures, write_page, write_report
+from scp_models.study.reproduce.document import describe_reproduction, make_pictures, write_markdown, write_report
 from scp_models.study.runner import run_study
 
 COSTS = "costs.json"
@@ -65,7 +65,7 @@ def reproduce(
     pictures = make_pictures(record, out, study, prepared, costs)
     described = describe_reproduction(record, study, chosen, costs, pictures)
     if page is not None:
-        write_page(described, page)
+        write_markdown(described, page)
     return write_report(described, record, out)
 
 
