@@ -56,7 +56,7 @@ def uninstall() -> Path:
     """
     path = trainer_file()
     if not path.is_file() or path.read_text() != TEXT:
-        found = "another one" if path.is_file() else "none"
-        raise UserError(f"{path}: expected the file that `scp-models nnunet install` writes, found {found}")
+        there = "another one" if path.is_file() else "none"
+        raise UserError(f"{path}: expected the file that `scp-models nnunet install` writes, found {there}")
     path.unlink()
     return path
