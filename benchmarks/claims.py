@@ -111,7 +111,9 @@ def shown_times(races: Mapping[str, Figures]) -> str | None:
 
 def machine_sentence(machine: Mapping[str, Any], races: Mapping[str, Figures]) -> str:
     """What was measured on, and how quiet it was."""
-    described = f"{machine['device']}, {machine['cores']} cores" if machine["kind"] == "cpu" else machine["device"]
+    described = machine["device"]
+    if machine["kind"] == "cpu":
+        described += f", {machine['cores']} cores, {machine['vectors']}"
     observed = noise.summarise_noise(race.get("noise") for race in races.values())
     return f"Machine: {described}. {observed.sentence if observed else 'Its noise was not recorded.'}"
 

@@ -12,6 +12,8 @@ from tests.support.memory import cuda_peak
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
+MACHINE = {"device": "A", "cores": 2, "kind": "cpu", "vectors": "AVX2"}
+
 
 def test_scp_256_has_three_quarters_fewer_parameters_than_base_512():
     scp, base = ({"parameters": count_parameters(build(name))} for name in (claims.SCP_256, claims.BASE_512))
@@ -88,7 +90,7 @@ def test_each_claim_holds_or_does_not_by_its_own_figures():
 
 
 def test_the_times_of_the_largest_head_are_named():
-    (sentence, _) = claims.sentences({"device": "A", "cores": 2, "kind": "cpu"}, {"a": operator_race(8.0, 3.0, 0.5)})
+    (sentence, _) = claims.sentences(MACHINE, {"a": operator_race(8.0, 3.0, 0.5)})
     assert "a forward takes 2.00 ms (paper-style 8.00 ×, torch.compile 3.00 ×, plain 1x1 0.50 ×)" in sentence
 
 
@@ -104,4 +106,4 @@ def test_the_times_of_the_largest_head_are_named():
 )
 def test_a_busy_machine_is_named(noise, words):
     races = {"a": operator_race(8.0, 3.0, 2.0, noise), "b": operator_race(8.0, 3.0, 2.0, noise)}
-    assert words in claims.machine_sentence({"device": "A", "cores": 2, "kind": "cpu"}, races)
+    assert words in claims.machine_sentence(MACHINE, races)
