@@ -248,7 +248,9 @@ class BuildNative(Command):
         objects_dir = build_base / "native"
         objects_dir.mkdir(parents=True, exist_ok=True)
         (objects_dir / "build.ninja").write_text(ninja_file(builds, objects_dir, self.out))
-        ninja = [find_ninja() or "ninja", "-C", str(objects_dir)]
+        program = find_ninja()
+        assert program is not None  # without it nothing is built
+        ninja = [program, "-C", str(objects_dir)]
         # clangd looks into the folder build/ of each folder above a source.
         rules = [f"compile_{item.library.name}" for item in builds]
         database = subprocess.run([*ninja, "-t", "compdb", *rules], check=True, capture_output=True, text=True).stdout
