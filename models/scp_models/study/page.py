@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
 from scp_models.study.advice import Outcomes, advice_by_hand, advice_by_rule, links_below
 from scp_models.study.analysis import differences
 from scp_models.study.chapters import chapter, frame_rows, panels, picture_of
-from scp_models.study.pictures import forest
+from scp_models.study.pictures import forest, save_beside
 from scp_models.study.record import Record
 
 PICTURE = "images/when_scp_helps.png"
@@ -65,19 +63,14 @@ def write_page(records: Sequence[Record], path: Path, readme: Path | None = None
     text = page_text(records, outcomes, by_hand)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    _save(forest(shown, by_verdict=True), path, PICTURE)
+    save_beside(forest(shown, by_verdict=True), path, PICTURE)
     for record in records:
         if not record.axes:
             frames = [(data["name"], frame_rows(outcomes[record.name], data["name"])) for data in record.data]
-            _save(forest(frames), path, picture_of(record))
+            save_beside(forest(frames), path, picture_of(record))
     if readme is not None:
         replace_advice(readme, links_below(advice(records, outcomes, by_hand), f"{path.parent.name}/"))
     return path
-
-
-def _save(figure: Figure, page: Path, name: str) -> None:
-    with atomic_path(page.parent / name) as temporary:
-        figure.savefig(temporary, dpi=130, facecolor="white", metadata={"Software": None})
 
 
 def page_text(records: Sequence[Record], outcomes: Outcomes, by_hand: Path | None = None) -> str:

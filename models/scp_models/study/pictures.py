@@ -1,10 +1,14 @@
-"""Figures of studies: pure functions to matplotlib ``Figure``s, as in :mod:`scp_models.report.figures`."""
+"""Figures of studies: pure functions to matplotlib ``Figure``s, as in :mod:`scp_models.report.figures`, and how a page
+keeps them.
+"""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from scp_models.files import atomic_path
 from scp_models.report.figures import LINE_COLOURS, TEXT_COLOUR
 from scp_models.study.analysis import Difference
 
@@ -63,3 +67,13 @@ def forest(
 
 def _mark(colour: str, face: str, label: str) -> Line2D:
     return Line2D([], [], color=colour, marker="o", markerfacecolor=face, linewidth=2.0, label=label)
+
+
+def save_beside(figure: Figure, page: Path, name: str) -> None:
+    """Write a figure as PNG, the same bytes for the same figure; ``name`` is its path from the page.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with atomic_path(page.parent / name) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, facecolor="white", metadata={"Software": None})

@@ -16,6 +16,7 @@ from scp_models.report import figures
 from scp_models.report.html import Picture, signed
 from scp_models.study.design import Study
 from scp_models.study.markdown import markdown
+from scp_models.study.pictures import save_beside
 from scp_models.study.prepared import Prepared
 from scp_models.study.record import Record
 from scp_models.study.reproduce import pictures
@@ -190,8 +191,7 @@ def write_markdown(reproduction: Reproduction, path: Path) -> Path:
     """
     for section, of_section in reproduction.pictures.items():
         for number, picture in enumerate(of_section, 1):
-            with atomic_path(path.parent / _picture_path(path, section, number)) as temporary:
-                picture.figure.savefig(temporary, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+            save_beside(picture.figure, path, _picture_path(path, section, number))
     with atomic_path(path) as temporary:
         temporary.write_text(markdown_text(reproduction, path), encoding="utf-8")
     return path
