@@ -30,7 +30,7 @@ $(BIN)/python:
 # Dependencies once. They come with the package itself, which is compiled in the next step, not here too.
 $(VENV)/.dependencies: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing the dependencies into $(VENV): some minutes the first time"
-	@{ grep -v '$(if $(TORCH),^torch==\|^triton==\|^numpy==,^$$)' $(CONSTRAINTS); $(if $(TORCH),printf '%s\n' '$(TORCH)' 'numpy<2.4';) } > $(VENV)/constraints.txt
+	@{ grep -v '$(if $(TORCH),^torch==\|^triton[=>]\|^numpy==,^$$)' $(CONSTRAINTS); $(if $(TORCH),printf '%s\n' '$(TORCH)' 'numpy<2.4';) } > $(VENV)/constraints.txt
 	SCP_BUILD_CPU=0 SCP_BUILD_CUDA=0 $(BIN)/python -m pip install -c $(VENV)/constraints.txt ".[train,test,dev,nnunet]"
 	@# nnU-Net brings torchvision, and does not need it. Built for another torch, it breaks torchmetrics and Lightning.
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall --yes torchvision
