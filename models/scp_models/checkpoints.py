@@ -146,6 +146,8 @@ def check_resumable(
     """Refuse to resume a run from the checkpoint of another one: Lightning would take some options from the checkpoint
     and some from the command line.
 
+    Options of the task that say the same in another way are no others.
+
     Args:
         path: the checkpoint.
         hyperparameters: this run's.
@@ -157,10 +159,23 @@ def check_resumable(
             subjects.
     """
     content = read_checkpoint(path)
-    _must_agree(path, _arguments(content["hyper_parameters"]), _arguments(hyperparameters))
+    stored, current = _arguments(content["hyper_parameters"]), _arguments(hyperparameters)
+    if _same_task(stored, current):
+        stored["task_options"] = current.get("task_options")
+    _must_agree(path, stored, current)
     if content.get("split") != split:
         raise UserError(f"{path}: expected a checkpoint of this run, got one that was trained on other subjects")
     _must_agree(path, content.get("augmentation", {"augment": "none"}), augmentation)
+
+
+def _same_task(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two sets of hyperparameters train on the same images and labels."""
+    try:
+        a, b = (get_task(of["task"], of.get("roi_size"), of.get("task_options")) for of in (first, second))
+    except UserError:  # of another version, which has a task of its own
+        return False
+    # A preset's own label files may hold known values only: that is a check, which a target that is given leaves out.
+    return a == b or (not a.classes and replace(a, labels=None) == replace(b, labels=None))
 
 
 def _must_agree(path: Path | str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -215,4 +230,7 @@ def _lacks_foreground(hyperparameters: Mapping[str, Any]) -> bool:
 
 
 def _comparable(value: Any) -> Any:
+    if isinstance(value, Mapping) and isinstance(classes := value.get("classes"), Mapping):
+        # Their order gives their numbers.
+        return {**value, "classes": list(classes.items())}
     return tuple(value) if isinstance(value, list) else value

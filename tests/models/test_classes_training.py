@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.losses import DiceCELoss
 
-from scp_models.checkpoints import build_model, load_model
+from scp_models.checkpoints import build_model, check_resumable, load_model
 from scp_models.data import SegmentationDataModule
 from scp_models.errors import UserError
 from scp_models.networks import VARIANTS, attach, build_network
@@ -223,6 +223,22 @@ def test_a_checkpoint_from_before_there_were_classes_is_loaded(tmp_path):
         torch.save({"hyper_parameters": given, "state_dict": weights}, tmp_path / "old.ckpt")
         model = load_model(tmp_path / "old.ckpt")
         assert model.task.classes == () and model.network(torch.zeros(1, 2, 8, 8)).shape == (1, 1, 8, 8)
+
+
+def test_a_run_of_the_same_task_is_resumed_however_it_is_said(tmp_path):
+    def check(stored, given):
+        hparams = [{"variant": "scp", "task": "wmh", "task_options": options} for options in (stored, given)]
+        torch.save({"hyper_parameters": hparams[0], "state_dict": {}, "split": {}}, tmp_path / "last.ckpt")
+        check_resumable(tmp_path / "last.ckpt", hparams[1], {}, {"augment": "none"})
+
+    check(None, {"target": [1], "ignored": [2]})
+    check({"ignored": []}, {"target": [1], "ignored": []})
+    check(CLASSES, CLASSES)
+    # Their order gives the numbers of the network's outputs.
+    turned = {**CLASSES, "classes": {name: CLASSES["classes"][name] for name in ("right", "left", "middle")}}
+    for other in (turned, {"modalities": ["MRI"]}, {**CLASSES, "ignored": [7]}, {**CLASSES, "window": [0, 1]}):
+        with pytest.raises(UserError, match=r"last.ckpt: expected a checkpoint of this run, with task_options"):
+            check(CLASSES, other)
 
 
 def test_classes_train_with_their_loss_and_log_the_dice_of_each(tmp_path):
