@@ -40,7 +40,7 @@ class EvaluateOptions:
         Path | None,
         typer.Option(
             help="Score the <subject>.nii.gz of this folder instead: masks, probabilities, or label maps as the "
-            "references are, of which the target's labels count."
+            "references are, of which the labels of the target or the classes count."
         ),
     ] = None
     task: Annotated[str | None, typer.Option(help="wmh (if not given) or lits; with --predictions only.")] = None
@@ -56,8 +56,9 @@ class EvaluateOptions:
     classes: Annotated[
         list[str] | None,
         typer.Option(
-            help="Several classes instead of the target, again for more: a label's value or name, NAME=VALUE[,VALUE], "
-            "or all of dataset.json's; with --predictions only."
+            help="Exclusive classes instead of the target, again for more: a label's value or name, "
+            "NAME=VALUE[,VALUE], or all of dataset.json's, which is the default where it has several; with "
+            "--predictions only."
         ),
     ] = None
     modality: Annotated[

@@ -98,16 +98,6 @@ def test_target_and_ignored_beside_classes():
     assert "classes a = 1, b = 3+5, ignored [4];" in task.describe()
 
 
-def test_nobody_who_does_not_ask_gets_classes(tmp_path):
-    write_classes(tmp_path, 1, values=(1, 2, 3))
-    with pytest.raises(UserError, match=r"expected --data\.ignored"):
-        task_of_data_set(tmp_path, "wmh")
-    task, options = task_of_data_set(tmp_path, "lits")
-    assert (task.classes, task.target, task.num_outputs, task.ignored_label) == ((), (2,), 1, 2)
-    assert options is None
-    assert get_task("wmh").classes == () and get_task("wmh").num_outputs == 1
-
-
 # In every layout
 
 

@@ -149,14 +149,17 @@ def refusal(*arguments):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classes")
     root = write_classes(folder / "data", 6)
-    more = ("--data.augment", "none", "--data.classes", "all", "--data.window", "[]", "--model.learning_rate", "0.03")
+    # Nobody says that there are classes: dataset.json does.
+    more = ("--data.augment", "none", "--data.window", "[]", "--model.learning_rate", "0.03")
     done = scp_models(*fit_arguments(root, folder / "run", 12, *more), cache=folder)
     return folder, root, done
 
 
 def test_three_classes_from_fit_to_scores_and_predictions(run):
     folder, root, done = run
-    assert "classes left = 1, right = 2, middle = 300" in done.stderr + done.stdout
+    assert "task wmh: MRI; classes left = 1, right = 2, middle = 300;" in done.stderr + done.stdout
+    said = "dataset.json: its labels are the classes left = 1, right = 2, middle = 300 (--data.target N for one of them"
+    assert done.stderr.count(said) == 1
     checkpoint = folder / "run" / "checkpoints" / "best.ckpt"
     task = load_model(checkpoint).task
     assert task.classes == (("left", (1,)), ("right", (2,)), ("middle", (300,)))
@@ -190,7 +193,7 @@ def test_three_classes_from_fit_to_scores_and_predictions(run):
 def test_label_maps_of_several_classes_are_scored(run):
     folder, root, _ = run
     evaluate = ("evaluate", "--predictions", root / "labelsTr", "--data", root, "--split", "all")
-    for k, classes in enumerate((["all"], ["left", "right", "300"], ["left=1", "right=2", "middle=300"])):
+    for k, classes in enumerate(([], ["all"], ["left", "right", "300"], ["left=1", "right=2", "middle=300"])):
         given = [word for name in classes for word in ("--classes", name)]
         command(*evaluate, *given, "--out", folder / f"same-{k}")
         summary = json.loads((folder / f"same-{k}" / "summary.json").read_text())

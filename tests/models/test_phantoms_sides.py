@@ -10,6 +10,7 @@ from scipy import ndimage as ndi
 from scipy.spatial import KDTree
 
 from scp_models.data import find_subjects, get_task
+from scp_models.data.description import task_of_data_set
 from scp_models.errors import UserError
 from scp_models.phantoms import generate_lits, generate_wmh, templates, wmh
 from scp_models.phantoms.brain import BrainImages, make_brain
@@ -83,8 +84,11 @@ def test_kidneys_are_a_data_set_of_nnunet(kidneys: Path) -> None:
 
 @pytest.mark.parametrize(("name", "task"), [("pairs", "wmh"), ("kidneys", "lits")])
 def test_the_readers_take_them(name: str, task: str, request: pytest.FixtureRequest) -> None:
-    subjects = find_subjects(request.getfixturevalue(name), get_task(task))
+    root = request.getfixturevalue(name)
+    subjects = find_subjects(root, get_task(task))
     assert len(subjects) in (4, 6)
+    described, _ = task_of_data_set(root, task)
+    assert [values for _, values in described.classes] == [(1,), (2,)] and described.ignored == ()
     assert all(s.label is not None and s.partition == "training" for s in subjects)
 
 

@@ -1,4 +1,4 @@
-"""What a data set's own ``dataset.json`` says of its images and labels."""
+"""What a data set's own ``dataset.json`` says of its images and labels: channels, and a target or exclusive classes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scp_models.data.classes import BACKGROUND, resolve_classes
-from scp_models.data.tasks import LABEL_NAMES, TASKS, Task, get_task
+from scp_models.data.classes import ALL, BACKGROUND, Classes, describe_classes, resolve_classes
+from scp_models.data.tasks import LABEL_NAMES, TASKS, Task, get_task, has_published_labels
 from scp_models.errors import UserError
-from scp_models.notes import note
+from scp_models.notes import first_few, note
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,20 @@ class Description:
         """Without background and nnU-Net's ``ignore``."""
         return {name: values for name, values in self.labels.items() if name != "ignore" and values != (0,)}
 
+    def has_own_labels(self, name: str) -> bool:
+        """Whether there are several foreground labels, which are not those of the preset's published data."""
+        return name in TASKS and len(self.foreground) > 1 and not has_published_labels(name, self.foreground)
+
     def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options ``given``, completed by what the file says.
 
-        Its channels are the modalities, unless the preset has as many. Its only foreground label is the target; of
-        several, the preset's target. Its label ``ignore`` is ignored. Where classes are asked for, its labels are
-        their names, and no other value is known.
+        Its channels are the modalities, unless the preset has as many. Its only foreground label is the target; several
+        are the classes, unless a target is given, and a note says so. Labels of the preset's published data keep the
+        preset's target and what it ignores. Else its label ``ignore`` is all that is ignored. With classes no other
+        value than its labels' is known.
 
         Raises:
-            UserError: several foreground labels, none of them the preset's target; or one of them is a label that the
-                preset ignores.
+            UserError: several foreground labels that are no exclusive classes, or classes that make no sense.
         """
         options = {key: value for key, value in given.items() if value is not None}
         preset = TASKS.get(name)
@@ -46,44 +50,46 @@ class Description:
             options["modalities"] = list(self.channels)
         if not self.labels:
             return options
-        values = {value for members in self.labels.values() for value in members}
+        ignore = self.labels.get("ignore", ())
+        ignored = set(options.get("ignored", ignore))
+        known = {k: members for k, members in self.labels.items() if k != "ignore" and not set(members) <= ignored}
+        published = has_published_labels(name, self.foreground)
         if "classes" in options:
-            by_name = {label: members for label, members in self.labels.items() if label != "ignore"}
-            options["classes"] = resolve_classes(options["classes"], by_name, str(self.path))
+            options["classes"] = resolve_classes(options["classes"], known, str(self.path))
+        elif "target" not in options and not published:
+            foreground = {label: members for label, members in known.items() if label in self.foreground}
+            if len(foreground) > 1:
+                options["classes"] = self._all_classes(known)
+            elif foreground and [*foreground.values()] != [preset.target]:
+                options["target"] = list(*foreground.values())
         elif "target" not in options:
-            if len(self.foreground) == 1:
-                options["target"] = list(*self.foreground.values())
-            elif not set(preset.target) <= values:
-                named = ", ".join(f"{label} = {list(members)}" for label, members in self.foreground.items())
-                raise UserError(
-                    f"{self.path}: expected --data.target to choose among its labels ({named}), or --data.classes all "
-                    "to tell them apart"
-                )
+            note(
+                f"{self.path}: of its labels {_listed_labels(self.foreground)} the target is {list(preset.target)}, as "
+                f"task {name} has it (--data.classes all for each of them, for evaluate --classes all)"
+            )
         if "ignored" not in options:
-            target = set(options.get("target", preset.target))
+            chosen = set(options.get("target", preset.target))
             if "classes" in options:
-                chosen = [members for label, members in options["classes"].items() if label != BACKGROUND]
-                target = {value for members in chosen for value in members}
-            unclear = set(preset.ignored) - target
-            unsaid = [label for label, members in self.foreground.items() if unclear & set(members)]
-            if "ignore" in self.labels:
-                options["ignored"] = list(self.labels["ignore"])
-            elif unsaid:
-                several = ", or --data.classes all to tell its labels apart" if "classes" not in options else ""
-                raise UserError(
-                    f"{self.path}: expected --data.ignored to say whether its label {unsaid[0]!r} is ignored ([] "
-                    f"for none), as task {name} ignores {list(preset.ignored)}{several}"
-                )
-            elif preset.ignored:
-                options["ignored"] = []
-        plain = (list(preset.target), list(preset.ignored))
-        unsaid_target = "target" not in given and "classes" not in options
-        if unsaid_target and (options.get("target", plain[0]), options.get("ignored", plain[1])) == plain:
-            # The preset as it is: the same task as without the file.
-            options.pop("target", None)
-            if "ignored" not in given:
-                options.pop("ignored", None)
+                chosen = {value for k, members in options["classes"].items() if k != BACKGROUND for value in members}
+            kept = [value for value in preset.ignored if published and value not in chosen]
+            if [*ignore, *kept] != list(preset.ignored):
+                options["ignored"] = [*ignore, *kept]
         return options
+
+    def _all_classes(self, labels: Mapping[str, tuple[int, ...]]) -> Classes:
+        try:
+            classes = resolve_classes(ALL, labels, str(self.path))
+        except UserError as error:
+            raise UserError(
+                f"{error}: give --data.target N for one of them, or --data.classes '{{NAME: VALUES, ...}}' for classes "
+                "of your own (for evaluate --target N, --classes NAME=VALUES)"
+            ) from error
+        foreground = {label: values for label, values in classes.items() if label != BACKGROUND}
+        note(
+            f"{self.path}: its labels are the classes {_listed_labels(foreground)} (--data.target N for one of them, "
+            "for evaluate --target N)"
+        )
+        return classes
 
 
 def read_description(root: Path | str) -> Description | None:
@@ -119,7 +125,7 @@ def task_of_data_set(
         given: any of :data:`OPTIONS`; None: not given. ``target``, ``ignored`` and ``spacing`` may be one number.
 
     Raises:
-        UserError: options that make no task, or labels among which the target has to be chosen.
+        UserError: options that make no task, or labels of the data set that are neither a target nor classes.
     """
     options = {key: [value] if isinstance(value, (int, float)) else value for key, value in given.items()}
     if "resize" in given:
@@ -150,15 +156,20 @@ def channel_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _label_values(labels: Any) -> dict[str, tuple[int, ...]] | None:
-    result = {}
+    result: dict[str, tuple[int, ...]] = {}
     try:
         for key, value in labels.items():
             name, numbers = (value, key) if str(key).isdigit() else (key, value)
             members = numbers if isinstance(numbers, list) else [numbers]
-            result[str(name)] = tuple(int(member) for member in members)
+            # By number, several may have one name.
+            result[str(name)] = (*result.get(str(name), ()), *(int(member) for member in members))
     except (TypeError, ValueError, AttributeError):
         return None
     return result
+
+
+def _listed_labels(labels: Mapping[str, Sequence[int]]) -> str:
+    return first_few([describe_classes([(label, tuple(values))]) for label, values in labels.items()])
 
 
 def _shown(value: Any) -> str:

@@ -45,8 +45,8 @@ class SegmentationDataModule(L.LightningDataModule):
         root: a data set in one of the known layouts: see ``layout``.
         task: ``"wmh"`` or ``"lits"``: preset of modalities, preprocessing, meaning of labels.
         modalities: names of the input channels; None: the ``dataset.json``'s, if the data set has one, or the preset's.
-        target: value or values in the label files that are the target; None: the ``dataset.json``'s only label, or
-            the preset's.
+        target: value or values in the label files that are the target, against all else; None: the ``dataset.json``'s
+            only label, or the preset's, unless there are classes.
         ignored: value or values that are neither trained on nor scored, ``[]`` for none; None: the ``dataset.json``'s
             ``ignore``, or the preset's.
         window: intensities clipped to this and mapped to [−1, 1], ``[]`` for the z-score; None: the preset's.
@@ -65,7 +65,8 @@ class SegmentationDataModule(L.LightningDataModule):
             measured in; None: MNI152's.
         classes: exclusive classes instead of one target: ``"all"`` for every foreground label of the ``dataset.json``,
             a list of label values or names, or values by name, ``{"liver": 1, "tumour": [2, 3]}``; its key
-            ``background`` names values that are none of them. None: one target, against all else.
+            ``background`` names values that are none of them. None: all, where the ``dataset.json`` has several that
+            are not the preset's and no target is given; otherwise one target.
         label_affine: whether a label lies where its own ``header`` says or on its ``image``'s voxels; None or ``auto``:
             measured where the two disagree.
         augment: how slices for training are changed: ``"none"``, ``"spatial"`` (moved and mirrored, their positions

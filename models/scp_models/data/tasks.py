@@ -6,9 +6,12 @@ Two presets have the paper's preprocessing:
   is ignored;
 - ``lits``: intensities clipped to [−200, 250] HU and mapped to [−1, 1], slices resized to 256 × 256; tumour (label 2)
   against all else.
+
+The classes of other data sets' labels come from their descriptions: see :mod:`scp_models.data.description`.
 """
 
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -160,7 +163,13 @@ LABEL_NAMES: dict[str, dict[str, tuple[int, ...]]] = {
     "wmh": {"wmh": (1,), "other": (2,)},
     "lits": {"liver": (1,), "tumour": (2,)},
 }
-"""Of the presets, for classes by name."""
+"""Of the presets' published data, for classes by name."""
+_SPELLINGS = {
+    "wmh": r"wmhs?|(white matter )?(hyperintensit(y|ies)|lesions?)",
+    "other": r"other( patholog(y|ies))?",
+    "tumour": r"(liver )?(tumou?rs?|cancer|lesions?)",
+}
+"""Of these names in other copies of the data, such as the Decathlon's and nnU-Net's."""
 OPTIONS = (
     "modalities",
     "target",
@@ -243,6 +252,20 @@ def get_task(name: str, roi_size: Sequence[int] | None = None, options: Mapping[
     if task.window is not None and (len(task.window) != 2 or task.window[0] >= task.window[1]):
         raise UserError(f"window: expected a lower and a higher bound, got {list(task.window)}")
     return task
+
+
+def has_published_labels(name: str, labels: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether foreground labels are those of a preset's published data: the same values, by a usual spelling each.
+
+    Args:
+        name: of the preset.
+        labels: values by name.
+    """
+    spellings = {values: _SPELLINGS.get(label, label) for label, values in LABEL_NAMES[name].items()}
+    stripped = {values: re.sub(r"[\W_]+", " ", label).strip().lower() for label, values in labels.items()}
+    return len(labels) == len(spellings) and all(
+        values in spellings and re.fullmatch(spellings[values], label) for values, label in stripped.items()
+    )
 
 
 def _class_changes(name: str, given: Any, ignored: Sequence[int]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from scp_models.notes import note
 
 _FRACTION = 0.5
 """Stands for all values of probabilities."""
+_WHITES = (255.0, 65535.0)
+"""What image tools write for 1."""
 
 
 class PredictionFiles:
@@ -31,17 +33,33 @@ class PredictionFiles:
     with several classes all are label maps. Each is brought into the grid of its image as references are: see
     :mod:`scp_models.data.alignment`. There is a note where label maps have labels, but not the target's.
 
+    Args:
+        folder: of the files.
+        subjects: who are scored.
+        task: what labels mean.
+        threshold: of probabilities.
+        masks_are_labels: of several classes, files of 0 and 1 alone are label maps too, of the first class; otherwise
+            they are refused, as they may be masks of any.
+
     Raises:
         UserError: there is no prediction of any subject, or some are labels and others probabilities, or all are
-            probabilities, of several classes.
+            probabilities or masks, of several classes.
     """
 
-    def __init__(self, folder: Path, subjects: Sequence[Subject], task: Task, threshold: float = 0.5) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        subjects: Sequence[Subject],
+        task: Task,
+        threshold: float = 0.5,
+        masks_are_labels: bool = True,
+    ) -> None:
         self.reader = VolumeReader(task)
         self.threshold = threshold
         self._folder = folder
         self._paths = _paths_of(folder, subjects)
-        self._content, self._unreadable = _content_of(folder, list(self._paths.values()), task)
+        paths = list(self._paths.values())
+        self._content, self._unreadable = _content_of(folder, paths, task, masks_are_labels)
 
     def mask_of(self, subject: Subject) -> tuple[NDArray[Any], SourceGrid]:
         """The mask of one of the subjects, or the numbers of the classes, and the grid that it is in: the image's.
@@ -86,7 +104,9 @@ def _paths_of(folder: Path, subjects: Sequence[Subject]) -> dict[Subject, Path]:
     return {subject: files[matches[subject.name]] for subject in subjects if subject.name in matches}
 
 
-def _content_of(folder: Path, paths: Sequence[Path], task: Task) -> tuple[dict[Path, str], dict[Path, UserError]]:
+def _content_of(
+    folder: Path, paths: Sequence[Path], task: Task, masks_are_labels: bool
+) -> tuple[dict[Path, str], dict[Path, UserError]]:
     """What each prediction holds, ``"mask"``, ``"labels"`` or ``"probabilities"``, and those that cannot be read. One
     file alone may not show it: a label map without a tumour looks like a mask.
     """
@@ -97,7 +117,9 @@ def _content_of(folder: Path, paths: Sequence[Path], task: Task) -> tuple[dict[P
             stored[path] = _values_of(path)
         except UserError as error:
             unreadable[path] = error
-    masks = [path for path, values in stored.items() if _is_scaled_mask(values, task)]
+    if task.classes and not masks_are_labels:
+        _refuse_masks(folder, set().union(*stored.values()), task)
+    masks = [path for path, values in stored.items() if not task.classes and _is_scaled_mask(values, task)]
     values = set().union(*(stored[path] for path in stored if path not in masks))
     # Beside label maps that have it, 255 is a label too.
     masks = [path for path in masks if max(stored[path]) not in values]
@@ -125,10 +147,22 @@ def _content_of(folder: Path, paths: Sequence[Path], task: Task) -> tuple[dict[P
     return contents, unreadable
 
 
+def _refuse_masks(folder: Path, values: set[float], task: Task) -> None:
+    """Refuse files that all may be masks or probabilities of any one of several classes."""
+    ones = {1.0, *(white for white in _WHITES if white not in (task.labels or ()))}
+    if (found := values - {0.0}) and found <= {*ones, _FRACTION}:
+        kind = "probabilities" if _FRACTION in found else "masks"
+        maps = ", --classes all for label maps" if found == {1.0} else ""
+        raise UserError(
+            f"{folder}: expected label maps of {describe_classes(task.classes)}, got {kind} (--target N says of which "
+            f"label{maps})"
+        )
+
+
 def _is_scaled_mask(values: set[float], task: Task) -> bool:
     """Whether a file holds 0 and what image tools write for 1, which is no other label than the target."""
-    known = {*task.ignored, *(task.labels or ())} - (set() if task.classes else set(task.target))
-    return any(values in ({0.0, white}, {white}) and white not in known for white in (255.0, 65535.0))
+    known = {*task.ignored, *(task.labels or ())} - set(task.target)
+    return any(values in ({0.0, white}, {white}) and white not in known for white in _WHITES)
 
 
 def _note_without_target(folder: Path, maps: Mapping[Path, set[float]], task: Task) -> None:

@@ -131,7 +131,8 @@ def masks_of_files(
         )
     if not failures.messages:
         subjects = _some(subjects, data)
-    return PredictionFiles(folder, subjects, task, 0.5 if threshold is None else threshold), subjects
+    threshold = 0.5 if threshold is None else threshold
+    return PredictionFiles(folder, subjects, task, threshold, masks_are_labels="classes" in given), subjects
 
 
 def held_out(

@@ -14,8 +14,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from scp_models.checkpoints import check_resumable, subject_names
+from scp_models.checkpoints import check_resumable, read_checkpoint, subject_names
+from scp_models.data.description import read_description
 from scp_models.data.module import SegmentationDataModule
+from scp_models.data.tasks import TASKS
 from scp_models.data.timing import DataWaitMonitor
 from scp_models.errors import UserError
 from scp_models.files import ensure_writable
@@ -69,6 +71,8 @@ class FitCLI(LightningCLI):
             config["data"]["sampling"] = "slices" if paper else "subjects"
         if config["data"].get("num_workers") is None:
             config["data"]["num_workers"] = 2
+        if (path := _resumed_from(config)) is not None:
+            _keep_labels(config["data"], path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with both loggers unless the configuration names its own, and the monitor of data waits."""
@@ -89,11 +93,7 @@ class FitCLI(LightningCLI):
     def before_fit(self) -> None:
         """Look at the checkpoint to resume from, if there is one, before anything is written."""
         config = self.config["fit"]
-        path = config.get("ckpt_path")
-        if path == "last":
-            # The first start of a run that may be restarted any time has none yet; Lightning says so.
-            newest = Path(config["out"]) / "checkpoints" / "last.ckpt"
-            path = newest if newest.is_file() else None
+        path = _resumed_from(config)
         trainer: Any = self.trainer
         kept = config.get("ckpt_path") is not None or config["overwrite"] or trainer.fast_dev_run
         checkpoints = sorted((Path(config["out"]) / "checkpoints").glob("*.ckpt"))
@@ -133,6 +133,28 @@ class FitCLI(LightningCLI):
         for path in [*checkpoints, *(folder / "metrics.csv" for folder in logs)]:
             if path.is_file():
                 print(path)
+
+
+def _resumed_from(config: Any) -> Any:
+    """The checkpoint that a run goes on from; None for a new run."""
+    path = config.get("ckpt_path")
+    if path == "last":
+        # The first start of a run that may be restarted any time has none yet; Lightning says so.
+        newest = Path(config["out"]) / "checkpoints" / "last.ckpt"
+        path = newest if newest.is_file() else None
+    return path
+
+
+def _keep_labels(data: Any, checkpoint: Any) -> None:
+    """A run that goes on keeps its target or classes where none are given, whatever the data set's labels would be."""
+    description = read_description(data["root"])
+    if description is None or not description.has_own_labels(data["task"]) or data["target"] or data["classes"]:
+        return
+    options = read_checkpoint(checkpoint)["hyper_parameters"].get("task_options") or {}
+    if "classes" in options:
+        data["classes"] = options["classes"]
+    else:
+        data["target"] = options.get("target", list(TASKS[data["task"]].target))
 
 
 def resolve_config(name: str) -> str:
