@@ -21,12 +21,15 @@ from scp_models.data.subjects import Subject
 from scp_models.data.tasks import get_task
 from scp_models.errors import UserError
 from scp_models.study.design import Network, NetworkPair, Run
-from scp_models.study.frames import patients_study, phantoms_study
+from scp_models.study.frames import full_resolution_study, patients_study, phantoms_study
 from scp_models.study.prepared import stratified_folds
 from scp_models.study.progress import Display, duration, time_left
+from scp_models.study.rates import rates_on_patients, rates_on_phantoms
 from scp_models.study.record import read_record
 from scp_models.study.runner import read_result, run_study
+from scp_models.study.single import build_module
 from scp_models.study.threshold import THRESHOLDS, choose_threshold
+from tests.support.commands import refused, scp_models
 from tests.support.processes import environment, run_python
 from tests.support.tiny_study import tiny_study
 
@@ -286,6 +289,33 @@ def test_the_study_of_frames_compares_what_it_runs():
         runs = list(study.runs())
         assert len({run.folder for run in runs}) == len(runs) == 11 * 3 * (2 if len(study.data) == 2 else 3)
         assert isinstance(runs[0], Run) and isinstance(study.comparisons[0], NetworkPair)
+
+
+def test_the_study_of_rates_compares_with_base_at_the_same_rate():
+    for study in (rates_on_phantoms(), rates_on_patients()):
+        by_name = {network.name: network for network in study.networks}
+        assert len(by_name) == len(study.networks) == 2 + 16 and len(study.seeds) == 5
+        assert len(set(study.comparisons)) == len(study.comparisons) == 16
+        for c in study.comparisons:
+            network, other = by_name[c.network], by_name[c.other]
+            assert other.variant == "base" and network.learning_rate == other.learning_rate
+        runs = list(study.runs())
+        assert len({run.folder for run in runs}) == len(runs)
+        assert build_module(runs[1]).learning_rate == runs[1].network.learning_rate == 4e-3
+
+
+def test_full_resolution_repeats_the_study_of_patients():
+    study, half = full_resolution_study(), patients_study()
+    assert set(study.networks) < set(half.networks) and not set(study.seeds) & set(half.seeds)
+    (data,), (of_half,) = study.data, half.data
+    assert [2 * size for size in of_half.roi_size] == list(data.roi_size) and "1 mm" in data.description
+    names = {network.name for network in study.networks}
+    assert all({c.network, c.other} <= names for c in study.comparisons)
+
+
+def test_full_resolution_is_for_patients(tmp_path):
+    result = scp_models("study", "frames", "--out", tmp_path, "--full-resolution", check=False)
+    refused((result.returncode, result.stdout, result.stderr), "--full-resolution", "--data")
 
 
 def test_real_patients_are_divided_by_site():

@@ -9,10 +9,11 @@ import pytest
 from scp_models.errors import UserError
 from scp_models.study.advice import links_below
 from scp_models.study.analysis import differences, spread
-from scp_models.study.chapters import picture_of
+from scp_models.study.chapters import picture_of, picture_rows
 from scp_models.study.design import NetworkPair
 from scp_models.study.frames import FRAME_CONTROL, patients_study, phantoms_study
 from scp_models.study.page import PAGE_BEGIN, PAGE_END, PICTURE, advice, page_text, replace_advice, write_page
+from scp_models.study.rates import head_at, rates_on_phantoms
 from scp_models.study.record import FORMAT, read_record
 from tests.support.commands import scp_models
 
@@ -150,6 +151,24 @@ def test_a_gain_that_the_control_has_too_is_not_the_places(tmp_path):
     means = {"SCP, foreground": 0.8, FRAME_CONTROL: 0.8}
     record = record_of(phantoms_study(), tmp_path / "study.json", means)
     assert "**Use it**" not in advice([record], {record.name: differences(record)})
+
+
+def test_a_rate_at_which_the_control_loses_is_named(tmp_path):
+    lost = head_at(4e-3, 256, "s = 1", control=True)
+    record = record_of(rates_on_phantoms(), tmp_path / "study.json", {lost: 0.3})
+    text = advice([record], {record.name: differences(record)})
+    assert "s = 1: the control was lower than Base at 0.004, h 256 (−0.1" in text
+    assert "s = 1: SCP was lower than Base nowhere; scaled: the control was lower than Base nowhere" in text
+
+
+def test_a_study_of_rates_has_a_picture_of_its_own(gain, tmp_path):
+    record = record_of(rates_on_phantoms(), tmp_path / "study.json", {})
+    page = write_page([gain, record], tmp_path / "page.md")
+    text = page.read_text()
+    assert "told the same position everywhere; scaled is" in text and "Adam 0.001 and 0.004, halved" in text
+    assert (tmp_path / picture_of(record)).is_file()
+    (rows,) = (picture_rows(record, differences(record), d["name"]) for d in record.data)
+    assert len(rows) == 4 and all(len(row) == 4 for row in rows.values())
 
 
 def test_a_record_without_all_its_runs_makes_no_page(gain, tmp_path):

@@ -12,6 +12,7 @@ from scp_models.study.axes import AXES_CONTROL, PLAIN_HEAD, TESTED_HEAD
 from scp_models.study.design import Axis
 from scp_models.study.frames import FRAME_CONTROL
 from scp_models.study.markdown import listed, widened
+from scp_models.study.rates import PHI_FORMS, base_at, head_at, head_settings, is_of_rates
 from scp_models.study.record import Record
 
 Outcomes = Mapping[str, Sequence[Difference]]
@@ -75,7 +76,8 @@ def sentences_of(record: Record, outcomes: Sequence[Difference]) -> list[str]:
     """What a study shows: a sentence per axis that is finished, or per data set."""
     if record.axes:
         return [axis_sentence(axis, outcomes) for axis in record.axes if record.is_finished(axis)]
-    return [frames_sentence(data, outcomes) for data in record.data]
+    sentence = rates_sentence if is_of_rates(record) else frames_sentence
+    return [sentence(data, outcomes) for data in record.data]
 
 
 def axis_sentence(axis: Axis, outcomes: Sequence[Difference]) -> str:
@@ -98,6 +100,23 @@ def frames_sentence(data: Mapping[str, Any], outcomes: Sequence[Difference]) -> 
             f"{widened(against)}"
         )
     return f"{lead} if {data['condition']} ({name}): {'; '.join(phrases)}."
+
+
+def rates_sentence(data: Mapping[str, Any], outcomes: Sequence[Difference]) -> str:
+    """At which learning rates and widths the head or its control was lower than Base, in each form of Φ."""
+    name, phrases = data["name"], []
+    for form in PHI_FORMS:
+        cases = [(rate, hidden) for rate, hidden, other in head_settings() if other == form]
+        for title, control in (("the control", True), ("SCP", False)):
+            against = {
+                f"{rate:g}, h {hidden}": of_network(
+                    outcomes, name, head_at(rate, hidden, form, control=control), base_at(rate)
+                )
+                for rate, hidden in cases
+            }
+            lower = [f"{c} ({widened(d)})" for c, d in against.items() if d is not None and d.verdict == "lower"]
+            phrases.append(f"{form}: {title} was lower than Base {'at ' + listed(lower) if lower else 'nowhere'}")
+    return f"**How fast Φ learns** ({name}): {'; '.join(phrases)}."
 
 
 def _phrases(cases: Sequence[tuple[str, str, str, str]], outcomes: Sequence[Difference], where: str) -> list[str]:

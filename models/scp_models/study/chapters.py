@@ -10,6 +10,7 @@ from scp_models.study.analysis import Difference, of_network, spread, thresholds
 from scp_models.study.axes import PLAIN_HEAD, TESTED_HEAD
 from scp_models.study.frames import FRAME_CONTROL
 from scp_models.study.markdown import bounds, listed, markdown, pairs_text
+from scp_models.study.rates import base_at, head_at, head_settings, is_of_rates
 from scp_models.study.record import Record
 
 PanelRows = Mapping[str, Mapping[str, Difference]]
@@ -18,6 +19,10 @@ OVER_BASE = "SCP − Base"
 FRAMES_CAPTION = (
     "Differences in Dice of SCP in each frame, hollow where none was shown. The control is SCP that is told the same "
     "position everywhere; Base F has SCP's positions as input channels."
+)
+RATES_CAPTION = (
+    "Differences in Dice to Base at the same learning rate, hollow where none was shown. The control is SCP that is "
+    'told the same position everywhere; scaled is the head with `phi_scale="adam"`.'
 )
 
 
@@ -29,7 +34,8 @@ def chapter(record: Record, outcomes: Sequence[Difference], *, in_short: bool) -
     if record.axes:
         parts += _axes(record, outcomes)
     else:
-        parts += [f"![{FRAMES_CAPTION.partition(',')[0]}]({picture_of(record)})\n", f"*{FRAMES_CAPTION}*\n"]
+        caption = RATES_CAPTION if is_of_rates(record) else FRAMES_CAPTION
+        parts += [f"![{caption.partition(',')[0]}]({picture_of(record)})\n", f"*{caption}*\n"]
         for data in record.data:
             parts += [f"### {data['name']}\n", f"{data['description']} {_division(record, data)}\n"]
             parts += [_scores(record, {"": data["name"]}), _differences(record, outcomes, {"": data["name"]})]
@@ -38,7 +44,7 @@ def chapter(record: Record, outcomes: Sequence[Difference], *, in_short: bool) -
 
 
 def picture_of(record: Record) -> str:
-    """Path of the picture of a study of frames, from the page."""
+    """Path of the picture of a study without axes, from the page."""
     return f"images/{record.name}.png"
 
 
@@ -49,11 +55,28 @@ def panels(record: Record, outcomes: Sequence[Difference]) -> list[tuple[str, Pa
         if record.is_finished(axis):
             cases = {title: of_network(outcomes, d, TESTED_HEAD, PLAIN_HEAD) for title, d in axis.levels.items()}
             result.append((axis.title, {title: {OVER_BASE: d} for title, d in cases.items() if d is not None}))
-    if not record.axes:
+    if not record.axes and not is_of_rates(record):
         for data in record.data:
             rows = frame_rows(outcomes, data["name"])
             result.append((data["name"], {frame: {OVER_BASE: row[OVER_BASE]} for frame, row in rows.items()}))
     return result
+
+
+def picture_rows(record: Record, outcomes: Sequence[Difference], data: str) -> PanelRows:
+    """Of the picture of a study without axes: by frame, or by learning rate and width."""
+    return rate_rows(outcomes, data) if is_of_rates(record) else frame_rows(outcomes, data)
+
+
+def rate_rows(outcomes: Sequence[Difference], data: str) -> PanelRows:
+    """SCP and its control against Base, in each form of Φ."""
+    rows: dict[str, dict[str, Difference]] = {}
+    for rate, hidden, form in head_settings():
+        for control in (True, False):
+            name = head_at(rate, hidden, form, control=control)
+            if (difference := of_network(outcomes, data, name, base_at(rate))) is not None:
+                series = f"{'control' if control else 'SCP'}, {form}"
+                rows.setdefault(f"Adam {rate:g}, h {hidden}", {})[series] = difference
+    return rows
 
 
 def frame_rows(outcomes: Sequence[Difference], data: str) -> PanelRows:
@@ -71,6 +94,8 @@ def frame_rows(outcomes: Sequence[Difference], data: str) -> PanelRows:
 def _facts(record: Record) -> list[tuple[str, str]]:
     study, grid = record.content["study"], record.thresholds
     recipe = study["recipe"]
+    rates = sorted({n.get("learning_rate") or recipe["learning_rate"] for n in study["networks"]})
+    adam = " and ".join(f"{rate:g}" for rate in rates)
     length = f"{recipe['steps']} steps" if recipe["steps"] else f"{recipe['epochs']} epochs"
     layers = sorted({(n["levels"], n["capacity"]) for n in study["networks"]})
     return [
@@ -79,7 +104,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ("networks", "; ".join(f"{levels} levels, Nc {capacity}" for levels, capacity in layers)),
         (
             "training",
-            f"{length} of {recipe['batch_size']} slices, Adam {recipe['learning_rate']:g}, halved at 50, 70, 90 %",
+            f"{length} of {recipe['batch_size']} slices, Adam {adam}, halved at 50, 70, 90 %",
         ),
         ("thresholds", f"{grid['number']} to choose from, {grid['lowest']:.3g} to {grid['highest']:.3g}"),
         *((f"preset {name}", pairs_text(preset)) for name, preset in record.content["presets"].items()),

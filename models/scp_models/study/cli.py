@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from scp_models.errors import UserError
+
 study_app = typer.Typer(
     help="Studies: many trainings side by side, resumed, compared and written up.", no_args_is_help=True
 )
@@ -20,15 +22,42 @@ def frames(
     data: Annotated[
         Path | None, typer.Option(help="Real patients in the WMH challenge's layout; phantoms if not given.")
     ] = None,
+    full_resolution: Annotated[
+        bool, typer.Option("--full-resolution", help="Of --data: pixels of 1 mm, not of 2 mm, and fewer networks.")
+    ] = False,
     seeds: Seeds = 3,
     folds: Folds = 3,
     jobs: Jobs = None,
 ) -> None:
     """Compare what positions are measured in, with SCP, Base F and Base B, beside Base and SCP without positions."""
-    from scp_models.study.frames import patients_study, phantoms_study
+    from scp_models.study.frames import full_resolution_study, patients_study, phantoms_study
     from scp_models.study.runner import run_study
 
-    study = phantoms_study(seeds) if data is None else patients_study(seeds, folds)
+    if full_resolution and data is None:
+        raise UserError("--full-resolution: expected real patients by --data, phantoms have one resolution")
+    on_patients = full_resolution_study if full_resolution else patients_study
+    study = phantoms_study(seeds) if data is None else on_patients(seeds, folds)
+    folders = {} if data is None else {study.data[0].name: data}
+    typer.echo(run_study(study, out, folders=folders, jobs=jobs))
+
+
+@study_app.command()
+def rates(
+    out: Annotated[Path, typer.Option(help="Folder of the study; the same again resumes it.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Real patients in the WMH challenge's layout; phantoms if not given.")
+    ] = None,
+    seeds: Seeds = 5,
+    folds: Folds = 3,
+    jobs: Jobs = None,
+) -> None:
+    """Find out whether a head is harmed by how fast Φ learns, at two learning rates and widths, with and without its
+    scale.
+    """
+    from scp_models.study.rates import rates_on_patients, rates_on_phantoms
+    from scp_models.study.runner import run_study
+
+    study = rates_on_phantoms(seeds) if data is None else rates_on_patients(seeds, folds)
     folders = {} if data is None else {study.data[0].name: data}
     typer.echo(run_study(study, out, folders=folders, jobs=jobs))
 

@@ -76,6 +76,8 @@ class Network:
     position: str | None = None
     logit_bias: float = -3.0
     constant_position: bool = False
+    learning_rate: float | None = None
+    """None: the recipe's."""
     change: str | None = None
     """A form that the product does not have: a name of :data:`scp_models.study.forms.FORMS`."""
     only_on: str | None = None

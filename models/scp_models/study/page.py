@@ -7,7 +7,7 @@ from scp_models.errors import UserError
 from scp_models.files import atomic_path
 from scp_models.study.advice import Outcomes, advice_by_hand, advice_by_rule, links_below
 from scp_models.study.analysis import differences
-from scp_models.study.chapters import chapter, frame_rows, panels, picture_of
+from scp_models.study.chapters import chapter, panels, picture_of, picture_rows
 from scp_models.study.pictures import forest, save_beside
 from scp_models.study.record import Record
 
@@ -66,8 +66,8 @@ def write_page(records: Sequence[Record], path: Path, readme: Path | None = None
     save_beside(forest(shown, by_verdict=True), path, PICTURE)
     for record in records:
         if not record.axes:
-            frames = [(data["name"], frame_rows(outcomes[record.name], data["name"])) for data in record.data]
-            save_beside(forest(frames), path, picture_of(record))
+            rows = [(d["name"], picture_rows(record, outcomes[record.name], d["name"])) for d in record.data]
+            save_beside(forest(rows), path, picture_of(record))
     if readme is not None:
         replace_advice(readme, links_below(advice(records, outcomes, by_hand), f"{path.parent.name}/"))
     return path

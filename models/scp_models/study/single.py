@@ -41,8 +41,9 @@ RUN_METRICS = ("dice", "lesion_dice", "lesion_f1", "lesion_ppv", "lesion_tpr", "
 def build_module(run: Run) -> SegmentationModule:
     """The run's network with new weights, of the seed that is set, and its optimizer's settings."""
     recipe, network = run.recipe, run.network
+    rate = recipe.learning_rate if network.learning_rate is None else network.learning_rate
     module = SegmentationModule(
-        **model_options(run.data, network), learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
+        **model_options(run.data, network), learning_rate=rate, weight_decay=recipe.weight_decay
     )
     if network.change is not None:
         FORMS[network.change](module.network)

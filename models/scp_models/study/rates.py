@@ -1,0 +1,106 @@
+"""The study of learning rates: is a spatially covariant head harmed by how fast Φ learns, and does its scale repair it?
+
+Fixed before anything is run. At two learning rates and with a narrow and a wide Φ, in the paper's form (s = 1) and with
+the scale for Adam (``phi_scale="adam"``), the control, which is told one position everywhere, should equal Base: it can
+represent what Base can and nothing else. SCP should nowhere be below Base.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from scp_models.study.axes import REFERENCE
+from scp_models.study.design import Network, NetworkPair, Phantoms, Recipe, Study, StudyData
+from scp_models.study.frames import PATIENTS
+from scp_models.study.record import Record
+
+RATES_SEED = 81
+LEARNING_RATES = (1e-3, 4e-3)
+PHI_WIDTHS = (64, 256)
+PHI_FORMS = {"s = 1": None, "scaled": "scaled"}
+"""By title, what is changed of a recommended head: a name of :data:`scp_models.study.forms.FORMS`."""
+_PHANTOM_SEED = 2138  # never used before
+
+assert REFERENCE.phantoms is not None
+RATES_PHANTOMS = replace(
+    REFERENCE,
+    name="Phantoms, central ellipse",
+    phantoms=Phantoms("wmh", REFERENCE.phantoms.subjects, _PHANTOM_SEED, REFERENCE.phantoms.options),
+)
+
+
+def base_at(rate: float) -> str:
+    """Name of Base at a learning rate."""
+    return f"Base, {rate:g}"
+
+
+def head_at(rate: float, hidden: int, form: str, *, control: bool) -> str:
+    """Name of SCP, or of its control, at a learning rate."""
+    return f"SCP{', constant position' if control else ''}, h {hidden}, {form}, {rate:g}"
+
+
+def head_settings() -> Iterator[tuple[float, int, str]]:
+    """Every learning rate, hidden width and form."""
+    for rate in LEARNING_RATES:
+        for hidden in PHI_WIDTHS:
+            for form in PHI_FORMS:
+                yield rate, hidden, form
+
+
+def rate_networks() -> tuple[Network, ...]:
+    """Base at each learning rate, then SCP and its control at each with every width and form."""
+    plain = [Network(base_at(rate), "base", learning_rate=rate) for rate in LEARNING_RATES]
+    heads = [
+        Network(
+            head_at(rate, hidden, form, control=control),
+            "scp",
+            "foreground",
+            hidden_channels=hidden,
+            constant_position=control,
+            learning_rate=rate,
+            change=PHI_FORMS[form],
+        )
+        for rate, hidden, form in head_settings()
+        for control in (True, False)
+    ]
+    return (*plain, *heads)
+
+
+def rate_comparisons(data: StudyData) -> tuple[NetworkPair, ...]:
+    """SCP and its control against Base at the same learning rate."""
+    return tuple(
+        NetworkPair(data.name, head_at(rate, hidden, form, control=control), base_at(rate))
+        for rate, hidden, form in head_settings()
+        for control in (True, False)
+    )
+
+
+def rates_on_phantoms(seeds: int = 5) -> Study:
+    """On phantoms in which position decides."""
+    return _rates_study("rates-phantoms", "How fast Φ learns, on phantoms", RATES_PHANTOMS, Recipe(steps=100), seeds)
+
+
+def rates_on_patients(seeds: int = 5, folds: int = 3) -> Study:
+    """On real patients, at half resolution, by cross-validation."""
+    data = replace(PATIENTS, folds=folds)
+    return _rates_study("rates-patients", "How fast Φ learns, on patients", data, Recipe(steps=200), seeds)
+
+
+def _rates_study(name: str, title: str, data: StudyData, recipe: Recipe, seeds: int) -> Study:
+    return Study(
+        name,
+        title,
+        (data,),
+        rate_networks(),
+        recipe,
+        tuple(range(RATES_SEED, RATES_SEED + seeds)),
+        rate_comparisons(data),
+        notes=(
+            "Tried before, in [training](training.md): the step of W itself, and Dice on other phantoms and patients "
+            "with other seeds.",
+        ),
+    )
+
+
+def is_of_rates(record: Record) -> bool:
+    """Whether networks of the study differ in their learning rates."""
+    return any(network.get("learning_rate") is not None for network in record.content["study"]["networks"])
