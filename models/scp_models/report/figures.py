@@ -314,12 +314,17 @@ def show_slice(
     for spine in axis.spines.values():
         spine.set_visible(False)
     axis.set_title(title, fontsize=_LABEL_SIZE, color=TEXT_COLOUR, pad=3)
+    mark_sides(axis)
+    return drawn
+
+
+def mark_sides(axis: Axes) -> None:
+    """L and R in the lower corners, of a panel with the patient's left on the left."""
     for side, x in (("L", 0.04), ("R", 0.96)):
         mark = axis.text(
             x, 0.02, side, transform=axis.transAxes, ha="center", va="bottom", fontsize=_MARK_SIZE - 1, color="white"
         )
         mark.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
-    return drawn
 
 
 def _outline(axis: Axes, mask: NDArray[np.bool_], spacing: tuple[float, float], colour: str, width: float) -> None:

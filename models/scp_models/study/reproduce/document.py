@@ -14,8 +14,9 @@ from scp_models.evaluation.statistics import paired_comparison
 from scp_models.files import atomic_path
 from scp_models.report import figures
 from scp_models.report.html import Picture, signed
-from scp_models.study.design import Study
-from scp_models.study.markdown import markdown
+from scp_models.study.analysis import paired_difference
+from scp_models.study.design import NetworkPair, Study, StudyData
+from scp_models.study.markdown import markdown, widened
 from scp_models.study.pictures import save_beside
 from scp_models.study.prepared import Prepared
 from scp_models.study.record import Record
@@ -29,7 +30,15 @@ from scp_models.study.reproduce.design import (
     ablation_names,
     reference,
 )
-from scp_models.study.reproduce.tables import Table, ablation_table, printed_score_table, subject_table, tested_table
+from scp_models.study.reproduce.paper import SCORES
+from scp_models.study.reproduce.tables import (
+    COUNTED_LESIONS,
+    Table,
+    ablation_table,
+    printed_score_table,
+    subject_table,
+    tested_table,
+)
 from scp_models.study.reproduce.trained import case, cohort_density_cache, learned_weights
 
 SHOWN_COSTS = (
@@ -51,22 +60,23 @@ def make_tables(record: Record, study: Study, budget: StudyBudget, costs: Sequen
     tables = []
     for data in study.data:
         tables.append(
-            printed_score_table(
-                record, data.name, data.task, _NUMBERS[data.task], costs, _remark(budget, data.phantoms)
-            )
+            printed_score_table(record, data.name, data.task, _NUMBERS[data.task], costs, _remark(budget, data))
         )
         tables.append(tested_table(record, data.name))
     tables.append(ablation_table(record, study.data[0].name, ablation_names(budget), reference(budget)))
     return tables
 
 
-def _remark(budget: StudyBudget, phantoms: object) -> str:
-    on = "On phantoms, not patients. " if phantoms is not None else ""
+def _remark(budget: StudyBudget, data: StudyData) -> str:
+    on = "On phantoms, not patients. " if data.phantoms is not None else ""
+    costs = (
+        " Costs are of the printed networks at 3 × 160 × 224, as ratios to Base 128: memory is what a training step "
+        "keeps for backward, FLOPs are multiply-adds, executed ones where SCP is ours."
+    )
     return (
         f"{on}{budget.remark} Means over subjects and seeds; the best of each group in bold; SD over seeds: of the "
-        "mean Dice; SD over subjects: of Dice averaged over seeds. Costs are of the printed networks at 3 × 160 × "
-        "224, as ratios to Base 128: memory is what a training step keeps for backward, FLOPs are multiply-adds, "
-        "executed ones where SCP is ours. The precision of a network that finds nothing counts as 1."
+        "mean Dice; SD over subjects: of Dice averaged over seeds. The precision of a network that finds nothing "
+        f"counts as 1. {COUNTED_LESIONS}{costs if _NUMBERS[data.task] == 1 else ''}"
     )
 
 
@@ -141,6 +151,8 @@ class Reproduction:
 
     title: str
     tasks: str
+    summary: Sequence[str]
+    """A sentence per data set."""
     tables: Sequence[Table]
     pictures: Mapping[str, Sequence[Picture]]
     facts: Mapping[str, str]
@@ -155,7 +167,27 @@ def describe_reproduction(
 ) -> Reproduction:
     """Everything but the pictures follows from the record and the costs."""
     tasks = " and ".join(TASK_TITLES[data.task] for data in study.data)
-    return Reproduction(study.title, tasks, make_tables(record, study, budget, costs), pictures, _facts(record, study))
+    return Reproduction(
+        study.title,
+        tasks,
+        [summary_sentence(record, data) for data in study.data],
+        make_tables(record, study, budget, costs),
+        pictures,
+        _facts(record, study),
+    )
+
+
+def summary_sentence(record: Record, data: StudyData) -> str:
+    """Whether SCP 256 scored higher than those that Fig. 5 tests it against, and what the paper prints."""
+    family, phrases = len(record.comparisons), []
+    for other in AGAINST:
+        difference = paired_difference(record, NetworkPair(data.name, TESTED, other), "dice", family)
+        outcome = "no difference shown" if difference.interval.verdict == "none" else difference.interval.verdict
+        if difference.verdict != difference.interval.verdict:
+            outcome += ", but not with every seed"
+        printed = (SCORES[data.task][TESTED].dice - SCORES[data.task][other].dice) / 100
+        phrases.append(f"{other}, {outcome} ({widened(difference)}; the paper {signed(printed, 4)})")
+    return f"{data.name}: Dice of {TESTED} against {'; '.join(phrases)}."
 
 
 def write_report(reproduction: Reproduction, record: Record, folder: Path) -> Path:
@@ -172,6 +204,7 @@ def write_report(reproduction: Reproduction, record: Record, folder: Path) -> Pa
     template = files("scp_models").joinpath("study/reproduce/report.html").read_text(encoding="utf-8")
     text = environment.from_string(template).render(
         title=reproduction.title,
+        summary=reproduction.summary,
         tasks=reproduction.tasks,
         tables=reproduction.tables,
         pictures=reproduction.pictures,
@@ -214,6 +247,7 @@ def markdown_text(reproduction: Reproduction, path: Path) -> str:
     parts = [
         f"# {reproduction.title}: {reproduction.tasks}\n",
         "Written by `scp-models reproduce --page`: do not edit.\n",
+        *(f"{sentence}\n" for sentence in reproduction.summary),
         *shown("case"),
         *(table_text(table) for table in reproduction.tables),
     ]

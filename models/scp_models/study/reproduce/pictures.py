@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from scp_models.data.slices import SliceCache
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import TARGET_LABEL
-from scp_models.report.figures import LINE_COLOURS, TEXT_COLOUR
+from scp_models.report.figures import LINE_COLOURS, TEXT_COLOUR, mark_sides
 from scp_models.study.reproduce.costs import CostRow
 
 PLANES = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}
 """Axes (right, front, top) that a plane shows."""
 BINS = (64, 80, 56)
-_WITHIN = np.linspace(-0.5, 0.5, 8, endpoint=False) + 1 / 16
-"""Where in a slice's thickness its voxels are counted."""
+_PLACES = 32
+"""Of each voxel, drawn at random in it: regular ones would show the voxels' grids as stripes."""
 
 
 def lesion_density(cache: SliceCache, subjects: Sequence[Subject]) -> NDArray[np.float64]:
@@ -28,6 +28,7 @@ def lesion_density(cache: SliceCache, subjects: Sequence[Subject]) -> NDArray[np
         subjects: the cohort.
     """
     total = np.zeros(BINS)
+    rng = np.random.default_rng(0)
     for subject in subjects:
         label = np.asarray(cache.open(subject)[1])  # [Z, H, W]
         places = cache.positions(subject)
@@ -38,11 +39,12 @@ def lesion_density(cache: SliceCache, subjects: Sequence[Subject]) -> NDArray[np
         affine, extent = places.affine.numpy().astype(float), places.extent.numpy().astype(float)
         # A slice fills the space up to the next ones.
         step = (affine[-1, :, 2] - affine[0, :, 2]) / max(1, len(affine) - 1)
-        index = np.stack([h, w, np.ones_like(h)], axis=1)
-        p = np.einsum("nkd,nd->nk", affine[z], index)
-        within = p[:, None] + _WITHIN[:, None] * step
-        counts, _ = np.histogramdd((within / extent[z][:, None]).reshape(-1, 3), BINS, [(0.0, 1.0)] * 3)
-        total += counts / (len(z) * len(_WITHIN))
+        axes = np.concatenate([affine[z], np.broadcast_to(step[:, None], (len(z), 3, 1))], axis=2)
+        voxel = np.stack([h, w, np.ones_like(h), np.zeros_like(h)], axis=1)[:, None]  # height, width, 1, slice
+        offset = rng.uniform(-0.5, 0.5, (len(z), _PLACES, 4)) * (1, 1, 0, 1)
+        p = np.einsum("nkd,npd->npk", axes, voxel + offset)
+        counts, _ = np.histogramdd((p / extent[z][:, None]).reshape(-1, 3), BINS, [(0.0, 1.0)] * 3)
+        total += counts / (len(z) * _PLACES)
     return total / max(1, len(subjects))
 
 
@@ -56,6 +58,8 @@ def three_planes(density: NDArray[np.float64], *, width: float = 7.2) -> Figure:
         axis.set_title(name, fontsize=8, color=TEXT_COLOUR)
         axis.set_xticks([])
         axis.set_yticks([])
+        if name != "sagittal":
+            mark_sides(axis)
     return figure
 
 
@@ -83,7 +87,9 @@ def boxes(
             box.set(facecolor=LINE_COLOURS[0] if name == first else "#D8D8D8", edgecolor="#555555")
         top = max(float(np.max(values)) for values in scores.values())
         _brackets(axis, names, marks, first, top)
-        axis.set_xticks(range(1, len(names) + 1), [name.replace(" ", "\n") for name in names])
+        axis.set_xticks(range(1, len(names) + 1), ["\n".join(name.rsplit(" ", 1)) for name in names])
+        low, _ = axis.get_ylim()
+        axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= 1])  # above are brackets, not scores
         axis.set_title(title, fontsize=9, color=TEXT_COLOUR, loc="left")
         axis.tick_params(labelsize=7, colors=TEXT_COLOUR, length=2)
         axis.spines[["top", "right"]].set_visible(False)
@@ -114,7 +120,7 @@ def complexity_bars(costs: Sequence[CostRow], shown: Sequence[tuple[str, str]], 
     """
     rows = {(cost.name, cost.operator): cost for cost in costs}
     chosen = [rows[key] for key in shown]
-    labels = [f"{c.name}\n({c.operator})" if c.operator else c.name.replace(" ", "\n", 1) for c in chosen]
+    labels = [f"{c.name}\n({c.operator})" if c.operator else "\n".join(c.name.rsplit(" ", 1)) for c in chosen]
     figure = Figure(figsize=(width, 3.0), layout="constrained")
     titles = {"memory kept for backward": "memory", "multiply-adds": "macs", "parameters": "parameters"}
     for axis, (title, key) in zip(figure.subplots(1, 3), titles.items(), strict=True):

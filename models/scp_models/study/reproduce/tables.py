@@ -8,8 +8,9 @@ from pathlib import Path
 from scp_models.evaluation.metrics import harmonic_mean
 from scp_models.files import atomic_path
 from scp_models.report.html import signed
-from scp_models.study.analysis import paired_difference, spread, training_seconds
+from scp_models.study.analysis import Difference, paired_difference, spread, training_seconds
 from scp_models.study.design import NetworkPair
+from scp_models.study.markdown import bounds
 from scp_models.study.record import Record
 from scp_models.study.reproduce.costs import PAPER_OPERATOR, CostRow
 from scp_models.study.reproduce.design import AGAINST, TESTED
@@ -22,6 +23,12 @@ TABLE_METRICS = {
     "lesion_ppv": "L-PPV (%)",
     "lesion_tpr": "L-TPR (%)",
 }
+
+SHOWN = "A difference is shown where the widened interval leaves out 0 and all seeds agree in its sign"
+COUNTED_LESIONS = (
+    "L-PPV, and L-F1 and L-Dice with it, count lesions of the reference, as the paper does, and come above 100 % where "
+    "one predicted lesion covers several."
+)
 
 
 @dataclass(frozen=True)
@@ -112,14 +119,19 @@ def tested_table(record: Record, data: str) -> Table:
     rows, values = [], []
     for other, difference in pairs:
         i, verdict = difference.interval, difference.verdict
-        bounds = f"{signed(i.family_low)} to {signed(i.family_high)}"
-        rows.append(
-            _cells(f"{TESTED} − {other}", signed(i.mean), f"{signed(i.low)} to {signed(i.high)}", bounds, verdict)
-        )
+        rows.append(_cells(
+            f"{TESTED} − {other}", signed(i.mean), bounds(i.low, i.high), bounds(i.family_low, i.family_high),
+            _by_seed(difference), verdict,
+        ))  # fmt: skip
         values.append([TESTED, other, i.mean, i.low, i.high, i.family_low, i.family_high, verdict])
     columns = ["network", "other", "mean", "low", "high", "family_low", "family_high", "verdict"]
-    headings = ["Dice", "difference", "95 %", f"widened for {family} comparisons", "shown"]
-    return Table(f"differences-{data.lower()}", f"{TESTED} against others: {data}", "", headings, rows, values, columns)
+    headings = ["Dice", "difference", "95 %", f"widened for {family} comparisons", "by seed", "shown"]
+    title = f"{TESTED} against others: {data}"
+    return Table(f"differences-{data.lower()}", title, f"{SHOWN}.", headings, rows, values, columns)
+
+
+def _by_seed(difference: Difference) -> str:
+    return ", ".join(signed(value) for value in difference.by_seed)
 
 
 def ablation_table(record: Record, data: str, names: Sequence[str], to: str) -> Table:
@@ -127,7 +139,7 @@ def ablation_table(record: Record, data: str, names: Sequence[str], to: str) -> 
     family = len(record.comparisons)
     base = record.runs(data, to)[0]["parameters"], training_seconds(record, data, to)
     dice = spread(record, data, to, "dice")
-    rows = [_cells(to, f"{100 * dice.mean:.2f}", "", "", "", "1.00", "1.00")]
+    rows = [_cells(to, f"{100 * dice.mean:.2f}", "", "", "", "", "1.00", "1.00")]
     values: list[list[object]] = [[to, dice.mean, None, None, None, None, 1.0, 1.0]]
     for name in names:
         mean = spread(record, data, name, "dice").mean
@@ -135,16 +147,20 @@ def ablation_table(record: Record, data: str, names: Sequence[str], to: str) -> 
         i, verdict = difference.interval, difference.verdict
         parameters = record.runs(data, name)[0]["parameters"] / base[0]
         seconds = training_seconds(record, data, name) / base[1]
-        bounds = f"{signed(i.family_low)} to {signed(i.family_high)}"
         rows.append(_cells(
-            name, f"{100 * mean:.2f}", signed(i.mean), bounds, verdict, f"{parameters:.2f}", f"{seconds:.2f}"
+            name, f"{100 * mean:.2f}", signed(i.mean), bounds(i.family_low, i.family_high), _by_seed(difference),
+            verdict, f"{parameters:.2f}", f"{seconds:.2f}",
         ))  # fmt: skip
         values.append([name, mean, i.mean, i.family_low, i.family_high, verdict, parameters, seconds])
     remark = (
         "Each row changes one thing of the first. Parameters and time of training (median, on one thread; runs "
-        "side by side disturb each other) are ratios to it. Intervals are widened for the study's comparisons."
+        "side by side disturb each other) are ratios to it. Intervals are widened for the study's comparisons. "
+        f"{SHOWN}."
     )
-    headings = ["network", "Dice (%)", "difference", f"widened for {family} comparisons", "shown", "parameters", "time"]
+    headings = [
+        "network", "Dice (%)", "difference", f"widened for {family} comparisons", "by seed", "shown", "parameters",
+        "time",
+    ]  # fmt: skip
     columns = ["network", "dice", "difference", "family_low", "family_high", "verdict", "parameters", "time"]
     return Table("ablations", f"Ablations: {data}", remark, headings, rows, values, columns)
 
