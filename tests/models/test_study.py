@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from scp_models.data.find import find_subjects
@@ -294,14 +295,27 @@ def test_the_study_of_frames_compares_what_it_runs():
 def test_the_study_of_rates_compares_with_base_at_the_same_rate():
     for study in (rates_on_phantoms(), rates_on_patients()):
         by_name = {network.name: network for network in study.networks}
-        assert len(by_name) == len(study.networks) == 2 + 16 and len(study.seeds) == 5
-        assert len(set(study.comparisons)) == len(study.comparisons) == 16
+        assert len(by_name) == len(study.networks) == 2 + 24 and len(study.seeds) == 5
+        assert len(set(study.comparisons)) == len(study.comparisons) == 24
         for c in study.comparisons:
             network, other = by_name[c.network], by_name[c.other]
             assert other.variant == "base" and network.learning_rate == other.learning_rate
         runs = list(study.runs())
         assert len({run.folder for run in runs}) == len(runs)
         assert build_module(runs[1]).learning_rate == runs[1].network.learning_rate == 4e-3
+
+
+def test_heads_begin_as_base_does():
+    runs = [run for run in rates_on_phantoms().runs() if run.seed == 101]
+    weights = []
+    for run in (runs[0], runs[2], runs[-1]):
+        torch.manual_seed(run.seed)
+        network = build_module(run).network
+        head = network.head.residual if run.network.variant == "scp" else network.head
+        weights.append([network.state_dict()[key] for key in network.state_dict() if not key.startswith("head.")])
+        weights[-1].append(head.weight.flatten(1))
+    assert runs[0].network.variant == "base" and runs[2].network.change != runs[-1].network.change
+    assert all(torch.equal(a, b) for other in weights[1:] for a, b in zip(weights[0], other, strict=True))
 
 
 def test_full_resolution_repeats_the_study_of_patients():

@@ -158,7 +158,7 @@ def test_a_rate_at_which_the_control_loses_is_named(tmp_path):
     record = record_of(rates_on_phantoms(), tmp_path / "study.json", {lost: 0.3})
     text = advice([record], {record.name: differences(record)})
     assert "s = 1: the control was lower than Base at 0.004, h 256 (−0.1" in text
-    assert "s = 1: SCP was lower than Base nowhere; scaled: the control was lower than Base nowhere" in text
+    assert "s = 1: SCP was lower than Base nowhere; half scaled: the control was lower than Base nowhere" in text
 
 
 def test_a_study_of_rates_has_a_picture_of_its_own(gain, tmp_path):
@@ -168,7 +168,7 @@ def test_a_study_of_rates_has_a_picture_of_its_own(gain, tmp_path):
     assert "told the same position everywhere; scaled is" in text and "Adam 0.001 and 0.004, halved" in text
     assert (tmp_path / picture_of(record)).is_file()
     (rows,) = (picture_rows(record, differences(record), d["name"]) for d in record.data)
-    assert len(rows) == 4 and all(len(row) == 4 for row in rows.values())
+    assert len(rows) == 4 and all(len(row) == 6 for row in rows.values())
 
 
 def test_a_record_without_all_its_runs_makes_no_page(gain, tmp_path):

@@ -210,9 +210,9 @@ def axes_study(seeds: int = 3) -> Study:
         notes=(
             "Tried before: the study of frames, whose phantoms, two-level networks and learning rate these are, at "
             "fewer pixels and steps. Base B, whose scores there were about those of Base, was left out to save time.",
-            "No setting was changed after the first run. Order of the data sets: the reference; then heads anywhere, "
-            "since that axis needs no other. This was chosen for want of time, when 14 runs of the reference were "
-            "done.",
+            "The reference and heads anywhere had been run before, with these seeds and another processor, of which no "
+            "two give the same bits. SCP − Base was +0.170 and +0.036 there, and the latter was shown. No setting was "
+            "changed since; all data sets have been run again, in their order.",
         ),
         axes=AXES,
     )

@@ -22,7 +22,7 @@ FRAMES_CAPTION = (
 )
 RATES_CAPTION = (
     "Differences in Dice to Base at the same learning rate, hollow where none was shown. The control is SCP that is "
-    'told the same position everywhere; scaled is the head with `phi_scale="adam"`.'
+    'told the same position everywhere; scaled is the head with `phi_scale="adam"`, half scaled with `"sgd"`.'
 )
 
 

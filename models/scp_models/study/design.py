@@ -78,6 +78,10 @@ class Network:
     constant_position: bool = False
     learning_rate: float | None = None
     """None: the recipe's."""
+    starts_as_base: bool | None = None
+    """Whether an SCP head's w_r begins as the weight that Base has with the same seed, as with
+    :func:`scp_models.networks.attach`; None: with a weight of its own.
+    """
     change: str | None = None
     """A form that the product does not have: a name of :data:`scp_models.study.forms.FORMS`."""
     only_on: str | None = None

@@ -100,6 +100,7 @@ FORMS: dict[str, Callable[[SegmentationNetwork], None]] = {
     "default initialisation": _with(zero_init=False),  # Φ's last layer as PyTorch does it, not at zero
     "no logit bias": _with(bias=False),
     "last ReLU": last_relu,
-    "scaled": _with(phi_scale="adam"),  # W's steps as small as a convolution's
+    "scaled": _with(phi_scale="adam"),  # W's steps with Adam as small as a convolution's
+    "half scaled": _with(phi_scale="sgd"),  # the root of the former, as the scale for SGD is
 }
 """What ``Network.change`` names."""

@@ -128,7 +128,7 @@ def full_resolution_study(seeds: int = 3, folds: int = 3, steps: int = 240) -> S
         tuple(range(FULL_RESOLUTION_SEED, FULL_RESOLUTION_SEED + seeds)),
         tuple(NetworkPair(data.name, network, other) for network, other in pairs),
         notes=(
-            "The study of frames at half resolution, above, came before it, with other seeds and 400 steps. Its frame "
-            "`image`, and Base B, are left out to save time.",
+            "The study of frames on patients at half resolution came before it, with other seeds and 400 steps. Its "
+            "frame `image`, and Base B, are left out to save time.",
         ),
     )

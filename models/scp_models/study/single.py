@@ -4,15 +4,17 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from scp_kernels import FusedSCP
 from scp_models.checkpoints import TrainedModel
 from scp_models.data.find import find_subjects
 from scp_models.data.names import match_names
@@ -26,7 +28,7 @@ from scp_models.inference.predictor import Predictor
 from scp_models.networks.complexity import count_parameters, nominal_macs
 from scp_models.study.design import Run
 from scp_models.study.forms import FORMS
-from scp_models.study.job import CHECKPOINT, RESULT, RunJob, model_options
+from scp_models.study.job import CHECKPOINT, RESULT, RunJob, model_options, new_model
 from scp_models.study.machine import describe_versions, running_machine
 from scp_models.study.patches import PatchedSlices
 from scp_models.study.segment import segment
@@ -47,7 +49,20 @@ def build_module(run: Run) -> SegmentationModule:
     )
     if network.change is not None:
         FORMS[network.change](module.network)
+    if network.starts_as_base:
+        _start_as_base(module, run)
     return module
+
+
+def _start_as_base(module: SegmentationModule, run: Run) -> None:
+    plain = replace(run.network, variant="base", frame="slice", constant_position=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        base = new_model(run.data, replace(plain, change=None)).network
+    head = module.network.head
+    assert isinstance(head, FusedSCP) and isinstance(head.residual, nn.Linear) and isinstance(base.head, nn.Conv2d)
+    with torch.no_grad():
+        head.residual.weight.copy_(base.head.weight.flatten(1))
 
 
 def execute_run(job: RunJob, advance: Callable[[float], object] = lambda share: None) -> dict[str, Any]:
