@@ -85,6 +85,7 @@ ARITHMETIC: dict[str, Callable[..., Array]] = {
     "selp": _selected,
     "bfe": _bit_field,
     "prmt": _bytes_of_two,
+    "popc": lambda a: np.bitwise_count(a).astype(np.uint32),
     "cvt": lambda a: a,
 }
 COMPARISONS: dict[str, Callable[[Array, Array], Array]] = {

@@ -213,14 +213,9 @@ def run_launches(
 
 
 def of_pytorch(launches: tuple[Launch, ...]) -> float:
-    """Cycles of the bus for partial gradients, which PyTorch zeroes before the kernels and sums after them."""
-    partial = {
-        value.data_ptr(): value.nbytes
-        for item in launches
-        for name, value in item.arguments.items()
-        if name in ("partials", "first_layer")
-    }
-    return 2 * sum(partial.values()) / cycles.BYTES_PER_CYCLE
+    """Cycles of the bus for what PyTorch zeroes before the kernels: marks of the slabs' rows."""
+    marks = {id(item.arguments["begun"]): item.arguments["begun"] for item in launches if "begun" in item.arguments}
+    return sum(tensor.nbytes for tensor in marks.values()) / cycles.BYTES_PER_CYCLE
 
 
 def report_triton_cycles(of_cuda: Mapping[str, float]) -> None:
@@ -249,7 +244,7 @@ def report_triton_cycles(of_cuda: Mapping[str, float]) -> None:
                 flush=True,
             )
         if pytorch := of_pytorch(sequence.launches):
-            print(f"{name:16} {'PyTorch, partial gradients':28} {pytorch:10,.0f}{pytorch:10,.0f}")
+            print(f"{name:16} {'PyTorch, zeroing':28} {pytorch:10,.0f}{pytorch:10,.0f}")
         beside = ""
         if name in of_cuda:
             beside = "   {:.1f} and {:.1f} times CUDA's {:,.0f}".format(*together / of_cuda[name], of_cuda[name])

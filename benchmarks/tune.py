@@ -95,7 +95,7 @@ def on_device(sequence: LaunchSequence, problem: Problem, device: torch.device) 
             fresh = torch.empty_like(value, device=device)
             if name in given:
                 fresh.copy_(given[name])
-            elif name in ("partials", "first_layer"):  # which the kernels add to
+            elif name == "begun":  # no row of a slab
                 fresh.zero_()
             elif value.is_floating_point():
                 torch.manual_seed(zlib.crc32(name.encode()))  # the same for every configuration, whatever it allocates
@@ -120,11 +120,11 @@ def execute(sequence: LaunchSequence) -> None:
 
 
 def result(sequence: LaunchSequence, kernel: str) -> torch.Tensor:
-    """What one run writes, summed over slabs, whose number depends on the configuration."""
+    """What one run writes."""
     execute(sequence)
-    name = {tables.FORWARD: "y", tables.FEATURES: "grad_features", tables.PARAMETERS: "partials"}[kernel]
-    written = next(item.arguments[name] for item in sequence.launches if name in item.arguments)
-    return written.double().sum(0) if kernel == tables.PARAMETERS else written.double()
+    names = {tables.FORWARD: ["y"], tables.FEATURES: ["grad_features"], tables.PARAMETERS: ["grad_w2", "grad_w3"]}
+    last = sequence.launches[-1].arguments
+    return torch.cat([last[name].double().flatten() for name in names[kernel]])
 
 
 def measure(kernel: str, problem: Problem, capability: int, device: torch.device) -> list[tuple[float, Configuration]]:

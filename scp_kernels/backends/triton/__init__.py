@@ -1,8 +1,8 @@
 """The Triton backend: NVIDIA GPUs, and CPU tensors under Triton's interpreter. Importing this imports no Triton.
 
 The kernels: ``prepare`` and ``folding`` come first in every pass, then ``forward``, or ``backward_features``,
-``backward_parameters`` and ``fold_backward``; ``boxes``, ``weights`` and ``rounding`` hold the device functions that
-they share. The host: ``launch`` (with ``supertiles``) turns a call into a ``sequence`` of launches by the
+``backward_parameters``, ``fold_backward`` and ``slabs``; ``boxes``, ``weights`` and ``rounding`` hold device functions
+that they share. The host: ``launch`` (with ``supertiles``) turns a call into a ``sequence`` of launches by the
 configurations of ``tables``, and ``executed_macs`` counts what these execute.
 """
 

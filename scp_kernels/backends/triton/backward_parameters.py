@@ -10,7 +10,8 @@ import triton.language as tl
 from scp_kernels.backends.triton.boxes import box_origin, tile_offsets
 from scp_kernels.backends.triton.folding import GEOMETRY_SIZES
 from scp_kernels.backends.triton.rounding import rounded_product
-from scp_kernels.backends.triton.weights import BATCH_STAGES, line_at, second_layer
+from scp_kernels.backends.triton.slabs import begin_rows
+from scp_kernels.backends.triton.weights import BATCH_STAGES, second_layer
 
 # See forward.GENERIC_SIZES.
 PARAMETERS_SIZES = (
@@ -58,12 +59,6 @@ def weight_field_gradient(
 
 
 @triton.jit
-def add_to(pointer, value, mask):
-    """Adds to memory that only this program writes; at most once between barriers at any one place."""
-    tl.store(pointer, tl.load(pointer, mask=mask, other=0.0) + value, mask=mask)
-
-
-@triton.jit
 def sums_over_pixels(value, di, dj):
     """Sums of ``value`` ``[P, n]`` against 1, di, dj."""
     sum_i = tl.sum(rounded_product(value, di[:, None]), 0)
@@ -72,11 +67,17 @@ def sums_over_pixels(value, di, dj):
 
 
 @triton.jit
-def add_product_moments(moments, place, h1, weight, v_0, v_i, v_j):
-    """Adds ``Σ weight·v`` to one unit's moments Σ g, Σ g·di, Σ g·dj."""
-    add_to(moments + place, tl.sum(rounded_product(weight, v_0), 0), True)
-    add_to(moments + h1 + place, tl.sum(rounded_product(weight, v_i), 0), True)
-    add_to(moments + 2 * h1 + place, tl.sum(rounded_product(weight, v_j), 0), True)
+def load_scalars(functions, place, stride):
+    """An affine function on a tile, or moments: three numbers ``stride`` apart."""
+    return tl.load(functions + place), tl.load(functions + stride + place), tl.load(functions + 2 * stride + place)
+
+
+@triton.jit
+def store_moments(moments, place, stride, m_0, m_i, m_j, weight, v_0, v_i, v_j):
+    """One unit's moments Σ g, Σ g·di, Σ g·dj, with ``Σ weight·v`` added."""
+    tl.store(moments + place, m_0 + tl.sum(rounded_product(weight, v_0), 0))
+    tl.store(moments + stride + place, m_i + tl.sum(rounded_product(weight, v_i), 0))
+    tl.store(moments + 2 * stride + place, m_j + tl.sum(rounded_product(weight, v_j), 0))
 
 
 @triton.jit
@@ -109,13 +110,15 @@ def outputs_backward(
         q_ok = q < output_count
         g_weight = tl.load(grad_weight + q[None, :] * (TILE_H * TILE_W) + p[:, None], mask=q_ok[None, :], other=0.0)
         for m in range(0, tl.where(unstable1 <= capacity, unstable1, 0)):
+            # All loads first, so that they are under way together.
             place = h1 - 1 - m
-            v_0, v_i, v_j = half_sums(line_at(lines, place, h1, di, dj), g_weight, di, dj)  # [BLOCK_Q]
-            c, a, b = tl.load(lines + place), tl.load(lines + h1 + place), tl.load(lines + 2 * h1 + place)
             row = (3 + m) * output_count + q
-            tl.store(grad_outputs + row, c * v_0 + a * v_i + b * v_j, mask=q_ok)
+            c, a, b = load_scalars(lines, place, h1)
+            m_0, m_i, m_j = load_scalars(moments, place, h1)
             y = tl.load(outputs + row, mask=q_ok, other=0.0)
-            add_product_moments(moments, place, h1, y, v_0, v_i, v_j)
+            v_0, v_i, v_j = half_sums(c + a * di + b * dj, g_weight, di, dj)  # [BLOCK_Q]
+            tl.store(grad_outputs + row, c * v_0 + a * v_i + b * v_j, mask=q_ok)
+            store_moments(moments, place, h1, m_0, m_i, m_j, y, v_0, v_i, v_j)
         tl.debug_barrier()
 
 
@@ -155,9 +158,10 @@ def hidden_backward(
             g_weight = tl.load(grad_weight + q[None, :] * (TILE_H * TILE_W) + p[:, None], mask=q_ok[None, :], other=0.0)
             offset = k[None, :] * output_count + q[:, None]  # [BLOCK_Q, BLOCK_K]
             mask = q_ok[:, None] & ok[None, :]
-            g_w3 = tl.dot(tl.trans(g_weight), relu, input_precision=PRECISION, out_dtype=dtype)
-            add_to(grad_w3t + offset, g_w3, mask)
             w = tl.load(w3t + offset, mask=mask, other=0.0)
+            before = tl.load(grad_w3t + offset, mask=mask, other=0.0)
+            g_w3 = tl.dot(tl.trans(g_weight), relu, input_precision=PRECISION, out_dtype=dtype)
+            tl.store(grad_w3t + offset, before + g_w3, mask=mask)
             g_relu = tl.dot(g_weight, w, g_relu, input_precision=PRECISION, out_dtype=dtype)
         gz = tl.where(z <= 0, 0.0, g_relu)
         gz_0, gz_i, gz_j = sums_over_pixels(gz, di, dj)
@@ -167,11 +171,13 @@ def hidden_backward(
         for m in range(0, unstable1):
             place1 = h1 - 1 - m
             u = tl.load(unit1 + place1)
-            v_0, v_i, v_j = half_sums(line_at(lines, place1, h1, di, dj), gz, di, dj)  # [BLOCK_K]
-            c, a, b = tl.load(lines + place1), tl.load(lines + h1 + place1), tl.load(lines + 2 * h1 + place1)
-            add_to(grad_w2t + u * h2 + k, c * v_0 + a * v_i + b * v_j, ok)
+            c, a, b = load_scalars(lines, place1, h1)
+            m_0, m_i, m_j = load_scalars(moments, place1, h1)
             w = tl.load(w2t + u * h2 + k, mask=ok, other=0.0)
-            add_product_moments(moments, place1, h1, w, v_0, v_i, v_j)
+            before = tl.load(grad_w2t + u * h2 + k, mask=ok, other=0.0)
+            v_0, v_i, v_j = half_sums(c + a * di + b * dj, gz, di, dj)  # [BLOCK_K]
+            tl.store(grad_w2t + u * h2 + k, before + (c * v_0 + a * v_i + b * v_j), mask=ok)
+            store_moments(moments, place1, h1, m_0, m_i, m_j, w, v_0, v_i, v_j)
         tl.debug_barrier()
 
 
@@ -186,8 +192,9 @@ def scp_bwd_parameters_kernel(
     # Written, per tile: gradients of its outputs [tiles, 3 + capacity, N·C], of its rows [tiles, 3, h₂] by unit (0
     # where inactive), moments of the gradients of unstable units' pre-activations [tiles, 3, h₁] by place in the list
     grad_outputs, grad_rows, moments,
-    # Per slab: partial gradients, added to; room for gW of a tile [slabs, N·C, P]
-    partials, grad_weight,
+    # Per slab: partial gradients, added to, with those of layer 1 [slabs, h₁, 2K + 1], and marks of their rows
+    # (``slabs``); room for gW of a tile [slabs, N·C, P]
+    partials, first_layer, begun, grad_weight,
     # Sizes, of the tiles and of the call
     first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width, boxes, boxes_per_slab,
     batch, classes, channels, h1, h2, capacity, partials_stride,
@@ -196,7 +203,7 @@ def scp_bwd_parameters_kernel(
     x_stride_b, x_stride_c, x_stride_d, x_stride_h, x_stride_w,
     # The launch's configuration
     SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, POSITION_DIMS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What the pixels of a tile give to the gradients of Φ as it is folded there. Grid: (slabs,).
 
@@ -209,6 +216,8 @@ def scp_bwd_parameters_kernel(
     output_count = classes * channels
     grad_w2t = partials + slab * partials_stride
     grad_w3t = grad_w2t + h1 * h2
+    first_layer += slab * h1 * (2 * POSITION_DIMS + 1)
+    begun += slab * (h1 + h2 + 1)
     grad_weight += slab * output_count * PIXELS
     di, dj = tile_offsets(dtype, BOX_H, BOX_W)
     p = tl.arange(0, PIXELS)
@@ -220,8 +229,15 @@ def scp_bwd_parameters_kernel(
             local, first_supertile, supertiles_per_map, supertiles_h, supertiles_w, SUPER_H, SUPER_W, BOX_H, BOX_W
         )
         if (row < height) & (column < width):
+            active1 = tl.load(counts + local * 4)
             unstable1 = tl.load(counts + local * 4 + 1)
+            active2 = tl.load(counts + local * 4 + 2)
             unstable2 = tl.load(counts + local * 4 + 3)
+            begin_rows(
+                begun, grad_w2t, grad_w3t, grad_w3t + h2 * output_count, first_layer,
+                unit1 + local * h1, unit2 + local * h2, active1, unstable1, active2, unstable2,
+                h1, h2, output_count, POSITION_DIMS,
+            )  # fmt: skip
             # What is added to, or may keep no value of its own.
             for first in range(0, h2, PIXELS):
                 k = first + p

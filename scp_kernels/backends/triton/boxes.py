@@ -57,25 +57,25 @@ def tile_offsets(dtype: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr
 
 @triton.jit
 def position(
-    # The position matrices [G, 2K, d + 1], and which row of them
-    position_matrix, m: tl.constexpr,
+    # The position matrices [G, 2K, d + 1]; which row of them, or rows [M], and whether there is such a row
+    position_matrix, m, ok,
     # The box: its map, slice, first row and first column
     group, depth, row, column,
     # From one map's matrix to the next (0: one serves all), and the launch's configuration
     position_stride,
     DIMS: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
-    """Entry ``m`` of the position S at a box's centre, and its slopes along rows and columns: float64.
+    """Entries ``m`` of the position S at a box's centre, and their slopes along rows and columns: float64.
 
     It is the only place where absolute coordinates enter; float32 would lose the kinks' positions on large maps.
     """
     entries = position_matrix + group * position_stride + m * (DIMS + 1)
-    slope_i = tl.load(entries + (DIMS - 2))
-    slope_j = tl.load(entries + (DIMS - 1))
-    centre = tl.load(entries + DIMS) + slope_i * (row.to(tl.float64) + (BOX_H - 1) * 0.5)
+    slope_i = tl.load(entries + (DIMS - 2), mask=ok, other=0.0)
+    slope_j = tl.load(entries + (DIMS - 1), mask=ok, other=0.0)
+    centre = tl.load(entries + DIMS, mask=ok, other=0.0) + slope_i * (row.to(tl.float64) + (BOX_H - 1) * 0.5)
     centre += slope_j * (column.to(tl.float64) + (BOX_W - 1) * 0.5)
     if DIMS == 3:
-        centre += tl.load(entries) * depth.to(tl.float64)
+        centre += tl.load(entries, mask=ok, other=0.0) * depth.to(tl.float64)
     return centre, slope_i, slope_j
 
 

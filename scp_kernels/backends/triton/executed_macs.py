@@ -11,12 +11,13 @@ from scp_kernels.backends.triton.backward_features import scp_bwd_features_kerne
 from scp_kernels.backends.triton.backward_parameters import scp_bwd_parameters_kernel
 from scp_kernels.backends.triton.fold_backward import scp_collect_bwd_kernel, scp_fold_bwd_kernel
 from scp_kernels.backends.triton.folding import (
+    OUTSIDE,
+    UNITS_AT_ONCE,
     scp_classify_fwd_kernel,
     scp_fold_hidden_fwd_kernel,
     scp_fold_outputs_fwd_kernel,
 )
 from scp_kernels.backends.triton.forward import scp_fwd_kernel
-from scp_kernels.backends.triton.prepare import scp_prepare_fwd_kernel
 from scp_kernels.backends.triton.sequence import Launch
 
 
@@ -31,21 +32,15 @@ def _padded(n: Tensor, block: int) -> Tensor:
 class _Boxes:
     """What a launch on boxes knows of them: how many units are listed on each, 0 on boxes outside of their map."""
 
-    def __init__(self, item: Launch, counts: str = "counts") -> None:
+    def __init__(self, item: Launch) -> None:
         sizes = item.arguments
-        height, width = sizes["SUPER_H"] // sizes["BOX_H"], sizes["SUPER_W"] // sizes["BOX_W"]
-        self.per_supertile = height * width
+        self.per_supertile = sizes["SUPER_H"] // sizes["BOX_H"] * (sizes["SUPER_W"] // sizes["BOX_W"])
         boxes = sizes.get("boxes", item.grid[0])
         if item.kernel is scp_collect_bwd_kernel:
             boxes *= self.per_supertile
-        box = torch.arange(boxes, device=sizes[counts].device)
-        place = (box // self.per_supertile + sizes["first_supertile"]) % sizes["supertiles_per_map"]
-        inner = box % self.per_supertile
-        row, column = place // sizes["supertiles_w"] % sizes["supertiles_h"], place % sizes["supertiles_w"]
-        row = row * sizes["SUPER_H"] + inner // width * sizes["BOX_H"]
-        column = column * sizes["SUPER_W"] + inner % width * sizes["BOX_W"]
-        self.inside = (row < sizes["height"]) & (column < sizes["width"])
-        listed = torch.where(self.inside[:, None], sizes[counts][:boxes], 0).long()
+        counts = sizes["counts"][:boxes]
+        self.inside = counts[:, 0] != OUTSIDE.value
+        listed = torch.where(self.inside[:, None], counts, 0).long()
         self.active1, self.unstable1, self.active2, self.unstable2 = listed.T
         # Rows of unstable units in the outputs: none in an overflow box.
         self.rows = torch.where(self.unstable1 <= sizes.get("capacity", sizes["h1"]), self.unstable1, 0)
@@ -68,7 +63,7 @@ def macs(item: Launch) -> int | Tensor:
 
     A number, or a tensor on the launch's device.
     """
-    return 0 if item.kernel is scp_prepare_fwd_kernel else _COUNTS[item.kernel](item).sum()
+    return _COUNTS[item.kernel](item).sum() if item.kernel in _COUNTS else 0
 
 
 def _classify(item: Launch) -> Tensor:
@@ -94,7 +89,8 @@ def _fold_outputs(item: Launch) -> Tensor:
     if not sizes["ROOT"]:
         folded = boxes.of_parents(item)[1] <= sizes["capacity"]
         affine += 3 * _padded(torch.where(folded, boxes.active1, 0), sizes["BLOCK_R"]) + 2 * boxes.inside
-    return outputs * (affine + _padded(boxes.rows, sizes["BLOCK_R"]) * boxes.active2)
+    rows = _padded(boxes.rows, sizes["BLOCK_R"]) * _padded(boxes.active2, UNITS_AT_ONCE.value)
+    return outputs * (affine + rows)
 
 
 def _second_layer(boxes: _Boxes, pixels: int, block_k: int) -> Tensor:
@@ -140,16 +136,16 @@ def _fold_backward(item: Launch) -> Tensor:
     if not sizes["ROOT"]:
         of_hidden += active1 * 3 * outputs
         listed = active1 + _padded(boxes.unstable1, block_u)
-    return of_outputs + of_hidden + listed * 3 * 2 * sizes["POSITION_DIMS"]
+    return of_outputs + of_hidden + listed * 3 * sizes["POSITION_BLOCK"]
 
 
 def _collect(item: Launch) -> Tensor:
-    """Recentring of rows and outputs, and the outputs of active units."""
+    """Recentring of rows and outputs, and the outputs of listed units."""
     sizes, boxes = item.arguments, _Boxes(item)
     _, unstable1, _, unstable2 = boxes.of_parents(item)
     outputs = (item.grid[1] - 1) * sizes["BLOCK_Q"]
-    active1 = torch.where(unstable1 <= sizes["capacity"], boxes.active1, 0)
-    of_outputs = outputs * (2 * boxes.inside + 3 * _padded(active1, sizes["BLOCK_U"]))
+    listed = torch.where(unstable1 <= sizes["capacity"], boxes.active1 + boxes.unstable1, 0)
+    of_outputs = outputs * (2 * boxes.inside + 3 * _padded(listed, sizes["BLOCK_U"]))
     return 2 * _padded(unstable2, sizes["BLOCK_K"]) + of_outputs
 
 

@@ -7,31 +7,31 @@ of what was folded there, and to the gradients of the parent's outputs and rows.
 import triton
 import triton.language as tl
 
-from scp_kernels.backends.triton.backward_parameters import add_to
 from scp_kernels.backends.triton.boxes import box_origin, load_affine, position, shift_in_supertile
-from scp_kernels.backends.triton.folding import GEOMETRY_SIZES
+from scp_kernels.backends.triton.folding import GEOMETRY_SIZES, OUTSIDE
 from scp_kernels.backends.triton.rounding import rounded_product
+from scp_kernels.backends.triton.slabs import add_to, begin_last_row, begin_rows, listed_unit
 
 
 @triton.jit
 def add_first_layer(
     # The slab's gradients of layer 1 [h₁, 2K + 1]; units, which of them there are, and their moments, all [BLOCK_U]
     target, u, ok, moment_0, moment_i, moment_j,
-    # The position matrices, and the box: its map, slice, first row and first column
-    position_matrix, group, depth, row, column, position_stride,
+    # The position at the box's centre and its slopes, and a constant 1 for b₁, [POSITION_BLOCK]
+    s, s_i, s_j,
     # The launch's configuration
-    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    POSITION_DIMS: tl.constexpr, POSITION_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds the gradients of w₁ (2K columns) and b₁ (one): Σ g·S and Σ g of the pre-activations' gradients g.
 
     Moments Σ g, Σ g·di, Σ g·dj are about the box's centre; absolute positions are float64.
     """
-    target += u * (2 * POSITION_DIMS + 1)
-    moment_0 = moment_0.to(tl.float64)
-    for m in tl.static_range(2 * POSITION_DIMS):
-        s, s_i, s_j = position(position_matrix, m, group, depth, row, column, position_stride, DIMS, BOX_H, BOX_W)
-        add_to(target + m, moment_0 * s + moment_i.to(tl.float64) * s_i + moment_j.to(tl.float64) * s_j, ok)
-    add_to(target + 2 * POSITION_DIMS, moment_0, ok)
+    COLUMNS: tl.constexpr = 2 * POSITION_DIMS + 1
+    column = tl.arange(0, POSITION_BLOCK)
+    gradient = moment_0.to(tl.float64)[:, None] * s[None, :]
+    gradient += moment_i.to(tl.float64)[:, None] * s_i[None, :]
+    gradient += moment_j.to(tl.float64)[:, None] * s_j[None, :]
+    add_to(target + u[:, None] * COLUMNS + column[None, :], gradient, ok[:, None] & (column < COLUMNS)[None, :])
 
 
 @triton.jit
@@ -74,8 +74,10 @@ def fold_outputs_backward(
                 u = tl.load(unit1 + (h1 - 1 - m))
                 g = tl.load(grad_outputs + (3 + m) * output_count + q, mask=q_ok, other=0.0)
                 w2 = tl.load(w2t + u * h2 + k, mask=ok, other=0.0)
+                before = tl.load(grad_w2t + u * h2 + k, mask=ok, other=0.0)
                 g_w3 += w2[:, None] * g[None, :]
-                add_to(grad_w2t + u * h2 + k, tl.sum(rounded_product(w3, g[None, :]), 1), ok)
+                g_w2 = tl.sum(rounded_product(w3, g[None, :]), 1)
+                tl.store(grad_w2t + u * h2 + k, before + g_w2, mask=ok)
             add_to(grad_w3t + k[:, None] * output_count + q[None, :], g_w3, mask)
             tl.debug_barrier()
         tl.store(grad_rows + k, gz_0, mask=ok)
@@ -93,13 +95,13 @@ def scp_fold_bwd_kernel(
     w2t, w3t, position_matrix,
     # Gradients of the boxes' outputs; of their rows, to which those of active units are added; unstable units' moments
     grad_outputs, grad_rows, moments,
-    # Per slab, added to: partial gradients, and float64 of layer 1 [slabs, h₁, 2K + 1]
-    partials, first_layer,
+    # Per slab, added to: partial gradients, and float64 of layer 1 [slabs, h₁, 2K + 1]; and marks of their rows
+    partials, first_layer, begun,
     # Sizes, of the boxes and of the network
     first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width, boxes, boxes_per_slab,
     h1, h2, output_count, capacity, partials_stride, position_stride,
     # The launch's configuration
-    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr,
+    DIMS: tl.constexpr, POSITION_DIMS: tl.constexpr, POSITION_BLOCK: tl.constexpr,
     SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
     ROOT: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
@@ -114,6 +116,7 @@ def scp_fold_bwd_kernel(
     grad_b2 = grad_w3t + h2 * output_count
     grad_b3 = grad_b2 + h2
     first_layer += slab * h1 * (2 * POSITION_DIMS + 1)
+    begun += slab * (h1 + h2 + 1)
     start = slab * boxes_per_slab
     for step in tl.range(0, tl.minimum(boxes_per_slab, boxes - start).to(tl.int32), disable_licm=True):
         local = start + step
@@ -124,13 +127,27 @@ def scp_fold_bwd_kernel(
             active1 = tl.load(counts + local * 4)
             unstable1 = tl.load(counts + local * 4 + 1)
             active2 = tl.load(counts + local * 4 + 2)
-            columns = active2 + tl.load(counts + local * 4 + 3)
+            unstable2 = tl.load(counts + local * 4 + 3)
+            columns = active2 + unstable2
             box_unit1 = unit1 + local * h1
             box_index_in_parent = index_in_parent + local * h1
             box_lines = lines + local * 3 * h1
             box_unit2 = unit2 + local * h2
             g_outputs = grad_outputs + local * (3 + capacity) * output_count
             g_rows = grad_rows + local * 3 * h2
+            entry = tl.arange(0, POSITION_BLOCK)
+            s, s_i, s_j = position(
+                position_matrix, entry, entry < 2 * POSITION_DIMS, group, depth, row, column, position_stride,
+                DIMS, BOX_H, BOX_W,
+            )  # fmt: skip
+            s = tl.where(entry == 2 * POSITION_DIMS, 1.0, s)
+            if ROOT:  # on tiles ``scp_bwd_parameters_kernel`` did so
+                begin_rows(
+                    begun, grad_w2t, grad_w3t, grad_b2, first_layer, box_unit1, box_unit2,
+                    active1, unstable1, active2, unstable2, h1, h2, output_count, POSITION_DIMS,
+                )  # fmt: skip
+                begin_last_row(begun + h1 + h2, grad_b3, output_count, BLOCK_Q)
+                tl.debug_barrier()
             fold_outputs_backward(
                 g_outputs, g_rows, grad_w2t, grad_w3t, box_unit1, box_unit2, rows + local * 3 * h2,
                 tl.where(unstable1 <= capacity, unstable1, 0), active2, w2t, w3t, h1, h2, output_count,
@@ -153,19 +170,17 @@ def scp_fold_bwd_kernel(
                 moment_i = tl.zeros([BLOCK_U], dtype)
                 moment_j = tl.zeros([BLOCK_U], dtype)
                 for begin in range(0, columns, BLOCK_K):
-                    index2 = begin + tl.arange(0, BLOCK_K)
-                    k_ok = index2 < columns
-                    k_place = tl.where(index2 < active2, index2, h2 - 1 - (index2 - active2))
-                    k = tl.load(box_unit2 + k_place, mask=k_ok, other=0)  # [BLOCK_K]
+                    k, k_ok = listed_unit(box_unit2, begin + tl.arange(0, BLOCK_K), active2, columns, h2)  # [BLOCK_K]
                     gz_0, gz_i, gz_j = load_affine(g_rows, k, h2, k_ok)
                     offset = u[:, None] * h2 + k[None, :]
                     mask = ok[:, None] & k_ok[None, :]
                     w = tl.load(w2t + offset, mask=mask, other=0.0)  # [BLOCK_U, BLOCK_K]
+                    before = tl.load(grad_w2t + offset, mask=mask, other=0.0)
                     moment_0 += tl.sum(rounded_product(w, gz_0[None, :]), 1)
                     moment_i += tl.sum(rounded_product(w, gz_i[None, :]), 1)
                     moment_j += tl.sum(rounded_product(w, gz_j[None, :]), 1)
                     g_w2 = c[:, None] * gz_0[None, :] + a[:, None] * gz_i[None, :] + b[:, None] * gz_j[None, :]
-                    add_to(grad_w2t + offset, g_w2, mask)
+                    tl.store(grad_w2t + offset, before + g_w2, mask=mask)
                 if not ROOT:
                     index = tl.load(box_index_in_parent + place, mask=ok, other=0)
                     folded = ok & (index < folded_rows)
@@ -180,16 +195,12 @@ def scp_fold_bwd_kernel(
                         moment_i += tl.sum(rounded_product(y, g_i[None, :]), 1)
                         moment_j += tl.sum(rounded_product(y, g_j[None, :]), 1)
                 add_first_layer(
-                    first_layer, u, ok, moment_0, moment_i, moment_j,
-                    position_matrix, group, depth, row, column, position_stride, DIMS, POSITION_DIMS, BOX_H, BOX_W,
-                )  # fmt: skip
+                    first_layer, u, ok, moment_0, moment_i, moment_j, s, s_i, s_j, POSITION_DIMS, POSITION_BLOCK
+                )
             if ROOT:
                 # The biases are the constant rows of the root.
                 for begin in range(0, columns, BLOCK_K):
-                    index2 = begin + tl.arange(0, BLOCK_K)
-                    k_ok = index2 < columns
-                    k_place = tl.where(index2 < active2, index2, h2 - 1 - (index2 - active2))
-                    k = tl.load(box_unit2 + k_place, mask=k_ok, other=0)
+                    k, k_ok = listed_unit(box_unit2, begin + tl.arange(0, BLOCK_K), active2, columns, h2)
                     add_to(grad_b2 + k, tl.load(g_rows + k, mask=k_ok, other=0.0), k_ok)
                 for begin in range(0, output_count, BLOCK_Q):
                     q = begin + tl.arange(0, BLOCK_Q)
@@ -200,17 +211,15 @@ def scp_fold_bwd_kernel(
                     m = first + tl.arange(0, BLOCK_U)
                     ok = m < unstable1
                     place = h1 - 1 - m
-                    source = moments + local * 3 * h1 + place
+                    u = tl.load(box_unit1 + place, mask=ok, other=0)
+                    moment_0, moment_i, moment_j = load_affine(moments + local * 3 * h1, place, h1, ok)
                     add_first_layer(
-                        first_layer, tl.load(box_unit1 + place, mask=ok, other=0), ok,
-                        tl.load(source, mask=ok, other=0.0), tl.load(source + h1, mask=ok, other=0.0),
-                        tl.load(source + 2 * h1, mask=ok, other=0.0),
-                        position_matrix, group, depth, row, column, position_stride, DIMS, POSITION_DIMS, BOX_H, BOX_W,
-                    )  # fmt: skip
+                        first_layer, u, ok, moment_0, moment_i, moment_j, s, s_i, s_j, POSITION_DIMS, POSITION_BLOCK
+                    )
             tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=(*GEOMETRY_SIZES, "h1", "capacity"))
+@triton.jit(do_not_specialize=("h1", "capacity"))
 def scp_collect_bwd_kernel(
     # The tiles' lists, and gradients of their outputs and rows
     index_in_parent, lines, counts, grad_outputs, grad_rows,
@@ -218,16 +227,16 @@ def scp_collect_bwd_kernel(
     parent_unit2, parent_counts,
     # Written: gradients of the supertiles' outputs and rows (of unstable units of layer 2)
     parent_grad_outputs, parent_grad_rows,
-    # Sizes, of the boxes and of the network
-    first_supertile, supertiles_per_map, supertiles_h, supertiles_w, height, width,
+    # Sizes
     h1, h2, output_count, capacity,
     # The launch's configuration
     SUPER_H: tl.constexpr, SUPER_W: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
     BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a supertile: the sums, in order, of what its tiles give. Grid: (supertiles, 1 + blocks of outputs).
+    """Gradients of a supertile: the sums of what its tiles give. Grid: (supertiles, 1 + blocks of outputs).
 
-    A supertile's first program sums rows, the others outputs.
+    A supertile's first program sums rows, the others outputs. A tile's affine row is the supertile's about another
+    centre, (di, dj) away: a gradient of the value there is also one of the slopes, times di and dj.
     """
     PER_SUPERTILE: tl.constexpr = SUPER_H // BOX_H * (SUPER_W // BOX_W)
     dtype: tl.constexpr = lines.dtype.element_ty
@@ -235,85 +244,57 @@ def scp_collect_bwd_kernel(
     unstable2 = tl.load(parent_counts + parent * 4 + 3)
     parent_unstable = tl.load(parent_counts + parent * 4 + 1)
     folded_rows = tl.where(parent_unstable <= capacity, parent_unstable, 0)
+    tiles = parent * PER_SUPERTILE + tl.arange(0, PER_SUPERTILE)
+    inside = tl.load(counts + tiles * 4) != OUTSIDE
+    di, dj = shift_in_supertile(tiles, dtype, SUPER_H, SUPER_W, BOX_H, BOX_W)
     if tl.program_id(1) == 0:
-        # Rows of unstable units k of layer 2, a block of them at a time.
+        # Rows of unstable units k of layer 2, a block of them at a time. A tile where one is inactive has left 0.
         for first in range(0, unstable2, BLOCK_K):
             index2 = first + tl.arange(0, BLOCK_K)
             k_ok = index2 < unstable2
             k = tl.load(parent_unit2 + parent * h2 + (h2 - 1 - index2), mask=k_ok, other=0)  # [BLOCK_K]
-            total_0 = tl.zeros([BLOCK_K], dtype)
-            total_i = tl.zeros([BLOCK_K], dtype)
-            total_j = tl.zeros([BLOCK_K], dtype)
-            # A tile's row is the supertile's about another centre, (di, dj) away: a gradient of the value there is also
-            # one of the slopes, times di and dj. A tile where the unit is inactive has left 0, and one outside of the
-            # map is not asked.
-            for child in range(0, PER_SUPERTILE):
-                local = parent * PER_SUPERTILE + child
-                _, _, row, column = box_origin(
-                    local, first_supertile, supertiles_per_map, supertiles_h, supertiles_w,
-                    SUPER_H, SUPER_W, BOX_H, BOX_W,
-                )  # fmt: skip
-                if (row < height) & (column < width):
-                    di, dj = shift_in_supertile(local, dtype, SUPER_H, SUPER_W, BOX_H, BOX_W)
-                    source = grad_rows + local * 3 * h2 + k
-                    g_0 = tl.load(source, mask=k_ok, other=0.0)
-                    total_0 += g_0
-                    total_i += tl.load(source + h2, mask=k_ok, other=0.0) + di * g_0
-                    total_j += tl.load(source + 2 * h2, mask=k_ok, other=0.0) + dj * g_0
+            place = tiles[:, None] * (3 * h2) + k[None, :]
+            g_0, g_i, g_j = load_affine(grad_rows, place, h2, inside[:, None] & k_ok[None, :])  # [tiles, BLOCK_K]
             # By unit, as tiles have them.
             target = parent_grad_rows + parent * 3 * h2 + k
-            tl.store(target, total_0, mask=k_ok)
-            tl.store(target + h2, total_i, mask=k_ok)
-            tl.store(target + 2 * h2, total_j, mask=k_ok)
+            tl.store(target, tl.sum(g_0, 0), mask=k_ok)
+            tl.store(target + h2, tl.sum(g_i + di[:, None] * g_0, 0), mask=k_ok)
+            tl.store(target + 2 * h2, tl.sum(g_j + dj[:, None] * g_0, 0), mask=k_ok)
     else:
         q = (tl.program_id(1) - 1) * BLOCK_Q + tl.arange(0, BLOCK_Q)  # [BLOCK_Q]
         q_ok = q < output_count
-        # The outputs' affine rows are summed in registers, those of unstable units of layer 1 in memory, from 0 on.
+        # The outputs' affine rows.
+        affine = tiles[:, None] * ((3 + capacity) * output_count) + q[None, :]
+        y_0, y_i, y_j = load_affine(grad_outputs, affine, output_count, inside[:, None] & q_ok[None, :])
         target = parent_grad_outputs + parent * (3 + capacity) * output_count
+        tl.store(target + q, tl.sum(y_0, 0), mask=q_ok)
+        tl.store(target + output_count + q, tl.sum(y_i + di[:, None] * y_0, 0), mask=q_ok)
+        tl.store(target + 2 * output_count + q, tl.sum(y_j + dj[:, None] * y_0, 0), mask=q_ok)
+        # Those of unstable units of layer 1 are summed in memory, from 0 on, tile by tile.
         lane = tl.arange(0, BLOCK_U)
         for first in range(0, folded_rows, BLOCK_U):
             mask = (first + lane < folded_rows)[:, None] & q_ok[None, :]
             offset = (3 + first + lane)[:, None] * output_count + q[None, :]
             tl.store(target + offset, tl.zeros([BLOCK_U, BLOCK_Q], dtype), mask=mask)
         tl.debug_barrier()
-        total_0 = tl.zeros([BLOCK_Q], dtype)
-        total_i = tl.zeros([BLOCK_Q], dtype)
-        total_j = tl.zeros([BLOCK_Q], dtype)
-        for child in range(0, PER_SUPERTILE):
-            local = parent * PER_SUPERTILE + child
-            _, _, row, column = box_origin(
-                local, first_supertile, supertiles_per_map, supertiles_h, supertiles_w, SUPER_H, SUPER_W, BOX_H, BOX_W
-            )
-            if (row < height) & (column < width):
-                di, dj = shift_in_supertile(local, dtype, SUPER_H, SUPER_W, BOX_H, BOX_W)
-                source = grad_outputs + local * (3 + capacity) * output_count
-                g_0, g_i, g_j = load_affine(source, q, output_count, q_ok)
-                total_0 += g_0
-                total_i += g_i + di * g_0
-                total_j += g_j + dj * g_0
-                active1 = tl.load(counts + local * 4)
-                unstable1 = tl.load(counts + local * 4 + 1)
-                # Active units of layer 1 had their rows' outputs added to the affine ones.
-                for first in range(0, tl.where(folded_rows > 0, active1, 0), BLOCK_U):
-                    place = first + lane
-                    ok = place < active1
-                    index = tl.load(index_in_parent + local * h1 + place, mask=ok, other=0)
-                    line = lines + local * 3 * h1 + place
-                    gradient = tl.load(line, mask=ok, other=0.0)[:, None] * g_0[None, :]
-                    gradient += tl.load(line + h1, mask=ok, other=0.0)[:, None] * g_i[None, :]
-                    gradient += tl.load(line + 2 * h1, mask=ok, other=0.0)[:, None] * g_j[None, :]
-                    offset = (3 + index)[:, None] * output_count + q[None, :]
-                    add_to(target + offset, gradient, ok[:, None] & q_ok[None, :])
-                # Unstable ones kept theirs; in an overflow tile it went nowhere.
-                row_count = tl.where(unstable1 <= capacity, unstable1, 0)
-                for first in range(0, tl.where(folded_rows > 0, row_count, 0), BLOCK_U):
-                    m = first + lane
-                    ok = m < row_count
-                    mask = ok[:, None] & q_ok[None, :]
-                    index = tl.load(index_in_parent + local * h1 + (h1 - 1 - m), mask=ok, other=0)
-                    gradient = tl.load(source + (3 + m)[:, None] * output_count + q[None, :], mask=mask, other=0.0)
-                    add_to(target + (3 + index)[:, None] * output_count + q[None, :], gradient, mask)
+        for tile in range(0, tl.where(folded_rows > 0, PER_SUPERTILE, 0)):
+            local = parent * PER_SUPERTILE + tile
+            active1 = tl.load(counts + local * 4)
+            unstable1 = tl.load(counts + local * 4 + 1)
+            source = grad_outputs + local * (3 + capacity) * output_count
+            g_0, g_i, g_j = load_affine(source, q, output_count, q_ok)
+            # A unit that is active on the tile had its row added to the affine ones; an unstable one kept it.
+            for first in range(0, tl.where(active1 == OUTSIDE, 0, active1 + unstable1), BLOCK_U):
+                listed = first + lane
+                is_active = listed < active1
+                ok = listed < active1 + unstable1
+                place = tl.where(is_active, listed, h1 - 1 - (listed - active1))
+                index = tl.load(index_in_parent + local * h1 + place, mask=ok, other=0)
+                c, a, b = load_affine(lines + local * 3 * h1, place, h1, is_active)
+                row = source + (3 + listed - active1)[:, None] * output_count + q[None, :]
+                kept = tl.load(row, mask=(ok & (listed >= active1))[:, None] & q_ok[None, :], other=0.0)
+                moved = c[:, None] * g_0[None, :] + a[:, None] * g_i[None, :] + b[:, None] * g_j[None, :]
+                offset = (3 + index)[:, None] * output_count + q[None, :]
+                gradient = tl.where(is_active[:, None], moved, kept)
+                add_to(target + offset, gradient, ok[:, None] & q_ok[None, :])
             tl.debug_barrier()
-        tl.store(target + q, total_0, mask=q_ok)
-        tl.store(target + output_count + q, total_i, mask=q_ok)
-        tl.store(target + 2 * output_count + q, total_j, mask=q_ok)

@@ -141,20 +141,19 @@ def backward_sequence(inputs: SCPInputs, grad_logits: Tensor, needs: GradientNee
         if is_needed
     }
     launches = network.launches()
-    finishes: dict[str, Callable[[], Any]] = {}
+    passes: dict[str, _Pass] = {}
     for tile in dict.fromkeys(configuration.tile for configuration in needed.values()):
         here = [kernel for kernel, configuration in needed.items() if configuration.tile == tile]
         folded = FoldedTiles(tile, network, position_matrix, problem, gradients=tables.PARAMETERS in here)
-        passes = []
         for kernel in here:
             make = _features if kernel == tables.FEATURES else _parameters
-            launches_of, finishes[kernel] = make(call, needed[kernel], folded)
-            passes.append(launches_of)
-        launches += folded.launches(passes)
+            passes[kernel] = make(call, needed[kernel], folded)
+        launches += folded.launches([passes[kernel].launches for kernel in here])
+        launches += [launch for kernel in here for launch in passes[kernel].last]
 
     def finish() -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
         of_features, of_parameters = (
-            finishes[kernel]() if kernel in finishes else None for kernel in (tables.FEATURES, tables.PARAMETERS)
+            passes[kernel].finish() if kernel in passes else None for kernel in (tables.FEATURES, tables.PARAMETERS)
         )
         return of_features, of_parameters
 
@@ -180,7 +179,13 @@ class _Backward:
         }
 
 
-_Pass = tuple[Callable[[int, int], list[Launch]], Callable[[], Any]]
+@dataclass(frozen=True)
+class _Pass:
+    """One kind of gradients: its launches for ``first_supertile, supertiles``, its result, and its last launches."""
+
+    launches: Callable[[int, int], list[Launch]]
+    finish: Callable[[], Any]
+    last: tuple[Launch, ...] = ()
 
 
 def _features(call: _Backward, configuration: Configuration, folded: FoldedTiles) -> _Pass:
@@ -207,7 +212,7 @@ def _features(call: _Backward, configuration: Configuration, folded: FoldedTiles
             for start in starts
         ]
 
-    return launches, lambda: gradient if total is gradient else gradient.copy_(total)
+    return _Pass(launches, lambda: gradient if total is gradient else gradient.copy_(total))
 
 
 def _parameters(call: _Backward, configuration: Configuration, folded: FoldedTiles) -> _Pass:
@@ -216,7 +221,6 @@ def _parameters(call: _Backward, configuration: Configuration, folded: FoldedTil
     block_n, block_c = output_blocks(
         problem.num_classes, problem.channels, configuration.block_outputs, classes_first=False
     )
-    h1, h2 = problem.hidden
     outputs = problem.num_classes * problem.channels
     dtype, device = problem.compute_dtype, features.device
     slabs = Slabs(folded.chunk * folded.tiles.per_supertile, problem, device)
@@ -224,6 +228,7 @@ def _parameters(call: _Backward, configuration: Configuration, folded: FoldedTil
     arguments = call.arguments((block_n, block_c)) | {
         "x": features,
         "grad_weight": torch.empty(slabs.count, outputs, pixels, dtype=dtype, device=device),
+        "POSITION_DIMS": problem.position_dims,
         **_strides(features, "x", "c"),
     }
 
@@ -239,20 +244,4 @@ def _parameters(call: _Backward, configuration: Configuration, folded: FoldedTil
             *folded.fold_backward(slabs, first, supertiles),
         ]
 
-    def finish() -> tuple[Tensor, ...]:
-        of_w2t, of_w3t, of_b2, of_b3 = slabs.partials.split(slabs.sizes, 1)
-        of_w2 = torch.empty(h2, h1, dtype=dtype, device=device)
-        torch.sum(of_w2t.unflatten(1, (h1, h2)), 0, out=of_w2.t())
-        of_w3 = torch.empty(outputs, h2, dtype=dtype, device=device)
-        torch.sum(of_w3t.unflatten(1, (h2, outputs)), 0, out=of_w3.t())
-        of_first = slabs.first_layer.sum(0)
-        return (
-            of_first[:, :-1].to(dtype, memory_format=torch.contiguous_format),
-            of_first[:, -1].to(dtype, memory_format=torch.contiguous_format),
-            of_w2,
-            of_b2.sum(0),
-            of_w3,
-            of_b3.sum(0),
-        )
-
-    return launches, finish
+    return _Pass(launches, lambda: slabs.gradients, (slabs.sums(),))

@@ -5,14 +5,23 @@ import triton.language as tl
 
 
 @triton.jit
-def one_value(flags, BLOCK: tl.constexpr):
-    """``flags`` (0 or 1, ``[BLOCK]``) as one value for the whole program, by way of words of bits.
+def bit_words(flags, others, BLOCK: tl.constexpr):
+    """``flags`` and ``others`` (booleans, ``[BLOCK]``) as words of 32 bits, ``[BLOCK // 32]`` each, by one sum.
 
-    The compiler may work a comparison out anew for every layout that it is wanted in, with other roundings.
+    The compiler may work a comparison out anew for every layout that it is wanted in, with other roundings. A word is
+    one value for the whole program.
     """
-    lane = tl.arange(0, 32)
-    words = tl.sum(tl.reshape(flags, [BLOCK // 32, 32]) << lane[None, :], 1)
-    return tl.reshape((words[:, None] >> lane[None, :]) & 1, [BLOCK])
+    both = flags.to(tl.uint64) | (others.to(tl.uint64) << 32)
+    words = tl.sum(tl.reshape(both, [BLOCK // 32, 32]) << tl.arange(0, 32).to(tl.uint64)[None, :], 1)
+    return (words & 0xFFFFFFFF).to(tl.uint32), (words >> 32).to(tl.uint32)
+
+
+@triton.jit
+def bit_count(words):
+    """How many bits of each word are 1, as ``int32``: the compiler makes one instruction of this."""
+    pairs = words - ((words >> 1) & 0x55555555)
+    fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
+    return ((((fours + (fours >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit

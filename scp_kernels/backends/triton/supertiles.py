@@ -17,6 +17,7 @@ from scp_kernels.backends.triton.folding import (
 )
 from scp_kernels.backends.triton.prepare import scp_prepare_fwd_kernel
 from scp_kernels.backends.triton.sequence import Launch
+from scp_kernels.backends.triton.slabs import scp_sum_slabs_bwd_kernel
 from scp_kernels.problem import Problem
 
 
@@ -32,32 +33,52 @@ def row_capacity(problem: Problem) -> int:
 
 
 class Slabs:
-    """Partial gradients of Φ. A slab belongs to one program of a launch, which adds up a run of boxes in it."""
+    """Partial gradients of Φ (``slabs``). A slab belongs to one program of a launch, which adds up a run of boxes."""
 
     def __init__(self, boxes: int, problem: Problem, device: torch.device) -> None:
         """As many slabs as fit the workspace (one at least), and no more than boxes are dealt out over."""
         h1, h2 = problem.hidden
-        outputs = problem.num_classes * problem.channels
-        self.sizes = (h1 * h2, h2 * outputs, h2, outputs)
-        columns = 2 * problem.position_dims + 1  # of w₁, and b₁
+        outputs, axes = problem.num_classes * problem.channels, problem.position_dims
+        columns = 2 * axes + 1  # of w₁, and b₁
         dtype = problem.compute_dtype
-        size = sum(self.sizes) * dtype.itemsize + h1 * columns * torch.float64.itemsize
+        length = h1 * h2 + h2 * outputs + h2 + outputs  # of w₂ᵀ, w₃ᵀ, b₂, b₃
+        rows = h1 + h2 + 1
+        size = length * dtype.itemsize + h1 * columns * torch.float64.itemsize + rows * torch.int32.itemsize
         most = max(1, min(boxes, tables.PARTIALS_BYTES // size, tables.MOST_SLABS))
-        # All slabs are zeroed and summed: none is without work where all boxes are dealt out.
-        self.count = triton.cdiv(boxes, triton.cdiv(boxes, most))
-        self.partials = torch.zeros(self.count, sum(self.sizes), dtype=dtype, device=device)
-        self.first_layer = torch.zeros(self.count, h1, columns, dtype=torch.float64, device=device)
+        self.count = triton.cdiv(boxes, triton.cdiv(boxes, most))  # none is without work where all boxes are dealt out
+        self.partials = torch.empty(self.count, length, dtype=dtype, device=device)
+        self.first_layer = torch.empty(self.count, h1, columns, dtype=torch.float64, device=device)
+        self.begun = torch.zeros(self.count, rows, dtype=torch.int32, device=device)
+        shapes = ((h1, 2 * axes), (h1,), (h2, h1), (h2,), (outputs, h2), (outputs,))
+        self.gradients = tuple(torch.empty(shape, dtype=dtype, device=device) for shape in shapes)
+        self._sizes = {"h1": h1, "h2": h2, "output_count": outputs}
+
+    def memory(self) -> dict[str, Any]:
+        """What every kernel that adds to slabs is told, and the one that sums them."""
+        return {
+            "partials": self.partials,
+            "partials_stride": self.partials.stride(0),
+            "first_layer": self.first_layer,
+            "begun": self.begun,
+        }
 
     def deal(self, boxes: int) -> tuple[int, dict[str, Any]]:
         """Over how many slabs so many boxes are dealt out, and what their kernels are told."""
         per_slab = triton.cdiv(boxes, min(boxes, self.count))
+        return triton.cdiv(boxes, per_slab), {"boxes": boxes, "boxes_per_slab": per_slab, **self.memory()}
+
+    def sums(self) -> Launch:
+        """The launch that sums the slabs."""
+        axes = (self.first_layer.shape[2] - 1) // 2
+        of_parameters = zip(("w1", "b1", "w2", "b2", "w3", "b3"), self.gradients, strict=True)
         arguments = {
-            "boxes": boxes,
-            "boxes_per_slab": per_slab,
-            "partials": self.partials,
-            "partials_stride": self.partials.stride(0),
-        }
-        return triton.cdiv(boxes, per_slab), arguments
+            **self.memory(), **{f"grad_{name}": gradient for name, gradient in of_parameters}, **self._sizes,
+            "slabs": self.count, "POSITION_DIMS": axes, "POSITION_BLOCK": tables.position_block(axes),
+            **tables.SUM_SLABS,
+        }  # fmt: skip
+        columns = max(self._sizes["h2"], self._sizes["output_count"])
+        grid = (self.begun.shape[1], 1 + triton.cdiv(columns, tables.SUM_SLABS["BLOCK"]), 1)
+        return Launch(scp_sum_slabs_bwd_kernel, grid, arguments, tables.compile_options(4))
 
 
 class PreparedNetwork:
@@ -65,25 +86,18 @@ class PreparedNetwork:
 
     def __init__(self, phi: tuple[Tensor, ...], residual: Tensor) -> None:
         self.w1, self.b1, w2, b2, w3, b3 = phi
-        self._layers = ((w2, b2, None), (w3, b3, residual))
-        self.w2, self.w3 = w2, w3
+        self._given = {"w2": w2, "b2": b2, "w3": w3, "b3": b3, "residual": residual}
         self.w2t, self.w3t = (torch.empty(w.shape[::-1], dtype=w.dtype, device=w.device) for w in (w2, w3))
         self.b2, self.b3 = torch.empty_like(b2), torch.empty_like(b3)
 
     def launches(self) -> list[Launch]:
-        result = []
-        for (weight, bias, residual), transposed, checked in zip(
-            self._layers, (self.w2t, self.w3t), (self.b2, self.b3), strict=True
-        ):
-            rows, columns = weight.shape
-            arguments = {
-                "weight": weight, "bias": bias, "residual": bias if residual is None else residual,
-                "transposed": transposed, "checked_bias": checked, "rows": rows, "columns": columns,
-                "HAS_RESIDUAL": residual is not None, **tables.PREPARE,
-            }  # fmt: skip
-            grid = (triton.cdiv(rows, tables.PREPARE["BLOCK_ROWS"]), 1, 1)
-            result.append(Launch(scp_prepare_fwd_kernel, grid, arguments, tables.compile_options(4)))
-        return result
+        (h1, h2), outputs = self.w2t.shape, len(self.b3)
+        arguments = self._given | {
+            "w2t": self.w2t, "checked_b2": self.b2, "w3t": self.w3t, "checked_b3": self.b3,
+            "h1": h1, "h2": h2, "output_count": outputs, **tables.PREPARE,
+        }  # fmt: skip
+        grid = (triton.cdiv(max(h2, outputs), tables.PREPARE["BLOCK_ROWS"]), 2, 1)
+        return [Launch(scp_prepare_fwd_kernel, grid, arguments, tables.compile_options(4))]
 
 
 class Boxes:
@@ -158,8 +172,6 @@ class FoldedTiles:
             "supertiles_w": columns,
             "height": height,
             "width": width,
-            "SUPER_H": supertile[0],
-            "SUPER_W": supertile[1],
         }
         self.positions = {
             "position_matrix": position_matrix.contiguous(),
@@ -179,11 +191,15 @@ class FoldedTiles:
                 result += launches_of(first, count)
         return result
 
+    @staticmethod
+    def shapes(boxes: Boxes) -> dict[str, int]:
+        """Of supertiles, and of the boxes of a launch."""
+        height, width = tables.SUPERTILE
+        return {"SUPER_H": height, "SUPER_W": width, "BOX_H": boxes.box[0], "BOX_W": boxes.box[1]}
+
     def on_boxes(self, boxes: Boxes, first_supertile: int) -> dict[str, Any]:
-        """Geometry of a launch on supertiles or tiles."""
-        return {
-            "first_supertile": first_supertile, "BOX_H": boxes.box[0], "BOX_W": boxes.box[1], **self.geometry,
-        }  # fmt: skip
+        """Geometry of a launch on supertiles or tiles that asks where they are."""
+        return {"first_supertile": first_supertile, **self.geometry, **self.shapes(boxes)}
 
     def _fold(self, boxes: Boxes, parents: Boxes | None, first: int, supertiles: int) -> list[Launch]:
         """The kernels of ``folding`` on the supertiles, from Φ itself, or on the tiles."""
@@ -192,8 +208,9 @@ class FoldedTiles:
         network, given = self.network, parents or boxes
         level = tables.SUPERTILE_FOLDING if parents is None else tables.TILE_FOLDING
         count = supertiles * boxes.per_supertile
-        common = {"h1": h1, "ROOT": parents is None, **self.on_boxes(boxes, first)}
-        classify = common | self.positions | boxes.of("unit1", "index_in_parent", "lines", "counts") | {
+        common = {"h1": h1, "ROOT": parents is None, **self.shapes(boxes)}
+        lists1 = boxes.of("unit1", "index_in_parent", "lines", "counts")
+        classify = common | self.positions | self.on_boxes(boxes, first) | lists1 | {
             "w1": network.w1, "b1": network.b1, **given.of("unit1", "counts", prefix="parent_"),
             "BLOCK": tables.BLOCK_CLASSIFIED,
         }  # fmt: skip
@@ -221,7 +238,7 @@ class FoldedTiles:
         """The kernels of ``fold_backward``: on tiles, their sums, on supertiles."""
         return [
             self._fold_backward(self.tiles, self.supertiles, slabs, first, supertiles),
-            self._collect(first, supertiles),
+            self._collect(supertiles),
             self._fold_backward(self.supertiles, None, slabs, first, supertiles),
         ]
 
@@ -237,12 +254,13 @@ class FoldedTiles:
             **given.of("outputs", "counts", prefix="parent_"), "w2t": network.w2t, "w3t": network.w3t,
             "h1": h1, "h2": h2, "output_count": outputs, "capacity": self.capacity,
             "ROOT": parents is None, "BLOCK_U": level.block_u, "BLOCK_K": level.block_k,
-            "BLOCK_Q": tables.output_block(outputs), **of_slabs, **self.positions, **self.on_boxes(boxes, first),
+            "BLOCK_Q": tables.output_block(outputs),
+            "POSITION_BLOCK": tables.position_block(self.problem.position_dims),
+            **of_slabs, **self.positions, **self.on_boxes(boxes, first),
         }  # fmt: skip
-        arguments |= {"first_layer": slabs.first_layer}
         return Launch(scp_fold_bwd_kernel, (count, 1, 1), arguments, level.options)
 
-    def _collect(self, first: int, supertiles: int) -> Launch:
+    def _collect(self, supertiles: int) -> Launch:
         h1, h2 = self.problem.hidden
         outputs = self.problem.num_classes * self.problem.channels
         block_q = tables.output_block(outputs)
@@ -250,7 +268,7 @@ class FoldedTiles:
             **self.tiles.of("index_in_parent", "lines", "counts", "grad_outputs", "grad_rows"),
             **self.supertiles.of("unit2", "counts", "grad_outputs", "grad_rows", prefix="parent_"),
             "h1": h1, "h2": h2, "output_count": outputs, "capacity": self.capacity, "BLOCK_Q": block_q,
-            **tables.COLLECT, **self.on_boxes(self.tiles, first),
+            **tables.COLLECT, **self.shapes(self.tiles),
         }  # fmt: skip
         grid = (supertiles, 1 + triton.cdiv(outputs, block_q), 1)
         return Launch(scp_collect_bwd_kernel, grid, arguments, tables.compile_options(1))

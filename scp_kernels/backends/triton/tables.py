@@ -28,7 +28,9 @@ SUPERTILE = (32, 32)
 PREPARE = {"BLOCK_ROWS": 32, "BLOCK_COLUMNS": 32}
 FOLD_OUTPUTS_ROWS = 8
 TILE_ROW_PROGRAMS = 2
-COLLECT = {"BLOCK_U": 8, "BLOCK_K": 64}
+COLLECT = {"BLOCK_U": 16, "BLOCK_K": 32}
+# Slabs, and columns of their rows, that are summed at once.
+SUM_SLABS = {"BLOCK_S": 32, "BLOCK": 32}
 
 
 def compile_options(num_warps: int, max_registers: int | None = None) -> dict[str, int | bool]:
@@ -43,6 +45,11 @@ def compile_options(num_warps: int, max_registers: int | None = None) -> dict[st
 def output_block(outputs: int) -> int:
     """Outputs of Φ that a program of ``folding`` or ``fold_backward`` has at once."""
     return min(32, 1 << (outputs - 1).bit_length())
+
+
+def position_block(axes: int) -> int:
+    """Columns of layer 1's gradients, w₁'s and b₁'s, padded to a power of two."""
+    return 1 << (2 * axes).bit_length()
 
 
 @dataclass(frozen=True)

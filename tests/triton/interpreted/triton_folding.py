@@ -152,7 +152,7 @@ def test_executed_multiply_adds():
     forward = executed(every_unit, b1 + 1e4, False)
     assert forward == classify + fold_hidden + fold_outputs + on_tiles + pixels
     backward = executed(every_unit, b1 + 1e4, True)
-    unfold = 2 * 64 * 16 * 3 + 6 * 32 * 64 + 32 * 3 * 4
+    unfold = 2 * 64 * 16 * 3 + 6 * 32 * 64 + 32 * 3 * 8
     assert backward == forward + pixels + on_tiles + unfold
     assert executed(w2, b1, False) > forward and executed(w2, b1, True) > backward
 

@@ -193,8 +193,9 @@ def test_only_the_kernels_that_are_needed_run(monkeypatch, name):
     scp(tensors[0], tensors[1:7], tensors[7], backend="triton").backward(inputs.grad_logits)
     part = "features" if name == "features" else "parameters"
     folding = ["scp_classify_fwd_kernel", "scp_fold_hidden_fwd_kernel", "scp_fold_outputs_fwd_kernel"]
-    folded = ["scp_prepare_fwd_kernel"] * 2 + folding * 2  # two layers; supertiles and tiles
-    backward = ["scp_fold_bwd_kernel", "scp_collect_bwd_kernel", "scp_fold_bwd_kernel"] if name != "features" else []
+    folded = ["scp_prepare_fwd_kernel", *folding * 2]  # supertiles and tiles
+    unfold = ["scp_fold_bwd_kernel", "scp_collect_bwd_kernel", "scp_fold_bwd_kernel", "scp_sum_slabs_bwd_kernel"]
+    backward = unfold if name != "features" else []
     assert ran == [*folded, "scp_fwd_kernel", *folded, f"scp_bwd_{part}_kernel", *backward]
 
 
