@@ -29,16 +29,17 @@ def forest(
         by_verdict: colours say what is shown, for a single series; otherwise which series it is.
         width: in inches.
     """
-    counts = [max(1, len(rows)) for _, rows in groups]
-    figure = Figure(figsize=(width, 0.9 + sum(0.34 * count + 0.45 for count in counts)), layout="constrained")
-    axes = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=[c + 0.8 for c in counts])[:, 0]
     series = list(dict.fromkeys(name for _, rows in groups for outcomes in rows.values() for name in outcomes))
+    counts = [max(1, len(rows)) for _, rows in groups]
+    row = 0.34 * max(1, len(series) / 3)  # in inches
+    figure = Figure(figsize=(width, 0.9 + sum(row * count + 0.45 for count in counts)), layout="constrained")
+    axes = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=[c + 0.8 for c in counts])[:, 0]
     for axis, (title, rows) in zip(axes, groups, strict=True):
         axis.axvline(0, color="#444444", linewidth=0.8, zorder=1)
         for k, outcomes in enumerate(rows.values()):
             for name, difference in outcomes.items():
                 m = series.index(name)
-                i, y = difference.interval, k + 0.26 * (m - (len(series) - 1) / 2)
+                i, y = difference.interval, k + min(0.26, 0.8 / len(series)) * (m - (len(series) - 1) / 2)
                 colour = VERDICT_COLOURS[difference.verdict] if by_verdict else LINE_COLOURS[m % len(LINE_COLOURS)]
                 axis.plot((i.family_low, i.family_high), (y, y), color=colour, linewidth=2.0, zorder=2)
                 face = "white" if difference.verdict == "none" else colour
@@ -60,7 +61,7 @@ def forest(
             _mark(colour, "white" if verdict == "none" else colour, VERDICT_WORDS[verdict])
             for verdict, colour in VERDICT_COLOURS.items()
         ]
-    look = {"frameon": False, "fontsize": 9, "labelcolor": TEXT_COLOUR, "ncols": len(handles)}
+    look = {"frameon": False, "fontsize": 9, "labelcolor": TEXT_COLOUR, "ncols": min(3, len(handles))}
     figure.legend(handles=handles, loc="outside lower center", **look)  # type: ignore[arg-type]
     return figure
 
