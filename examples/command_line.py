@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("pictures"), help="folder of everything that is written")
     parser.add_argument("--task", choices=("wmh", "lits"), default="wmh")
     parser.add_argument("--subjects", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=20)
     arguments = parser.parse_args()
     out, task = arguments.out, arguments.task
     data, run = out / task, out / f"{task}-run"
