@@ -163,7 +163,10 @@ def test_the_tuner_compares_like_with_like(kernel):
     problem = Problem(1, 8, 1, (9, 17), (6, 20), 1, torch.float32, torch.float32, torch.device("meta"))
 
     def result() -> torch.Tensor:
-        return tune.result(tune.on_device(tune.launches_of(kernel, problem, 75), problem, torch.device("cpu")), kernel)
+        sequence = tune.on_device(tune.launches_of(kernel, problem, 75), problem, torch.device("cpu"))
+        first = tune.result(sequence, kernel)
+        assert torch.equal(tune.result(sequence, kernel), first), "what is timed again and again is a whole pass"
+        return first
 
     expected = result()
     with tune.first_in_table(kernel, tables.Configuration((4, 16), 16, 16, 4)):
