@@ -140,12 +140,13 @@ def _fold_backward(item: Launch) -> Tensor:
 
 
 def _collect(item: Launch) -> Tensor:
-    """Recentring of rows and outputs, and the outputs of listed units."""
+    """Recentring of rows and outputs, of all tiles of a supertile at once, and the outputs of listed units."""
     sizes, boxes = item.arguments, _Boxes(item)
-    _, unstable1, _, unstable2 = boxes.of_parents(item)
+    _, unstable1, _, _ = boxes.of_parents(item)
+    unstable2 = sizes["parent_counts"][: item.grid[0], 3].long().repeat_interleave(boxes.per_supertile)
     outputs = (item.grid[1] - 1) * sizes["BLOCK_Q"]
     listed = torch.where(unstable1 <= sizes["capacity"], boxes.active1 + boxes.unstable1, 0)
-    of_outputs = outputs * (2 * boxes.inside + 3 * _padded(listed, sizes["BLOCK_U"]))
+    of_outputs = outputs * (2 + 3 * _padded(listed, sizes["BLOCK_U"]))
     return 2 * _padded(unstable2, sizes["BLOCK_K"]) + of_outputs
 
 

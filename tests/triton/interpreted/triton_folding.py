@@ -10,6 +10,7 @@ from benchmarks import tune
 from scp_kernels import count_macs
 from scp_kernels.backends import triton as triton_backend
 from scp_kernels.backends.triton import executed_macs, interpreting, launch, supertiles, tables
+from scp_kernels.backends.triton.folding import OUTSIDE
 from scp_kernels.positions import first_layer_coefficients, identity_affine, position_matrix
 from scp_kernels.problem import GradientNeeds, Problem, SCPInputs
 from tests.support.agreement import agree, slices_of_a_volume
@@ -155,6 +156,24 @@ def test_executed_multiply_adds():
     unfold = 2 * 64 * 16 * 3 + 6 * 32 * 64 + 32 * 3 * 8
     assert backward == forward + pixels + on_tiles + unfold
     assert executed(w2, b1, False) > forward and executed(w2, b1, True) > backward
+
+
+def test_collecting_counts_tiles_outside_of_the_map():
+    """All tiles of a supertile are loaded at once, those outside as 0: masked lanes execute, too."""
+    inputs = make_inputs((32, 8), batch=1, channels=16, hidden=(32, 64))
+    problem = Problem(1, 16, 1, (32, 64), (32, 8), 1, torch.float32, torch.float32, torch.device("cpu"))
+    extent = torch.tensor([32.0, 8.0]).double()
+    matrix = position_matrix(identity_affine(2, extent.device), extent, "pixels")
+    call = SCPInputs(inputs.features, inputs.phi, inputs.residual, None, matrix, problem)
+    sequence = launch.backward_sequence(call, inputs.grad_logits, GradientNeeds(False, True), 75)
+    (collect,) = (item for item in sequence.launches if item.kernel.__name__ == "scp_collect_bwd_kernel")
+    inside = torch.arange(16) % 4 == 0
+    collect.arguments["counts"][:, 0] = torch.where(inside, 5, OUTSIDE.value)  # active units of layer 1
+    collect.arguments["counts"][:, 1] = 0
+    collect.arguments["parent_counts"][:] = torch.tensor([20, 6, 0, 40])
+    block_u, block_k = tables.COLLECT["BLOCK_U"], tables.COLLECT["BLOCK_K"]
+    rows = 2 * 16 * -(-40 // block_k) * block_k
+    assert executed_macs.macs(collect) == rows + 16 * (2 * 16 + 3 * 4 * -(-5 // block_u) * block_u)
 
 
 @pytest.mark.parametrize("kernel", tune.KERNELS)
