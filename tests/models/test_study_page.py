@@ -12,6 +12,7 @@ from scp_models.study.analysis import differences, spread
 from scp_models.study.chapters import picture_of, picture_rows
 from scp_models.study.design import NetworkPair
 from scp_models.study.frames import FRAME_CONTROL, patients_study, phantoms_study
+from scp_models.study.markdown import widened
 from scp_models.study.page import PAGE_BEGIN, PAGE_END, PICTURE, advice, page_text, replace_advice, write_page
 from scp_models.study.rates import head_at, rates_on_phantoms
 from scp_models.study.record import FORMAT, read_record
@@ -126,6 +127,7 @@ def test_a_difference_that_one_training_does_not_have_is_not_shown(tmp_path):
     pair = NetworkPair(study.data[0].name, "SCP, slice", "Base")
     (difference,) = [d for d in differences(record) if d.comparison == pair]
     assert difference.interval.verdict == "higher" and difference.verdict == "none"
+    assert widened(difference).endswith(", but not with every seed")
 
 
 def test_a_gain_is_called_one(gain):

@@ -17,9 +17,10 @@ def bounds(low: float, high: float) -> str:
 
 
 def widened(difference: Difference) -> str:
-    """A difference and its widened interval."""
+    """A difference and its widened interval; where that leaves out 0 and nothing is shown, why not."""
     i = difference.interval
-    return f"{signed(i.mean)}, {bounds(i.family_low, i.family_high)}"
+    why = ", but not with every seed" if difference.verdict != i.verdict else ""
+    return f"{signed(i.mean)}, {bounds(i.family_low, i.family_high)}{why}"
 
 
 def pairs_text(values: Mapping[str, object]) -> str:

@@ -22,12 +22,12 @@ CAPTION = (
 PAGE_METHOD = """## How it is measured
 
 Written by `scp-models study page` from the `study.json` files in `docs/studies/`: do not edit. They hold every
-setting and every subject's scores; `scp-models study axes --out DIR` and `scp-models study frames --out DIR` make them
-(`frames --data` for real patients), and go on where they were stopped.
+setting and every subject's scores; `scp-models study axes --out DIR`, `study frames` and `study rates` make them
+(`--data` for real patients, `--full-resolution` for frames at full resolution), and go on where they were stopped.
 
 All networks of a study have the same loss, optimizer, steps, batches and seeds, and on one data set the same backbone,
 but for Base of four times the size, which has twice the widths. Base F and Base B get the same positions as SCP, as
-channels beside the image and before the last 3×3 layer. The control is SCP that is told
+channels: Base F beside the image, Base B before the last 3×3 layer. The control is SCP that is told
 one and the same position at every pixel: what it gains or loses is due to Φ as a parameterisation, not to location.
 Each training chooses its threshold on the validation subjects, by Dice; the test subjects are
 scored with it, on the grid of their files. Exclusive classes have no threshold: the most probable one counts, and
