@@ -181,6 +181,10 @@ def _same_task(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 def _must_agree(path: Path | str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     for key in sorted(stored.keys() | current.keys()):
         if _comparable(stored.get(key)) != _comparable(current.get(key)):
+            parts = [_comparable(of.get(key) or {}) for of in (stored, current)]
+            if all(isinstance(part, Mapping) for part in parts):
+                # Of many options, the first that differs.
+                _must_agree(path, *({f"{key}.{name}": value for name, value in part.items()} for part in parts))
             raise UserError(
                 f"{path}: expected a checkpoint of this run, with {key} = {current.get(key)!r}; got {stored.get(key)!r}"
             )

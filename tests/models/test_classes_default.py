@@ -76,6 +76,26 @@ def test_labels_by_number_may_share_a_name(tmp_path):
     assert task_of_data_set(tmp_path, "lits")[0].classes == (("liver", (1,)), ("tumour", (2, 3)), ("vessel", (4,)))
 
 
+def test_background_of_several_values_is_no_class(tmp_path):
+    labels = {"0": "background", "1": "background", "2": "organ"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "labels": labels}))
+    task, _ = task_of_data_set(tmp_path, "wmh")
+    assert task.target == (2,) and task.classes == ()
+    labels["3"] = "vessel"
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "labels": labels}))
+    assert dict(task_of_data_set(tmp_path, "wmh")[0].classes) == {"organ": (2,), "vessel": (3,)}
+
+
+def test_labels_that_are_no_integers_are_not_rounded(tmp_path, caplog):
+    for value in (1.5, True):
+        described(tmp_path, {"background": 0, "left": value, "right": 2})
+        assert task_of_data_set(tmp_path, "wmh")[0].classes == ()
+        assert "dataset.json: labels cannot be read" in caplog.text
+        caplog.clear()
+    described(tmp_path, {"background": 0.0, "left": 1.0, "right": 2.0})
+    assert task_of_data_set(tmp_path, "wmh")[0].class_names == ("left", "right")
+
+
 @pytest.mark.parametrize("preset", ["wmh", "lits"])
 def test_regions_that_overlap_are_refused_in_one_line(tmp_path, preset):
     described(tmp_path, {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
@@ -83,8 +103,9 @@ def test_regions_that_overlap_are_refused_in_one_line(tmp_path, preset):
         task_of_data_set(tmp_path, preset)
     assert str(error.value) == (
         f"{tmp_path}/dataset.json: classes: expected each label value in one class, got 2 in 'whole' and 'core' "
-        "(overlapping regions are no exclusive classes): give --data.target N for one of them, or --data.classes "
-        "'{NAME: VALUES, ...}' for classes of your own (for evaluate --target N, --classes NAME=VALUES)"
+        "(overlapping regions are no exclusive classes): give --data.target '[VALUES]' for one of them, or "
+        "--data.classes '{NAME: VALUES, ...}' for classes of your own (for evaluate --target N, again for more, "
+        "--classes NAME=VALUES)"
     )
     assert task_of_data_set(tmp_path, preset, target=[2, 3])[0].target == (2, 3)
     parts = {"edema": 1, "core": [2, 3]}
@@ -108,16 +129,18 @@ def test_regions_that_overlap_are_refused_in_one_line(tmp_path, preset):
         ("wmh", ["T1", "FLAIR"], ("WMH", "Other pathology")),
         ("wmh", ["T1", "FLAIR"], ("White matter hyperintensities", "other-pathologies")),
         ("wmh", ["T1", "FLAIR"], ("lesion", "other")),
+        ("wmh", ["T1", "FLAIR"], ("WM lesions", "others")),
+        ("wmh", ["T1", "FLAIR"], ("WM_hyperintensities", "Other lesions")),
     ],
 )
 def test_published_labels_keep_the_presets_target(tmp_path, caplog, preset, channels, names):
     described(tmp_path, {"background": 0, **{name: k for k, name in enumerate(names, start=1)}}, channels)
     task, options = task_of_data_set(tmp_path, preset)
     assert task == get_task(preset) and options is None
-    target = {"lits": 2, "wmh": 1}[preset]
+    target, as_in = {"lits": (2, ", as"), "wmh": (1, " and [2] is ignored, as")}[preset]
     assert (
-        f"dataset.json: of its labels {names[0]} = 1, {names[1]} = 2 the target is [{target}], as task {preset} has it "
-        "(--data.classes all for each of them"
+        f"dataset.json: of its labels {names[0]} = 1, {names[1]} = 2 the target is [{target}]{as_in} task {preset} has "
+        "it (--data.classes all for each of them"
     ) in caplog.text
     task, _ = task_of_data_set(tmp_path, preset, classes="all")
     assert task.class_names == names and task.ignored == ()
@@ -209,6 +232,21 @@ def test_a_run_goes_on_with_what_it_was_trained_with(run, succeed, tmp_path, cap
     succeed("predict", path, root, "--out", tmp_path / "out")
     predicted = np.asarray(nib.load(tmp_path / "out" / "case_0.nii.gz").dataobj)
     assert predicted.dtype == np.int16 and set(np.unique(predicted)) <= {0, 1, 2, 300}
+
+
+def test_a_run_keeps_its_classes_where_labels_are_one_or_published(run, succeed, tmp_path):
+    root, out = write_classes(tmp_path / "data", 5, values=(1, 2, 3), layout="datalist"), tmp_path / "run"
+    task = ("--data.task", "lits", "--data.resize", "false")
+    succeed(*fit_arguments(root, out, 1, *task))
+    content = json.loads((root / "dataset.json").read_text())
+    for epochs, names in ((2, ["left"]), (3, ["liver", "tumour"])):
+        content["labels"] = {"background": 0, **{name: k for k, name in enumerate(names, start=1)}}
+        (root / "dataset.json").write_text(json.dumps(content))
+        succeed(*fit_arguments(root, out, epochs, *task, "--ckpt_path", "last"))
+        assert load_model(out / "checkpoints" / "last.ckpt").task.class_names == ("left", "right", "middle")
+    # What differs is said, and no other options.
+    result = run(*fit_arguments(root, out, 4, *task, "--ckpt_path", "last", "--data.ignored", "[7]"))
+    refused(result, "expected a checkpoint of this run, with task_options.ignored = [7]; got None")
 
 
 # Finished predictions

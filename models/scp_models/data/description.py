@@ -25,7 +25,8 @@ class Description:
     @property
     def foreground(self) -> dict[str, tuple[int, ...]]:
         """Without background and nnU-Net's ``ignore``."""
-        return {name: values for name, values in self.labels.items() if name != "ignore" and values != (0,)}
+        no_class = ("ignore", BACKGROUND)
+        return {name: values for name, values in self.labels.items() if name not in no_class and values != (0,)}
 
     def has_own_labels(self, name: str) -> bool:
         """Whether there are several foreground labels, which are not those of the preset's published data."""
@@ -63,9 +64,11 @@ class Description:
             elif foreground and [*foreground.values()] != [preset.target]:
                 options["target"] = list(*foreground.values())
         elif "target" not in options:
+            left_out = preset.ignored if "ignored" not in options else ()
+            as_in = f" and {list(left_out)} is ignored, as" if left_out else ", as"
             note(
-                f"{self.path}: of its labels {_listed_labels(self.foreground)} the target is {list(preset.target)}, as "
-                f"task {name} has it (--data.classes all for each of them, for evaluate --classes all)"
+                f"{self.path}: of its labels {_listed_labels(self.foreground)} the target is {list(preset.target)}"
+                f"{as_in} task {name} has it (--data.classes all for each of them, for evaluate --classes all)"
             )
         if "ignored" not in options:
             chosen = set(options.get("target", preset.target))
@@ -81,8 +84,8 @@ class Description:
             classes = resolve_classes(ALL, labels, str(self.path))
         except UserError as error:
             raise UserError(
-                f"{error}: give --data.target N for one of them, or --data.classes '{{NAME: VALUES, ...}}' for classes "
-                "of your own (for evaluate --target N, --classes NAME=VALUES)"
+                f"{error}: give --data.target '[VALUES]' for one of them, or --data.classes '{{NAME: VALUES, ...}}' "
+                "for classes of your own (for evaluate --target N, again for more, --classes NAME=VALUES)"
             ) from error
         foreground = {label: values for label, values in classes.items() if label != BACKGROUND}
         note(
@@ -162,10 +165,16 @@ def _label_values(labels: Any) -> dict[str, tuple[int, ...]] | None:
             name, numbers = (value, key) if str(key).isdigit() else (key, value)
             members = numbers if isinstance(numbers, list) else [numbers]
             # By number, several may have one name.
-            result[str(name)] = (*result.get(str(name), ()), *(int(member) for member in members))
+            result[str(name)] = (*result.get(str(name), ()), *(_label_value(member) for member in members))
     except (TypeError, ValueError, AttributeError):
         return None
     return result
+
+
+def _label_value(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"expected an integer, got {value}")
+    return int(value)
 
 
 def _listed_labels(labels: Mapping[str, Sequence[int]]) -> str:

@@ -165,8 +165,8 @@ LABEL_NAMES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 """Of the presets' published data, for classes by name."""
 _SPELLINGS = {
-    "wmh": r"wmhs?|(white matter )?(hyperintensit(y|ies)|lesions?)",
-    "other": r"other( patholog(y|ies))?",
+    "wmh": r"wmhs?|((white matter|wm) )?(hyperintensit(y|ies)|lesions?)",
+    "other": r"others?|other (patholog(y|ies)|lesions?)",
     "tumour": r"(liver )?(tumou?rs?|cancer|lesions?)",
 }
 """Of these names in other copies of the data, such as the Decathlon's and nnU-Net's."""

@@ -147,14 +147,16 @@ def _resumed_from(config: Any) -> Any:
 
 def _keep_labels(data: Any, checkpoint: Any) -> None:
     """A run that goes on keeps its target or classes where none are given, whatever the data set's labels would be."""
-    description = read_description(data["root"])
-    if description is None or not description.has_own_labels(data["task"]) or data["target"] or data["classes"]:
+    if data["target"] or data["classes"]:
         return
     options = read_checkpoint(checkpoint)["hyper_parameters"].get("task_options") or {}
+    description = read_description(data["root"])
     if "classes" in options:
         data["classes"] = options["classes"]
-    else:
-        data["target"] = options.get("target", list(TASKS[data["task"]].target))
+    elif "target" in options:
+        data["target"] = options["target"]
+    elif description is not None and description.has_own_labels(data["task"]):
+        data["target"] = list(TASKS[data["task"]].target)
 
 
 def resolve_config(name: str) -> str:
