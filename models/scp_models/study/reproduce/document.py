@@ -182,9 +182,7 @@ def summary_sentence(record: Record, data: StudyData) -> str:
     family, phrases = len(record.comparisons), []
     for other in AGAINST:
         difference = paired_difference(record, NetworkPair(data.name, TESTED, other), "dice", family)
-        outcome = "no difference shown" if difference.interval.verdict == "none" else difference.interval.verdict
-        if difference.verdict != difference.interval.verdict:
-            outcome += ", but not with every seed"
+        outcome = "no difference shown" if difference.verdict == "none" else difference.verdict
         printed = (SCORES[data.task][TESTED].dice - SCORES[data.task][other].dice) / 100
         phrases.append(f"{other}, {outcome} ({widened(difference)}; the paper {signed(printed, 4)})")
     return f"{data.name}: Dice of {TESTED} against {'; '.join(phrases)}."
