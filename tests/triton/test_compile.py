@@ -41,6 +41,7 @@ def problem(**changes) -> Problem:
 ODD = {"channels": 13, "num_classes": 3, "hidden": (100, 72), "spatial_shape": (37, 151)}
 COMPILED = [  # every architecture once, and every thing that makes another kernel
     (75, {}, False),
+    (75, {"spatial_shape": (37, 151)}, False),
     (75, {"channels": 8, "hidden": (64, 64)}, False),
     (75, {"channels": 16, "hidden": (128, 128)}, False),
     (80, {}, False),

@@ -128,9 +128,9 @@ FEW_MULTIPROCESSORS = (75, 75)
 
 TABLE = (
     TableEntry(FORWARD, Configuration((8, 8), 8, 32, 1, max_registers=255), FEW_MULTIPROCESSORS, outputs=(1, 16)),
-    TableEntry(FORWARD, Configuration((8, 8), 8, 32, 2, max_registers=128), FEW_MULTIPROCESSORS, outputs=(17, 32)),
+    TableEntry(FORWARD, Configuration((8, 8), 8, 32, 2, max_registers=136), FEW_MULTIPROCESSORS, outputs=(17, 32)),
     TableEntry(FEATURES, Configuration((8, 8), 8, 32, 1, max_registers=128), FEW_MULTIPROCESSORS, outputs=(1, 8)),
-    TableEntry(FEATURES, Configuration((8, 8), 8, 32, 2, max_registers=128), FEW_MULTIPROCESSORS, outputs=(9, 32)),
+    TableEntry(FEATURES, Configuration((8, 8), 8, 32, 2, max_registers=168), FEW_MULTIPROCESSORS, outputs=(9, 32)),
     TableEntry(PARAMETERS, Configuration((8, 8), 8, 32, 1, max_registers=255), FEW_MULTIPROCESSORS, outputs=(1, 8)),
     TableEntry(PARAMETERS, Configuration((8, 8), 8, 32, 2, max_registers=255), FEW_MULTIPROCESSORS, outputs=(9, 16)),
     TableEntry(FORWARD, Configuration((8, 8), 8, 32, 4, max_registers=128), outputs=(1, 32)),
