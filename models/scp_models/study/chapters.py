@@ -9,7 +9,7 @@ from scp_models.study.advice import sentences_of
 from scp_models.study.analysis import Difference, of_network, spread, thresholds
 from scp_models.study.axes import PLAIN_HEAD, TESTED_HEAD
 from scp_models.study.frames import FRAME_CONTROL
-from scp_models.study.markdown import bounds, listed, markdown, pairs_text
+from scp_models.study.markdown import bounds, by_seed, listed, markdown, pairs_text
 from scp_models.study.rates import base_at, head_at, head_settings, is_of_rates
 from scp_models.study.record import Record
 
@@ -185,7 +185,7 @@ def _differences(record: Record, outcomes: Sequence[Difference], levels: Mapping
             i = d.interval
             row = [
                 f"{d.comparison.network} − {d.comparison.other}", signed(i.mean), bounds(i.low, i.high),
-                bounds(i.family_low, i.family_high), ", ".join(signed(value) for value in d.by_seed), d.verdict,
+                bounds(i.family_low, i.family_high), by_seed(d), d.verdict,
             ]  # fmt: skip
             rows.append([title if d is of_data[0] else "", *row] if len(levels) > 1 else row)
     headings = ["Dice", "difference", "95 %", f"widened for {record.family} comparisons", "by seed", "shown"]

@@ -1,11 +1,14 @@
 """The commands ``scp-models study …``: only options; what they do is imported when they run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from scp_models.errors import UserError
+
+if TYPE_CHECKING:
+    from scp_models.study.design import Study
 
 study_app = typer.Typer(
     help="Studies: many trainings side by side, resumed, compared and written up.", no_args_is_help=True
@@ -16,12 +19,23 @@ Seeds = Annotated[int, typer.Option(help="Trainings of each network.", min=1)]
 Folds = Annotated[int, typer.Option(help="Of the cross-validation on real data.", min=2)]
 
 
+Patients = Annotated[
+    Path | None, typer.Option(help="Real patients in the WMH challenge's layout; phantoms if not given.")
+]
+
+
+def _run(study: "Study", out: Path, data: Path | None, jobs: int | None) -> None:
+    """A study of phantoms, or of one data set whose files are ``data``."""
+    from scp_models.study.runner import run_study
+
+    folders = {} if data is None else {study.data[0].name: data}
+    typer.echo(run_study(study, out, folders=folders, jobs=jobs))
+
+
 @study_app.command()
 def frames(
     out: Annotated[Path, typer.Option(help="Folder of the study; the same again resumes it.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Real patients in the WMH challenge's layout; phantoms if not given.")
-    ] = None,
+    data: Patients = None,
     full_resolution: Annotated[
         bool, typer.Option("--full-resolution", help="Of --data: pixels of 1 mm, not of 2 mm, and fewer networks.")
     ] = False,
@@ -31,22 +45,18 @@ def frames(
 ) -> None:
     """Compare what positions are measured in, with SCP, Base F and Base B, beside Base and SCP without positions."""
     from scp_models.study.frames import full_resolution_study, patients_study, phantoms_study
-    from scp_models.study.runner import run_study
 
     if full_resolution and data is None:
         raise UserError("--full-resolution: expected real patients by --data, phantoms have one resolution")
     on_patients = full_resolution_study if full_resolution else patients_study
     study = phantoms_study(seeds) if data is None else on_patients(seeds, folds)
-    folders = {} if data is None else {study.data[0].name: data}
-    typer.echo(run_study(study, out, folders=folders, jobs=jobs))
+    _run(study, out, data, jobs)
 
 
 @study_app.command()
 def rates(
     out: Annotated[Path, typer.Option(help="Folder of the study; the same again resumes it.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Real patients in the WMH challenge's layout; phantoms if not given.")
-    ] = None,
+    data: Patients = None,
     seeds: Seeds = 5,
     folds: Folds = 3,
     jobs: Jobs = None,
@@ -55,11 +65,9 @@ def rates(
     scale.
     """
     from scp_models.study.rates import rates_on_patients, rates_on_phantoms
-    from scp_models.study.runner import run_study
 
     study = rates_on_phantoms(seeds) if data is None else rates_on_patients(seeds, folds)
-    folders = {} if data is None else {study.data[0].name: data}
-    typer.echo(run_study(study, out, folders=folders, jobs=jobs))
+    _run(study, out, data, jobs)
 
 
 @study_app.command()

@@ -23,6 +23,11 @@ def widened(difference: Difference) -> str:
     return f"{signed(i.mean)}, {bounds(i.family_low, i.family_high)}{why}"
 
 
+def by_seed(difference: Difference) -> str:
+    """A difference with each seed."""
+    return ", ".join(signed(value) for value in difference.by_seed)
+
+
 def pairs_text(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from scp_models.evaluation.metrics import harmonic_mean
 from scp_models.files import atomic_path
 from scp_models.report.html import signed
-from scp_models.study.analysis import Difference, paired_difference, spread, training_seconds
+from scp_models.study.analysis import paired_difference, spread, training_seconds
 from scp_models.study.design import NetworkPair
-from scp_models.study.markdown import bounds
+from scp_models.study.markdown import bounds, by_seed
 from scp_models.study.record import Record
 from scp_models.study.reproduce.costs import PAPER_OPERATOR, CostRow
 from scp_models.study.reproduce.design import AGAINST, TESTED
@@ -121,17 +121,13 @@ def tested_table(record: Record, data: str) -> Table:
         i, verdict = difference.interval, difference.verdict
         rows.append(_cells(
             f"{TESTED} − {other}", signed(i.mean), bounds(i.low, i.high), bounds(i.family_low, i.family_high),
-            _by_seed(difference), verdict,
+            by_seed(difference), verdict,
         ))  # fmt: skip
         values.append([TESTED, other, i.mean, i.low, i.high, i.family_low, i.family_high, verdict])
     columns = ["network", "other", "mean", "low", "high", "family_low", "family_high", "verdict"]
     headings = ["Dice", "difference", "95 %", f"widened for {family} comparisons", "by seed", "shown"]
     title = f"{TESTED} against others: {data}"
     return Table(f"differences-{data.lower()}", title, f"{SHOWN}.", headings, rows, values, columns)
-
-
-def _by_seed(difference: Difference) -> str:
-    return ", ".join(signed(value) for value in difference.by_seed)
 
 
 def ablation_table(record: Record, data: str, names: Sequence[str], to: str) -> Table:
@@ -148,7 +144,7 @@ def ablation_table(record: Record, data: str, names: Sequence[str], to: str) -> 
         parameters = record.runs(data, name)[0]["parameters"] / base[0]
         seconds = training_seconds(record, data, name) / base[1]
         rows.append(_cells(
-            name, f"{100 * mean:.2f}", signed(i.mean), bounds(i.family_low, i.family_high), _by_seed(difference),
+            name, f"{100 * mean:.2f}", signed(i.mean), bounds(i.family_low, i.family_high), by_seed(difference),
             verdict, f"{parameters:.2f}", f"{seconds:.2f}",
         ))  # fmt: skip
         values.append([name, mean, i.mean, i.family_low, i.family_high, verdict, parameters, seconds])
