@@ -1,8 +1,9 @@
 """Fails when the operator has become slower beside its peers.
 
 ``pytest benchmarks --benchmark-only --short --record DIR`` and then ``python -m benchmarks.guard DIR/<machine>.json``
-compare ratios taken within one run with the floors of ``benchmarks/floors.json`` for the machine's instruction set
-(``torch.backends.cpu.get_cpu_capability()``: wider vectors do not help all entrants alike). After a change that makes
+compare ratios taken within one run with the floors of ``benchmarks/floors.json`` for the processor: its name and its
+instruction set (``torch.backends.cpu.get_cpu_capability()``), since neither wider vectors nor another memory help all
+entrants alike. A processor without floors meets the lowest of those with its instruction set. After a change that makes
 things faster, ``python -m benchmarks.guard --write RESULTS.json`` derives these floors anew from a record of an idle
 machine.
 """
@@ -12,6 +13,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from benchmarks.machine import family
 
 FLOORS = Path(__file__).parent / "floors.json"
 # Machines differ and are shared: what is left of a ratio may fall to this part of what was recorded.
@@ -44,6 +47,14 @@ def below_floor(races: dict[str, Any], floors: dict[str, dict[str, float]]) -> l
     return problems
 
 
+def lowest(families: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of several processors' floors the lowest, peer by peer."""
+    return {
+        name: {who: min(floors[name][who] for floors in families) for who in peers}
+        for name, peers in families[0].items()
+    }
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guard", description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, metavar="RESULTS.json")
@@ -52,15 +63,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     results = json.loads(options.results.read_text())
     races, vectors = results["races"], results["machine"]["vectors"]
-    per_vectors = json.loads(options.floors.read_text()) if options.floors.exists() else {}
+    processor = family(results["machine"])
+    recorded = json.loads(options.floors.read_text()) if options.floors.exists() else {}
     if options.write:
-        per_vectors[vectors] = floors(races, [name for name, race in races.items() if race["what"] == "operator"])
-        options.floors.write_text(json.dumps(per_vectors, indent=1) + "\n")
+        recorded[processor] = floors(races, [name for name, race in races.items() if race["what"] == "operator"])
+        options.floors.write_text(json.dumps(recorded, indent=1) + "\n")
         return 0
-    if vectors not in per_vectors:
+    alike = [name for name in recorded if name.endswith(f"-{vectors.lower()}")]
+    if not alike:
         print(f"{options.floors}: no floors for {vectors}; `make floors` on an idle machine of this kind adds them")
         return 1
-    expected = per_vectors[vectors]
+    if processor not in recorded:
+        print(f"no floors for {processor} yet: the lowest of {', '.join(alike)}; `make floors` adds them")
+    expected = recorded[processor] if processor in recorded else lowest([recorded[name] for name in alike])
     messages = below_floor(races, expected)
     for message in messages:
         print(message)

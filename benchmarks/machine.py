@@ -46,9 +46,14 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 def slug(machine: dict[str, Any]) -> str:
     """A file's name for the machine, like ``nvidia-geforce-rtx-2080-ti`` or ``epyc-avx2-8-cores``."""
+    return f"{family(machine)}-{machine['cores']}-cores" if machine["kind"] == "cpu" else family(machine)
+
+
+def family(machine: dict[str, Any]) -> str:
+    """The processor's name with its vectors, like ``epyc-avx2``, or the GPU's."""
     name = re.sub(r"\([A-Za-z]+\)|\b(CPU|Processor|Intel|AMD|\d+-Core)\b|@.*", " ", machine["device"])
     if machine["kind"] == "cpu":
-        name += f" {machine['vectors']} {machine['cores']} cores"
+        name += f" {machine['vectors']}"
     return "-".join(re.findall(r"[a-z0-9]+", name.lower()))
 
 

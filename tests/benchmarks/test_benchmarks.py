@@ -16,10 +16,11 @@ def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
     return run_python("-m", f"benchmarks.{module}", *arguments, check=False)
 
 
-def results(path: Path, ratio: float, vectors: str = "AVX2") -> Path:
+def results(path: Path, ratio: float, vectors: str = "AVX2", device: str = "AMD EPYC") -> Path:
     subjects = {"batch-shared": {"ratio": ratio, "ours": False}, "cpu": {"ratio": 1.0, "ours": True}}
     races = {"operator forward small": {"what": "operator", "subjects": subjects}}
-    path.write_text(json.dumps({"machine": {"vectors": vectors}, "races": races}))
+    described = {"kind": "cpu", "device": device, "vectors": vectors}
+    path.write_text(json.dumps({"machine": described, "races": races}))
     return path
 
 
@@ -28,7 +29,7 @@ def floors(tmp_path):
     """Derived from a recorded ratio of 30, so 10."""
     file = tmp_path / "floors.json"
     assert run("guard", results(tmp_path / "recorded.json", 30.0), "--write", "--floors", file).returncode == 0
-    assert json.loads(file.read_text()) == {"AVX2": {"operator forward small": {"batch-shared": 10.0}}}
+    assert json.loads(file.read_text()) == {"epyc-avx2": {"operator forward small": {"batch-shared": 10.0}}}
     return file
 
 
@@ -41,7 +42,7 @@ def test_the_guard_fails_under_its_floor(tmp_path, floors, ratio, status):
 
 def test_the_guard_fails_where_a_race_was_not_run(tmp_path, floors):
     nothing = tmp_path / "nothing.json"
-    nothing.write_text('{"machine": {"vectors": "AVX2"}, "races": {}}')
+    nothing.write_text('{"machine": {"kind": "cpu", "device": "AMD EPYC", "vectors": "AVX2"}, "races": {}}')
     done = run("guard", nothing, "--floors", floors)
     assert done.returncode == 1 and "has not been run" in done.stdout
 
@@ -54,6 +55,19 @@ def test_each_instruction_set_has_floors_of_its_own(tmp_path, floors):
     assert run("guard", wider, "--floors", floors).returncode == 0
     assert run("guard", results(tmp_path / "now.json", 15.0), "--floors", floors).returncode == 0
     assert run("guard", results(tmp_path / "now.json", 15.0, "AVX512"), "--floors", floors).returncode == 1
+
+
+def test_each_processor_has_floors_of_its_own_and_a_new_one_the_lowest(tmp_path, floors):
+    slower = "Intel(R) Xeon(R) Processor"
+    done = run("guard", results(tmp_path / "now.json", 10.1, device=slower), "--floors", floors)
+    assert done.returncode == 0 and "no floors for xeon-avx2 yet: the lowest of epyc-avx2" in done.stdout
+    assert run("guard", results(tmp_path / "now.json", 9.9, device=slower), "--floors", floors).returncode == 1
+    recorded = results(tmp_path / "recorded.json", 15.0, device=slower)
+    assert run("guard", recorded, "--write", "--floors", floors).returncode == 0
+    for device, least in ((slower, 5.0), ("AMD EPYC", 10.0), ("Apple M9", 5.0)):
+        for ratio, status in ((least + 0.1, 0), (least - 0.1, 1)):
+            now = results(tmp_path / "now.json", ratio, device=device)
+            assert run("guard", now, "--floors", floors).returncode == status, (device, ratio)
 
 
 def test_the_document_is_what_the_records_give(tmp_path):
