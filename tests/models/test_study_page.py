@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from scp_models.errors import UserError
-from scp_models.study.advice import links_below
+from scp_models.study.advice import links_below, sentences_of
 from scp_models.study.analysis import differences, spread
 from scp_models.study.chapters import picture_of, picture_rows
 from scp_models.study.design import NetworkPair
 from scp_models.study.frames import FRAME_CONTROL, patients_study, phantoms_study
 from scp_models.study.markdown import widened
 from scp_models.study.page import PAGE_BEGIN, PAGE_END, PICTURE, advice, page_text, replace_advice, write_page
-from scp_models.study.rates import head_at, rates_on_phantoms
+from scp_models.study.rates import head_at, rates_on_patients, rates_on_phantoms
 from scp_models.study.record import FORMAT, read_record
 from tests.support.commands import scp_models
 
@@ -161,6 +161,12 @@ def test_a_rate_at_which_the_control_loses_is_named(tmp_path):
     text = advice([record], {record.name: differences(record)})
     assert "s = 1: the control was lower than Base at 0.004, h 256 (−0.1" in text
     assert "s = 1: SCP was lower than Base nowhere; half scaled: the control was lower than Base nowhere" in text
+
+
+def test_forms_of_phi_that_were_not_trained_are_not_spoken_of(tmp_path):
+    record = record_of(rates_on_patients(), tmp_path / "study.json", {})
+    (sentence,) = sentences_of(record, differences(record))
+    assert "s = 1: SCP was lower than Base nowhere." in sentence and "scaled" not in sentence
 
 
 def test_a_study_of_rates_has_a_picture_of_its_own(gain, tmp_path):

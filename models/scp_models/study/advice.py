@@ -114,6 +114,8 @@ def rates_sentence(data: Mapping[str, Any], outcomes: Sequence[Difference]) -> s
                 )
                 for rate, hidden in cases
             }
+            if not any(against.values()):
+                continue
             lower = [f"{c} ({widened(d)})" for c, d in against.items() if d is not None and d.verdict == "lower"]
             phrases.append(f"{form}: {title} was lower than Base {'at ' + listed(lower) if lower else 'nowhere'}")
     return f"**How fast Φ learns** ({name}): {'; '.join(phrases)}."
