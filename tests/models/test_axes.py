@@ -22,7 +22,7 @@ from scp_models.phantoms import generate_wmh, templates, wmh
 from scp_models.phantoms.brain import make_brain
 from scp_models.phantoms.lesions import BlobRule, in_ellipse
 from scp_models.phantoms.writing import subject_seed
-from scp_models.study.advice import advice_by_hand, links_below, sentences_of
+from scp_models.study.advice import Advice, advice_by_hand, links_below, sentences_of
 from scp_models.study.analysis import differences
 from scp_models.study.axes import (
     AXES,
@@ -40,7 +40,7 @@ from scp_models.study.axes import (
     receptive_field,
 )
 from scp_models.study.job import CHECKPOINT, new_model
-from scp_models.study.page import page_text, write_page
+from scp_models.study.page import EVERYTHING_PICTURE, PAGE_BEGIN, PAGE_END, PICTURE, page_text, read_advice, write_page
 from scp_models.study.patches import PatchedSlices
 from scp_models.study.prepared import prepare_data
 from scp_models.study.progress import Display
@@ -271,7 +271,7 @@ def test_exclusive_classes_are_scored_by_the_most_probable(finished, record):
 def test_the_page_has_what_is_finished_and_names_the_rest(record, tmp_path):
     outcomes = {record.name: differences(record)}
     page = write_page([record], tmp_path / "page.md").read_text()
-    assert page == page_text([record], outcomes)
+    assert page == page_text([record], outcomes, read_advice([record], outcomes))
     assert "### Place\n" in page and "### Sides\n" in page and "### What is left" not in page
     assert "counted among the comparisons all the same: What is left." in page
     assert f"widened for {3 * 3} comparisons" in page and "57 to choose from, 0.00091 to 0.999" in page
@@ -291,7 +291,7 @@ def test_sentences_follow_the_verdicts(record, tmp_path):
     assert sides.startswith("**Sides**: no gain over both Base and its control was shown with there (+0.000")
 
 
-def claims(tmp_path, record, text: str) -> str:
+def claims(tmp_path, record, text: str) -> Advice:
     (tmp_path / "advice.md").write_text(text)
     return advice_by_hand(tmp_path / "advice.md", [record], {record.name: differences(record)})
 
@@ -302,7 +302,7 @@ def test_advice_by_hand_is_held_to_the_records(record, tmp_path):
         if (d.comparison.data, d.comparison.network, d.comparison.other) == (SIDES, TESTED_HEAD, PLAIN_HEAD)
     )  # fmt: skip
     said = "Use it if {{%s | Left and right, patches | SCP | Base}}, [see](frames.md)."
-    text = claims(tmp_path, record, said % difference.verdict)
+    text = claims(tmp_path, record, said % difference.verdict).text
     mean = f"{abs(difference.interval.mean):.3f}"
     assert text.startswith("Use it if ") and mean in text and " to " in text and "{{" not in text
     assert links_below(text, "docs/").endswith("[see](docs/frames.md).")
@@ -313,3 +313,25 @@ def test_advice_by_hand_is_held_to_the_records(record, tmp_path):
         claims(tmp_path, record, "{{none | Left and right, patches | SCP | Bass}}")
     with pytest.raises(UserError, match="got one of another form"):
         claims(tmp_path, record, "{{maybe | Left and right, patches | SCP | Base}}")
+
+
+def test_the_first_part_of_an_advice_is_the_readmes_and_its_table_the_picture(record, tmp_path):
+    source = (
+        "Use it.\n\n## Why\n\nSo.\n\n## Picture\n\n| row | data set | network | other |\n| --- | --- | --- | --- |\n"
+        "| Sides | | | |\n| in patches | Left and right, patches | SCP | Base |\n"
+    )
+    advice = claims(tmp_path, record, source)
+    assert (advice.text, advice.detail, [*advice.picture]) == ("Use it.", "## Why\n\nSo.", ["Sides"])
+    difference = advice.picture["Sides"]["in patches"]
+    assert (difference.comparison.data, difference.comparison.other) == (SIDES, PLAIN_HEAD)
+    (tmp_path / "README.md").write_text(f"{PAGE_BEGIN}\n{PAGE_END}\n")
+    page = write_page([record], tmp_path / "docs" / "page.md", tmp_path / "README.md", tmp_path / "advice.md")
+    readme, text = (tmp_path / "README.md").read_text(), page.read_text()
+    assert f"docs/{PICTURE}" in readme and "Use it." in readme and "So." not in readme
+    assert "\n\n## Why\n\nSo.\n\n## How it is measured" in text and "| in patches |" not in text
+    pictures = [(page.parent / name).read_bytes() for name in (PICTURE, EVERYTHING_PICTURE)]
+    assert EVERYTHING_PICTURE in text and pictures[0] != pictures[1]
+    with pytest.raises(UserError, match=r"expected rows as \| text .* got \| x \| y \|"):
+        claims(tmp_path, record, source + "| x | y |\n")
+    with pytest.raises(UserError, match="expected comparisons of the studies, got SCP − Bass"):
+        claims(tmp_path, record, source.replace("SCP | Base |", "SCP | Bass |"))

@@ -13,7 +13,17 @@ from scp_models.study.chapters import picture_of, picture_rows
 from scp_models.study.design import NetworkPair
 from scp_models.study.frames import FRAME_CONTROL, patients_study, phantoms_study
 from scp_models.study.markdown import widened
-from scp_models.study.page import PAGE_BEGIN, PAGE_END, PICTURE, advice, page_text, replace_advice, write_page
+from scp_models.study.page import (
+    EVERYTHING_PICTURE,
+    PAGE_BEGIN,
+    PAGE_END,
+    PICTURE,
+    advice_with_picture,
+    page_text,
+    read_advice,
+    replace_advice,
+    write_page,
+)
 from scp_models.study.rates import head_at, rates_on_patients, rates_on_phantoms
 from scp_models.study.record import FORMAT, read_record
 from tests.support.commands import scp_models
@@ -64,11 +74,11 @@ def test_the_page_is_what_the_records_say():
     records = [read_record(path) for path in STUDIES]
     assert records, "no study.json below docs/studies"
     outcomes = {record.name: differences(record) for record in records}
-    by_hand = ADVICE if ADVICE.is_file() else None
-    assert PAGE.read_text(encoding="utf-8") == page_text(records, outcomes, by_hand)
-    block = f"{PAGE_BEGIN}\n\n{links_below(advice(records, outcomes, by_hand), 'docs/')}\n\n{PAGE_END}"
+    advice = read_advice(records, outcomes, ADVICE)
+    assert PAGE.read_text(encoding="utf-8") == page_text(records, outcomes, advice)
+    block = f"{PAGE_BEGIN}\n\n{links_below(advice_with_picture(advice), 'docs/')}\n\n{PAGE_END}"
     assert block in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert (PAGE.parent / PICTURE).is_file()
+    assert advice.picture and (PAGE.parent / PICTURE).is_file() and (PAGE.parent / EVERYTHING_PICTURE).is_file()
     assert all((PAGE.parent / picture_of(record)).is_file() for record in records if not record.axes)
 
 
@@ -132,18 +142,19 @@ def test_a_difference_that_one_training_does_not_have_is_not_shown(tmp_path):
 
 def test_a_gain_is_called_one(gain):
     outcomes = {gain.name: differences(gain)}
-    text = advice([gain], outcomes)
+    advice = read_advice([gain], outcomes)
+    text = advice.text
     assert text.count("**Use it** if only the") == 2 and "**Do not" not in text
     assert text.count("higher than Base's and its control's in the frames `foreground` (+0.2") == 2
     assert text.count("no gain over both Base and its control was shown in the frames `slice`") == 2
     assert text.count("gave less: SCP − Base F +0.2") == 2
-    page = page_text([gain], outcomes)
+    page = page_text([gain], outcomes, advice)
     assert "widened for 30 comparisons" in page and "a machine, 2 cores, Linux" in page and "preset recommended" in page
     assert "| SCP, foreground | **" in page and "fixed before it was run" in page
 
 
 def test_a_null_is_called_one(null):
-    text = advice([null], {null.name: differences(null)})
+    text = read_advice([null], {null.name: differences(null)}).text
     assert "**Use it**" not in text and "**Do not expect a gain** if lesions look like lesions" in text
     assert "lower than Base's in the frames `slice` (−0.2" in text
     assert "was shown in the frames `image`" in text and "gave as much, as far as was shown" in text
@@ -152,13 +163,13 @@ def test_a_null_is_called_one(null):
 def test_a_gain_that_the_control_has_too_is_not_the_places(tmp_path):
     means = {"SCP, foreground": 0.8, FRAME_CONTROL: 0.8}
     record = record_of(phantoms_study(), tmp_path / "study.json", means)
-    assert "**Use it**" not in advice([record], {record.name: differences(record)})
+    assert "**Use it**" not in read_advice([record], {record.name: differences(record)}).text
 
 
 def test_a_rate_at_which_the_control_loses_is_named(tmp_path):
     lost = head_at(4e-3, 256, "s = 1", control=True)
     record = record_of(rates_on_phantoms(), tmp_path / "study.json", {lost: 0.3})
-    text = advice([record], {record.name: differences(record)})
+    text = read_advice([record], {record.name: differences(record)}).text
     assert "s = 1: the control was lower than Base at 0.004, h 256 (−0.1" in text
     assert "s = 1: SCP was lower than Base nowhere; half scaled: the control was lower than Base nowhere" in text
 
@@ -203,8 +214,9 @@ def test_the_command_writes_page_picture_and_readme(gain, null, tmp_path):
     assert done.stdout.strip() == str(out)
     records = [gain, null]
     outcomes = {record.name: differences(record) for record in records}
-    assert out.read_text() == page_text(records, outcomes) and (out.parent / PICTURE).stat().st_size > 10_000
-    text = links_below(advice(records, outcomes), "docs/")
+    advice = read_advice(records, outcomes)
+    assert out.read_text() == page_text(records, outcomes, advice) and (out.parent / PICTURE).stat().st_size > 10_000
+    text = links_below(advice_with_picture(advice), "docs/")
     assert "(docs/frames.md)" in text and readme.read_text() == f"before\n{PAGE_BEGIN}\n\n{text}\n\n{PAGE_END}\nafter\n"
 
 

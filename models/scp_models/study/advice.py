@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +24,61 @@ LEAD = (
     "backbone sees the place by itself, and on what positions are measured in ([frames](frames.md)). SCP − Base in "
     "Dice, with intervals that are widened for the number of comparisons:"
 )
+PICTURE_HEADING = "## Picture"
+"""Of the last section of an advice by hand: the table of the rows of the picture on top."""
 _CLAIM = re.compile(r"\{\{\s*(higher|lower|none)\s*\|([^|{}]+)\|([^|{}]+)\|([^|{}]+)\}\}")
 _LINK = re.compile(r"\]\((?!https?:|#)")
 
 
-def advice_by_rule(records: Sequence[Record], outcomes: Outcomes) -> str:
+PictureGroups = Mapping[str, Mapping[str, Difference]]
+"""Of the picture on top: differences by row, by title of their group."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """When to use SCP and when not."""
+
+    text: str
+    """For a reader in a hurry: on top of the page, and in the README."""
+    detail: str = ""
+    """Sections that only the page has."""
+    picture: PictureGroups = field(default_factory=dict)
+    """What the picture on top shows; empty: SCP − Base on everything."""
+    is_by_rule: bool = False
+
+
+def advice_by_rule(records: Sequence[Record], outcomes: Outcomes) -> Advice:
     """One sentence per data set, or per axis, from its verdicts."""
     sentences = [sentence for record in records for sentence in sentences_of(record, outcomes[record.name])]
-    return "\n".join([LEAD, "", *(f"- {sentence}" for sentence in sentences)])
+    return Advice("\n".join([LEAD, "", *(f"- {sentence}" for sentence in sentences)]), is_by_rule=True)
 
 
-def advice_by_hand(path: Path, records: Sequence[Record], outcomes: Outcomes) -> str:
+def advice_by_hand(path: Path, records: Sequence[Record], outcomes: Outcomes) -> Advice:
     """The text of a file, with each of its claims in numbers.
 
     A claim is ``{{verdict | data set | network | other}}``: that the studies show the network ``higher`` or ``lower``
     than the other on the data set, or a difference as ``none``. It is written as the difference in Dice and its widened
-    interval.
+    interval. What stands below the first heading is detail. The section :data:`PICTURE_HEADING`, if there is one, is a
+    table: a row's text, data set, network and other; a row that has only a text begins a group.
 
     Raises:
-        UserError: the file cannot be read, or claims what the records do not show.
+        UserError: the file cannot be read, claims what the records do not show, or names what they do not have.
     """
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        source = path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise UserError(f"{path}: expected the advice, Markdown ({error.strerror})") from error
     everything = [d for record in records for d in outcomes[record.name]]
 
-    def in_numbers(match: re.Match[str]) -> str:
-        verdict, data, network, other = (part.strip() for part in match.groups())
+    def compared(data: str, network: str, other: str) -> Difference:
         difference = of_network(everything, data, network, other)
         if difference is None:
             raise UserError(f"{path}: expected comparisons of the studies, got {network} − {other} on {data!r}")
+        return difference
+
+    def in_numbers(match: re.Match[str]) -> str:
+        verdict, data, network, other = (part.strip() for part in match.groups())
+        difference = compared(data, network, other)
         if difference.verdict != verdict:
             raise UserError(
                 f"{path}: expected what the studies show, {difference.verdict!r} of {network} − {other} on {data!r}, "
@@ -61,10 +86,21 @@ def advice_by_hand(path: Path, records: Sequence[Record], outcomes: Outcomes) ->
             )
         return widened(difference)
 
-    written = _CLAIM.sub(in_numbers, text)
+    prose, _, table = source.partition(f"\n{PICTURE_HEADING}\n")
+    written = _CLAIM.sub(in_numbers, prose)
     if "{{" in written:
         raise UserError(f"{path}: expected claims as {{{{verdict | data | network | other}}}}, got one of another form")
-    return written
+    text, heading, detail = written.partition("\n## ")
+    groups: dict[str, dict[str, Difference]] = {}
+    for line in [line for line in table.splitlines() if line.startswith("|")][2:]:  # below its head
+        row, *pair = (cell.strip() for cell in line.strip().strip("|").split("|"))
+        if not any(pair):
+            group = groups.setdefault(row, {})
+        elif len(pair) == 3 and groups:
+            group[row] = compared(*pair)
+        else:
+            raise UserError(f"{path}: expected rows as | text | data | network | other | below a group, got {line}")
+    return Advice(text.strip(), (heading + detail).strip(), groups)
 
 
 def links_below(text: str, folder: str) -> str:

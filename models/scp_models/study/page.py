@@ -5,13 +5,14 @@ from pathlib import Path
 
 from scp_models.errors import UserError
 from scp_models.files import atomic_path
-from scp_models.study.advice import Outcomes, advice_by_hand, advice_by_rule, links_below
+from scp_models.study.advice import Advice, Outcomes, advice_by_hand, advice_by_rule, links_below
 from scp_models.study.analysis import differences
-from scp_models.study.chapters import chapter, panels, picture_of, picture_rows
+from scp_models.study.chapters import OVER_BASE, chapter, panels, picture_of, picture_rows
 from scp_models.study.pictures import forest, save_beside
 from scp_models.study.record import Record
 
 PICTURE = "images/when_scp_helps.png"
+EVERYTHING_PICTURE = "images/when_scp_helps_everywhere.png"
 PAGE_BEGIN = "<!-- written by scp-models study page: do not edit -->"
 PAGE_END = "<!-- end of what is written -->"
 
@@ -60,33 +61,50 @@ def write_page(records: Sequence[Record], path: Path, readme: Path | None = None
     shown = [panel for record in records for panel in panels(record, outcomes[record.name])]
     if not shown:
         raise UserError(f"{records[0].path}: expected a study of which at least one axis is finished")
-    text = page_text(records, outcomes, by_hand)
+    advice = read_advice(records, outcomes, by_hand)
+    text = page_text(records, outcomes, advice)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    save_beside(forest(shown, by_verdict=True), path, PICTURE)
+    if advice.picture:
+        rows_by_group = [
+            (group, {row: {OVER_BASE: difference} for row, difference in rows.items()})
+            for group, rows in advice.picture.items()
+        ]
+        save_beside(forest(rows_by_group, by_verdict=True), path, PICTURE)
+        save_beside(forest(shown, by_verdict=True), path, EVERYTHING_PICTURE)
+    else:
+        save_beside(forest(shown, by_verdict=True), path, PICTURE)
     for record in records:
         if not record.axes:
             rows = [(d["name"], picture_rows(record, outcomes[record.name], d["name"])) for d in record.data]
             save_beside(forest(rows), path, picture_of(record))
     if readme is not None:
-        replace_advice(readme, links_below(advice(records, outcomes, by_hand), f"{path.parent.name}/"))
+        replace_advice(readme, links_below(advice_with_picture(advice), f"{path.parent.name}/"))
     return path
 
 
-def page_text(records: Sequence[Record], outcomes: Outcomes, by_hand: Path | None = None) -> str:
+def page_text(records: Sequence[Record], outcomes: Outcomes, advice: Advice) -> str:
     """The page's Markdown."""
+    title = "SCP − Base everywhere"
+    everything = f"## {title}\n\n![{title}]({EVERYTHING_PICTURE})\n"
+    chapters = [chapter(record, outcomes[record.name], in_short=not advice.is_by_rule) for record in records]
     return "\n".join([
         "# When SCP helps\n",
-        f"![Differences in Dice between SCP and Base]({PICTURE})\n",
-        f"*{CAPTION}*\n",
-        f"{advice(records, outcomes, by_hand)}\n",
+        f"{advice_with_picture(advice)}\n",
+        *([f"{advice.detail}\n"] if advice.detail else []),
         PAGE_METHOD,
-        *(chapter(record, outcomes[record.name], in_short=by_hand is not None) for record in records),
+        *([everything] if advice.picture else []),
+        *chapters,
     ])  # fmt: skip
 
 
-def advice(records: Sequence[Record], outcomes: Outcomes, by_hand: Path | None = None) -> str:
-    """When to use SCP and when not."""
+def advice_with_picture(advice: Advice) -> str:
+    """What the page begins with and the README has too, in Markdown with links as from the page."""
+    return f"![Differences in Dice between SCP and Base]({PICTURE})\n\n*{CAPTION}*\n\n{advice.text}"
+
+
+def read_advice(records: Sequence[Record], outcomes: Outcomes, by_hand: Path | None = None) -> Advice:
+    """When to use SCP and when not: by hand if there is a file, otherwise by rule."""
     return advice_by_rule(records, outcomes) if by_hand is None else advice_by_hand(by_hand, records, outcomes)
 
 
