@@ -39,16 +39,23 @@ def frames(
     full_resolution: Annotated[
         bool, typer.Option("--full-resolution", help="Of --data: pixels of 1 mm, not of 2 mm, and fewer networks.")
     ] = False,
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="What --full-resolution found of the box of the head, with fresh seeds.")
+    ] = False,
     seeds: Seeds = 3,
     folds: Folds = 3,
     jobs: Jobs = None,
 ) -> None:
     """Compare what positions are measured in, with SCP, Base F and Base B, beside Base and SCP without positions."""
-    from scp_models.study.frames import full_resolution_study, patients_study, phantoms_study
+    from scp_models.study.frames import confirmation_study, full_resolution_study, patients_study, phantoms_study
 
     if full_resolution and data is None:
         raise UserError("--full-resolution: expected real patients by --data, phantoms have one resolution")
-    on_patients = full_resolution_study if full_resolution else patients_study
+    if confirm and not full_resolution:
+        raise UserError("--confirm: expected --full-resolution, whose outcome is confirmed")
+    on_patients = patients_study
+    if full_resolution:
+        on_patients = confirmation_study if confirm else full_resolution_study
     study = phantoms_study(seeds) if data is None else on_patients(seeds, folds)
     _run(study, out, data, jobs)
 
