@@ -212,10 +212,9 @@ def run_launches(
     memory.copy_back()
 
 
-def of_pytorch(launches: tuple[Launch, ...]) -> float:
-    """Cycles of the bus for what PyTorch zeroes before the kernels: marks of the slabs' rows."""
-    marks = {id(item.arguments["begun"]): item.arguments["begun"] for item in launches if "begun" in item.arguments}
-    return sum(tensor.nbytes for tensor in marks.values()) / cycles.BYTES_PER_CYCLE
+def of_pytorch(sequence: LaunchSequence) -> float:
+    """Cycles of the bus for what PyTorch zeroes before the kernels."""
+    return sum(tensor.nbytes for tensor in sequence.zeroed()) / cycles.BYTES_PER_CYCLE
 
 
 def report_triton_cycles(of_cuda: Mapping[str, float]) -> None:
@@ -232,7 +231,7 @@ def report_triton_cycles(of_cuda: Mapping[str, float]) -> None:
     print(f"\n{'case':16} {'kernel':28}", "".join(f"{heading:>{width}}" for heading, width in headings))
     for name, (case, backward) in cycles.SIMULATED_CASES.items():
         sequence = sequence_of(case.inputs(), case.problem(), backward)
-        together = np.full(2, of_pytorch(sequence.launches))
+        together = np.full(2, of_pytorch(sequence))
         for launched in run_launches(sequence.launches, checked=False):
             simulated = launched.launch
             together += launched.by_constants, launched.by_latencies
@@ -243,7 +242,7 @@ def report_triton_cycles(of_cuda: Mapping[str, float]) -> None:
                 f"{simulated.new_bytes / 1e3:7,.0f}",
                 flush=True,
             )
-        if pytorch := of_pytorch(sequence.launches):
+        if pytorch := of_pytorch(sequence):
             print(f"{name:16} {'PyTorch, zeroing':28} {pytorch:10,.0f}{pytorch:10,.0f}")
         beside = ""
         if name in of_cuda:

@@ -116,8 +116,7 @@ def execute(sequence: LaunchSequence) -> None:
 
     What makes the caller's tensors of their outputs is left out.
     """
-    given = [item.arguments for item in sequence.launches]
-    for marks in {id(arguments["begun"]): arguments["begun"] for arguments in given if "begun" in arguments}.values():
+    for marks in sequence.zeroed():
         marks.zero_()
     for item in sequence.launches:
         item.run()
