@@ -5,16 +5,19 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from rich.console import Console
 
 from scp_models.data.sampling import SliceSampler, SubjectSampler, make_sampler
+from scp_models.data.tasks import get_task
 from scp_models.errors import UserError
 from scp_models.notes import note
 from scp_models.study.design import StudyData
 from scp_models.study.prepared import prepare_data, write_splits
 from scp_models.study.progress import Display
+from scp_models.study.reproduce.trained import cohort_density_cache
 from tests.models.test_sampling import dataset
 from tests.support.tiny_data import write_wmh_subject
 
@@ -53,8 +56,6 @@ def test_a_scan_under_two_names_and_what_the_crop_cuts_off_are_told(root, caplog
 
 
 def test_what_was_noted_of_a_file_is_told_again(root, caplog):
-    import nibabel as nib
-
     path = root / "s3" / "pre" / "FLAIR.nii.gz"
     image = nib.load(path)
     values = image.get_fdata()
@@ -73,15 +74,33 @@ def test_subjects_that_cannot_be_read_are_left_out_for_good(root):
     path.write_bytes(content[:-200])
     (root / "s5" / "pre" / "FLAIR.nii.gz").unlink()
     prepared, said = prepare(root)
-    assert prepared.subjects == 6 and "Files: skipped 2 of 8 subjects: s5, s2" in said and str(path) in said
+    assert len(prepared.sources) == 6 and "Files: skipped 2 of 8 subjects: s5, s2" in said and str(path) in said
     assert sorted(name for split in prepared.splits for name in split["test"]) == ["s0", "s1", "s3", "s4", "s6", "s7"]
-    record = root.parent / "splits.json"
-    write_splits({"Files": prepared}, record)
-    write_splits({"Others": prepared}, record)
-    assert list(json.loads(record.read_text())) == ["Files", "Others"]
+    assert [subject.name for subject in prepared.find_subjects(get_task("wmh", DATA.roi_size))] == [*prepared.sources]
+    cache, everybody = cohort_density_cache(DATA, prepared)
+    assert len(everybody) == 6 and all(cache.open(subject)[0].size for subject in everybody)
+    folder = root.parent
+    write_splits({"Files": prepared}, folder)
+    write_splits({"Others": prepared}, folder)
+    assert list(json.loads((folder / "splits.json").read_text())) == ["Files", "Others"]
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"splits.json: expected the subjects of Files as they were"):
-        write_splits({"Files": prepare(root)[0]}, record)
+        write_splits({"Files": prepare(root)[0]}, folder)
+
+
+def test_a_reference_that_changes_is_another_study(root, tmp_path):
+    """Its finished runs were trained on the other one. Where files lie and when they were written does not matter."""
+    prepared, _ = prepare(root)
+    write_splits({"Files": prepared}, tmp_path)
+    moved = Path(shutil.copytree(root, tmp_path / "elsewhere"))
+    write_splits({"Files": prepare(moved)[0]}, tmp_path)
+    path = moved / "s4" / "wmh.nii.gz"
+    image = nib.load(path)
+    values = np.asarray(image.dataobj)
+    values[0, 0, 0] = 1 - values[0, 0, 0]
+    nib.save(nib.Nifti1Image(values, image.affine), path)
+    with pytest.raises(UserError, match=r"sources.json: expected the files of Files as they were, s4's changed"):
+        write_splits({"Files": prepare(moved)[0]}, tmp_path)
 
 
 def test_what_an_epoch_is_made_of_is_told(root):

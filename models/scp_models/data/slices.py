@@ -66,10 +66,8 @@ class SliceCache:
 
     def paths(self, subject: Subject) -> tuple[Path, Path, Path]:
         """Of the image, the label, and what is known of them."""
-        sources = [*subject.images, *([subject.label] if subject.label else [])]
         try:
-            files = [file for source in sources for file in files_of(source)]
-            stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+            stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in source_files(subject)]
         except OSError as error:
             raise UserError(
                 f"{error.filename}: expected an image or reference of {subject.name}, {error.strerror}"
@@ -111,6 +109,12 @@ class SliceCache:
             UserError: the subject's transform is missing, unreadable or not affine.
         """
         return slice_positions(self.task, subject, self.about(subject).geometry)
+
+
+def source_files(subject: Subject) -> list[Path]:
+    """Of its images and its reference, every file."""
+    sources = [*subject.images, *([subject.label] if subject.label else [])]
+    return [file for source in sources for file in files_of(source)]
 
 
 def note_volumes(cache: SliceCache, subjects: Sequence[Subject], where: str, hint: str) -> None:

@@ -1,5 +1,6 @@
 """What is made once for all runs of a study: phantoms, the division of the subjects, preprocessed slices."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 from scp_models.data.duplicates import describe_duplicates
 from scp_models.data.find import find_subjects
 from scp_models.data.sampling import make_sampler
-from scp_models.data.slices import SliceCache, SliceDataset, note_volumes
+from scp_models.data.slices import SliceCache, SliceDataset, note_volumes, source_files
 from scp_models.data.splits import PARTS, split_subjects
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import Task, get_task
@@ -34,9 +35,14 @@ class Prepared:
     splits: tuple[Mapping[str, Sequence[str]], ...]
     """One per fold, or one: names by part."""
     cache: Path
-    subjects: int
+    sources: Mapping[str, str]
+    """Of every subject that could be read, a digest of its files' contents, by name; of phantoms empty."""
     sites: Mapping[str, int]
     """Number of subjects by site."""
+
+    def find_subjects(self, task: Task) -> list[Subject]:
+        """Those that could be read, as the task sees them."""
+        return [s for s in find_subjects(self.root, task, failures=Failures()) if s.name in self.sources]
 
 
 def prepare_data(
@@ -85,7 +91,17 @@ def prepare_data(
     _describe_splits(data, subjects, splits, cache, sampling, display)
     sites = [subject.site or "" for subject in subjects]
     counts = {site: sites.count(site) for site in sorted(set(sites))}
-    return Prepared(root, splits, out / "cache", len(subjects), counts)
+    # Phantoms are their seed's; where they were deleted and are made again, compression may write other bytes.
+    sources = {subject.name: _digest(subject) if data.phantoms is None else "" for subject in subjects}
+    return Prepared(root, splits, out / "cache", sources, counts)
+
+
+def _digest(subject: Subject) -> str:
+    """Of the contents of its files, wherever they lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in source_files(subject):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _describe_splits(
@@ -172,17 +188,33 @@ def stratified_folds(
     return tuple(result)
 
 
-def write_splits(prepared: Mapping[str, Prepared], path: Path) -> None:
-    """Who is trained on and tested, by data set.
+def write_splits(prepared: Mapping[str, Prepared], folder: Path) -> None:
+    """Who is trained on and tested, by data set, in ``splits.json``; of what files, in ``sources.json``.
 
     Raises:
-        UserError: it was written before, with others: a study on one division and another would be none.
+        UserError: it was written before, with others: a study on one division, or on one reference, and on another
+            would be none.
     """
-    before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    ours = {name: [dict(split) for split in p.splits] for name, p in prepared.items()}
-    if changed := [name for name in ours if before.get(name, ours[name]) != ours[name]]:
+    path = folder / "splits.json"
+    splits: dict[str, Any] = {name: [dict(split) for split in p.splits] for name, p in prepared.items()}
+    before = _written(path)
+    if changed := [name for name in splits if before.get(name, splits[name]) != splits[name]]:
         raise UserError(
             f"{path}: expected the subjects of {changed[0]} as they were, some came or went (another --out)"
         )
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({**before, **ours}, indent=1) + "\n")
+    of_files = folder / "sources.json"
+    sources: dict[str, Any] = {name: dict(p.sources) for name, p in prepared.items()}
+    for name, known in _written(of_files).items():
+        now = sources.setdefault(name, known)
+        if changed := [subject for subject in known if now.get(subject) != known[subject]]:
+            raise UserError(
+                f"{of_files}: expected the files of {name} as they were, {changed[0]}'s changed (another --out)"
+            )
+    for file, content in ((path, {**before, **splits}), (of_files, sources)):
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _written(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return content

@@ -50,7 +50,7 @@ def run_study(
     """Run what is not finished yet, and write ``study.json`` each time that a data set is finished.
 
     Below ``out``: ``runs/<data>/<network>/seed-<n>/run.json`` of each run (and ``model.ckpt``), ``data/`` and
-    ``cache/`` with phantoms and slices, ``splits.json``, ``settings.json``.
+    ``cache/`` with phantoms and slices, ``splits.json``, ``sources.json``, ``settings.json``.
 
     Args:
         study: what to run.
@@ -77,7 +77,7 @@ def run_study(
             for data in study.data
             if data.name in chosen or _results(study, folder, data.name)
         }
-        write_splits(prepared, folder / "splits.json")
+        write_splits(prepared, folder)
         left = [_job(run, prepared[run.data.name], folder) for run in unfinished]
         if left:
             record = partial(_write_finished, study, folder, prepared)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from scp_kernels import FusedSCP
 from scp_models.checkpoints import TrainedModel, read_checkpoint
-from scp_models.data.find import find_subjects
 from scp_models.data.slices import SliceCache
 from scp_models.data.tasks import get_task
 from scp_models.inference.predictor import Predictor
@@ -78,7 +77,7 @@ def case(folder: Path, study: Study, data: StudyData, prepared: Prepared, record
         run = first_run(study, data, network, name, record)
         model = load_network(folder, run)
         cache = SliceCache(prepared.cache, model.task)
-        (subject,) = (s for s in find_subjects(prepared.root, model.task) if s.name == name)
+        (subject,) = (s for s in prepared.find_subjects(model.task) if s.name == name)
         probabilities, volume = segment(Predictor(model, device="cpu"), cache, subject)
         assert volume.label is not None
         z = fullest_slice(volume.label)
@@ -107,5 +106,4 @@ def learned_weights(folder: Path, study: Study, data: StudyData) -> NDArray[np.f
 def cohort_density_cache(data: StudyData, prepared: Prepared) -> tuple[SliceCache, list]:
     """The slices of everybody, with their places in the box of the head or body (Fig. 2)."""
     task = get_task(data.task, data.roi_size, {**data.task_options, "frame": "foreground"})
-    everybody = [s for s in find_subjects(prepared.root, task) if s.label is not None]
-    return SliceCache(prepared.cache, task), everybody
+    return SliceCache(prepared.cache, task), prepared.find_subjects(task)
