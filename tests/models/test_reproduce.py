@@ -28,7 +28,7 @@ from scp_models.study.reproduce.document import describe_reproduction, facts_tex
 from scp_models.study.reproduce.paper import LITS, WMH
 from scp_models.study.reproduce.pictures import lesion_density
 from scp_models.study.reproduce.run import read_costs, reproduce
-from scp_models.study.reproduce.tables import mean_of
+from scp_models.study.reproduce.tables import mean_of, printed_score_table
 from tests.support.processes import ROOT
 from tests.support.tolerances import relative_error
 
@@ -100,6 +100,17 @@ def test_the_best_of_each_group_is_bold(finished):
     group = [float(row["dice"]) for row in table[:4]]
     best = table[int(np.argmax(group))]
     assert f"<b>{max(group):.2f} ({float(best['paper_dice']):.2f})</b>" in page
+
+
+def test_lesion_scores_above_100_percent_are_not_bold():
+    """Base B 128 covered several lesions with each of its own in one training."""
+    record, costs = read_record(PUBLISHED / "study.json"), read_costs(PUBLISHED / "costs.json")
+    assert mean_of(record, "WMH", "Base B 128", "lesion_ppv") > 500
+    table = printed_score_table(record, "WMH", "wmh", 1, costs, "")
+    bold = {row[0].text: [cell.bold for cell in row[1:6]] for row in table.rows}
+    assert bold["Base B 128"] == [False, False, False, False, True]
+    for names in ([*bold][k : k + 4] for k in (0, 4, 8)):
+        assert all(sum(column) >= 1 for column in zip(*(bold[name] for name in names), strict=True))
 
 
 def test_costs_stand_beside_the_papers(finished):
@@ -182,6 +193,8 @@ def test_the_published_page_is_what_its_record_says():
         assert table_text(table) in text
     assert all(f"{sentence}\n" in text for sentence in described.summary)
     assert facts_text(described) in text and saving(costs) in text
+    # What the README and docs/when_scp_helps.md say of it.
+    assert all("; Base 512, lower (−0.0" in sentence for sentence in described.summary)
     pictures = re.findall(r"!\[[^]]+\]\((.*?)\)", text)
     assert len(pictures) == 3 * 2 + 2 and all((PAGE.parent / path).is_file() for path in pictures)
 
