@@ -79,27 +79,38 @@ def test_bad_scores_are_refused(a, b, message):
         paired_comparison(a, b)
 
 
-def test_the_interval_of_two_subjects_is_known():
-    """Their resampled mean is 0 in a quarter, 1/2 in a half and 1 in a quarter of all draws."""
-    interval = paired_interval([0.0, 1.0])
-    assert (interval.n, interval.mean, interval.low, interval.high) == (2, 0.5, 0.0, 1.0)
+def test_two_subjects_say_nothing():
+    """Half of their resamples have one subject alone, and no spread to measure a deviation by."""
+    interval = paired_interval([0.1, 0.2])
+    assert (interval.n, interval.low, interval.high) == (2, -math.inf, math.inf)
+    assert interval.mean == pytest.approx(0.15) and interval.verdict == "none"
 
 
-def test_the_interval_of_one_difference_among_four_subjects_is_binomial():
-    """The resampled mean of (0, 0, 0, 4) is the number of draws of the 4: P(X ≤ 2) = 0.949, P(X ≤ 3) = 0.996."""
+def test_the_interval_of_one_difference_among_four_subjects_is_known():
+    """Of (0, 0, 0, 4), mean 1 and standard error 1, the ratio is −∞, −0, 1/√(4/3), 2 and ∞ with 0 to 4 draws of the 4.
+
+    Their number is binomial: P(X = 0) = 0.316, P(X ≤ 2) = 0.949, P(X ≤ 3) = 0.996.
+    """
     four = [0.0, 0.0, 0.0, 4.0]
     alone, of_twenty = paired_interval(four), paired_interval(four, 20)
-    assert (alone.mean, alone.low, alone.high) == (1.0, 0.0, 3.0)
-    assert (alone.family_low, alone.family_high) == (0.0, 3.0)
+    assert (alone.mean, alone.low, alone.high) == (1.0, pytest.approx(-1.0), math.inf)
     # 1 − 0.05/(2 · 20) = 0.99875 is beyond P(X ≤ 3) = 1 − 1/256.
-    assert (of_twenty.low, of_twenty.high) == (0.0, 3.0)
-    assert (of_twenty.family_low, of_twenty.family_high) == (0.0, 4.0)
+    assert (of_twenty.low, of_twenty.high) == (alone.low, alone.high)
+    assert (of_twenty.family_low, of_twenty.family_high) == (-math.inf, math.inf)
+
+
+def test_few_subjects_are_covered_as_often_as_promised():
+    """Of 12 normal differences quantiles of the resampled means would miss 3.8 % at a level of 1.25 %."""
+    rng = np.random.default_rng(0)
+    intervals = [paired_interval(rng.normal(size=12), 4, resamples=4000) for _ in range(1500)]
+    missed = np.mean([i.family_low > 0 or i.family_high < 0 for i in intervals])
+    assert 0.006 < missed < 0.019  # three standard deviations of the count: ± 0.0086
 
 
 def test_the_interval_of_many_subjects_is_that_of_the_normal_distribution():
     values = np.random.default_rng(3).normal(0.1, 1.0, 200)
     interval = paired_interval(values.tolist(), 10, resamples=20_000)
-    error = values.std() / np.sqrt(len(values))
+    error = values.std(ddof=1) / np.sqrt(len(values))
     for z, low, high in (
         (1.96, interval.low, interval.high),
         (2.807, interval.family_low, interval.family_high),  # two-sided 0.005

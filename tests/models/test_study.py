@@ -22,7 +22,7 @@ from scp_models.data.subjects import Subject
 from scp_models.data.tasks import get_task
 from scp_models.errors import UserError
 from scp_models.study.design import Network, NetworkPair, Run
-from scp_models.study.frames import full_resolution_study, patients_study, phantoms_study
+from scp_models.study.frames import confirmation_study, full_resolution_study, patients_study, phantoms_study
 from scp_models.study.prepared import stratified_folds
 from scp_models.study.progress import Display, duration, time_left
 from scp_models.study.rates import rates_on_patients, rates_on_phantoms
@@ -327,9 +327,21 @@ def test_full_resolution_repeats_the_study_of_patients():
     assert all({c.network, c.other} <= names for c in study.comparisons)
 
 
+def test_what_was_found_on_patients_is_confirmed_with_fresh_seeds_and_nothing_else():
+    found, again = full_resolution_study(), confirmation_study()
+    assert not set(again.seeds) & set(found.seeds) and again.recipe == found.recipe
+    assert replace(again.data[0], name=found.data[0].name) == found.data[0]
+    assert set(again.networks) < set(found.networks)
+    tested = {(c.network, c.other) for c in again.comparisons}
+    assert tested < {(c.network, c.other) for c in found.comparisons} and len(tested) == 3
+    assert {name for pair in tested for name in pair} == {network.name for network in again.networks}
+
+
 def test_full_resolution_is_for_patients(tmp_path):
     result = scp_models("study", "frames", "--out", tmp_path, "--full-resolution", check=False)
     refused((result.returncode, result.stdout, result.stderr), "--full-resolution", "--data")
+    result = scp_models("study", "frames", "--out", tmp_path, "--data", tmp_path, "--confirm", check=False)
+    refused((result.returncode, result.stdout, result.stderr), "--confirm", "--full-resolution")
 
 
 def test_real_patients_are_divided_by_site():

@@ -188,6 +188,8 @@ def test_a_study_of_rates_has_a_picture_of_its_own(gain, tmp_path):
     assert (tmp_path / picture_of(record)).is_file()
     (rows,) = (picture_rows(record, differences(record), d["name"]) for d in record.data)
     assert len(rows) == 4 and all(len(row) == 6 for row in rows.values())
+    alone = write_page([record], tmp_path / "alone" / "page.md")
+    assert "How fast Φ learns" in alone.read_text() and (alone.parent / PICTURE).is_file()
 
 
 def test_a_record_without_all_its_runs_makes_no_page(gain, tmp_path):

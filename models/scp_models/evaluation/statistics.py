@@ -46,7 +46,7 @@ def paired_comparison(a: Sequence[float], b: Sequence[float]) -> PairedTest:
         raise ValueError("a, b: expected finite scores")
     difference = x - y
     mean, deviation = float(difference.mean()), float(difference.std(ddof=1))
-    if deviation <= 1e-12 * max(abs(mean), np.finfo(float).tiny):
+    if _is_constant(mean, deviation):
         if mean == 0:
             return PairedTest(len(x), 0.0, 0.0, 1.0, 0.0)
         infinite = math.copysign(math.inf, mean)
@@ -80,11 +80,15 @@ class PairedInterval:
 def paired_interval(
     differences: Sequence[float], comparisons: int = 1, *, resamples: int = 100_000, seed: int = 0
 ) -> PairedInterval:
-    """Percentile bootstrap over subjects of their mean difference.
+    """Bootstrap-t over subjects of their mean difference (Efron and Tibshirani 1993, section 12.5).
 
-    Subjects are drawn with replacement, as many as there are; the interval is that of the resampled means. With m
-    comparisons in a family, the widened interval has the level 1 − 0.05/m (Bonferroni): with 95 % all m of them cover
-    their differences.
+    Subjects are drawn with replacement, as many as there are. Of each resample the deviation of its mean from the
+    sample's is divided by the resample's own standard error; the interval has the quantiles of these ratios, times the
+    sample's standard error. Quantiles of resampled means alone (the percentile bootstrap) are too near with few
+    subjects: of 12 to 24 normal ones, widened for 7 to 72 comparisons, 12 to 32 % of families had a miss, not 5 %.
+
+    With m comparisons in a family, the widened interval has the level 1 − 0.05/m (Bonferroni). Subjects that are too
+    few for a level (up to six) give an infinite interval; where all differences are the same it is that number.
 
     Args:
         differences: one per subject; where a network was trained with several seeds, the subject's mean over them.
@@ -102,10 +106,34 @@ def paired_interval(
         raise ValueError("differences: expected finite numbers")
     if comparisons < 1:
         raise ValueError(f"comparisons: expected at least 1, got {comparisons}")
-    means = _resampled_counts(len(values), resamples, seed) @ values / len(values)
-    bounds = [np.quantile(means, (0.025 / m, 1 - 0.025 / m)) for m in (1, comparisons)]
-    (low, high), (family_low, family_high) = ((float(a), float(b)) for a, b in bounds)
-    return PairedInterval(len(values), float(values.mean()), low, high, family_low, family_high)
+    n, mean, variance = len(values), float(values.mean()), float(values.var(ddof=1))
+    if _is_constant(mean, math.sqrt(variance)):
+        return PairedInterval(n, mean, mean, mean, mean, mean)
+    error = math.sqrt(variance / n)
+    ratios = _studentized(values - mean, variance, _resampled_counts(n, resamples, seed))
+    (low, high), (family_low, family_high) = (
+        (
+            mean - error * float(np.quantile(ratios, 1 - 0.025 / m, method="higher")),
+            mean - error * float(np.quantile(ratios, 0.025 / m, method="lower")),
+        )
+        for m in (1, comparisons)
+    )
+    return PairedInterval(n, mean, low, high, family_low, family_high)
+
+
+def _is_constant(mean: float, deviation: float) -> bool:
+    """Whether what differs between numbers is rounding."""
+    return deviation <= 1e-12 * max(abs(mean), float(np.finfo(float).tiny))
+
+
+def _studentized(centred: NDArray[np.float64], variance: float, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over standard error of each resample; infinite where it has one subject alone."""
+    n = len(centred)
+    means = counts @ centred / n
+    variances = (counts @ centred**2 / n - means**2) * n / (n - 1)
+    with np.errstate(divide="ignore"):
+        errors = np.sqrt(np.where(variances > 1e-12 * variance, variances, 0.0) / n)
+        return np.divide(means, errors, where=means != 0, out=np.zeros_like(means))
 
 
 @lru_cache(maxsize=2)

@@ -10,7 +10,7 @@ from scp_models.study.analysis import Difference, of_network, spread, thresholds
 from scp_models.study.axes import PLAIN_HEAD, TESTED_HEAD
 from scp_models.study.frames import FRAME_CONTROL
 from scp_models.study.markdown import bounds, by_seed, listed, markdown, pairs_text
-from scp_models.study.rates import base_at, head_at, head_settings, is_of_rates
+from scp_models.study.rates import RECOMMENDED_FORM, base_at, head_at, head_settings, is_of_rates
 from scp_models.study.record import Record
 
 PanelRows = Mapping[str, Mapping[str, Difference]]
@@ -49,16 +49,17 @@ def picture_of(record: Record) -> str:
 
 
 def panels(record: Record, outcomes: Sequence[Difference]) -> list[tuple[str, PanelRows]]:
-    """SCP − Base for the picture on top: a panel per axis that is finished, or per data set with its frames."""
+    """SCP − Base everywhere: a panel per axis that is finished, or per data set with its frames or learning rates."""
     result: list[tuple[str, PanelRows]] = []
     for axis in record.axes:
         if record.is_finished(axis):
             cases = {title: of_network(outcomes, d, TESTED_HEAD, PLAIN_HEAD) for title, d in axis.levels.items()}
             result.append((axis.title, {title: {OVER_BASE: d} for title, d in cases.items() if d is not None}))
-    if not record.axes and not is_of_rates(record):
+    if not record.axes:
+        series = f"SCP, {RECOMMENDED_FORM}" if is_of_rates(record) else OVER_BASE
         for data in record.data:
-            rows = frame_rows(outcomes, data["name"])
-            result.append((data["name"], {frame: {OVER_BASE: row[OVER_BASE]} for frame, row in rows.items()}))
+            rows = picture_rows(record, outcomes, data["name"])
+            result.append((data["name"], {name: {OVER_BASE: row[series]} for name, row in rows.items()}))
     return result
 
 
