@@ -293,7 +293,7 @@ def test_the_study_of_frames_compares_what_it_runs():
 
 
 def test_the_study_of_rates_compares_with_base_at_the_same_rate():
-    for study, heads in ((rates_on_phantoms(), 24), (rates_on_patients(), 8)):
+    for study, heads in ((rates_on_phantoms(), 24), (rates_on_patients(), 8), (rates_on_phantoms(width=128), 4)):
         by_name = {network.name: network for network in study.networks}
         assert len(by_name) == len(study.networks) == 2 + heads and len(study.seeds) == 5
         assert len(set(study.comparisons)) == len(study.comparisons) == heads

@@ -22,8 +22,9 @@ FRAMES_CAPTION = (
 )
 RATES_CAPTION = (
     "Differences in Dice to Base at the same learning rate, hollow where none was shown. The control is SCP that is "
-    'told the same position everywhere; scaled is the head with `phi_scale="adam"`, half scaled with `"sgd"`.'
+    "told the same position everywhere"
 )
+SCALES_CAPTION = '; scaled is the head with `phi_scale="adam"`, half scaled with `"sgd"`'
 
 
 def chapter(record: Record, outcomes: Sequence[Difference], *, in_short: bool) -> str:
@@ -34,13 +35,20 @@ def chapter(record: Record, outcomes: Sequence[Difference], *, in_short: bool) -
     if record.axes:
         parts += _axes(record, outcomes)
     else:
-        caption = RATES_CAPTION if is_of_rates(record) else FRAMES_CAPTION
+        caption = _caption(record)
         parts += [f"![{caption.partition(',')[0]}]({picture_of(record)})\n", f"*{caption}*\n"]
         for data in record.data:
             parts += [f"### {data['name']}\n", f"{data['description']} {_division(record, data)}\n"]
             parts += [_scores(record, {"": data["name"]}), _differences(record, outcomes, {"": data["name"]})]
     parts += [f"{note}\n" for note in record.content["study"]["notes"]]
     return "\n".join(parts)
+
+
+def _caption(record: Record) -> str:
+    if not is_of_rates(record):
+        return FRAMES_CAPTION
+    has_scales = any(network.get("change") is not None for network in record.content["study"]["networks"])
+    return f"{RATES_CAPTION}{SCALES_CAPTION if has_scales else ''}."
 
 
 def picture_of(record: Record) -> str:
@@ -59,7 +67,8 @@ def panels(record: Record, outcomes: Sequence[Difference]) -> list[tuple[str, Pa
         series = f"SCP, {RECOMMENDED_FORM}" if is_of_rates(record) else OVER_BASE
         for data in record.data:
             rows = picture_rows(record, outcomes, data["name"])
-            result.append((data["name"], {name: {OVER_BASE: row[series]} for name, row in rows.items()}))
+            title = record.title if is_of_rates(record) else data["name"]
+            result.append((title, {name: {OVER_BASE: row[series]} for name, row in rows.items()}))
     return result
 
 

@@ -64,6 +64,10 @@ def frames(
 def rates(
     out: Annotated[Path, typer.Option(help="Folder of the study; the same again resumes it.")],
     data: Patients = None,
+    width: Annotated[
+        int | None,
+        typer.Option(help="64, 128 or 256: hidden width of Φ, in the recommended form; 64 and 256 if not given."),
+    ] = None,
     seeds: Seeds = 5,
     folds: Folds = 3,
     jobs: Jobs = None,
@@ -71,9 +75,11 @@ def rates(
     """Find out whether a head is harmed by how fast Φ learns, at two learning rates and widths, with and without its
     scale.
     """
-    from scp_models.study.rates import rates_on_patients, rates_on_phantoms
+    from scp_models.study.rates import ALL_WIDTHS, rates_on_patients, rates_on_phantoms
 
-    study = rates_on_phantoms(seeds) if data is None else rates_on_patients(seeds, folds)
+    if width not in (None, *ALL_WIDTHS):
+        raise UserError(f"--width: expected one of {', '.join(map(str, ALL_WIDTHS))}, got {width}")
+    study = rates_on_phantoms(seeds, width) if data is None else rates_on_patients(seeds, folds, width=width)
     _run(study, out, data, jobs)
 
 

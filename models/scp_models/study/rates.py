@@ -17,6 +17,8 @@ from scp_models.study.record import Record
 RATES_SEED = 101
 LEARNING_RATES = (1e-3, 4e-3)
 PHI_WIDTHS = (64, 256)
+ALL_WIDTHS = (64, 128, 256)
+"""Of which a study may have others than :data:`PHI_WIDTHS`."""
 PHI_FORMS = {"s = 1": None, "half scaled": "half scaled", "scaled": "scaled"}
 """By title, what is changed of a recommended head: a name of :data:`scp_models.study.forms.FORMS`."""
 RECOMMENDED_FORM = "s = 1"
@@ -32,6 +34,10 @@ BEFORE_PATIENTS = (
     "Before it: a study on these and three more patients (340 steps, one seed), in which at 0.004 SCP with the paper's "
     "positions was below Base (−0.028, −0.052 to −0.005) and its control far below (−0.118, −0.213 to −0.050), and the "
     "study of learning rates on phantoms, with other forms of Φ too. Here only the recommended one is tried."
+)
+BEFORE_WIDTH = (
+    "The same phantoms, seeds and recipe as in the study of the widths 64 and 256, which came before; only the "
+    "recommended form."
 )
 _PHANTOM_SEED = 2139  # never used before
 
@@ -53,15 +59,17 @@ def head_at(rate: float, hidden: int, form: str, *, control: bool) -> str:
     return f"SCP{', constant position' if control else ''}, h {hidden}, {form}, {rate:g}"
 
 
-def head_settings(forms: Sequence[str] = tuple(PHI_FORMS)) -> Iterator[tuple[float, int, str]]:
+def head_settings(
+    forms: Sequence[str] = tuple(PHI_FORMS), widths: Sequence[int] = ALL_WIDTHS
+) -> Iterator[tuple[float, int, str]]:
     """Every learning rate, hidden width and form."""
     for rate in LEARNING_RATES:
-        for hidden in PHI_WIDTHS:
+        for hidden in widths:
             for form in forms:
                 yield rate, hidden, form
 
 
-def rate_networks(forms: Sequence[str]) -> tuple[Network, ...]:
+def rate_networks(forms: Sequence[str], widths: Sequence[int]) -> tuple[Network, ...]:
     """Base at each learning rate, then SCP and its control at each with every width and form."""
     plain = [Network(base_at(rate), "base", learning_rate=rate) for rate in LEARNING_RATES]
     heads = [
@@ -75,47 +83,48 @@ def rate_networks(forms: Sequence[str]) -> tuple[Network, ...]:
             starts_as_base=True,
             change=PHI_FORMS[form],
         )
-        for rate, hidden, form in head_settings(forms)
+        for rate, hidden, form in head_settings(forms, widths)
         for control in (True, False)
     ]
     return (*plain, *heads)
 
 
-def rate_comparisons(data: StudyData, forms: Sequence[str]) -> tuple[NetworkPair, ...]:
+def rate_comparisons(data: StudyData, forms: Sequence[str], widths: Sequence[int]) -> tuple[NetworkPair, ...]:
     """SCP and its control against Base at the same learning rate."""
     return tuple(
         NetworkPair(data.name, head_at(rate, hidden, form, control=control), base_at(rate))
-        for rate, hidden, form in head_settings(forms)
+        for rate, hidden, form in head_settings(forms, widths)
         for control in (True, False)
     )
 
 
-def rates_on_phantoms(seeds: int = 5) -> Study:
-    """On phantoms in which position decides."""
-    return _rates_study(
-        "rates-phantoms", "How fast Φ learns, on phantoms", RATES_PHANTOMS, 100, seeds, tuple(PHI_FORMS), BEFORE
-    )
+def rates_on_phantoms(seeds: int = 5, width: int | None = None) -> Study:
+    """On phantoms in which position decides; of one width in the recommended form alone."""
+    if width is None:
+        return _rates_study("phantoms", RATES_PHANTOMS, 100, seeds, PHI_WIDTHS, tuple(PHI_FORMS), BEFORE)
+    return _rates_study("phantoms", RATES_PHANTOMS, 100, seeds, (width,), (RECOMMENDED_FORM,), BEFORE_WIDTH)
 
 
-def rates_on_patients(seeds: int = 5, folds: int = 3, steps: int = 240) -> Study:
+def rates_on_patients(seeds: int = 5, folds: int = 3, steps: int = 240, width: int | None = None) -> Study:
     """On real patients, at half resolution, by cross-validation, in the recommended form alone."""
-    data = replace(PATIENTS, folds=folds)
-    return _rates_study(
-        "rates-patients", "How fast Φ learns, on patients", data, steps, seeds, (RECOMMENDED_FORM,), BEFORE_PATIENTS
-    )
+    data, widths = replace(PATIENTS, folds=folds), PHI_WIDTHS if width is None else (width,)
+    return _rates_study("patients", data, steps, seeds, widths, (RECOMMENDED_FORM,), BEFORE_PATIENTS)
 
 
 def _rates_study(
-    name: str, title: str, data: StudyData, steps: int, seeds: int, forms: Sequence[str], before: str
+    subjects: str, data: StudyData, steps: int, seeds: int, widths: Sequence[int], forms: Sequence[str], before: str
 ) -> Study:
+    of_width = "" if widths == PHI_WIDTHS else f"h {', '.join(map(str, widths))}"
+    if of_width:
+        data = replace(data, name=f"{data.name}, {of_width}")
     return Study(
-        name,
-        title,
+        f"rates-{subjects}{of_width and '-' + of_width.replace(' ', '')}",
+        f"How fast Φ learns, on {subjects}{of_width and ', ' + of_width}",
         (data,),
-        rate_networks(forms),
+        rate_networks(forms, widths),
         Recipe(steps=steps),
         tuple(range(RATES_SEED, RATES_SEED + seeds)),
-        rate_comparisons(data, forms),
+        rate_comparisons(data, forms, widths),
         notes=(before,),
     )
 
