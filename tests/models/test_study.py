@@ -25,7 +25,7 @@ from scp_models.study.design import Network, NetworkPair, Run
 from scp_models.study.frames import confirmation_study, full_resolution_study, patients_study, phantoms_study
 from scp_models.study.prepared import stratified_folds
 from scp_models.study.progress import Display, duration, time_left
-from scp_models.study.rates import rates_on_patients, rates_on_phantoms
+from scp_models.study.rates import rates_on_patients, rates_on_phantoms, scales_on_patients
 from scp_models.study.record import read_record
 from scp_models.study.runner import read_result, run_study
 from scp_models.study.single import build_module
@@ -303,6 +303,14 @@ def test_the_study_of_rates_compares_with_base_at_the_same_rate():
         runs = list(study.runs())
         assert len({run.folder for run in runs}) == len(runs)
         assert build_module(runs[1]).learning_rate == runs[1].network.learning_rate == 4e-3
+
+
+def test_scales_are_tried_where_the_control_lost_on_patients():
+    study, found = scales_on_patients(), rates_on_patients()
+    assert study.seeds == found.seeds and study.recipe == found.recipe
+    assert {network.learning_rate for network in study.networks} == {4e-3} and len(study.networks) == 1 + 4
+    assert {network.change for network in study.networks if network.variant == "scp"} == {"half scaled", "scaled"}
+    assert len(study.comparisons) == 4 and study.data[0].name != found.data[0].name
 
 
 def test_heads_begin_as_base_does():

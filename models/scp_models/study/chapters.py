@@ -68,7 +68,9 @@ def panels(record: Record, outcomes: Sequence[Difference]) -> list[tuple[str, Pa
         for data in record.data:
             rows = picture_rows(record, outcomes, data["name"])
             title = record.title if is_of_rates(record) else data["name"]
-            result.append((title, {name: {OVER_BASE: row[series]} for name, row in rows.items()}))
+            shown = {name: {OVER_BASE: row[series]} for name, row in rows.items() if series in row}
+            if shown:
+                result.append((title, shown))
     return result
 
 

@@ -68,6 +68,9 @@ def rates(
         int | None,
         typer.Option(help="64, 128 or 256: hidden width of Φ, in the recommended form; 64 and 256 if not given."),
     ] = None,
+    scales: Annotated[
+        bool, typer.Option("--scales", help="Of --data: Φ with its scales, h 256, at the higher learning rate.")
+    ] = False,
     seeds: Seeds = 5,
     folds: Folds = 3,
     jobs: Jobs = None,
@@ -75,11 +78,18 @@ def rates(
     """Find out whether a head is harmed by how fast Φ learns, at two learning rates and widths, with and without its
     scale.
     """
-    from scp_models.study.rates import ALL_WIDTHS, rates_on_patients, rates_on_phantoms
+    from scp_models.study.rates import ALL_WIDTHS, rates_on_patients, rates_on_phantoms, scales_on_patients
 
     if width not in (None, *ALL_WIDTHS):
         raise UserError(f"--width: expected one of {', '.join(map(str, ALL_WIDTHS))}, got {width}")
-    study = rates_on_phantoms(seeds, width) if data is None else rates_on_patients(seeds, folds, width=width)
+    if scales and (data is None or width is not None):
+        raise UserError("--scales: expected --data, and no --width")
+    if scales:
+        study = scales_on_patients(seeds, folds)
+    elif data is None:
+        study = rates_on_phantoms(seeds, width)
+    else:
+        study = rates_on_patients(seeds, folds, width=width)
     _run(study, out, data, jobs)
 
 

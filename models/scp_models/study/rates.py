@@ -39,6 +39,10 @@ BEFORE_WIDTH = (
     "The same phantoms, seeds and recipe as in the study of the widths 64 and 256, which came before; only the "
     "recommended form."
 )
+BEFORE_SCALES = (
+    "Decided on after the study of learning rates on patients had shown the control below Base at 0.004 with h 256; "
+    "the seeds, folds and recipe are its own."
+)
 _PHANTOM_SEED = 2139  # never used before
 
 assert REFERENCE.phantoms is not None
@@ -60,18 +64,20 @@ def head_at(rate: float, hidden: int, form: str, *, control: bool) -> str:
 
 
 def head_settings(
-    forms: Sequence[str] = tuple(PHI_FORMS), widths: Sequence[int] = ALL_WIDTHS
+    forms: Sequence[str] = tuple(PHI_FORMS),
+    widths: Sequence[int] = ALL_WIDTHS,
+    rates: Sequence[float] = LEARNING_RATES,
 ) -> Iterator[tuple[float, int, str]]:
     """Every learning rate, hidden width and form."""
-    for rate in LEARNING_RATES:
+    for rate in rates:
         for hidden in widths:
             for form in forms:
                 yield rate, hidden, form
 
 
-def rate_networks(forms: Sequence[str], widths: Sequence[int]) -> tuple[Network, ...]:
+def rate_networks(forms: Sequence[str], widths: Sequence[int], rates: Sequence[float]) -> tuple[Network, ...]:
     """Base at each learning rate, then SCP and its control at each with every width and form."""
-    plain = [Network(base_at(rate), "base", learning_rate=rate) for rate in LEARNING_RATES]
+    plain = [Network(base_at(rate), "base", learning_rate=rate) for rate in rates]
     heads = [
         Network(
             head_at(rate, hidden, form, control=control),
@@ -83,17 +89,19 @@ def rate_networks(forms: Sequence[str], widths: Sequence[int]) -> tuple[Network,
             starts_as_base=True,
             change=PHI_FORMS[form],
         )
-        for rate, hidden, form in head_settings(forms, widths)
+        for rate, hidden, form in head_settings(forms, widths, rates)
         for control in (True, False)
     ]
     return (*plain, *heads)
 
 
-def rate_comparisons(data: StudyData, forms: Sequence[str], widths: Sequence[int]) -> tuple[NetworkPair, ...]:
+def rate_comparisons(
+    data: StudyData, forms: Sequence[str], widths: Sequence[int], rates: Sequence[float]
+) -> tuple[NetworkPair, ...]:
     """SCP and its control against Base at the same learning rate."""
     return tuple(
         NetworkPair(data.name, head_at(rate, hidden, form, control=control), base_at(rate))
-        for rate, hidden, form in head_settings(forms, widths)
+        for rate, hidden, form in head_settings(forms, widths, rates)
         for control in (True, False)
     )
 
@@ -111,8 +119,24 @@ def rates_on_patients(seeds: int = 5, folds: int = 3, steps: int = 240, width: i
     return _rates_study("patients", data, steps, seeds, widths, (RECOMMENDED_FORM,), BEFORE_PATIENTS)
 
 
+def scales_on_patients(seeds: int = 5, folds: int = 3, steps: int = 240) -> Study:
+    """Where the control lost on patients (h 256, the higher rate): Φ with its scales."""
+    study = _rates_study(
+        "patients", replace(PATIENTS, name="Patients, scales of Φ", folds=folds), steps, seeds, (256,),
+        ("half scaled", "scaled"), BEFORE_SCALES, LEARNING_RATES[1:],
+    )  # fmt: skip
+    return replace(study, name="rates-patients-scales", title="How fast Φ learns, on patients, with its scales")
+
+
 def _rates_study(
-    subjects: str, data: StudyData, steps: int, seeds: int, widths: Sequence[int], forms: Sequence[str], before: str
+    subjects: str,
+    data: StudyData,
+    steps: int,
+    seeds: int,
+    widths: Sequence[int],
+    forms: Sequence[str],
+    before: str,
+    rates: Sequence[float] = LEARNING_RATES,
 ) -> Study:
     of_width = "" if widths == PHI_WIDTHS else f"h {', '.join(map(str, widths))}"
     if of_width:
@@ -121,10 +145,10 @@ def _rates_study(
         f"rates-{subjects}{of_width and '-' + of_width.replace(' ', '')}",
         f"How fast Φ learns, on {subjects}{of_width and ', ' + of_width}",
         (data,),
-        rate_networks(forms, widths),
+        rate_networks(forms, widths, rates),
         Recipe(steps=steps),
         tuple(range(RATES_SEED, RATES_SEED + seeds)),
-        rate_comparisons(data, forms, widths),
+        rate_comparisons(data, forms, widths, rates),
         notes=(before,),
     )
 
