@@ -306,11 +306,11 @@ def test_the_study_of_rates_compares_with_base_at_the_same_rate():
 
 
 def test_scales_are_tried_where_the_control_lost_on_patients():
-    study, found = scales_on_patients(), rates_on_patients()
-    assert study.seeds == found.seeds and study.recipe == found.recipe
+    study, before = scales_on_patients(), rates_on_patients()
+    assert study.seeds == before.seeds and study.recipe == before.recipe
     assert {network.learning_rate for network in study.networks} == {4e-3} and len(study.networks) == 1 + 4
     assert {network.change for network in study.networks if network.variant == "scp"} == {"half scaled", "scaled"}
-    assert len(study.comparisons) == 4 and study.data[0].name != found.data[0].name
+    assert len(study.comparisons) == 4 and study.data[0].name != before.data[0].name
 
 
 def test_heads_begin_as_base_does():

@@ -142,16 +142,16 @@ def full_resolution_study(seeds: int = 3, folds: int = 3, steps: int = 240) -> S
 
 def confirmation_study(seeds: int = 3, folds: int = 3, steps: int = 240) -> Study:
     """What :func:`full_resolution_study` found of the box of the head, with fresh seeds and nothing else."""
-    found = full_resolution_study(seeds, folds, steps)
-    data = replace(found.data[0], name="Patients at full resolution, fresh seeds")
+    earlier = full_resolution_study(seeds, folds, steps)
+    data = replace(earlier.data[0], name="Patients at full resolution, fresh seeds")
     scp, positioned = "SCP, foreground", "Base F, foreground"
     return replace(
-        found,
+        earlier,
         name="confirmation-patients-full-resolution",
         title="The box of the head on patients, once more",
         data=(data,),
         networks=tuple(
-            network for network in found.networks if network.name in ("Base", FRAME_CONTROL, scp, positioned)
+            network for network in earlier.networks if network.name in ("Base", FRAME_CONTROL, scp, positioned)
         ),
         seeds=tuple(range(CONFIRMATION_SEED, CONFIRMATION_SEED + seeds)),
         comparisons=tuple(NetworkPair(data.name, scp, other) for other in ("Base", FRAME_CONTROL, positioned)),
