@@ -74,9 +74,11 @@ def test_subjects_that_cannot_be_read_are_left_out_for_good(root):
     path.write_bytes(content[:-200])
     (root / "s5" / "pre" / "FLAIR.nii.gz").unlink()
     prepared, said = prepare(root)
-    assert len(prepared.sources) == 6 and "Files: skipped 2 of 8 subjects: s5, s2" in said and str(path) in said
+    assert len(prepared.subjects) == 6 and "Files: skipped 2 of 8 subjects: s5, s2" in said and str(path) in said
     assert sorted(name for split in prepared.splits for name in split["test"]) == ["s0", "s1", "s3", "s4", "s6", "s7"]
-    assert [subject.name for subject in prepared.find_subjects(get_task("wmh", DATA.roi_size))] == [*prepared.sources]
+    assert [subject.name for subject in prepared.find_subjects(get_task("wmh", DATA.roi_size))] == [
+        subject.name for subject in prepared.subjects
+    ]
     cache, everybody = cohort_density_cache(DATA, prepared)
     assert len(everybody) == 6 and all(cache.open(subject)[0].size for subject in everybody)
     folder = root.parent

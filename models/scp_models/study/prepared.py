@@ -35,14 +35,22 @@ class Prepared:
     splits: tuple[Mapping[str, Sequence[str]], ...]
     """One per fold, or one: names by part."""
     cache: Path
-    sources: Mapping[str, str]
-    """Of every subject that could be read, a digest of its files' contents, by name; of phantoms empty."""
+    subjects: tuple[Subject, ...]
+    """Those that could be read."""
     sites: Mapping[str, int]
     """Number of subjects by site."""
+    are_phantoms: bool
 
     def find_subjects(self, task: Task) -> list[Subject]:
         """Those that could be read, as the task sees them."""
-        return [s for s in find_subjects(self.root, task, failures=Failures()) if s.name in self.sources]
+        names = {subject.name for subject in self.subjects}
+        return [s for s in find_subjects(self.root, task, failures=Failures()) if s.name in names]
+
+    def digests(self) -> dict[str, str]:
+        """Of the contents of every subject's files, wherever they lie; phantoms, which are their seed's, have none."""
+        if self.are_phantoms:  # made again, compression may write other bytes
+            return {subject.name: "" for subject in self.subjects}
+        return {subject.name: _digest(subject) for subject in self.subjects}
 
 
 def prepare_data(
@@ -91,13 +99,10 @@ def prepare_data(
     _describe_splits(data, subjects, splits, cache, sampling, display)
     sites = [subject.site or "" for subject in subjects]
     counts = {site: sites.count(site) for site in sorted(set(sites))}
-    # Phantoms are their seed's; where they were deleted and are made again, compression may write other bytes.
-    sources = {subject.name: _digest(subject) if data.phantoms is None else "" for subject in subjects}
-    return Prepared(root, splits, out / "cache", sources, counts)
+    return Prepared(root, splits, out / "cache", tuple(subjects), counts, data.phantoms is not None)
 
 
 def _digest(subject: Subject) -> str:
-    """Of the contents of its files, wherever they lie."""
     digest = hashlib.blake2b(digest_size=16)
     for path in source_files(subject):
         digest.update(path.read_bytes())
@@ -203,7 +208,7 @@ def write_splits(prepared: Mapping[str, Prepared], folder: Path) -> None:
             f"{path}: expected the subjects of {changed[0]} as they were, some came or went (another --out)"
         )
     of_files = folder / "sources.json"
-    sources: dict[str, Any] = {name: dict(p.sources) for name, p in prepared.items()}
+    sources: dict[str, Any] = {name: p.digests() for name, p in prepared.items()}
     for name, known in _written(of_files).items():
         now = sources.setdefault(name, known)
         if changed := [subject for subject in known if now.get(subject) != known[subject]]:

@@ -39,7 +39,7 @@ def write_record(
         "presets": {r["settings"]["network"]["preset"]: r["settings"]["network"]["preset_values"] for r in results},
         "data": {
             name: {
-                "subjects": len(p.sources),
+                "subjects": len(p.subjects),
                 "sites": dict(p.sites),
                 "parts": [{part: len(names) for part, names in split.items()} for split in p.splits],
             }
