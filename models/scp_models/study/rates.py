@@ -75,7 +75,7 @@ def head_settings(
                 yield rate, hidden, form
 
 
-def rate_networks(forms: Sequence[str], widths: Sequence[int], rates: Sequence[float]) -> tuple[Network, ...]:
+def rate_networks(rates: Sequence[float], settings: Sequence[tuple[float, int, str]]) -> tuple[Network, ...]:
     """Base at each learning rate, then SCP and its control at each with every width and form."""
     plain = [Network(base_at(rate), "base", learning_rate=rate) for rate in rates]
     heads = [
@@ -89,19 +89,17 @@ def rate_networks(forms: Sequence[str], widths: Sequence[int], rates: Sequence[f
             starts_as_base=True,
             change=PHI_FORMS[form],
         )
-        for rate, hidden, form in head_settings(forms, widths, rates)
+        for rate, hidden, form in settings
         for control in (True, False)
     ]
     return (*plain, *heads)
 
 
-def rate_comparisons(
-    data: StudyData, forms: Sequence[str], widths: Sequence[int], rates: Sequence[float]
-) -> tuple[NetworkPair, ...]:
+def rate_comparisons(data: StudyData, settings: Sequence[tuple[float, int, str]]) -> tuple[NetworkPair, ...]:
     """SCP and its control against Base at the same learning rate."""
     return tuple(
         NetworkPair(data.name, head_at(rate, hidden, form, control=control), base_at(rate))
-        for rate, hidden, form in head_settings(forms, widths, rates)
+        for rate, hidden, form in settings
         for control in (True, False)
     )
 
@@ -138,6 +136,7 @@ def _rates_study(
     before: str,
     rates: Sequence[float] = LEARNING_RATES,
 ) -> Study:
+    settings = tuple(head_settings(forms, widths, rates))
     of_width = "" if widths == PHI_WIDTHS else f"h {', '.join(map(str, widths))}"
     if of_width:
         data = replace(data, name=f"{data.name}, {of_width}")
@@ -145,10 +144,10 @@ def _rates_study(
         f"rates-{subjects}{of_width and '-' + of_width.replace(' ', '')}",
         f"How fast Φ learns, on {subjects}{of_width and ', ' + of_width}",
         (data,),
-        rate_networks(forms, widths, rates),
+        rate_networks(rates, settings),
         Recipe(steps=steps),
         tuple(range(RATES_SEED, RATES_SEED + seeds)),
-        rate_comparisons(data, forms, widths, rates),
+        rate_comparisons(data, settings),
         notes=(before,),
     )
 

@@ -85,20 +85,20 @@ def printed_score_table(
         names = [f"{title} {capacity}" for title in PRINTED_VARIANTS]
         means = {name: {m: mean_of(record, data, name, m) for m in TABLE_METRICS} for name in names}
         rated = {
-            (name, metric): round(means[name][metric], 2)
-            for name in names
+            metric: {
+                name: round(means[name][metric], 2)
+                for name in names
+                if metric not in _INFLATED or means[name]["lesion_ppv"] <= 100
+            }
             for metric in TABLE_METRICS
-            if metric not in _INFLATED or means[name]["lesion_ppv"] <= 100
         }
-        best = {
-            m: max((value for (_, metric), value in rated.items() if metric == m), default=None) for m in TABLE_METRICS
-        }
+        best = {metric: max(of_metric.values(), default=None) for metric, of_metric in rated.items()}
         for name in names:
             dice = spread(record, data, name, "dice")
             paper = SCORES[task][name]
             row = [TableCell(name)]
             for k, metric in enumerate(TABLE_METRICS):
-                is_best = (name, metric) in rated and rated[name, metric] == best[metric]
+                is_best = name in rated[metric] and rated[metric][name] == best[metric]
                 row.append(TableCell(f"{means[name][metric]:.2f} ({paper[k]:.2f})", is_best))
             row += [
                 TableCell("" if dice.seeds is None else f"{100 * dice.seeds:.2f}"),
