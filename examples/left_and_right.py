@@ -25,6 +25,7 @@ from monai.transforms import Compose, ConcatItemsd, RandAffined, RandFlipd, Rand
 from monai.utils import set_determinism
 from torch import Tensor, nn
 
+from scp_kernels import parameter_groups
 from scp_models.monai import AddCoordinatesd, MirroringSlidingWindowInferer
 from scp_models.networks import PositionedNetwork, attach
 
@@ -55,8 +56,10 @@ def network(with_head: bool) -> nn.Module:
 
 def train(net: nn.Module, loader: DataLoader, epochs: int, channels: int) -> None:
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
-    optimizer = torch.optim.Adam(net.parameters(), lr=4e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=epochs * len(loader))
+    groups = parameter_groups(net, 8e-3)  # Φ's rate is limited
+    optimizer = torch.optim.Adam(groups)
+    highest = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=epochs * len(loader))
     for _ in range(epochs):
         for batch in loader:
             optimizer.zero_grad()

@@ -12,6 +12,7 @@ from scp_kernels.dispatch import BackendStatus, BackendUnavailable, available_ba
 from scp_kernels.functional import pixel_positions, scp
 from scp_kernels.layers import is_pointwise
 from scp_kernels.module import FusedSCP
+from scp_kernels.parameter_groups import parameter_groups
 from scp_kernels.placement import Placement
 from scp_kernels.ptflops import ptflops_hook
 from scp_kernels.reference import scp_reference
@@ -28,6 +29,7 @@ __all__ = [
     "backends",
     "count_macs",
     "is_pointwise",
+    "parameter_groups",
     "pixel_positions",
     "positioned",
     "ptflops_hook",

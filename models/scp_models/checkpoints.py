@@ -18,7 +18,7 @@ from scp_models.networks.segmentation import SegmentationNetwork, build_network
 from scp_models.notes import note
 
 # Hyperparameters of ``SegmentationModule`` that matter to training alone.
-_OF_TRAINING = ("learning_rate", "weight_decay")
+_OF_TRAINING = ("learning_rate", "weight_decay", "limit_phi")
 # Under which ``SegmentationModule`` holds its network.
 _PREFIX = "network."
 # How the foreground was found in checkpoints that do not say, whatever it is in new ones.

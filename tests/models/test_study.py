@@ -17,16 +17,25 @@ import pytest
 import torch
 from rich.console import Console
 
+from scp_kernels import parameter_groups
 from scp_models.data.find import find_subjects
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import get_task
 from scp_models.errors import UserError
+from scp_models.study.axes import axes_study
 from scp_models.study.design import Network, NetworkPair, Run
 from scp_models.study.frames import confirmation_study, full_resolution_study, patients_study, phantoms_study
 from scp_models.study.prepared import stratified_folds
 from scp_models.study.progress import Display, duration, time_left
-from scp_models.study.rates import rates_on_patients, rates_on_phantoms, scales_on_patients
+from scp_models.study.rates import (
+    limited_on_patients,
+    limited_on_phantoms,
+    rates_on_patients,
+    rates_on_phantoms,
+    scales_on_patients,
+)
 from scp_models.study.record import read_record
+from scp_models.study.reproduce.design import BUDGETS, reproduction
 from scp_models.study.runner import read_result, run_study
 from scp_models.study.single import build_module
 from scp_models.study.threshold import THRESHOLDS, choose_threshold
@@ -91,7 +100,7 @@ def test_a_run_says_how_it_was_made(finished):
         "steps": 12, "epochs": None, "learning_rate": 4e-3, "batch_size": 6, "weight_decay": 1e-6,
         "sampling": None,
     }  # fmt: skip
-    assert settings["network"]["frame"] == "foreground" and settings["network"]["preset_values"]["logit_bias"] is True
+    assert settings["network"]["frame"] == "foreground" and settings["network"]["preset_values"]["limit_phi"] is True
     assert settings["data"]["phantoms"]["seed"] == 5 and settings["seed"] == 1
 
 
@@ -311,6 +320,29 @@ def test_scales_are_tried_where_the_control_lost_on_patients():
     assert {network.learning_rate for network in study.networks} == {4e-3} and len(study.networks) == 1 + 4
     assert {network.change for network in study.networks if network.variant == "scp"} == {"half scaled", "scaled"}
     assert len(study.comparisons) == 4 and study.data[0].name != before.data[0].name
+
+
+def test_the_limited_form_is_the_recommended_one_with_seeds_of_its_own():
+    for study, before in ((limited_on_patients(), rates_on_patients()), (limited_on_phantoms(), rates_on_phantoms())):
+        assert not set(study.seeds) & set(before.seeds) and study.recipe == before.recipe
+        runs = {run.network.name: run for run in study.runs() if run.seed == study.seeds[0]}
+        for name, run in runs.items():
+            module = build_module(run)
+            groups = parameter_groups(module, 4e-3) if module.limit_phi else [{"lr": 4e-3}]
+            limit = next((limit for h, limit in ((128, 2e-3), (256, 1e-3)) if f", h {h}, limited, " in name), None)
+            assert [group["lr"] for group in groups] == [4e-3] + ([limit] if limit else []), name
+        assert {c.other for c in study.comparisons} == {"Base, 0.004"}
+        assert {c.network for c in study.comparisons} == set(runs) - {"Base, 0.004"}
+    assert limited_on_phantoms().data[0].phantoms.seed != rates_on_phantoms().data[0].phantoms.seed
+
+
+def test_no_phi_of_the_studies_from_before_the_limit_is_limited():
+    """Whether they are run with it or without, their figures are the same."""
+    reproduced = reproduction(("wmh",), BUDGETS["small"], 1, 1)
+    for study in (axes_study(), phantoms_study(), full_resolution_study(), reproduced):
+        for run in {run.network.name: run for run in study.runs() if run.network.variant == "scp"}.values():
+            module = build_module(run)
+            assert module.limit_phi and len(parameter_groups(module, module.learning_rate)) == 1, run.title
 
 
 def test_heads_begin_as_base_does():

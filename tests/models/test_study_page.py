@@ -9,7 +9,7 @@ import pytest
 from scp_models.errors import UserError
 from scp_models.study.advice import links_below, sentences_of
 from scp_models.study.analysis import differences, spread
-from scp_models.study.chapters import picture_of, picture_rows
+from scp_models.study.chapters import panels, picture_of, picture_rows
 from scp_models.study.design import NetworkPair
 from scp_models.study.frames import FRAME_CONTROL, patients_study, phantoms_study
 from scp_models.study.markdown import widened
@@ -24,7 +24,7 @@ from scp_models.study.page import (
     replace_advice,
     write_page,
 )
-from scp_models.study.rates import head_at, rates_on_patients, rates_on_phantoms
+from scp_models.study.rates import head_at, limited_on_patients, rates_on_patients, rates_on_phantoms
 from scp_models.study.record import FORMAT, read_record
 from tests.support.commands import scp_models
 
@@ -190,6 +190,21 @@ def test_a_study_of_rates_has_a_picture_of_its_own(gain, tmp_path):
     assert len(rows) == 4 and all(len(row) == 6 for row in rows.values())
     alone = write_page([record], tmp_path / "alone" / "page.md")
     assert "How fast Φ learns" in alone.read_text() and (alone.parent / PICTURE).is_file()
+
+
+def test_of_several_forms_the_picture_of_everything_shows_the_recommended_one(tmp_path):
+    record = record_of(limited_on_patients(), tmp_path / "study.json", {})
+    ((title, rows),) = panels(record, differences(record))
+    assert title == record.title and all(set(row) == {"SCP − Base"} for row in rows.values())
+    shown = {name: row["SCP − Base"].comparison.network for name, row in rows.items()}
+    assert shown == {
+        "Adam 0.004, h 64": head_at(4e-3, 64, "s = 1", control=False),
+        "Adam 0.004, h 256": head_at(4e-3, 256, "limited", control=False),
+    }
+    before = record_of(rates_on_phantoms(), tmp_path / "before.json", {})
+    ((_, rows),) = panels(before, differences(before))
+    assert all(", s = 1, " in row["SCP − Base"].comparison.network for row in rows.values())
+    assert "limited is Φ whose rate is limited by its width" in write_page([record], tmp_path / "page.md").read_text()
 
 
 def test_a_record_without_all_its_runs_makes_no_page(gain, tmp_path):

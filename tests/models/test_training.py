@@ -69,15 +69,16 @@ def test_the_papers_optimizer_and_schedule():
     assert [rates[k] for k in (63, 80, 81, 89)] == [2.5e-4, 2.5e-4, 1.25e-4, 1.25e-4]
 
 
-def rates(root, cache, resume=None, save=None, **length):
-    """The learning rate of every step of a run of so many epochs or steps, five steps per epoch."""
+def rates(root, cache, resume=None, save=None, module=None, group=0, **length):
+    """The learning rate of every step of a run of so many epochs or steps, five per epoch, relative to the module's."""
+    module = module or tiny_module()
 
     class Rates(L.Callback):
         def __init__(self):
             self.seen = []
 
         def on_train_batch_start(self, trainer, module, batch, index):
-            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"] / module.learning_rate)
+            self.seen.append(trainer.optimizers[0].param_groups[group]["lr"] / module.learning_rate)
 
     seen = Rates()
     keep = [] if save is None else [ModelCheckpoint(save, filename="at", save_last=False)]
@@ -87,7 +88,7 @@ def rates(root, cache, resume=None, save=None, **length):
         **length,
     )  # fmt: skip
     data = SegmentationDataModule(str(root), roi_size=(16, 24), batch_size=6, cache_dir=str(cache))
-    trainer.fit(tiny_module(), datamodule=data, ckpt_path=resume)
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
     return seen.seen
 
 
@@ -95,6 +96,31 @@ def test_the_schedule_of_a_run_counted_in_steps(root, tmp_path):
     expected = [1.0] * 10 + [0.5] * 4 + [0.25] * 4 + [0.125] * 2
     assert rates(root, tmp_path, max_epochs=-1, max_steps=20) == expected
     assert rates(root, tmp_path, max_epochs=100, max_steps=20) == expected
+
+
+def test_phi_learns_more_slowly_and_follows_the_schedule(root, tmp_path):
+    def wide(**options):
+        return tiny_module(hidden_channels=256, learning_rate=4e-3, **options)
+
+    expected = [0.25 * share for share in [1.0] * 10 + [0.5] * 4 + [0.25] * 4 + [0.125] * 2]
+    assert rates(root, tmp_path, module=wide(), group=1, save=tmp_path / "new", max_epochs=-1, max_steps=20) == expected
+    path = str(tmp_path / "new" / "at.ckpt")
+    later = rates(root, tmp_path, module=wide(), group=1, resume=path, max_epochs=-1, max_steps=40)
+    assert later == [0.125] * 8 + [0.0625] * 8 + [0.03125] * 4
+    for options in ({"limit_phi": False}, {"preset": "paper"}, {"phi_scale": "adam"}):
+        module = wide(**options)
+        module.trainer = L.Trainer(max_steps=20, logger=False, enable_checkpointing=False, accelerator="cpu")
+        assert [group["lr"] for group in module.configure_optimizers()["optimizer"].param_groups] == [4e-3]
+
+
+def test_a_run_from_before_the_limit_goes_on_without_it(root, tmp_path):
+    options = {"hidden_channels": 256, "learning_rate": 4e-3}
+    old = tiny_module(**options, limit_phi=False)
+    rates(root, tmp_path, module=old, save=tmp_path, max_epochs=-1, max_steps=20)
+    module = tiny_module(**options)
+    rates(root, tmp_path, module=module, resume=str(tmp_path / "at.ckpt"), max_epochs=-1, max_steps=25)
+    (group,) = module.optimizers(use_pl_optimizer=False).param_groups
+    assert len(group["params"]) == len(list(module.parameters()))
 
 
 def test_a_run_that_is_resumed_for_longer_has_the_longer_ones_schedule(root, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from scp_kernels import FusedSCP, scp
+from scp_kernels import FusedSCP, parameter_groups, scp
 from scp_kernels.backends import cpu
 from tests.operator.test_module import plain_layers
 from tests.support.cpu_settings import needs_cpu
@@ -17,10 +17,11 @@ from tests.support.tolerances import LOGITS, relative_error
 
 SHAPE, CHANNELS, STEPS = (16, 20), 8, 20
 WIDTHS = (64, 128, 256, 512)
+RATES = {"adam": 4e-3, "adamw": 4e-3, "sgd": 1e-2}
 OPTIMIZERS = {
-    "adam": lambda parameters: torch.optim.Adam(parameters, 4e-3),
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, 4e-3),
-    "sgd": lambda parameters: torch.optim.SGD(parameters, 1e-2, momentum=0.99, nesterov=True),
+    "adam": lambda parameters: torch.optim.Adam(parameters, RATES["adam"]),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, RATES["adamw"]),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, RATES["sgd"], momentum=0.99, nesterov=True),
 }
 # A map whose every pixel is at the centre: the head is then a 1×1 convolution that is parametrised otherwise.
 CONSTANT = torch.tensor([[0.0, 0.0, SHAPE[0] / 2], [0.0, 0.0, SHAPE[1] / 2]])
@@ -34,7 +35,7 @@ def features_of(seed=0):
     return torch.randn(2, 4, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def weight_steps(optimizer, width, phi_scale, affine=None):
+def weight_steps(optimizer, width, phi_scale, affine=None, *, grouped=False):
     """Root mean square step of W + w_r, at every step of a training, relative to that of a 1×1 convolution's weight."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(4, CHANNELS, *SHAPE, generator=generator)
@@ -49,7 +50,8 @@ def weight_steps(optimizer, width, phi_scale, affine=None):
         head.residual.weight.copy_(plain.weight.flatten(1))
 
     def steps(module, weight, **options):
-        rule = OPTIMIZERS[optimizer](module.parameters())
+        parameters = parameter_groups(module, RATES[optimizer]) if grouped else module.parameters()
+        rule = OPTIMIZERS[optimizer](parameters)
         moved = []
         for _ in range(STEPS):
             before = weight().detach().clone()

@@ -10,7 +10,7 @@ from scp_models.study.analysis import Difference, of_network, spread, thresholds
 from scp_models.study.axes import PLAIN_HEAD, TESTED_HEAD
 from scp_models.study.frames import FRAME_CONTROL
 from scp_models.study.markdown import bounds, by_seed, listed, markdown, pairs_text
-from scp_models.study.rates import RECOMMENDED_FORM, base_at, head_at, head_settings, is_of_rates
+from scp_models.study.rates import PAPER_FORM, RECOMMENDED_FORM, base_at, head_at, head_settings, is_of_rates
 from scp_models.study.record import Record
 
 PanelRows = Mapping[str, Mapping[str, Difference]]
@@ -25,6 +25,7 @@ RATES_CAPTION = (
     "told the same position everywhere"
 )
 SCALES_CAPTION = '; scaled is the head with `phi_scale="adam"`, half scaled with `"sgd"`'
+LIMITED_CAPTION = "; limited is Φ whose rate is limited by its width, by `parameter_groups`"
 
 
 def chapter(record: Record, outcomes: Sequence[Difference], *, in_short: bool) -> str:
@@ -47,8 +48,10 @@ def chapter(record: Record, outcomes: Sequence[Difference], *, in_short: bool) -
 def _caption(record: Record) -> str:
     if not is_of_rates(record):
         return FRAMES_CAPTION
-    has_scales = any(network.get("change") is not None for network in record.content["study"]["networks"])
-    return f"{RATES_CAPTION}{SCALES_CAPTION if has_scales else ''}."
+    networks = record.content["study"]["networks"]
+    has_scales = any(network.get("change") is not None for network in networks)
+    has_limit = any(f", {RECOMMENDED_FORM}, " in network["name"] for network in networks)
+    return f"{RATES_CAPTION}{SCALES_CAPTION if has_scales else ''}{LIMITED_CAPTION if has_limit else ''}."
 
 
 def picture_of(record: Record) -> str:
@@ -64,11 +67,12 @@ def panels(record: Record, outcomes: Sequence[Difference]) -> list[tuple[str, Pa
             cases = {title: of_network(outcomes, d, TESTED_HEAD, PLAIN_HEAD) for title, d in axis.levels.items()}
             result.append((axis.title, {title: {OVER_BASE: d} for title, d in cases.items() if d is not None}))
     if not record.axes:
-        series = f"SCP, {RECOMMENDED_FORM}" if is_of_rates(record) else OVER_BASE
         for data in record.data:
             rows = picture_rows(record, outcomes, data["name"])
             title = record.title if is_of_rates(record) else data["name"]
-            shown = {name: {OVER_BASE: row[series]} for name, row in rows.items() if series in row}
+            series = (OVER_BASE, f"SCP, {RECOMMENDED_FORM}", f"SCP, {PAPER_FORM}")
+            chosen = {name: next((row[s] for s in series if s in row), None) for name, row in rows.items()}
+            shown = {name: {OVER_BASE: difference} for name, difference in chosen.items() if difference is not None}
             if shown:
                 result.append((title, shown))
     return result

@@ -66,25 +66,39 @@ def rates(
     data: Patients = None,
     width: Annotated[
         int | None,
-        typer.Option(help="64, 128 or 256: hidden width of Φ, in the recommended form; 64 and 256 if not given."),
+        typer.Option(help="64, 128 or 256: hidden width of Φ, in the paper's form; 64 and 256 if not given."),
     ] = None,
     scales: Annotated[
         bool, typer.Option("--scales", help="Of --data: Φ with its scales, h 256, at the higher learning rate.")
+    ] = False,
+    limited: Annotated[
+        bool, typer.Option("--limited", help="At the higher learning rate, Φ's limited as recommended.")
     ] = False,
     seeds: Seeds = 5,
     folds: Folds = 3,
     jobs: Jobs = None,
 ) -> None:
-    """Find out whether a head is harmed by how fast Φ learns, at two learning rates and widths, with and without its
-    scale.
+    """Find out whether a head is harmed by how fast Φ learns, at two learning rates and several widths, and by what
+    that is repaired.
     """
-    from scp_models.study.rates import ALL_WIDTHS, rates_on_patients, rates_on_phantoms, scales_on_patients
+    from scp_models.study.rates import (
+        ALL_WIDTHS,
+        limited_on_patients,
+        limited_on_phantoms,
+        rates_on_patients,
+        rates_on_phantoms,
+        scales_on_patients,
+    )
 
     if width not in (None, *ALL_WIDTHS):
         raise UserError(f"--width: expected one of {', '.join(map(str, ALL_WIDTHS))}, got {width}")
     if scales and (data is None or width is not None):
         raise UserError("--scales: expected --data, and no --width")
-    if scales:
+    if limited and (scales or width is not None):
+        raise UserError("--limited: expected neither --width nor --scales")
+    if limited:
+        study = limited_on_phantoms(seeds) if data is None else limited_on_patients(seeds, folds)
+    elif scales:
         study = scales_on_patients(seeds, folds)
     elif data is None:
         study = rates_on_phantoms(seeds, width)

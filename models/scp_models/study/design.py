@@ -78,6 +78,8 @@ class Network:
     constant_position: bool = False
     learning_rate: float | None = None
     """None: the recipe's."""
+    limit_phi: bool | None = None
+    """Whether Φ's rate is limited by its width (:func:`scp_kernels.parameter_groups`); None: as the preset says."""
     starts_as_base: bool | None = None
     """Whether an SCP head's w_r begins as the weight that Base has with the same seed, as with
     :func:`scp_models.networks.attach`; None: with a weight of its own.

@@ -45,7 +45,10 @@ def build_module(run: Run) -> SegmentationModule:
     recipe, network = run.recipe, run.network
     rate = recipe.learning_rate if network.learning_rate is None else network.learning_rate
     module = SegmentationModule(
-        **model_options(run.data, network), learning_rate=rate, weight_decay=recipe.weight_decay
+        **model_options(run.data, network),
+        learning_rate=rate,
+        limit_phi=network.limit_phi,
+        weight_decay=recipe.weight_decay,
     )
     if network.change is not None:
         FORMS[network.change](module.network)
