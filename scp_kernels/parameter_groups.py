@@ -22,8 +22,10 @@ def parameter_groups(module: nn.Module, learning_rate: float) -> list[dict[str, 
 
         optimizer = torch.optim.AdamW(parameter_groups(network, 4e-3), weight_decay=1e-2)
 
-    Heads with a ``phi_scale`` have their steps set by it and are not limited. SGD's steps are gradients: its groups are
-    none of these.
+    Heads with a ``phi_scale``, whatever it is, are not limited. SGD's steps are gradients: its groups are none of
+    these. A schedule that is told rates needs one per group, and this function its highest. Groups hold the parameters
+    that Φ has when they are made: not those into which FSDP with ``use_orig_params=False`` flattens them, nor of
+    exported graphs.
 
     Args:
         module: a network with :class:`FusedSCP` heads anywhere in it, or a head.
@@ -31,14 +33,21 @@ def parameter_groups(module: nn.Module, learning_rate: float) -> list[dict[str, 
 
     Returns:
         Each group's ``params`` and ``lr``, the network's other parameters first; every parameter once.
+
+    Raises:
+        TypeError: no module. ValueError: a negative rate.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a network, got {type(module).__name__}")
+    if not learning_rate >= 0:
+        raise ValueError(f"learning_rate: expected at least 0, got {learning_rate}")
     limited: dict[Tensor, float] = {}
     for head in module.modules():
         if isinstance(head, FusedSCP) and head.phi_scale is None:
             rate = WIDTH_TIMES_RATE / math.sqrt(math.prod(head.hidden_channels))
             if rate < learning_rate:
-                # Of a Φ that several heads share, its first one's.
-                limited = dict.fromkeys(head.phi.parameters(), rate) | limited
+                for parameter in head.phi.parameters():  # which several heads may share
+                    limited[parameter] = min(rate, limited.get(parameter, rate))
     groups: dict[float, list[Tensor]] = {learning_rate: []}
     for parameter in module.parameters():
         groups.setdefault(limited.get(parameter, learning_rate), []).append(parameter)

@@ -160,6 +160,7 @@ def check_resumable(
     """
     content = read_checkpoint(path)
     stored, current = _arguments(content["hyper_parameters"]), _arguments(hyperparameters)
+    stored.setdefault("limit_phi", current.get("limit_phi"))  # of before there was a limit: it goes on without
     if _same_task(stored, current):
         stored["task_options"] = current.get("task_options")
     _must_agree(path, stored, current)

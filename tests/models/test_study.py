@@ -100,7 +100,7 @@ def test_a_run_says_how_it_was_made(finished):
         "steps": 12, "epochs": None, "learning_rate": 4e-3, "batch_size": 6, "weight_decay": 1e-6,
         "sampling": None,
     }  # fmt: skip
-    assert settings["network"]["frame"] == "foreground" and settings["network"]["preset_values"]["limit_phi"] is True
+    assert settings["network"]["frame"] == "foreground" and settings["network"]["preset_values"]["logit_bias"] is True
     assert settings["data"]["phantoms"]["seed"] == 5 and settings["seed"] == 1
 
 
@@ -337,12 +337,12 @@ def test_the_limited_form_is_the_recommended_one_with_seeds_of_its_own():
 
 
 def test_no_phi_of_the_studies_from_before_the_limit_is_limited():
-    """Whether they are run with it or without, their figures are the same."""
+    """They have one rate for all of a network, as they had; with the limit it would be the same."""
     reproduced = reproduction(("wmh",), BUDGETS["small"], 1, 1)
     for study in (axes_study(), phantoms_study(), full_resolution_study(), reproduced):
         for run in {run.network.name: run for run in study.runs() if run.network.variant == "scp"}.values():
             module = build_module(run)
-            assert module.limit_phi and len(parameter_groups(module, module.learning_rate)) == 1, run.title
+            assert not module.limit_phi and len(parameter_groups(module, module.learning_rate)) == 1, run.title
 
 
 def test_heads_begin_as_base_does():

@@ -107,7 +107,7 @@ def test_phi_learns_more_slowly_and_follows_the_schedule(root, tmp_path):
     path = str(tmp_path / "new" / "at.ckpt")
     later = rates(root, tmp_path, module=wide(), group=1, resume=path, max_epochs=-1, max_steps=40)
     assert later == [0.125] * 8 + [0.0625] * 8 + [0.03125] * 4
-    for options in ({"limit_phi": False}, {"preset": "paper"}, {"phi_scale": "adam"}):
+    for options in ({"limit_phi": False}, {"phi_scale": "adam"}):
         module = wide(**options)
         module.trainer = L.Trainer(max_steps=20, logger=False, enable_checkpointing=False, accelerator="cpu")
         assert [group["lr"] for group in module.configure_optimizers()["optimizer"].param_groups] == [4e-3]
@@ -120,7 +120,17 @@ def test_a_run_from_before_the_limit_goes_on_without_it(root, tmp_path):
     module = tiny_module(**options)
     rates(root, tmp_path, module=module, resume=str(tmp_path / "at.ckpt"), max_epochs=-1, max_steps=25)
     (group,) = module.optimizers(use_pl_optimizer=False).param_groups
-    assert len(group["params"]) == len(list(module.parameters()))
+    assert len(group["params"]) == len(list(module.parameters())) and module.limit_phi
+    rates(root, tmp_path, module=module, max_epochs=-1, max_steps=5)
+    assert len(module.optimizers(use_pl_optimizer=False).param_groups) == 2, "a new run of the same module"
+
+
+def test_only_a_run_that_goes_on_takes_its_groups_from_the_checkpoint(root, tmp_path):
+    slow = tiny_module(hidden_channels=256)
+    rates(root, tmp_path, module=slow, save=tmp_path, max_epochs=-1, max_steps=5)
+    module = SegmentationModule.load_from_checkpoint(tmp_path / "at.ckpt", learning_rate=4e-3)
+    rates(root, tmp_path, module=module, max_epochs=-1, max_steps=5)
+    assert [group["lr"] for group in module.configure_optimizers()["optimizer"].param_groups] == [4e-3, 1e-3]
 
 
 def test_a_run_that_is_resumed_for_longer_has_the_longer_ones_schedule(root, tmp_path):

@@ -1,5 +1,6 @@
 """Groups of parameters in which a wide Φ learns more slowly."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -42,6 +43,19 @@ def test_layers_that_heads_share_are_in_one_group():
     second = FusedSCP.from_layers(first.phi, nn.Conv2d(4, 2, 1, bias=False))
     rates = rates_of(nn.ModuleList([first, second]), 4e-3)
     assert sorted(set(rates.values())) == [1e-3, 4e-3] and rates["1.residual.weight"] == 4e-3
+    wider = make_head(width=(256, 1024))
+    wider.phi[0] = first.phi[0]
+    for heads in ([first, wider], [wider, first]):
+        shared = next(rate for name, rate in rates_of(nn.ModuleList(heads), 4e-3).items() if "phi.0.weight" in name)
+        assert shared == 5e-4
+
+
+@pytest.mark.parametrize("rate", [-1e-3, float("nan")])
+def test_what_is_no_rate_or_no_network_is_refused(rate):
+    with pytest.raises(ValueError, match="learning_rate: expected at least 0"):
+        parameter_groups(make_head(), rate)
+    with pytest.raises(TypeError, match="module: expected a network, got generator"):
+        parameter_groups(make_head().parameters(), 1e-3)
 
 
 def test_optimizers_take_them_frozen_parameters_and_none():

@@ -33,7 +33,7 @@ def attach(
     The convolution's weight becomes w_r and its bias β. With ``zero_init`` (the default) the network's outputs are at
     first what they were. A MONAI ``Convolution`` block that holds nothing but the convolution may be named itself. The
     head keeps the convolution's device, dtype and ``requires_grad``; Φ is trainable. Its parameters are new ones, so
-    build the optimizer afterwards: above a rate of 1e-3, Adam of :func:`scp_kernels.parameter_groups`.
+    build the optimizer afterwards, Adam of :func:`scp_kernels.parameter_groups`.
 
     A ReLU in front of a head with a logit bias can die in training, with every logit at the bias; a last layer that is
     a normalisation without activation is the safe ground (see :data:`scp_models.networks.PRESETS`).

@@ -33,13 +33,11 @@ class Preset:
     """Whether the head has a bias (initialised at the class's log-odds)."""
     phi_scale: float | str = 1.0
     """Scale of Φ's output: see :class:`scp_kernels.FusedSCP`."""
-    limit_phi: bool = True
-    """Whether the trainer's Adam limits Φ's rate by its width: see :func:`scp_kernels.parameter_groups`."""
 
 
 PRESETS = {
     "recommended": Preset(position="centered", zero_init=True, last_relu=False, logit_bias=True),
-    "paper": Preset(position="pixels", zero_init=False, last_relu=True, logit_bias=False, limit_phi=False),
+    "paper": Preset(position="pixels", zero_init=False, last_relu=True, logit_bias=False),
 }
 """``recommended``: never seen to collapse. ``paper``: the printed form.
 

@@ -79,7 +79,7 @@ class Network:
     learning_rate: float | None = None
     """None: the recipe's."""
     limit_phi: bool | None = None
-    """Whether Φ's rate is limited by its width (:func:`scp_kernels.parameter_groups`); None: as the preset says."""
+    """Whether Φ's rate is limited by its width (:func:`scp_kernels.parameter_groups`); None: one rate for all of it."""
     starts_as_base: bool | None = None
     """Whether an SCP head's w_r begins as the weight that Base has with the same seed, as with
     :func:`scp_models.networks.attach`; None: with a weight of its own.

@@ -24,10 +24,10 @@ PHI_WIDTHS = (64, 256)
 ALL_WIDTHS = (64, 128, 256)
 """Of which a study may have others than :data:`PHI_WIDTHS`."""
 PHI_FORMS: Mapping[str, Mapping[str, Any]] = {
-    "s = 1": {"limit_phi": False},
+    "s = 1": {},
     "half scaled": {"change": "half scaled"},
     "scaled": {"change": "scaled"},
-    "limited": {},
+    "limited": {"limit_phi": True},
 }
 """By title, what is changed of a recommended head: arguments of :class:`scp_models.study.design.Network`."""
 RECOMMENDED_FORM = "limited"

@@ -47,7 +47,7 @@ def build_module(run: Run) -> SegmentationModule:
     module = SegmentationModule(
         **model_options(run.data, network),
         learning_rate=rate,
-        limit_phi=network.limit_phi,
+        limit_phi=bool(network.limit_phi),
         weight_decay=recipe.weight_decay,
     )
     if network.change is not None:

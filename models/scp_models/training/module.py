@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -13,7 +14,6 @@ from scp_kernels import parameter_groups
 from scp_models.checkpoints import build_model, subject_names
 from scp_models.data.module import SegmentationDataModule
 from scp_models.data.tasks import IGNORED_LABEL
-from scp_models.networks.segmentation import PRESETS
 from scp_models.training.losses import ExclusiveClassesLoss, SegmentationLoss
 
 # The learning rate is halved after these shares of the epochs (paper, Section 4.1).
@@ -105,7 +105,7 @@ class SegmentationModule(L.LightningModule):
         constant_position: the control of a comparison: every pixel is told the position of the image's centre.
         backend: of the SCP head: ``"auto"`` or a name of :func:`scp_kernels.available_backends`.
         learning_rate: Adam's.
-        limit_phi: whether Φ's rate is limited by its width (:func:`scp_kernels.parameter_groups`); None: the preset's.
+        limit_phi: whether Φ's rate is limited by its width (:func:`scp_kernels.parameter_groups`).
         weight_decay: Adam's.
         threshold: a pixel is a lesion above this probability; of several classes the most probable counts.
         channels_last: keep activations in channels-last memory format, faster on CPUs and tensor cores.
@@ -133,7 +133,7 @@ class SegmentationModule(L.LightningModule):
         channels_last: bool = True,
         task_options: dict[str, Any] | None = None,
         phi_scale: float | str | None = None,
-        limit_phi: bool | None = None,
+        limit_phi: bool = True,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -162,7 +162,8 @@ class SegmentationModule(L.LightningModule):
         several = bool(self.task.classes)
         self.loss: nn.Module = ExclusiveClassesLoss(len(self.task.classes)) if several else SegmentationLoss()
         self.learning_rate = learning_rate
-        self.limit_phi = PRESETS[preset].limit_phi if limit_phi is None else limit_phi
+        self.limit_phi = limit_phi
+        self._resumes_one_group = False
         self.weight_decay = weight_decay
         self.threshold = threshold
         self.val_dice: SubjectDice | None = None
@@ -232,7 +233,9 @@ class SegmentationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         rate = self.learning_rate
-        groups = parameter_groups(self, rate) if self.limit_phi else self.parameters()
+        limited = self.limit_phi and not self._resumes_one_group
+        self._resumes_one_group = False  # of this run alone
+        groups = parameter_groups(self, rate) if limited else self.parameters()
         optimizer = torch.optim.Adam(groups, lr=rate, weight_decay=self.weight_decay)
         milestones, interval = self._milestones()
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.5)
@@ -266,9 +269,10 @@ class SegmentationModule(L.LightningModule):
             group["lr"] = rate * scheduler.gamma**passed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run from before Φ's rate was limited goes on as it was."""
-        if states := checkpoint.get("optimizer_states"):
-            self.limit_phi = len(states[0]["param_groups"]) > 1
+        """A run from before Φ's rate was limited goes on as it was; this comes before the optimizer is configured."""
+        groups = [len(state["param_groups"]) for state in checkpoint.get("optimizer_states") or []]
+        fits = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        self._resumes_one_group = fits and groups == [1]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data: Any = getattr(self.trainer, "datamodule", None)
