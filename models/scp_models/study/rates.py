@@ -166,17 +166,10 @@ def _limited_study(subjects: str, data: StudyData, steps: int, seeds: int, width
     narrow, *wide = widths
     rates = LEARNING_RATES[1:]
     settings = (*head_settings((PAPER_FORM,), (narrow,), rates), *head_settings((RECOMMENDED_FORM,), wide, rates))
+    title = f"How fast Φ learns, on {subjects}, with its rate limited"
     data = replace(data, name=f"{data.name}, Φ limited")
-    return Study(
-        f"rates-{subjects}-limited",
-        f"How fast Φ learns, on {subjects}, with its rate limited",
-        (data,),
-        rate_networks(rates, settings),
-        Recipe(steps=steps),
-        tuple(range(LIMITED_SEED, LIMITED_SEED + seeds)),
-        rate_comparisons(data, settings),
-        notes=(BEFORE_LIMITED,),
-    )
+    chosen = range(LIMITED_SEED, LIMITED_SEED + seeds)
+    return _study(f"rates-{subjects}-limited", title, data, steps, chosen, settings, BEFORE_LIMITED)
 
 
 def _rates_study(
@@ -189,17 +182,33 @@ def _rates_study(
     before: str,
     rates: Sequence[float] = LEARNING_RATES,
 ) -> Study:
-    settings = tuple(head_settings(forms, widths, rates))
     of_width = "" if widths == PHI_WIDTHS else f"h {', '.join(map(str, widths))}"
     if of_width:
         data = replace(data, name=f"{data.name}, {of_width}")
+    name = f"rates-{subjects}{of_width and '-' + of_width.replace(' ', '')}"
+    title = f"How fast Φ learns, on {subjects}{of_width and ', ' + of_width}"
+    chosen = range(RATES_SEED, RATES_SEED + seeds)
+    return _study(name, title, data, steps, chosen, tuple(head_settings(forms, widths, rates)), before)
+
+
+def _study(
+    name: str,
+    title: str,
+    data: StudyData,
+    steps: int,
+    seeds: Sequence[int],
+    settings: Sequence[tuple[float, int, str]],
+    before: str,
+) -> Study:
+    """Base at each of the settings' learning rates, and SCP and its control with each of the settings."""
+    rates = tuple(dict.fromkeys(rate for rate, _, _ in settings))
     return Study(
-        f"rates-{subjects}{of_width and '-' + of_width.replace(' ', '')}",
-        f"How fast Φ learns, on {subjects}{of_width and ', ' + of_width}",
+        name,
+        title,
         (data,),
         rate_networks(rates, settings),
         Recipe(steps=steps),
-        tuple(range(RATES_SEED, RATES_SEED + seeds)),
+        tuple(seeds),
         rate_comparisons(data, settings),
         notes=(before,),
     )
