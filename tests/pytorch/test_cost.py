@@ -12,13 +12,17 @@ from tests.support.cpu_settings import needs_cpu
 from tests.support.problems import make_inputs
 from tests.support.processes import run_python
 
-IMPORT_SECONDS = 0.3
+# Of the processor's time that torch's own import takes, in the same process. Measured 0.17 to 0.18 with Triton installed,
+# most of it for the operator counters of torch.utils.
+IMPORT_RATIO = 0.25
 # Measured 1.64 forward and 1.52 with backward on a quiet core, 20 and 103 us.
 CALL_RATIO = 2.0
 
 IMPORT = """
 import subprocess, sys, time
+start = time.process_time()
 import torch
+of_torch = time.process_time() - start
 def refuse(*arguments, **options):
     raise AssertionError(f"a process was started: {arguments}")
 subprocess.Popen.__init__ = refuse
@@ -29,7 +33,7 @@ assert not torch.cuda.is_initialized(), "a CUDA context"
 training = {"lightning", "monai", "nibabel", "torchmetrics", "matplotlib", "pandas", "scipy", "scp_models"}
 unwanted = (training | {"torch._inductor", "torch._dynamo", "torch.utils.cpp_extension"}) & set(sys.modules)
 assert not unwanted, unwanted
-print(seconds)
+print(seconds / of_torch)
 """
 
 
@@ -38,7 +42,8 @@ def test_importing_is_quick_and_starts_nothing():
         return float(run_python("-c", IMPORT).stdout)
 
     # The processor's time, and the best of a few: another process's load is not the package's.
-    assert min(once() for _ in range(5)) <= IMPORT_SECONDS
+    ratios = [once() for _ in range(5)]
+    assert min(ratios) <= IMPORT_RATIO, ratios
 
 
 class Direct(torch.autograd.Function):
