@@ -24,14 +24,17 @@ import numpy as np
 from scp_models.nnunet.install import external_folder
 
 SHAPE = (64, 56, 20)
+EPOCHS = 16
 SHORT_TRAINER = """
+import os
 import torch
 from scp_models.nnunet.trainer import nnUNetTrainerSCP
 
 class nnUNetTrainerSCPShort(nnUNetTrainerSCP):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 16, 60, 2
+        self.num_epochs = int(os.environ["SIDES_EPOCHS"])
+        self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 60, 2
 
     def initialize(self):
         torch.set_num_threads(1)  # for networks as small as this one more would wait for each other
@@ -90,7 +93,7 @@ def shrink(path: Path) -> None:
     path.write_text(json.dumps(plans))
 
 
-def main(out: Path) -> None:
+def main(out: Path, epochs: int) -> None:
     out = out.resolve()
     raw = out / "raw" / "Dataset001_Sides"
     write_dataset(raw, cases=12)
@@ -99,6 +102,7 @@ def main(out: Path) -> None:
     os.environ |= {f"nnUNet_{name}": str(out / name) for name in ("raw", "preprocessed", "results")}
     trainers = os.pathsep.join([str(external_folder()), str(out / "trainers")])
     os.environ |= {"nnUNet_extTrainer": trainers, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
+    os.environ["SIDES_EPOCHS"] = str(epochs)
 
     nnunet("extract_fingerprint", "-d", 1, "-np", 1)
     nnunet("plan_experiment", "-d", 1)
@@ -143,4 +147,6 @@ def main(out: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("pictures"), help="folder of all that is made")
-    main(parser.parse_args().out)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of 60 steps each")
+    options = parser.parse_args()
+    main(options.out, options.epochs)

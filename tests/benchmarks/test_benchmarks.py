@@ -1,12 +1,14 @@
 """The report and the regression guard, fed with made-up and with recorded results: no clock here."""
 
+import contextlib
+import io
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from benchmarks import machine, report, tables
+from benchmarks import guard, machine, report, tables
 from tests.support.processes import ROOT, run_python
 
 RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -14,6 +16,14 @@ RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
     return run_python("-m", f"benchmarks.{module}", *arguments, check=False)
+
+
+def run_guard(*arguments: object) -> subprocess.CompletedProcess:
+    """In this process: there are many."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        status = guard.main([*map(str, arguments)])
+    return subprocess.CompletedProcess(arguments, status, printed.getvalue(), "")
 
 
 def results(path: Path, ratio: float, vectors: str = "AVX2", device: str = "AMD EPYC") -> Path:
@@ -28,14 +38,14 @@ def results(path: Path, ratio: float, vectors: str = "AVX2", device: str = "AMD 
 def floors(tmp_path):
     """Derived from a recorded ratio of 30, so 10."""
     file = tmp_path / "floors.json"
-    assert run("guard", results(tmp_path / "recorded.json", 30.0), "--write", "--floors", file).returncode == 0
+    assert run_guard(results(tmp_path / "recorded.json", 30.0), "--write", "--floors", file).returncode == 0
     assert json.loads(file.read_text()) == {"epyc-avx2": {"operator forward small": {"batch-shared": 10.0}}}
     return file
 
 
 @pytest.mark.parametrize(("ratio", "status"), [(10.1, 0), (9.9, 1)])
 def test_the_guard_fails_under_its_floor(tmp_path, floors, ratio, status):
-    done = run("guard", results(tmp_path / "now.json", ratio), "--floors", floors)
+    done = run_guard(results(tmp_path / "now.json", ratio), "--floors", floors)
     assert done.returncode == status, done.stdout + done.stderr
     assert ("batch-shared takes 9.90 of our time; the floor is 10.0" in done.stdout) == bool(status)
 
@@ -43,30 +53,30 @@ def test_the_guard_fails_under_its_floor(tmp_path, floors, ratio, status):
 def test_the_guard_fails_where_a_race_was_not_run(tmp_path, floors):
     nothing = tmp_path / "nothing.json"
     nothing.write_text('{"machine": {"kind": "cpu", "device": "AMD EPYC", "vectors": "AVX2"}, "races": {}}')
-    done = run("guard", nothing, "--floors", floors)
+    done = run_guard(nothing, "--floors", floors)
     assert done.returncode == 1 and "has not been run" in done.stdout
 
 
 def test_each_instruction_set_has_floors_of_its_own(tmp_path, floors):
     wider = results(tmp_path / "wider.json", 60.0, "AVX512")
-    done = run("guard", wider, "--floors", floors)
+    done = run_guard(wider, "--floors", floors)
     assert done.returncode == 1 and "no floors for AVX512" in done.stdout
-    assert run("guard", wider, "--write", "--floors", floors).returncode == 0
-    assert run("guard", wider, "--floors", floors).returncode == 0
-    assert run("guard", results(tmp_path / "now.json", 15.0), "--floors", floors).returncode == 0
-    assert run("guard", results(tmp_path / "now.json", 15.0, "AVX512"), "--floors", floors).returncode == 1
+    assert run_guard(wider, "--write", "--floors", floors).returncode == 0
+    assert run_guard(wider, "--floors", floors).returncode == 0
+    assert run_guard(results(tmp_path / "now.json", 15.0), "--floors", floors).returncode == 0
+    assert run_guard(results(tmp_path / "now.json", 15.0, "AVX512"), "--floors", floors).returncode == 1
 
 
 def test_each_processor_has_floors_of_its_own_and_a_new_one_half_of_the_lowest(tmp_path, floors):
     slower = "Intel(R) Xeon(R) Processor"
-    done = run("guard", results(tmp_path / "now.json", 5.1, device=slower), "--floors", floors)
+    done = run_guard(results(tmp_path / "now.json", 5.1, device=slower), "--floors", floors)
     assert done.returncode == 0 and "no floors for xeon-avx2 yet: half of the lowest of epyc-avx2" in done.stdout
     recorded = results(tmp_path / "recorded.json", 24.0, device=slower)
-    assert run("guard", recorded, "--write", "--floors", floors).returncode == 0
+    assert run_guard(recorded, "--write", "--floors", floors).returncode == 0
     for device, least in ((slower, 8.0), ("AMD EPYC", 10.0), ("Apple M9", 4.0)):
         for ratio, status in ((least + 0.1, 0), (least - 0.1, 1)):
             now = results(tmp_path / "now.json", ratio, device=device)
-            assert run("guard", now, "--floors", floors).returncode == status, (device, ratio)
+            assert run_guard(now, "--floors", floors).returncode == status, (device, ratio)
 
 
 def test_the_document_is_what_the_records_give(tmp_path):

@@ -21,7 +21,7 @@ def test_candidates_are_distinct(kernel):
     assert candidates[0] == configured, "what the table has is always among what is timed"
 
 
-@pytest.mark.parametrize("capability", [75, 80, 90])
+@pytest.mark.parametrize("capability", [75, *(pytest.param(n, marks=pytest.mark.thorough) for n in (80, 90))])
 def test_what_fits_is_told_from_what_spills(capability, monkeypatch, tmp_path_factory):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
     good = tables.Configuration((4, 16), 16, 32, 8, max_registers=128)

@@ -43,7 +43,7 @@ def test_left_and_right(tmp_path):
     check_picture(tmp_path / "left_and_right.png")
 
 
-@pytest.mark.parametrize("task", ["wmh", "lits"])
+@pytest.mark.parametrize("task", ["wmh", pytest.param("lits", marks=pytest.mark.thorough)])
 def test_command_line(task, tmp_path):
     """WMH as it is; a little of LiTS for one epoch, to see that the commands fit together."""
     little = ["--subjects", "6", "--epochs", "1"]

@@ -124,8 +124,10 @@ def test_training_without_a_home_folder(tmp_path):
 @pytest.mark.parametrize(
     "environment",
     [
-        {"PYTHONIOENCODING": "latin-1"},
-        {"PYTHONIOENCODING": "ascii"},
+        *(
+            pytest.param({"PYTHONIOENCODING": name}, marks=pytest.mark.thorough, id=f"PYTHONIOENCODING={name}")
+            for name in ("latin-1", "ascii")
+        ),
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
     ids=lambda environment: next(iter(environment)) + "=" + next(iter(environment.values())),

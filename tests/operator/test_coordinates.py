@@ -14,7 +14,7 @@ from scp_kernels import BackendUnavailable, FusedSCP, affine_of_coordinates, scp
 from scp_kernels.coordinates import COORDINATES_AS, check_coordinates, read_affine
 from tests.support.agreement import slices_of_a_volume
 from tests.support.augmentation import Augmented, chains, picture_of, with_validity
-from tests.support.backend_names import BACKENDS, device_of
+from tests.support.backend_names import BACKENDS, COMPILED_BACKENDS, device_of
 from tests.support.heads import make_head
 from tests.support.problems import by_definition, make_inputs
 from tests.support.strategies import shapes
@@ -104,7 +104,7 @@ def test_what_is_not_affine_is_refused_with_both_ways_out():
         head(features, coordinates=nearest, extent=EXTENT)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_where_nobody_can_be_told_the_logits_are_nan(backend):
     """In the sample alone that is not affine."""
     head, features = head_of(backend), make_inputs((30, 37)).features.to(device_of(backend))
@@ -278,7 +278,7 @@ def test_gradients_flow_into_everything_else(backend):
         assert relative_error(gradient, expected) <= 1e-4
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_exported_with_dynamic_sizes(backend):
     head = head_of(backend).eval()
     device = device_of(backend)

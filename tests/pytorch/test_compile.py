@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from scp_kernels import FusedSCP
-from tests.support.backend_names import BACKENDS, device_of
+from tests.support.backend_names import BACKENDS, COMPILED_BACKENDS, device_of
 from tests.support.tolerances import GRADIENTS, LOGITS, relative_error
 
 
@@ -51,7 +51,7 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_one_graph_serves_every_batch_and_size(backend):
     network = Network(backend).to(device_of(backend))
     counter = CompileCounterWithBackend("inductor")
@@ -62,7 +62,7 @@ def test_one_graph_serves_every_batch_and_size(backend):
         assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_another_batch_recompiles_once_at_most(backend):
     """``dynamic=None``, the default: static at first, and from the second batch on dynamic for good."""
     network = Network(backend).to(device_of(backend))
@@ -84,7 +84,7 @@ def test_positions_are_inputs_of_the_graph(backend):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_without_gradients(backend):
     network = Network(backend).to(device_of(backend)).eval()
     image = image_of(3, 4, 20, 24).to(device_of(backend))

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from scp_kernels import FusedSCP
-from tests.support.backend_names import BACKENDS, device_of
+from tests.support.backend_names import BACKENDS, COMPILED_BACKENDS, device_of
 from tests.support.heads import make_head
 from tests.support.problems import make_inputs
 from tests.support.tolerances import LOGITS, relative_error
@@ -45,7 +45,7 @@ def test_exported_saved_and_loaded(backend, dynamic, strict, tmp_path):
     assert ("scp_kernels.scp_forward.default" in operators) == (backend != "reference")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_aot_inductor(backend, tmp_path):
     """Runs in a process that has imported scp_kernels: its operators are registered from Python."""
     head = head_of(backend)

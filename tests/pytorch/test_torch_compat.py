@@ -112,7 +112,9 @@ MISSING = {
 
 
 @needs_cpu
-@pytest.mark.parametrize("missing", MISSING)
+@pytest.mark.parametrize(
+    "missing", [pytest.param(name, marks=[] if name == "all" else pytest.mark.thorough) for name in MISSING]
+)
 def test_without_private_names_results_are_the_same(missing):
     done = run_python("-W", "ignore", "-c", WITHOUT, *MISSING[missing])
     assert ("direct calls: 0" in done.stdout) == ("torch._C._dispatch_keys" in MISSING[missing]), done.stdout

@@ -17,6 +17,13 @@ BACKENDS = [
 ]
 
 
+# Of tests that compile with inductor, which takes long: the reference's graphs are plain PyTorch.
+COMPILED_BACKENDS = [
+    pytest.param("reference", marks=pytest.mark.thorough) if parameter.values == ("reference",) else parameter
+    for parameter in BACKENDS
+]
+
+
 def device_of(name: str) -> str:
     """Where a backend's tensors live."""
     return "cuda" if name in ("triton", "cuda") else "cpu"

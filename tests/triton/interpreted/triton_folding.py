@@ -50,7 +50,7 @@ def test_programs_take_turns_at_rows(small_blocks, monkeypatch, programs):
     check(make_inputs((7, 19), classes=2, hidden=(24, 11), bias=True, seed=3), position="centered")
 
 
-@pytest.mark.parametrize("capacity", [0, 4])
+@pytest.mark.parametrize("capacity", [pytest.param(0, marks=pytest.mark.thorough), 4])
 def test_overflow_boxes_of_slices_of_a_volume(small_blocks, monkeypatch, capacity):
     """Two maps in 3-D space: boxes overflow, and every access is looked at."""
     monkeypatch.setattr(supertiles, "row_capacity", lambda problem: capacity)
@@ -90,7 +90,7 @@ def test_unstable_units_of_layer_1_are_those_that_change_sign_on_a_tile(small_bl
     assert unstable1.tolist() == expected and sum(expected) > 0
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.thorough) for n in (1, 2))])
 def test_no_unit_of_layer_2_that_changes_sign_is_folded(seed):
     """On a box every unit is listed with its class; one that is above 0 at a pixel and below at another is unstable."""
     height, width = 40, 32

@@ -113,7 +113,7 @@ def test_sums_over_launches_are_rounded_once(small_blocks):
         assert torch.equal(out, exact.bfloat16())
 
 
-@pytest.mark.parametrize("most_slabs", [1, 2, 4, 7])
+@pytest.mark.parametrize("most_slabs", [1, *(pytest.param(n, marks=pytest.mark.thorough) for n in (2, 4)), 7])
 def test_any_number_of_slabs_gives_the_same_sums(small_blocks, monkeypatch, most_slabs):
     """Slabs of several groups (three), parts of one group, and a last slab with less to do than the others."""
     monkeypatch.setattr(tables, "MOST_SLABS", most_slabs)
@@ -166,7 +166,7 @@ def test_backward_is_reproducible_bit_for_bit():
 POISONS = [(torch.nan, None), (0.0, 0), (-3e38, -1)]
 
 
-@pytest.mark.parametrize("seed", range(len(POISONS)))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.thorough) for n in range(1, len(POISONS)))])
 def test_no_bit_depends_on_program_order_or_fresh_memory(small_blocks, monkeypatch, seed):
     """Programs run in any order on a GPU, and memory holds anything: nothing is read before it is written."""
     monkeypatch.setattr(tables, "MOST_SLABS", 3)
