@@ -26,8 +26,8 @@ def pointwise_layers(phi: nn.Sequential) -> tuple[PointwiseLayer, PointwiseLayer
     return cast("tuple[PointwiseLayer, PointwiseLayer, PointwiseLayer]", (first, second, third))
 
 
-def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """A layer's parameters; those that its own hooks compute, as for a call of the layer."""
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Any]:
+    """A layer's parameters, the bias None if it has none; those that its own hooks compute, as for a call of it."""
     parameters = layer._parameters
     weight = parameters.get("weight")
     if weight is None or "bias" not in parameters:
@@ -35,8 +35,8 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
         for hook in layer._forward_pre_hooks.values():
             if hook(layer, ()) is not None:
                 raise RuntimeError(f"{layer}: expected hooks that leave the layer's input alone, got {hook}")
-        return cast("tuple[Tensor, Tensor]", (layer.weight, layer.bias))
-    return cast("tuple[Tensor, Tensor]", (weight, parameters["bias"]))
+        return cast("Tensor", layer.weight), layer.bias
+    return weight, parameters["bias"]
 
 
 def check_layers(phi: nn.Module) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from scp_kernels import reference
+from scp_kernels.anchor import bias_of_anchored, match_anchor
 from scp_kernels.checks import (
     ArrayLike,
     as_position_dims,
@@ -41,8 +42,9 @@ class FusedSCP(nn.Module):
     ``position_dims`` above ``spatial_dims``, positions have more axes than the map: those of a slice in a volume.
 
     The defaults are the paper's plain form. For training, ``position="centered", zero_init=True, bias=True`` is
-    recommended: the head then starts as the plain 1×1 classifier ``w_r`` on well-scaled positions. With
-    ``phi_scale="adam"`` (or ``"sgd"``) its weights move about as fast as that classifier's.
+    recommended, and ``anchored=True``: the head then starts as the plain 1×1 classifier ``w_r`` on well-scaled
+    positions, and stays it at their centre. With ``phi_scale="adam"`` (or ``"sgd"``) its weights move about as fast as
+    that classifier's.
 
     Args:
         in_channels: C, channels of the features.
@@ -53,6 +55,9 @@ class FusedSCP(nn.Module):
             (``affine`` or ``origin``) and the ``extent``.
         position: ``"pixels"`` (eq. 5) or ``"centered"`` (``2·S/extent − 1``).
         zero_init: zero Φ's last layer, so that W starts at 0 and the head as the plain classifier.
+        anchored: W is ``Φ(S) − Φ(S₀)``, of which S₀ is the centre of the extent: w_r is the classifier there, and Φ
+            what differs elsewhere. Φ's last layer has no bias then. The same functions in another parametrisation, in
+            which no step of the optimizer on Φ moves W everywhere (docs/training.md). For centered positions.
         phi_scale: s: W is ``s·Φ(S)``, with Φ's hidden features initialised ``1/√s`` times larger, so that W begins as
             with s = 1 and only the optimizer's steps on it become smaller. A power of two from (0, 1], or the name of
             the optimizer: ``"adam"`` (and its kin) or ``"sgd"``, for which s falls with the hidden widths so that the
@@ -85,6 +90,7 @@ class FusedSCP(nn.Module):
         position_dims: int | None = None,
         position: str = "pixels",
         zero_init: bool = False,
+        anchored: bool = False,
         phi_scale: float | str = 1.0,
         bias: bool = False,
         bias_init: float | Sequence[float] = 0.0,
@@ -100,13 +106,15 @@ class FusedSCP(nn.Module):
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims}")
         position_dims = as_position_dims(position_dims, spatial_dims)
+        if anchored and position != "centered":
+            raise ValueError(f"anchored: expected position='centered', whose centre is 0, got {position!r}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         phi = nn.Sequential(
             nn.Linear(2 * position_dims, h1, **factory),
             nn.ReLU(),
             nn.Linear(h1, h2, **factory),
             nn.ReLU(),
-            nn.Linear(h2, num_classes * in_channels, **factory),
+            nn.Linear(h2, num_classes * in_channels, bias=not anchored, **factory),
         )
         residual = nn.Linear(in_channels, num_classes, bias=False, **factory)
         beta = nn.Parameter(torch.empty(num_classes, **factory)) if bias else None
@@ -154,11 +162,18 @@ class FusedSCP(nn.Module):
         self.bias_init = 0.0
         self._phi_scale_init = 1.0
         self.register_load_state_dict_pre_hook(match_phi_scale)
+        self.register_load_state_dict_pre_hook(match_anchor)
         self.register_load_state_dict_pre_hook(match_linear_and_convolution)
         # Wrong names raise at construction, not at the first batch.
         if position not in POSITIONS:
             raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
         check_name(backend)
+
+    @property
+    def anchored(self) -> bool:
+        """Whether W is zero at the centre: Φ's last layer has no bias of its own then."""
+        third = pointwise_layers(self.phi)[2]
+        return "bias" in third._parameters and third._parameters["bias"] is None
 
     @classmethod
     def from_layers(
@@ -228,31 +243,38 @@ class FusedSCP(nn.Module):
             self.bias.copy_(values.expand_as(self.bias))
 
     @torch.no_grad()
-    def fold_phi_scale_(self) -> "FusedSCP":
-        """Multiply Φ's last layer by ``phi_scale``, in place, and drop the scale: the same logits, bit for bit.
+    def fold_(self) -> "FusedSCP":
+        """Write ``phi_scale`` and an anchored Φ's bias into Φ's last layer, in place: the same logits, bit for bit.
 
-        Afterwards ``head.phi`` is Φ itself, for use outside of this class. For training to go on at the same pace, the
-        scale is to stay.
+        Afterwards ``head.phi`` is Φ itself, for use outside of this class. For training to go on as before, scale and
+        anchor are to stay.
 
         Raises:
             RuntimeError: the last layer is pruned or reparametrised.
         """
+        if self.phi_scale is None and not self.anchored:
+            return self
+        layer = pointwise_layers(self.phi)[2]
+        if set(dict(layer.named_parameters())) != ({"weight"} if self.anchored else {"weight", "bias"}):
+            raise RuntimeError(f"phi[4]: expected plain parameters to fold into, got {layer}")
+        bias = self._phi_tensors()[-1]
         if self.phi_scale is not None:
-            layer = pointwise_layers(self.phi)[2]
-            if set(dict(layer.named_parameters())) != {"weight", "bias"}:
-                raise RuntimeError(f"phi[4]: expected plain parameters to fold the scale into, got {layer}")
             for parameter in layer.parameters():
                 parameter.mul_(self.phi_scale)
             self.phi_scale = None
+        if self.anchored:
+            layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
         return self
 
     def _phi_tensors(self) -> tuple[Tensor, ...]:
         first, _, second, _, third = self.phi._modules.values()
-        scale = self._buffers["phi_scale"]
-        if scale is None:
-            return (*weight_and_bias(first), *weight_and_bias(second), *weight_and_bias(third))
+        w1, b1 = weight_and_bias(first)
+        w2, b2 = weight_and_bias(second)
         w3, b3 = weight_and_bias(third)
-        return (*weight_and_bias(first), *weight_and_bias(second), w3 * scale, b3 * scale)
+        scale = self._buffers["phi_scale"]
+        if scale is not None:
+            w3, b3 = w3 * scale, None if b3 is None else b3 * scale
+        return w1, b1, w2, b2, w3, bias_of_anchored(b1, w2, b2, w3) if b3 is None else b3
 
     def _residual_tensor(self) -> Tensor | None:
         residual = self.residual
@@ -370,7 +392,8 @@ class FusedSCP(nn.Module):
         return (
             f"{self.in_channels}, {self.num_classes}, hidden_channels={self.hidden_channels}, "
             f"spatial_dims={self.spatial_dims}, position_dims={self.position_dims}, position={self.position!r}, "
-            f"phi_scale={describe_scale(self.phi_scale)}, bias={self.bias is not None}, backend={self.backend!r}"
+            f"anchored={self.anchored}, phi_scale={describe_scale(self.phi_scale)}, bias={self.bias is not None}, "
+            f"backend={self.backend!r}"
         )
 
 

@@ -41,8 +41,8 @@ def enlarge_phi(phi: nn.Sequential, factor: float) -> None:
     for parameter in (second.weight, second.bias, third.weight):
         assert parameter is not None
         parameter.mul_(math.sqrt(factor))
-    assert third.bias is not None
-    third.bias.mul_(factor)
+    if third.bias is not None:
+        third.bias.mul_(factor)
 
 
 def describe_scale(phi_scale: Tensor | None) -> str:

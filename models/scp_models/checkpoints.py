@@ -160,7 +160,9 @@ def check_resumable(
     """
     content = read_checkpoint(path)
     stored, current = _arguments(content["hyper_parameters"]), _arguments(hyperparameters)
-    stored.setdefault("limit_phi", current.get("limit_phi"))  # of before there was a limit: it goes on without
+    for option in ("limit_phi", "anchored"):
+        if option not in content["hyper_parameters"]:
+            stored[option] = current.get(option)  # of before there was the option: it goes on without
     if _same_task(stored, current):
         stored["task_options"] = current.get("task_options")
     _must_agree(path, stored, current)
@@ -225,6 +227,7 @@ def _arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     if _lacks_foreground(result):
         settings = {**_FIRST_FOREGROUND, "max_height": _FIRST_HEIGHTS.get(str(result.get("task")))}
         result["task_options"] = {**result["task_options"], "foreground": settings}
+    result.setdefault("anchored", False)  # of before there was a choice
     return result
 
 

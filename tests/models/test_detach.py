@@ -41,7 +41,7 @@ def test_a_head_that_is_told_one_position_becomes_a_convolution(conv, bias, more
 
 
 def test_weights_of_units_that_see_no_position_are_constant_too():
-    network = attached(hidden_channels=(3, 2))
+    network = attached(hidden_channels=(3, 2), anchored=False)
     x, head = image(1, 1, 6, 6), randomize_phi(network[1])
     with torch.no_grad():
         head.phi[2].weight.zero_()

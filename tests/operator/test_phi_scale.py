@@ -35,16 +35,15 @@ def features_of(seed=0):
     return torch.randn(2, 4, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def weight_steps(optimizer, width, phi_scale, affine=None, *, grouped=False):
+def weight_steps(optimizer, width, phi_scale, affine=None, *, grouped=False, anchored=False):
     """Root mean square step of W + w_r, at every step of a training, relative to that of a 1×1 convolution's weight."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(4, CHANNELS, *SHAPE, generator=generator)
     target = ((features * torch.randn(CHANNELS, 1, 1, generator=generator)).sum(1, keepdim=True) > 2).float()
     torch.manual_seed(0)
     plain = nn.Conv2d(CHANNELS, 1, 1)
-    head = FusedSCP(
-        CHANNELS, 1, width, position="centered", zero_init=True, bias=True, phi_scale=phi_scale, backend="reference"
-    )
+    options = {"position": "centered", "zero_init": True, "bias": True, "backend": "reference"}
+    head = FusedSCP(CHANNELS, 1, width, phi_scale=phi_scale, anchored=anchored, **options)
     with torch.no_grad():
         plain.bias.zero_()
         head.residual.weight.copy_(plain.weight.flatten(1))
@@ -200,12 +199,12 @@ def test_a_checkpoint_of_something_else_leaves_the_scale():
 def test_folding_leaves_the_function_and_plain_layers():
     head, x = head_of(bias=True), features_of()
     before = head(x)
-    assert head.fold_phi_scale_() is head
+    assert head.fold_() is head
     assert head.phi_scale is None and "phi_scale" not in head.state_dict()
     assert torch.equal(head(x), before)
     layers = FusedSCP.from_layers(head.phi, head.residual, position="centered", backend="reference")
     assert relative_error(layers(x) + head.bias[:, None, None], before) <= LOGITS[torch.float32]
-    head.fold_phi_scale_()
+    head.fold_()
     assert torch.equal(head(x), before)
 
 
@@ -213,7 +212,7 @@ def test_folding_refuses_a_last_layer_that_is_computed():
     head = head_of()
     nn.utils.parametrizations.spectral_norm(head.phi[4])
     with pytest.raises(RuntimeError, match="phi\\[4\\]: expected plain parameters"):
-        head.fold_phi_scale_()
+        head.fold_()
 
 
 def test_copies_pickles_and_the_meta_device():
@@ -245,7 +244,7 @@ def test_dtypes(dtype):
     """As accurate as the plain form in the same dtype: the scale rounds nothing."""
     head = head_of(256)
     exact, x = copy.deepcopy(head).double(), features_of().to(dtype)
-    plain = copy.deepcopy(head).fold_phi_scale_().to(dtype)
+    plain = copy.deepcopy(head).fold_().to(dtype)
     truth, logits = exact(x.double()), head.to(dtype)(x)
     assert head.phi_scale.dtype == dtype
     assert relative_error(logits, truth) <= 2 * relative_error(plain(x), truth) + 1e-12

@@ -24,6 +24,7 @@ def attach(
     position_dims: int | None = None,
     position: str = "centered",
     zero_init: bool = True,
+    anchored: bool | None = None,
     phi_scale: float | str = 1.0,
     logit_bias: float | None = None,
     backend: str = "auto",
@@ -45,6 +46,8 @@ def attach(
             networks that end in no 1×1 convolution: X are the layer's N outputs, and w_r begins as the identity. There
             is a β only if ``logit_bias`` is given. The layer's parameters are found under ``layer + ".0"`` then.
         logit_bias: initial value of β, the class's log-odds; None: the convolution's bias, and no β where it has none.
+        anchored: whether Φ is zero at the centre of the extent, so that the head there is the convolution w_r and no
+            step on Φ moves all of its weights (docs/training.md); None: with centered positions.
         phi_scale: ``"adam"``, or ``"sgd"`` where that trains the network (as in nnU-Net): the head's weights then move
             about as fast as the convolution's did. 1 is the paper's form. A checkpoint keeps its own.
         hidden_channels, position_dims, position, zero_init, backend: see :class:`scp_kernels.FusedSCP`.
@@ -72,6 +75,7 @@ def attach(
         position_dims=position_dims,
         position=position,
         zero_init=zero_init,
+        anchored=position == "centered" if anchored is None else anchored,
         phi_scale=phi_scale,
         bias=bias,
         bias_init=logit_bias or 0.0,

@@ -1,5 +1,6 @@
 """The operator as the paper evaluates it: what the fused one is measured against."""
 
+import copy
 from typing import Any
 
 import torch
@@ -17,18 +18,20 @@ class PaperStyle(nn.Module):
     half precision, whose own positions would merge pixels.
 
     Args:
-        head: with a residual weight, and without a scale of Φ.
+        head: with a residual weight. A scale of Φ, or the anchor, is written into the copy's layers.
 
     Raises:
-        ValueError: another head.
+        ValueError: a head without residual weight.
     """
 
     def __init__(self, head: FusedSCP) -> None:
         super().__init__()
-        if head.residual is None or head.phi_scale is not None:
-            raise ValueError("head: expected the paper's form, with w_r and without a scale of Φ")
+        if head.residual is None:
+            raise ValueError("head: expected one with w_r, as in the paper")
+        head = copy.deepcopy(head).fold_()
         self._convolution = _CONVOLUTIONS[head.spatial_dims]
         self.phi = nn.Sequential(*(self._pointwise(m) if isinstance(m, nn.Linear) else m for m in head.phi))
+        assert head.residual is not None
         self.residual = self._pointwise(head.residual)
         self.bias = head.bias
         self.position = head.position

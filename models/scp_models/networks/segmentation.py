@@ -31,12 +31,14 @@ class Preset:
     """Whether the layer before the head has its ReLU."""
     logit_bias: bool
     """Whether the head has a bias (initialised at the class's log-odds)."""
+    anchored: bool = False
+    """Whether Φ is zero at the centre, where positions are centered: see :class:`scp_kernels.FusedSCP`."""
     phi_scale: float | str = 1.0
     """Scale of Φ's output: see :class:`scp_kernels.FusedSCP`."""
 
 
 PRESETS = {
-    "recommended": Preset(position="centered", zero_init=True, last_relu=False, logit_bias=True),
+    "recommended": Preset(position="centered", zero_init=True, last_relu=False, logit_bias=True, anchored=True),
     "paper": Preset(position="pixels", zero_init=False, last_relu=True, logit_bias=False),
 }
 """``recommended``: never seen to collapse. ``paper``: the printed form.
@@ -107,6 +109,7 @@ class SegmentationNetwork(nn.Module):
                 position_dims=position_dims,
                 position=preset.position,
                 zero_init=preset.zero_init,
+                anchored=preset.anchored,
                 phi_scale=preset.phi_scale,
                 bias=has_bias,
                 bias_init=logit_bias or 0.0,
@@ -200,6 +203,7 @@ def build_network(
     preset: str = "recommended",
     position: str | None = None,
     last_relu: bool | None = None,
+    anchored: bool | None = None,
     phi_scale: float | str | None = None,
     logit_bias: float | None = -3.0,
     constant_position: bool = False,
@@ -220,6 +224,7 @@ def build_network(
         preset: ``"recommended"`` or ``"paper"``: see :data:`PRESETS` and its warning.
         position: overrides the preset's scale of positions, ``"pixels"`` or ``"centered"``.
         last_relu: overrides whether the layer before the head has its ReLU.
+        anchored: overrides whether Φ is zero at the centre; None: the preset's, and not with ``"pixels"``.
         phi_scale: overrides the preset's scale of Φ's output, 1: ``"adam"``, ``"sgd"`` or a power of two.
         logit_bias: initial value of the logit bias where the preset has one, the class's log-odds (−3: one pixel in
             twenty); None: no bias. The preset ``"paper"`` has none whatever this says.
@@ -250,6 +255,11 @@ def build_network(
     if exclusive and num_classes < 2:
         raise ValueError(f"num_classes: expected background and at least one class where exclusive, got {num_classes}")
     options = PRESETS[preset]
+    position = options.position if position is None else position
+    if variant != "scp":
+        anchored = False
+    elif anchored is None:
+        anchored = options.anchored and position == "centered"
     return SegmentationNetwork(
         variant,
         in_channels=in_channels,
@@ -259,8 +269,9 @@ def build_network(
         hidden_channels=hidden_channels,
         preset=replace(
             options,
-            position=options.position if position is None else position,
+            position=position,
             last_relu=options.last_relu if last_relu is None else last_relu,
+            anchored=anchored,
             phi_scale=options.phi_scale if phi_scale is None else phi_scale,
         ),
         logit_bias=logit_bias,

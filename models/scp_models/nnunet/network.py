@@ -70,4 +70,4 @@ def attach_to_segmentation_layers(network: nn.Module, hidden_channels: int) -> N
         )
     for layer in layers:
         # nnU-Net trains with SGD, and docs/nnunet.md was measured with s = 1.
-        attach(network, layer, hidden_channels=hidden_channels, position_dims=POSITION_DIMS, phi_scale=1.0)
+        attach(network, layer, hidden_channels=hidden_channels, position_dims=POSITION_DIMS, anchored=False)

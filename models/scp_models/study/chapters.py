@@ -10,7 +10,15 @@ from scp_models.study.analysis import Difference, of_network, spread, thresholds
 from scp_models.study.axes import PLAIN_HEAD, TESTED_HEAD
 from scp_models.study.frames import FRAME_CONTROL
 from scp_models.study.markdown import bounds, by_seed, listed, markdown, pairs_text
-from scp_models.study.rates import PAPER_FORM, RECOMMENDED_FORM, base_at, head_at, head_settings, is_of_rates
+from scp_models.study.rates import (
+    LIMITED_FORM,
+    PAPER_FORM,
+    RECOMMENDED_FORM,
+    base_at,
+    head_at,
+    head_settings,
+    is_of_rates,
+)
 from scp_models.study.record import Record
 
 PanelRows = Mapping[str, Mapping[str, Difference]]
@@ -26,6 +34,7 @@ RATES_CAPTION = (
 )
 SCALES_CAPTION = '; scaled is the head with `phi_scale="adam"`, half scaled with `"sgd"`'
 LIMITED_CAPTION = "; limited is Φ whose rate is limited by its width, by `parameter_groups`"
+ANCHORED_CAPTION = "; anchored is Φ that is zero at the centre, its rate limited by its width"
 
 
 def chapter(record: Record, outcomes: Sequence[Difference], *, in_short: bool) -> str:
@@ -50,8 +59,10 @@ def _caption(record: Record) -> str:
         return FRAMES_CAPTION
     networks = record.content["study"]["networks"]
     has_scales = any(network.get("change") is not None for network in networks)
-    has_limit = any(f", {RECOMMENDED_FORM}, " in network["name"] for network in networks)
-    return f"{RATES_CAPTION}{SCALES_CAPTION if has_scales else ''}{LIMITED_CAPTION if has_limit else ''}."
+    captions = [RATES_CAPTION, SCALES_CAPTION if has_scales else ""]
+    for form, caption in ((LIMITED_FORM, LIMITED_CAPTION), (RECOMMENDED_FORM, ANCHORED_CAPTION)):
+        captions += [caption] if any(f", {form}, " in network["name"] for network in networks) else []
+    return "".join(captions) + "."
 
 
 def picture_of(record: Record) -> str:
@@ -70,7 +81,7 @@ def panels(record: Record, outcomes: Sequence[Difference]) -> list[tuple[str, Pa
         for data in record.data:
             rows = picture_rows(record, outcomes, data["name"])
             title = record.title if is_of_rates(record) else data["name"]
-            series = (OVER_BASE, f"SCP, {RECOMMENDED_FORM}", f"SCP, {PAPER_FORM}")
+            series = (OVER_BASE, *(f"SCP, {form}" for form in (RECOMMENDED_FORM, LIMITED_FORM, PAPER_FORM)))
             chosen = {name: next((row[s] for s in series if s in row), None) for name, row in rows.items()}
             shown = {name: {OVER_BASE: difference} for name, difference in chosen.items() if difference is not None}
             if shown:

@@ -72,7 +72,10 @@ def rates(
         bool, typer.Option("--scales", help="Of --data: Φ with its scales, h 256, at the higher learning rate.")
     ] = False,
     limited: Annotated[
-        bool, typer.Option("--limited", help="At the higher learning rate, Φ's limited as recommended.")
+        bool, typer.Option("--limited", help="At the higher learning rate, Φ's limited by its width.")
+    ] = False,
+    anchored: Annotated[
+        bool, typer.Option("--anchored", help="Φ as recommended: zero at the centre, its rate limited by its width.")
     ] = False,
     seeds: Seeds = 5,
     folds: Folds = 3,
@@ -83,6 +86,8 @@ def rates(
     """
     from scp_models.study.rates import (
         ALL_WIDTHS,
+        anchored_on_patients,
+        anchored_on_phantoms,
         limited_on_patients,
         limited_on_phantoms,
         rates_on_patients,
@@ -94,9 +99,11 @@ def rates(
         raise UserError(f"--width: expected one of {', '.join(map(str, ALL_WIDTHS))}, got {width}")
     if scales and (data is None or width is not None):
         raise UserError("--scales: expected --data, and no --width")
-    if limited and (scales or width is not None):
-        raise UserError("--limited: expected neither --width nor --scales")
-    if limited:
+    if [limited, anchored, scales or width is not None].count(True) > 1:
+        raise UserError("--limited, --anchored: expected one of them, and neither --width nor --scales")
+    if anchored:
+        study = anchored_on_phantoms(seeds) if data is None else anchored_on_patients(seeds, folds)
+    elif limited:
         study = limited_on_phantoms(seeds) if data is None else limited_on_patients(seeds, folds)
     elif scales:
         study = scales_on_patients(seeds, folds)

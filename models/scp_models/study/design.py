@@ -78,6 +78,8 @@ class Network:
     constant_position: bool = False
     learning_rate: float | None = None
     """None: the recipe's."""
+    anchored: bool | None = None
+    """Whether Φ is zero at the centre; None: the preset's."""
     limit_phi: bool | None = None
     """Whether Φ's rate is limited by its width (:func:`scp_kernels.parameter_groups`); None: one rate for all of it."""
     starts_as_base: bool | None = None

@@ -61,6 +61,7 @@ def _options(head: FusedSCP) -> dict[str, Any]:
         "phi_scale": 1.0 if head.phi_scale is None else float(head.phi_scale),
         "position_dims": head.position_dims,
         "position": head.position,
+        "anchored": head.anchored,
         "zero_init": head.zero_init,
         "bias": head.bias is not None,
         "bias_init": head.bias_init,

@@ -41,6 +41,7 @@ def model_options(data: StudyData, network: Network) -> dict[str, Any]:
         "hidden_channels": network.hidden_channels,
         "preset": network.preset,
         "position": network.position,
+        "anchored": network.anchored,
         "logit_bias": network.logit_bias,
         "constant_position": network.constant_position,
         "task_options": {**data.task_options, **frame} or None,

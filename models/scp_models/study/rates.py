@@ -1,10 +1,11 @@
 """The study of learning rates: is a spatially covariant head harmed by how fast Φ learns, and what repairs it?
 
 At two learning rates and with narrow and wide Φ, in the paper's form (s = 1), with the scale for Adam
-(``phi_scale="adam"``), with one between them (``"sgd"``), and with Φ's rate limited by its width
-(:func:`scp_kernels.parameter_groups`), the control, which is told one position everywhere, should equal Base: it can
-represent what Base can and nothing else. SCP should nowhere be below Base. Heads begin with the weight that Base has
-with the same seed: another one is as much noise as another seed, and the same in all forms.
+(``phi_scale="adam"``), with one between them (``"sgd"``), with Φ's rate limited by its width
+(:func:`scp_kernels.parameter_groups`), and with Φ anchored to zero at the centre besides (``anchored``), the control,
+which is told one position everywhere, should equal Base: it can represent what Base can and nothing else. SCP should
+nowhere be below Base. Heads begin with the weight that Base has with the same seed: another one is as much noise as
+another seed, and the same in all forms.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,20 +20,24 @@ from scp_models.study.record import Record
 RATES_SEED = 101
 LIMITED_SEED = 121
 """Of the studies of the limited form, which was decided on with the seeds from 101 on."""
+ANCHORED_SEED = 151
+"""Of the studies of the anchored form, which was decided on with the seeds from 141 on."""
 LEARNING_RATES = (1e-3, 4e-3)
 PHI_WIDTHS = (64, 256)
 ALL_WIDTHS = (64, 128, 256)
 """Of which a study may have others than :data:`PHI_WIDTHS`."""
 PHI_FORMS: Mapping[str, Mapping[str, Any]] = {
-    "s = 1": {},
-    "half scaled": {"change": "half scaled"},
-    "scaled": {"change": "scaled"},
-    "limited": {"limit_phi": True},
+    "s = 1": {"anchored": False},
+    "half scaled": {"anchored": False, "change": "half scaled"},
+    "scaled": {"anchored": False, "change": "scaled"},
+    "limited": {"anchored": False, "limit_phi": True},
+    "anchored": {"anchored": True, "limit_phi": True},
 }
-"""By title, what is changed of a recommended head: arguments of :class:`scp_models.study.design.Network`."""
-RECOMMENDED_FORM = "limited"
+"""By title, the form of a head: arguments of :class:`scp_models.study.design.Network`."""
+RECOMMENDED_FORM = "anchored"
+LIMITED_FORM = "limited"
 PAPER_FORM = "s = 1"
-FORMS_AT_FIRST = tuple(form for form in PHI_FORMS if form != RECOMMENDED_FORM)
+FORMS_AT_FIRST = tuple(form for form in PHI_FORMS if form not in (LIMITED_FORM, RECOMMENDED_FORM))
 """What there was before Φ's rate was limited."""
 BEFORE = (
     "Before it: the step of W and other trainings ([training](training.md)), and this study on other phantoms, with "
@@ -65,16 +70,17 @@ BEFORE_LIMITED = (
     "those eight, Base, s = 1 and h 256 are part of the study on patients, which has no h 128, for want of time. At "
     "0.001 nothing up to h 256 is limited."
 )
-_PHANTOM_SEED, _LIMITED_PHANTOM_SEED = 2139, 2151  # never used before
+BEFORE_ANCHORED = "x"
+_PHANTOM_SEEDS = (2139, 2151, 2163)  # never used before
 
 assert REFERENCE.phantoms is not None
-RATES_PHANTOMS, LIMITED_PHANTOMS = (
+RATES_PHANTOMS, LIMITED_PHANTOMS, ANCHORED_PHANTOMS = (
     replace(
         REFERENCE,
         name="Phantoms, central ellipse",
         phantoms=Phantoms("wmh", REFERENCE.phantoms.subjects, seed, REFERENCE.phantoms.options),
     )
-    for seed in (_PHANTOM_SEED, _LIMITED_PHANTOM_SEED)
+    for seed in _PHANTOM_SEEDS
 )
 
 
@@ -152,20 +158,38 @@ def scales_on_patients(seeds: int = 5, folds: int = 3, steps: int = 240) -> Stud
 
 
 def limited_on_phantoms(seeds: int = 5) -> Study:
-    """The recommended form, Φ's rate limited by its width, at the higher rate, on phantoms with other seeds."""
+    """Φ's rate limited by its width, at the higher rate, on phantoms with other seeds."""
     return _limited_study("phantoms", LIMITED_PHANTOMS, 100, seeds, ALL_WIDTHS)
 
 
 def limited_on_patients(seeds: int = 5, folds: int = 3, steps: int = 240) -> Study:
-    """The recommended form, Φ's rate limited by its width, at the higher rate, on patients with other seeds."""
+    """Φ's rate limited by its width, at the higher rate, on patients with other seeds."""
     return _limited_study("patients", replace(PATIENTS, folds=folds), steps, seeds, PHI_WIDTHS)
+
+
+def anchored_on_phantoms(seeds: int = 5) -> Study:
+    """The recommended form, anchored and limited by its width, on phantoms with other seeds again."""
+    return _anchored_study("phantoms", ANCHORED_PHANTOMS, 100, seeds, ALL_WIDTHS)
+
+
+def anchored_on_patients(seeds: int = 5, folds: int = 3, steps: int = 240) -> Study:
+    """The recommended form, anchored and limited by its width, on patients with other seeds again."""
+    return _anchored_study("patients", replace(PATIENTS, folds=folds), steps, seeds, PHI_WIDTHS)
+
+
+def _anchored_study(subjects: str, data: StudyData, steps: int, seeds: int, widths: Sequence[int]) -> Study:
+    settings = tuple(head_settings((RECOMMENDED_FORM,), widths))
+    title = f"How fast Φ learns, on {subjects}, with Φ zero at the centre"
+    data = replace(data, name=f"{data.name}, Φ anchored")
+    chosen = range(ANCHORED_SEED, ANCHORED_SEED + seeds)
+    return _study(f"rates-{subjects}-anchored", title, data, steps, chosen, settings, BEFORE_ANCHORED)
 
 
 def _limited_study(subjects: str, data: StudyData, steps: int, seeds: int, widths: Sequence[int]) -> Study:
     """The narrow Φ is not limited at this rate: its form is the paper's."""
     narrow, *wide = widths
     rates = LEARNING_RATES[1:]
-    settings = (*head_settings((PAPER_FORM,), (narrow,), rates), *head_settings((RECOMMENDED_FORM,), wide, rates))
+    settings = (*head_settings((PAPER_FORM,), (narrow,), rates), *head_settings((LIMITED_FORM,), wide, rates))
     title = f"How fast Φ learns, on {subjects}, with its rate limited"
     data = replace(data, name=f"{data.name}, Φ limited")
     chosen = range(LIMITED_SEED, LIMITED_SEED + seeds)

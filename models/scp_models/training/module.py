@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from scp_kernels import parameter_groups
+from scp_kernels import FusedSCP, parameter_groups
 from scp_models.checkpoints import build_model, subject_names
 from scp_models.data.module import SegmentationDataModule
 from scp_models.data.tasks import IGNORED_LABEL
@@ -100,6 +100,7 @@ class SegmentationModule(L.LightningModule):
         hidden_channels: width of Φ's hidden layers; None: Nc/2.
         preset: ``"recommended"``, or ``"paper"``, which can collapse: see :data:`scp_models.networks.PRESETS`.
         position: ``"pixels"`` or ``"centered"``; None: the preset's.
+        anchored: whether Φ is zero at the centre; None: the preset's (docs/training.md).
         phi_scale: ``"adam"``, ``"sgd"`` or a number; None: the preset's (docs/training.md).
         logit_bias: initial value of the logit bias, the class's log-odds; the preset ``"paper"`` has none.
         constant_position: the control of a comparison: every pixel is told the position of the image's centre.
@@ -134,6 +135,7 @@ class SegmentationModule(L.LightningModule):
         task_options: dict[str, Any] | None = None,
         phi_scale: float | str | None = None,
         limit_phi: bool = True,
+        anchored: bool | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -151,6 +153,7 @@ class SegmentationModule(L.LightningModule):
             hidden_channels=hidden_channels,
             preset=preset,
             position=position,
+            anchored=anchored,
             phi_scale=phi_scale,
             logit_bias=logit_bias,
             constant_position=constant_position,
@@ -269,7 +272,14 @@ class SegmentationModule(L.LightningModule):
             group["lr"] = rate * scheduler.gamma**passed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run from before Φ's rate was limited goes on as it was; this comes before the optimizer is configured."""
+        """A run from before heads were anchored, or Φ's rate limited, goes on as it was: its optimizer has a state of
+        other parameters. This comes before the optimizer is configured.
+        """
+        for path, head in self.named_modules():
+            if isinstance(head, FusedSCP) and head.anchored and f"{path}.phi.4.bias" in checkpoint["state_dict"]:
+                last = head.phi[4]
+                assert isinstance(last, nn.Linear)
+                last.bias = nn.Parameter(last.weight.new_zeros(last.out_features))
         groups = [len(state["param_groups"]) for state in checkpoint.get("optimizer_states") or []]
         fits = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         self._resumes_one_group = fits and groups == [1]
