@@ -39,16 +39,17 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Any]:
     return weight, parameters["bias"]
 
 
-def check_layers(phi: nn.Module) -> None:
-    """Check that ``phi`` is (layer, ReLU, layer, ReLU, layer) with fitting widths."""
+def check_layers(phi: nn.Module, anchored: bool = False) -> None:
+    """Check that ``phi`` is (layer, ReLU, layer, ReLU, layer) with fitting widths, the last anchored or with a bias."""
     names = [type(layer).__name__ for layer in phi] if isinstance(phi, nn.Sequential) else type(phi).__name__
     if not isinstance(phi, nn.Sequential) or len(phi) != 5 or not all(isinstance(phi[k], nn.ReLU) for k in (1, 3)):
         raise ValueError(f"phi: expected Sequential(layer, ReLU, layer, ReLU, layer), got {names}")
     inputs = None
     for k, layer in zip((0, 2, 4), pointwise_layers(phi), strict=True):
         check_layer(f"phi[{k}]", layer)
-        if layer.bias is None:
-            raise ValueError(f"phi[{k}]: expected a layer with a bias, got {layer}")
+        if (layer.bias is None) != (anchored and k == 4):
+            bias = "no bias, as anchored" if anchored and k == 4 else "a bias"
+            raise ValueError(f"phi[{k}]: expected a layer with {bias}, got {layer}")
         columns = layer.weight.shape[1]
         if inputs is None and (columns % 2 or columns < 4):
             raise ValueError(f"phi[0]: expected 2K position channels for K position axes, from 4 on, got {layer}")

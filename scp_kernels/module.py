@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from scp_kernels import reference
-from scp_kernels.anchor import bias_of_anchored, match_anchor
+from scp_kernels.anchor import at_least_float, bias_of_anchored, match_anchor
 from scp_kernels.checks import (
     ArrayLike,
     as_position_dims,
@@ -106,8 +106,7 @@ class FusedSCP(nn.Module):
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims}")
         position_dims = as_position_dims(position_dims, spatial_dims)
-        if anchored and position != "centered":
-            raise ValueError(f"anchored: expected position='centered', whose centre is 0, got {position!r}")
+        _check_anchored(anchored, position)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         phi = nn.Sequential(
             nn.Linear(2 * position_dims, h1, **factory),
@@ -184,6 +183,7 @@ class FusedSCP(nn.Module):
         in_channels: int | None = None,
         spatial_dims: int | None = None,
         position: str = "pixels",
+        anchored: bool = False,
         backend: str = "auto",
     ) -> "FusedSCP":
         """A head that shares the weights of ordinary layers, the way the paper's Φ is usually written.
@@ -197,11 +197,13 @@ class FusedSCP(nn.Module):
             in_channels: C; needed only where ``residual`` is None and N > 1 (None then means N = 1).
             spatial_dims: d, 2 or 3; None: K, which is to be 2 or 3 then. A 2-D head with 3 position axes has to say 2.
             position, backend: as in the constructor.
+            anchored: as there; the last layer has no bias then.
 
         Raises:
             ValueError: a structure other than this, naming what was found.
         """
-        check_layers(phi)
+        check_layers(phi, anchored)
+        _check_anchored(anchored, position)
         spatial_dims = _spatial_dims(spatial_dims, phi)
         outputs = pointwise_layers(phi)[2].weight.shape[0]
         if residual is not None:
@@ -247,7 +249,7 @@ class FusedSCP(nn.Module):
         """Write ``phi_scale`` and an anchored Φ's bias into Φ's last layer, in place: the same logits, bit for bit.
 
         Afterwards ``head.phi`` is Φ itself, for use outside of this class. For training to go on as before, scale and
-        anchor are to stay.
+        anchor are to stay. In half precision the bias is rounded: fold in float32.
 
         Raises:
             RuntimeError: the last layer is pruned or reparametrised.
@@ -263,7 +265,7 @@ class FusedSCP(nn.Module):
                 parameter.mul_(self.phi_scale)
             self.phi_scale = None
         if self.anchored:
-            layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
+            layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
         return self
 
     def _phi_tensors(self) -> tuple[Tensor, ...]:
@@ -271,6 +273,8 @@ class FusedSCP(nn.Module):
         w1, b1 = weight_and_bias(first)
         w2, b2 = weight_and_bias(second)
         w3, b3 = weight_and_bias(third)
+        if b3 is None:
+            w1, b1, w2, b2, w3 = map(at_least_float, (w1, b1, w2, b2, w3))
         scale = self._buffers["phi_scale"]
         if scale is not None:
             w3, b3 = w3 * scale, None if b3 is None else b3 * scale
@@ -278,7 +282,13 @@ class FusedSCP(nn.Module):
 
     def _residual_tensor(self) -> Tensor | None:
         residual = self.residual
-        return None if residual is None else weight_and_bias(residual)[0]
+        if residual is None:
+            return None
+        weight = weight_and_bias(residual)[0]
+        return at_least_float(weight) if self.anchored else weight
+
+    def _bias_tensor(self) -> Tensor | None:
+        return at_least_float(self.bias) if self.bias is not None and self.anchored else self.bias
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("placement", "position_state")}
@@ -331,7 +341,7 @@ class FusedSCP(nn.Module):
             features,
             self._phi_tensors(),
             self._residual_tensor(),
-            self.bias,
+            self._bias_tensor(),
             origin=origin,
             affine=affine,
             extent=extent,
@@ -356,10 +366,10 @@ class FusedSCP(nn.Module):
         """
         shape = tuple(spatial_shape)
         phi = self._phi_tensors()
-        features = phi[0].new_empty((1, self.in_channels, *shape))
+        features = phi[0].new_empty((1, self.in_channels, *shape), dtype=weight_and_bias(self.phi[0])[0].dtype)
         if len(shape) != self.spatial_dims:
             raise ValueError(f"spatial_shape: expected {self.spatial_dims} sizes, got {shape}")
-        phi, residual = check_tensors(features, phi, self._residual_tensor(), self.bias)
+        phi, residual = check_tensors(features, phi, self._residual_tensor(), self._bias_tensor())
         affine, extent = check_position(features, origin, affine, extent, self.position, self.position_dims)
         dtype = torch.promote_types(features.dtype, torch.float32)  # as in forward
         with reference.without_autocast(features.device):
@@ -404,6 +414,11 @@ def _widths(hidden_channels: int | Sequence[int]) -> tuple[int, int]:
         raise ValueError(f"hidden_channels: expected one width or two, got {hidden_channels!r}")
     h1, h2 = (as_size("hidden_channels", width) for width in widths)
     return h1, h2
+
+
+def _check_anchored(anchored: bool, position: str) -> None:
+    if anchored and position != "centered":
+        raise ValueError(f"anchored: expected position='centered', whose centre is 0, got {position!r}")
 
 
 def _spatial_dims(spatial_dims: int | None, phi: nn.Sequential) -> int:

@@ -160,9 +160,9 @@ def check_resumable(
     """
     content = read_checkpoint(path)
     stored, current = _arguments(content["hyper_parameters"]), _arguments(hyperparameters)
-    for option in ("limit_phi", "anchored"):
-        if option not in content["hyper_parameters"]:
-            stored[option] = current.get(option)  # of before there was the option: it goes on without
+    stored.setdefault("limit_phi", current.get("limit_phi"))  # of before there was a limit: it goes on without
+    if "anchored" not in content["hyper_parameters"] and current.get("anchored") is None:
+        stored["anchored"] = None  # of before there was an anchor: likewise
     if _same_task(stored, current):
         stored["task_options"] = current.get("task_options")
     _must_agree(path, stored, current)

@@ -74,6 +74,8 @@ def test_a_run_of_before_the_anchor_goes_on_as_it_was(tmp_path):
     torch.save(content, tmp_path / "old.ckpt")
     new = SegmentationModule("scp", **SMALL)
     check_resumable(tmp_path / "old.ckpt", new.hparams, {}, {})
+    with pytest.raises(UserError, match="with anchored = True; got False"):
+        check_resumable(tmp_path / "old.ckpt", {**new.hparams, "anchored": True}, {}, {})
     assert new.network.head.anchored
     new.on_load_checkpoint(content)
     new.load_state_dict(content["state_dict"])

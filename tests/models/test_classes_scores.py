@@ -145,11 +145,8 @@ def refusal(*arguments):
     return str(error.value)
 
 
-# Learnt in twelve epochs: at this rate a limited Φ would need more.
-FAST = (
-    *("--data.augment", "none", "--data.window", "[]"),
-    *("--model.learning_rate", "0.03", "--model.limit_phi", "false"),
-)
+# Wide enough to learn three classes with any seed: with three of them 20 epochs gave Dice from 0.53 on.
+LEARNS = ("--data.augment", "none", "--data.window", "[]", "--model.capacity", "128")
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +154,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classes")
     root = write_classes(folder / "data", 6)
     # Nobody says that there are classes: dataset.json does.
-    done = scp_models(*fit_arguments(root, folder / "run", 12, *FAST), cache=folder)
+    done = scp_models(*fit_arguments(root, folder / "run", 30, *LEARNS), cache=folder)
     return folder, root, done
 
 
@@ -265,7 +262,7 @@ def test_what_is_refused_in_one_line(run, tmp_path):
 
 def test_going_on_with_other_classes_is_refused(run):
     folder, root, _ = run
-    fit = fit_arguments(root, folder / "run", 13, *FAST)
+    fit = fit_arguments(root, folder / "run", 13, *LEARNS)
     assert "with task_options" in refusal(*fit, "--data.classes", "[left,right]", "--ckpt_path", "last")
 
 

@@ -150,6 +150,82 @@ def test_of_pixels_an_anchored_checkpoint_lacks_a_bias():
         FusedSCP(4, anchored=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_as_accurate_as_the_plain_form(dtype):
+    """Φ(S) and Φ(S₀) are large here and cancel: the bias is not rounded to the parameters' dtype."""
+
+    def errors(anchored):
+        head = head_of(128, anchored=anchored)
+        with torch.no_grad():
+            head.phi[2].bias.fill_(1.0)
+            head.phi[4].weight.normal_(generator=torch.Generator().manual_seed(1))
+        head.to(dtype)
+        exact, x = copy.deepcopy(head).double(), features_of().to(dtype)
+        logits, expected = head(x), exact(x.double())
+        assert logits.dtype == dtype and head.weight_field(SHAPE).dtype == dtype
+        logits.sum().backward()
+        expected.sum().backward()
+        pairs = zip(head.named_parameters(), exact.parameters(), strict=True)
+        of_gradients = {name: relative_error(parameter.grad, truth.grad) for (name, parameter), truth in pairs}
+        return head, relative_error(logits, expected), of_gradients
+
+    head, of_logits, of_gradients = errors(True)
+    _, _, plain = errors(False)
+    assert of_logits <= LOGITS[dtype]
+    for name, error in of_gradients.items():
+        assert error <= max(GRADIENTS[dtype], 1.5 * plain[name]), name
+    assert relative_error(head.weight_field((1, 1), **CENTRE)[..., 0, 0], head.residual.weight) <= 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_checkpoint_in_half_precision_is_converted_in_full(dtype):
+    x, plain = features_of(), head_of(anchored=False, seed=1).to(dtype)
+    expected = copy.deepcopy(plain).float()(x)
+    head = head_of()
+    head.load_state_dict(plain.state_dict())
+    assert relative_error(head(x), expected) <= LOGITS[torch.float32]
+    back = head_of(anchored=False)
+    half = copy.deepcopy(head).to(dtype)
+    back.load_state_dict(half.state_dict())
+    assert relative_error(back(x), copy.deepcopy(half).float()(x)) <= LOGITS[torch.float32]
+    meta = head_of(device="meta")
+    meta.load_state_dict(plain.state_dict(), assign=True)
+    assert {parameter.dtype for parameter in meta.parameters()} == {dtype}
+
+
+def test_heads_that_share_an_anchored_phi():
+    first = head_of()
+    second = FusedSCP.from_layers(
+        first.phi, nn.Linear(4, 2, bias=False), position="centered", anchored=True, backend="reference"
+    )
+    assert second.anchored
+    field = second.weight_field((1, 1), **CENTRE)[..., 0, 0]
+    assert relative_error(field, second.residual.weight) < 1e-6
+    for options, message in (
+        ({"position": "centered"}, r"phi\[4\]: expected a layer with a bias, got"),
+        ({"anchored": True}, "anchored: expected position='centered'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FusedSCP.from_layers(first.phi, nn.Linear(4, 2, bias=False), **options)
+    phi, residual = plain_layers(channels=4, hidden=(32, 32))
+    with pytest.raises(ValueError, match=r"phi\[4\]: expected a layer with no bias, as anchored, got"):
+        FusedSCP.from_layers(phi, residual, position="centered", anchored=True)
+
+
+def test_checkpoints_that_cannot_be_converted_say_so():
+    plain = head_of(anchored=False)
+    nn.utils.parametrizations.weight_norm(plain.phi[4])
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=r"phi: expected all of Φ's plain layers .*anchored=False"):
+            head_of().load_state_dict(plain.state_dict(), strict=strict)
+    wider = head_of(anchored=False).state_dict() | {"residual.weight": torch.zeros(3, 4)}
+    with pytest.raises(RuntimeError, match=r"size mismatch for residual.weight"):
+        head_of().load_state_dict(wider)
+    bent = head_of(anchored=False).state_dict() | {"phi.2.weight": torch.zeros(32, 8)}
+    with pytest.raises(RuntimeError, match=r"size mismatch for phi.2.weight"):
+        head_of().load_state_dict(bent)
+
+
 def test_loading_changes_nothing_of_the_callers_state():
     plain = head_of(anchored=False)
     state = plain.state_dict()

@@ -44,7 +44,9 @@ def constant_affine(image: Tensor, extent: PositionLike | None = None, position_
     if extent is None and position_dims != 2:
         raise ValueError(f"extent: expected it with {position_dims} position axes, an image has two sizes only")
     size = image.shape[2:] if extent is None else extent
-    centre = torch.as_tensor(size, device=image.device, dtype=torch.float32) / 2
+    # In the extent's own precision: rounded, it is not the centre.
+    dtype = extent.dtype if isinstance(extent, Tensor) and extent.is_floating_point() else torch.float64
+    centre = torch.as_tensor(size, device=image.device, dtype=dtype) / 2
     if tuple(centre.shape) not in ((position_dims,), (len(image), position_dims)):
         raise ValueError(
             f"extent: expected shape [{position_dims}], or {[len(image), position_dims]} for one per sample, "

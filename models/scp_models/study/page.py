@@ -41,6 +41,7 @@ comparisons of a study were fixed before it was run, and the intervals shown are
 1 − 0.05/m (Bonferroni). *Higher* and *lower* mean that 0 lies outside of the widened interval and that the difference
 has the same sign with every seed; *none* that no difference was shown, which is not the same as that there is none.
 No interval contains the spread over other trainings: standard deviations over seeds and over subjects are given apart.
+Heads are [anchored](training.md) where a study's preset says so; the others are of before there was that form.
 Until a review all intervals were percentile bootstraps, which are too narrow with few subjects: in simulations (1500
 families each) of normal differences of 12 to 24 subjects, widened for 7 to 72 comparisons, 12 to 32 % of families had a
 miss, not 5 %. Bootstrap-t had up to 7 % there, and 11 to 24 % (percentile 40 to 96 %) where differences are as skewed
