@@ -22,12 +22,16 @@ from scp_models.data.find import find_subjects
 from scp_models.data.subjects import Subject
 from scp_models.data.tasks import get_task
 from scp_models.errors import UserError
+from scp_models.networks import build_network
 from scp_models.study.axes import axes_study
 from scp_models.study.design import Network, NetworkPair, Run
 from scp_models.study.frames import confirmation_study, full_resolution_study, patients_study, phantoms_study
 from scp_models.study.prepared import stratified_folds
 from scp_models.study.progress import Display, duration, time_left
 from scp_models.study.rates import (
+    anchored_on_patients,
+    anchored_on_phantoms,
+    base_at,
     limited_on_patients,
     limited_on_phantoms,
     rates_on_patients,
@@ -39,6 +43,7 @@ from scp_models.study.reproduce.design import BUDGETS, reproduction
 from scp_models.study.runner import read_result, run_study
 from scp_models.study.single import build_module
 from scp_models.study.threshold import THRESHOLDS, choose_threshold
+from scp_models.training.module import SegmentationModule
 from tests.support.commands import refused, scp_models
 from tests.support.processes import environment, run_python
 from tests.support.tiny_study import tiny_study
@@ -322,7 +327,7 @@ def test_scales_are_tried_where_the_control_lost_on_patients():
     assert len(study.comparisons) == 4 and study.data[0].name != before.data[0].name
 
 
-def test_the_limited_form_is_the_recommended_one_with_seeds_of_its_own():
+def test_the_limited_form_has_seeds_of_its_own():
     for study, before in ((limited_on_patients(), rates_on_patients()), (limited_on_phantoms(), rates_on_phantoms())):
         assert not set(study.seeds) & set(before.seeds) and study.recipe == before.recipe
         runs = {run.network.name: run for run in study.runs() if run.seed == study.seeds[0]}
@@ -334,6 +339,40 @@ def test_the_limited_form_is_the_recommended_one_with_seeds_of_its_own():
         assert {c.other for c in study.comparisons} == {"Base, 0.004"}
         assert {c.network for c in study.comparisons} == set(runs) - {"Base, 0.004"}
     assert limited_on_phantoms().data[0].phantoms.seed != rates_on_phantoms().data[0].phantoms.seed
+
+
+def test_the_anchored_form_is_the_recommended_one_with_seeds_of_its_own():
+    """Its control has the loss of Base, step for step."""
+    phantoms = {study.data[0].phantoms.seed for study in (rates_on_phantoms(), limited_on_phantoms())}
+    assert anchored_on_phantoms().data[0].phantoms.seed not in phantoms
+    for study, before in (
+        (anchored_on_patients(), limited_on_patients()),
+        (anchored_on_phantoms(), rates_on_phantoms()),
+    ):
+        assert not set(study.seeds) & set(before.seeds) and study.recipe == before.recipe
+        runs = {run.network.name: run for run in study.runs() if run.seed == study.seeds[0]}
+        assert len(study.comparisons) == len(runs) - 2 == 4 * (len(runs) // 4)
+        losses = {}
+        for name, run in runs.items():
+            torch.manual_seed(run.seed)
+            module = build_module(run)
+            if run.network.variant == "scp":
+                assert module.limit_phi == SegmentationModule().limit_phi
+                assert module.network.head.anchored and build_network("scp").head.anchored
+            image = torch.randn(2, 2, 16, 24, generator=torch.Generator().manual_seed(0))
+            place = {"affine": torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 5]]), "extent": torch.tensor([16.0, 24, 9])}
+            optimizer = torch.optim.Adam(parameter_groups(module, module.learning_rate))
+            losses[name] = []
+            for _ in range(4):
+                optimizer.zero_grad()
+                loss = (module.network(image, **place) - image[:, :1]).square().mean()
+                loss.backward()
+                optimizer.step()
+                losses[name].append(loss.item())
+        for name, of_head in losses.items():
+            of_base = losses[base_at(runs[name].network.learning_rate)]
+            without_positions = "constant" in name or name.startswith("Base")
+            assert (of_head == pytest.approx(of_base, rel=1e-3)) == without_positions, (name, of_head, of_base)
 
 
 def test_no_phi_of_the_studies_from_before_the_limit_is_limited():

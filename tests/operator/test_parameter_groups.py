@@ -71,3 +71,8 @@ def test_the_step_of_the_weights_does_not_grow_with_the_width():
     ratios = [weight_steps("adam", width, 1.0, grouped=True) for width in WIDTHS]
     assert ratios[0] == weight_steps("adam", 64, 1.0)
     assert max(ratios) <= 1.1 * min(ratios) and 1.5 * ratios[2] < weight_steps("adam", 256, 1.0), ratios
+
+
+def test_nor_does_it_of_anchored_heads():
+    ratios = [weight_steps("adam", width, 1.0, grouped=True, anchored=True) for width in WIDTHS]
+    assert max(ratios) == ratios[0] < 0.75 * weight_steps("adam", 64, 1.0), ratios
