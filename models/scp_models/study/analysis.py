@@ -36,9 +36,11 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``"higher"`` or ``"lower"`` where the widened interval leaves out 0 and every seed has the same sign; else
-        ``"none"``. An interval over subjects alone takes the accidents of one training for a difference.
+        """``"higher"`` or ``"lower"`` where the widened interval leaves out 0 and all seeds, two or more, have the same
+        sign; else ``"none"``. An interval over subjects alone takes the accidents of one training for a difference.
         """
+        if len(self.by_seed) < 2:
+            return "none"
         agreed = all(value > 0 for value in self.by_seed) or all(value < 0 for value in self.by_seed)
         return self.interval.verdict if agreed else "none"
 

@@ -66,7 +66,7 @@ def rates(
     data: Patients = None,
     width: Annotated[
         int | None,
-        typer.Option(help="64, 128 or 256: hidden width of Φ, in the paper's form; 64 and 256 if not given."),
+        typer.Option(help="64, 128 or 256: hidden width of Φ, in the plain form; 64 and 256 if not given."),
     ] = None,
     scales: Annotated[
         bool, typer.Option("--scales", help="Of --data: Φ with its scales, h 256, at the higher learning rate.")
@@ -97,10 +97,10 @@ def rates(
 
     if width not in (None, *ALL_WIDTHS):
         raise UserError(f"--width: expected one of {', '.join(map(str, ALL_WIDTHS))}, got {width}")
-    if scales and (data is None or width is not None):
-        raise UserError("--scales: expected --data, and no --width")
-    if [limited, anchored, scales or width is not None].count(True) > 1:
-        raise UserError("--limited, --anchored: expected one of them, and neither --width nor --scales")
+    if [anchored, limited, scales, width is not None].count(True) > 1:
+        raise UserError("--anchored, --limited, --scales, --width: expected one of them at most")
+    if scales and data is None:
+        raise UserError("--scales: expected --data")
     if anchored:
         study = anchored_on_phantoms(seeds) if data is None else anchored_on_patients(seeds, folds)
     elif limited:

@@ -39,7 +39,7 @@ Networks are compared in Dice, subject by subject. Each subject's difference is 
 interval is the bootstrap-t of the mean over subjects (100 000 resamples, each divided by its own standard error). The
 comparisons of a study were fixed before it was run, and the intervals shown are widened for their number m to the level
 1 − 0.05/m (Bonferroni). *Higher* and *lower* mean that 0 lies outside of the widened interval and that the difference
-has the same sign with every seed; *none* that no difference was shown, which is not the same as that there is none.
+has the same sign with all seeds, two at least; *none* that no difference was shown, which is not that there is none.
 No interval contains the spread over other trainings: standard deviations over seeds and over subjects are given apart.
 Heads are [anchored](training.md) where a study's preset says so; the others are of before there was that form.
 Until a review all intervals were percentile bootstraps, which are too narrow with few subjects: in simulations (1500

@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import connection
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -130,7 +131,7 @@ def _difference(there: Any, ours: Any, where: str = "settings") -> str:
         for key in sorted(there.keys() | ours.keys()):
             if there.get(key) != ours.get(key):
                 return _difference(there.get(key), ours.get(key), key)
-    return f"{where}: {there!r}, not {ours!r}"
+    return f"{where}: {shorten(repr(there), 80, placeholder=' …')}, not {shorten(repr(ours), 80, placeholder=' …')}"
 
 
 def _job(run: Run, prepared: Prepared, folder: Path) -> RunJob:

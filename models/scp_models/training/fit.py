@@ -1,6 +1,7 @@
 """``scp-models fit``: Lightning's command line over this package's module and data."""
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from scp_models.checkpoints import check_resumable, read_checkpoint, subject_names
@@ -174,6 +176,7 @@ def fit(arguments: Sequence[str]) -> None:
     Raises:
         UserError: arguments that are not understood, data that cannot be read, a folder that cannot be written, a
             checkpoint of another run, devices that are not there.
+        SystemExit: the process was told to end (SIGTERM), with 143 as the shell has it.
     """
     resolved = list(arguments)
     for k, argument in enumerate(resolved):
@@ -205,6 +208,10 @@ def fit(arguments: Sequence[str]) -> None:
             )
         except (ArgumentError, MisconfigurationException) as error:
             raise UserError(f"fit: {error}") from error
+        except SIGTERMException as error:
+            # Lightning's own exit is one of success.
+            print("stopped by SIGTERM: the same command with --ckpt_path last goes on", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGTERM) from error
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
