@@ -196,9 +196,9 @@ def test_resuming_after_a_kill_is_bit_for_bit_the_same_run(root, tmp_path):
 
 
 def test_a_run_that_is_told_to_end_does_not_look_finished(root, tmp_path):
-    told = ["--trainer.callbacks+=tests.support.kill_at.KillAt", "--trainer.callbacks.epoch=1"]
-    told += ["--trainer.callbacks.batch=1", f"--trainer.callbacks.number={signal.SIGTERM.value}"]
-    done = scp_models(*fit_arguments(root, tmp_path / "run", 3, *told), cache=tmp_path, check=False)
+    ended = ["--trainer.callbacks+=tests.support.kill_at.KillAt", "--trainer.callbacks.epoch=1"]
+    ended += ["--trainer.callbacks.batch=1", f"--trainer.callbacks.number={signal.SIGTERM.value}"]
+    done = scp_models(*fit_arguments(root, tmp_path / "run", 3, *ended), cache=tmp_path, check=False)
     assert done.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM: the same command with --ckpt_path last goes on" in done.stderr
     assert "Traceback" not in done.stderr and (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
