@@ -246,10 +246,12 @@ class FusedSCP(nn.Module):
 
     @torch.no_grad()
     def fold_(self) -> "FusedSCP":
-        """Write ``phi_scale`` and an anchored Φ's bias into Φ's last layer, in place: the same logits, bit for bit.
+        """Write ``phi_scale`` and an anchored Φ's bias into Φ's last layer, in place.
+
+        The logits are the same, bit for bit. Only in half precision the bias is rounded: fold in float32.
 
         Afterwards ``head.phi`` is Φ itself, for use outside of this class. For training to go on as before, scale and
-        anchor are to stay. In half precision the bias is rounded: fold in float32.
+        anchor are to stay.
 
         Raises:
             RuntimeError: the last layer is pruned or reparametrised.

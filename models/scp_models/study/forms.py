@@ -102,6 +102,6 @@ FORMS: dict[str, Callable[[SegmentationNetwork], None]] = {
     "no logit bias": _with(bias=False),
     "last ReLU": last_relu,
     "scaled": _with(phi_scale="adam"),  # W's steps with Adam as small as a convolution's
-    "half scaled": _with(phi_scale="sgd"),  # the root of the former, as the scale for SGD is
+    "half scaled": _with(phi_scale="sgd"),  # between that and none: the scale for SGD
 }
 """What ``Network.change`` names."""

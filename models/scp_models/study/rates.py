@@ -50,11 +50,11 @@ BEFORE = (
 BEFORE_PATIENTS = (
     "Before it: a study on these and three more patients (340 steps, one seed), in which at 0.004 SCP with the paper's "
     "positions was below Base (−0.028, −0.052 to −0.005) and its control far below (−0.118, −0.213 to −0.050), and the "
-    "study of learning rates on phantoms, with other forms of Φ too. Here only the recommended one is tried."
+    "study of learning rates on phantoms, with other forms of Φ too. Here only the plain one is tried."
 )
 BEFORE_WIDTH = (
     "The same phantoms, seeds and recipe as in the study of the widths 64 and 256, which came before; only the "
-    "recommended form."
+    "plain form."
 )
 BEFORE_SCALES = (
     "Decided on after the study of learning rates on patients had shown the control below Base at 0.004 with h 256; "
