@@ -115,6 +115,7 @@ def ablations(budget: StudyBudget) -> list[Network]:
         replace(plain, name="pixel-wise bias (eq. 11)", change="pixelwise bias"),
         replace(plain, name="positions in pixels", position="pixels"),
         replace(plain, name="Φ begins at random, not at 0", change="default initialisation"),
+        replace(plain, name="Φ not zero at the centre", anchored=False),
         replace(plain, name="Φ scaled for Adam", change="scaled"),
         replace(plain, name="last ReLU", change="last ReLU"),
         replace(plain, name="no logit bias", change="no logit bias"),
