@@ -41,19 +41,21 @@ def match_anchor(
     bias, residual = state_dict.get(f"{prefix}phi.4.bias"), state_dict.get(f"{prefix}residual.weight")
     if module.anchored and bias is not None and (residual is None or len(saved) < len(names)):
         errors.append(
-            f"{prefix}phi: expected all of Φ's plain layers and w_r, of a head that is not anchored: pruned or "
-            "reparametrised ones load into a head with anchored=False"
+            f"{prefix}phi: expected all of Φ's layers and w_r, to convert a head that is not anchored; parts of one, "
+            "and pruned or reparametrised ones, load into a head with anchored=False"
         )
         return
     if module.position != "centered" or len(saved) < len(names):
         return
     b1, w2, b2, w3 = map(at_least_float, saved)
-    h1, h2, outputs = (len(value) for value in (b1, w2, w3))
-    if [tuple(value.shape[:2]) for value in (w2, b2, w3)] != [(h2, h1), (h2,), (outputs, h2)]:
+    h1, h2, outputs = b1.numel(), b2.numel(), w3.numel() // max(1, b2.numel())
+    ones = [(1,) * (value.ndim - 2) for value in (w2, w3)]
+    expected = [(h1,), (h2, h1, *ones[0]), (h2,), (outputs, h2, *ones[1])]
+    if [tuple(value.shape) for value in (b1, w2, b2, w3)] != expected:
         return  # and be refused for the sizes
     made = bias_of_anchored(b1, w2, b2, w3)
     assigned = local_metadata.get("assign_to_params_buffers", False)
-    if module.anchored and bias is not None and residual is not None and residual.numel() == len(bias) == outputs:
+    if module.anchored and bias is not None and residual is not None and residual.numel() == bias.numel() == outputs:
         at_centre = (bias - made) * state_dict.get(f"{prefix}phi_scale", 1)
         moved = at_least_float(residual) + at_centre.reshape(residual.shape)
         state_dict[f"{prefix}residual.weight"] = moved.to(residual.dtype) if assigned else moved

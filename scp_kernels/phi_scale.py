@@ -61,5 +61,8 @@ def match_phi_scale(module: Any, state_dict: dict[str, Any], prefix: str, *args:
     if key in state_dict:
         if module.phi_scale is None:
             module.phi_scale = next(module.parameters()).new_empty(())
-    elif module.phi_scale is not None and any(name.startswith(f"{prefix}phi.4.") for name in state_dict):
-        state_dict[key] = torch.ones_like(module.phi_scale)
+    elif module.phi_scale is not None:
+        # On the checkpoint's device, like all else of it: the head may be on another, or on none.
+        saved = [value for name, value in state_dict.items() if name.startswith(f"{prefix}phi.4.")]
+        if saved:
+            state_dict[key] = torch.ones_like(module.phi_scale, device=saved[0].device)

@@ -216,7 +216,7 @@ def test_checkpoints_that_cannot_be_converted_say_so():
     plain = head_of(anchored=False)
     nn.utils.parametrizations.weight_norm(plain.phi[4])
     for strict in (True, False):
-        with pytest.raises(RuntimeError, match=r"phi: expected all of Φ's plain layers .*anchored=False"):
+        with pytest.raises(RuntimeError, match=r"phi: expected all of Φ's layers .*anchored=False"):
             head_of().load_state_dict(plain.state_dict(), strict=strict)
     wider = head_of(anchored=False).state_dict() | {"residual.weight": torch.zeros(3, 4)}
     with pytest.raises(RuntimeError, match=r"size mismatch for residual.weight"):
@@ -224,6 +224,19 @@ def test_checkpoints_that_cannot_be_converted_say_so():
     bent = head_of(anchored=False).state_dict() | {"phi.2.weight": torch.zeros(32, 8)}
     with pytest.raises(RuntimeError, match=r"size mismatch for phi.2.weight"):
         head_of().load_state_dict(bent)
+    for name, value in (("phi.2.weight", torch.zeros(32, 32, 3, 3)), ("phi.0.bias", torch.zeros(()))):
+        for anchored in (True, False):
+            state = head_of(anchored=not anchored).state_dict() | {name: value}
+            with pytest.raises(RuntimeError, match=f"size mismatch for {name}"):
+                head_of(anchored=anchored).load_state_dict(state)
+
+
+def test_a_checkpoint_without_a_scale_into_a_head_on_no_device_yet():
+    x, plain = features_of(), head_of(anchored=False, seed=1)
+    for anchored in (True, False):
+        head = head_of(anchored=anchored, phi_scale=0.5, device="meta")
+        head.load_state_dict(plain.state_dict(), assign=True)
+        assert head.phi_scale == 1 and relative_error(head(x), plain(x)) <= LOGITS[torch.float32]
 
 
 def test_loading_changes_nothing_of_the_callers_state():

@@ -45,7 +45,8 @@ def constant_affine(image: Tensor, extent: PositionLike | None = None, position_
         raise ValueError(f"extent: expected it with {position_dims} position axes, an image has two sizes only")
     size = image.shape[2:] if extent is None else extent
     # In the extent's own precision: rounded, it is not the centre.
-    dtype = extent.dtype if isinstance(extent, Tensor) and extent.is_floating_point() else torch.float64
+    own = isinstance(extent, Tensor) and extent.is_floating_point()
+    dtype = torch.promote_types(extent.dtype, torch.float32) if own else torch.float64  # type: ignore[union-attr]
     centre = torch.as_tensor(size, device=image.device, dtype=dtype) / 2
     if tuple(centre.shape) not in ((position_dims,), (len(image), position_dims)):
         raise ValueError(
