@@ -26,15 +26,13 @@ from scp_models.nnunet.install import external_folder
 SHAPE = (64, 56, 20)
 EPOCHS = 16
 SHORT_TRAINER = """
-import os
 import torch
 from scp_models.nnunet.trainer import nnUNetTrainerSCP
 
 class nnUNetTrainerSCPShort(nnUNetTrainerSCP):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = int(os.environ["SIDES_EPOCHS"])
-        self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 60, 2
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = EPOCHS, 60, 2
 
     def initialize(self):
         torch.set_num_threads(1)  # for networks as small as this one more would wait for each other
@@ -98,11 +96,10 @@ def main(out: Path, epochs: int) -> None:
     raw = out / "raw" / "Dataset001_Sides"
     write_dataset(raw, cases=12)
     (out / "trainers").mkdir(exist_ok=True)
-    (out / "trainers" / "short.py").write_text(SHORT_TRAINER)
+    (out / "trainers" / "short.py").write_text(SHORT_TRAINER.replace("EPOCHS", str(epochs)))
     os.environ |= {f"nnUNet_{name}": str(out / name) for name in ("raw", "preprocessed", "results")}
     trainers = os.pathsep.join([str(external_folder()), str(out / "trainers")])
     os.environ |= {"nnUNet_extTrainer": trainers, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
-    os.environ["SIDES_EPOCHS"] = str(epochs)
 
     nnunet("extract_fingerprint", "-d", 1, "-np", 1)
     nnunet("plan_experiment", "-d", 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 def at_least_float(tensor: Tensor) -> Tensor:
     """A parameter in float32 where it has half precision, in which the two halves of an anchored W would not cancel."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def bias_of_anchored(b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor) -> Tensor:

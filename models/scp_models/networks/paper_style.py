@@ -26,12 +26,11 @@ class PaperStyle(nn.Module):
 
     def __init__(self, head: FusedSCP) -> None:
         super().__init__()
+        head = copy.deepcopy(head).fold_()
         if head.residual is None:
             raise ValueError("head: expected one with w_r, as in the paper")
-        head = copy.deepcopy(head).fold_()
         self._convolution = _CONVOLUTIONS[head.spatial_dims]
         self.phi = nn.Sequential(*(self._pointwise(m) if isinstance(m, nn.Linear) else m for m in head.phi))
-        assert head.residual is not None
         self.residual = self._pointwise(head.residual)
         self.bias = head.bias
         self.position = head.position

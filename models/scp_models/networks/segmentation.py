@@ -256,9 +256,7 @@ def build_network(
         raise ValueError(f"num_classes: expected background and at least one class where exclusive, got {num_classes}")
     options = PRESETS[preset]
     position = options.position if position is None else position
-    if variant != "scp":
-        anchored = False
-    elif anchored is None:
+    if anchored is None:
         anchored = options.anchored and position == "centered"
     return SegmentationNetwork(
         variant,
